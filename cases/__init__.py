@@ -1,0 +1,1 @@
+"""One module per op: its arguments, its strategy, its float64 reference and its error bound."""

@@ -1,0 +1,92 @@
+"""CUMSUM: sums of the elements up to each place along one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.harness.case import Case, CaseError
+from opconform.harness.dtypes import F64, Raw
+from opconform.harness.numerics import Numerics
+from opconform.harness.op import Expected, Op, Problem
+from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
+
+
+def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """out_i = Σ x_j over j ≤ i (exclusive: j < i), from the far end where `reverse`.
+
+    A sum of m terms computed with additions in any order, with or without fused ones, is off by at most
+    γ_{m−1}·Σ|x_j| (Higham 2002, eq. 4.4 and the remark after it). The bound holds only for algorithms that sum the
+    terms of each prefix, not for total − suffix, whose error grows with terms that do not belong to the result. A
+    device that flushes denormals may lose 2^-126 for each term and each addition.
+    """
+    axis = _numpy_axis(case)
+    x = case.inputs["x"].type.decode(raw["x"])
+    value, magnitude = _prefix(x, case, axis), _prefix(np.abs(x), case, axis)
+    terms = _prefix(_ones(x.shape, axis), case, axis)
+    bound = numerics.gamma(np.maximum(terms - 1, 0)) * magnitude
+    if numerics.flushes_denormals:
+        bound = bound + 2 * terms * numerics.underflow
+    return Expected(value, bound)
+
+
+def _ones(shape: tuple[int, ...], axis: int) -> F64:
+    return np.ones([size if i == axis else 1 for i, size in enumerate(shape)])
+
+
+def _prefix(x: F64, case: Case, axis: int) -> F64:
+    """The exact sums, up to float64 roundoff (2^-29 of float32's)."""
+    if case.params["reverse"]:
+        x = np.flip(x, axis)
+    sums = np.cumsum(x, axis)
+    if case.params["exclusive"]:
+        sums = np.roll(sums, 1, axis)
+        sums[(slice(None),) * axis + (slice(0, 1),)] = 0.0
+    return np.flip(sums, axis) if case.params["reverse"] else sums
+
+
+def _numpy_axis(case: Case) -> int:
+    return len(case.inputs["x"].shape) - 1 - int(case.params["axis"])
+
+
+def check(case: Case) -> None:
+    """Raises `CaseError` for an axis that x does not have or an output of another shape."""
+    x, out = case.inputs["x"], case.outputs["out"]
+    if not 0 <= int(case.params["axis"]) < len(x.shape):
+        raise CaseError(f"axis is {case.params['axis']}; it counts from the innermost, 0 to {len(x.shape) - 1}")
+    if out.shape != x.shape:
+        raise CaseError(f"out has shape {out.shape}; it must be that of x, {x.shape}")
+    if case.inplace is not None:
+        raise CaseError("case.inplace must be null: cumsum does not work in place")
+
+
+@st.composite
+def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """Rows along any axis, up to 1025 long; shrinks to one element along ne0."""
+    axis = draw(st.sampled_from(freedom.choices("axis", range(4))))
+    exclusive = draw(st.sampled_from(freedom.choices("exclusive", (False, True))))
+    reverse = draw(st.sampled_from(freedom.choices("reverse", (False, True))))
+    length = draw(inner_sizes(draw(scales())))
+    ne = [draw(inner_sizes(9)), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
+    ne[axis] = length
+    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+        ne[draw(st.integers(0, 3))] = 0
+    shape = within(ne, 4, freedom)[::-1]
+    params = {"axis": axis, "exclusive": exclusive, "reverse": reverse}
+    return Problem(params, "f32", {"x": shape}, shape)
+
+
+OP = Op(
+    name="cumsum",
+    summary="out_i = sum of x_j over j <= i along one axis",
+    inputs=("x",),
+    params={"axis": int, "exclusive": bool, "reverse": bool},
+    dtypes=("f32",),
+    problems=problems,
+    expect=expect,
+    bound="γ_{m−1}·Σ|x_j| over the m terms of the sum",
+    check=check,
+    alone=lambda case: _numpy_axis(case) != 0,
+)

@@ -1,0 +1,168 @@
+"""SOLVE_TRI: triangular systems with many right-hand sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.harness.case import Case, CaseError
+from opconform.harness.dtypes import F32, F64, Raw
+from opconform.harness.numerics import Numerics
+from opconform.harness.op import Expected, Op, Problem, Residual
+from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
+
+
+def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """A X = B (`left`) or X A = B for triangular A; the other triangle (and a unit diagonal) is never read.
+
+    The value is the float64 substitution. What float32 cannot hold is left free: from the first row of a column whose
+    solution, with its error, may pass the largest float32, nothing is demanded of that column.
+    """
+    a, b = _lower_left_form(case, raw)
+    x = _substitute(a, b)
+    too_large = np.maximum.accumulate(np.abs(x) > F32.largest / 4, axis=-2)
+    free = np.where(too_large, np.inf, 0.0)
+    return Expected(_from_lower_left(case, x), _from_lower_left(case, free))
+
+
+def judge(case: Case, raw: Mapping[str, Raw], expected: Expected, got: F64, numerics: Numerics) -> Residual:
+    """The componentwise residual |B − A X̂| ≤ (γ_{n+1} + d)·|A||X̂| + underflow.
+
+    Substitution in any order computes an X̂ with (A + ΔA) X̂ = B, |ΔA| ≤ γ_n |A| (Higham 2002, theorem 8.5); one more
+    rounding allows for multiplying by a reciprocal, and d = 2u·ulps − u for a division that the device does not round
+    correctly. Each of a row's at most 2n + 1 operations may also underflow by η, in the division scaled by |a_ii|; a
+    device that flushes may lose as much of every operand, scaled by what it is multiplied with.
+    The residual itself is computed in float64, whose error is 2^-29 of the bound.
+    """
+    a, b = _lower_left_form(case, raw)
+    solution = _to_lower_left(case, got)
+    x = np.where(np.isfinite(solution), solution, 0.0)
+    n = a.shape[-1]
+    size = np.abs(a)
+    division = 2 * numerics.roundoff * numerics.division_ulps - numerics.roundoff
+    bound = (numerics.gamma(n + 1) + division) * (size @ np.abs(x))
+    diagonal = np.diagonal(size, axis1=-2, axis2=-1)[..., None]
+    bound = bound + numerics.underflow * (2 * n + diagonal)
+    if numerics.flushes_denormals:
+        operands = size.sum(axis=-1, keepdims=True) + np.abs(x).sum(axis=-2, keepdims=True) + 1
+        bound = bound + numerics.underflow * operands
+    error = _from_lower_left(case, np.where(np.isfinite(solution), np.abs(b - a @ x), np.inf))
+    free = np.isinf(expected.bound)
+    return Residual(np.where(free, 0.0, error), np.where(free, np.inf, _from_lower_left(case, bound)))
+
+
+def _lower_left_form(case: Case, raw: Mapping[str, Raw]) -> tuple[F64, F64]:
+    """A and B of the equivalent system A X = B with A lower triangular, unread elements 0 and a unit diagonal 1."""
+    a, b = F32.decode(raw["a"]), _to_lower_left(case, F32.decode(raw["b"]))
+    a = np.where(_read(case), a, 0.0)
+    if case.params["unit"]:
+        a = a + np.eye(a.shape[-1])
+    if not case.params["left"]:
+        a = a.swapaxes(-1, -2)
+    if _is_upper(case):
+        a = a[..., ::-1, ::-1]
+    return a, b
+
+
+def _is_upper(case: Case) -> bool:
+    """Whether the left-sided form of the system is upper triangular: X A = B is Aᵀ Xᵀ = Bᵀ."""
+    return bool(case.params["lower"]) != bool(case.params["left"])
+
+
+def _to_lower_left(case: Case, b: F64) -> F64:
+    if not case.params["left"]:
+        b = b.swapaxes(-1, -2)
+    return b[..., ::-1, :] if _is_upper(case) else b
+
+
+def _from_lower_left(case: Case, x: F64) -> F64:
+    if _is_upper(case):
+        x = x[..., ::-1, :]
+    return x if case.params["left"] else x.swapaxes(-1, -2)
+
+
+def _read(case: Case) -> np.ndarray:
+    """Which elements of A the op may read."""
+    n = case.inputs["a"].shape[-1]
+    below = -1 if case.params["unit"] else 0
+    triangle = np.tri(n, n, below, dtype=bool)
+    return triangle if case.params["lower"] else triangle.T
+
+
+def _substitute(a: F64, b: F64) -> F64:
+    x = np.zeros_like(b)
+    for i in range(a.shape[-1]):
+        known = (a[..., i : i + 1, :i] @ x[..., :i, :])[..., 0, :]
+        x[..., i, :] = (b[..., i, :] - known) / a[..., i, i, None]
+    return x
+
+
+def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+    """Make `a` a triangle that can be solved, and NaN where it must not be read.
+
+    Off-diagonal elements are scaled by a power of two to at most 1/√n, diagonal ones keep their sign and lie in
+    [1, 2): the solution grows, as it does in models, but not past float32.
+    """
+    a = values["a"]
+    n = a.shape[-1]
+    if a.size == 0:
+        return
+    largest = np.abs(a).max() or 1.0
+    diagonal = np.diagonal(a, axis1=-2, axis2=-1)
+    fraction = np.abs(np.frexp(diagonal)[0]) % 0.5
+    diagonal = np.copysign(1.0 + 2 * fraction, diagonal)
+    a *= 2.0 ** -np.ceil(np.log2(largest) + np.log2(n) / 2 + 1)
+    a[..., np.arange(n), np.arange(n)] = diagonal
+    a[..., ~_read(case)] = np.nan
+
+
+def check(case: Case) -> None:
+    """Raises `CaseError` unless a is square and a, b and out fit together."""
+    a, b, out = case.inputs["a"], case.inputs["b"], case.outputs["out"]
+    if len(a.shape) < 2 or a.shape[-1] != a.shape[-2]:
+        raise CaseError(f"a has shape {a.shape}; its last two sizes must be equal")
+    if len(b.shape) != len(a.shape) or b.shape[:-2] != a.shape[:-2]:
+        raise CaseError(f"b has shape {b.shape}; its batch sizes must be those of a, {a.shape[:-2]}")
+    solved = b.shape[-2] if case.params["left"] else b.shape[-1]
+    if solved != a.shape[-1]:
+        raise CaseError(f"b has shape {b.shape}; the side that a of size {a.shape[-1]} solves has {solved}")
+    if out.shape != b.shape:
+        raise CaseError(f"out has shape {out.shape}; it must be that of b, {b.shape}")
+    if case.inplace is not None:
+        raise CaseError("case.inplace must be null: solve_tri does not work in place")
+
+
+@st.composite
+def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """Systems up to 257 wide; shrinks to 1×1, lower, left, not unit."""
+    left = draw(st.sampled_from(freedom.choices("left", (True, False))))
+    lower = draw(st.sampled_from(freedom.choices("lower", (True, False))))
+    unit = draw(st.sampled_from(freedom.choices("unit", (False, True))))
+    n = draw(inner_sizes(min(draw(scales()), 257)))
+    k = draw(inner_sizes(33))
+    outer = (draw(outer_sizes()), draw(outer_sizes()))
+    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+        k = 0
+    n = min(within((n, n, *outer), 4, freedom)[:2])
+    a_shape = (outer[1], outer[0], n, n)
+    b_shape = (outer[1], outer[0], n, k) if left else (outer[1], outer[0], k, n)
+    params = {"left": left, "lower": lower, "unit": unit}
+    return Problem(params, "f32", {"a": a_shape, "b": b_shape}, b_shape)
+
+
+OP = Op(
+    name="solve_tri",
+    summary="A X = B or X A = B with A triangular",
+    inputs=("a", "b"),
+    params={"left": bool, "lower": bool, "unit": bool},
+    dtypes=("f32",),
+    problems=problems,
+    expect=expect,
+    bound="|B − A X̂| ≤ (γ_{n+1} + division)·|A||X̂| + underflow",
+    check=check,
+    shape_values=shape_values,
+    judge=judge,
+    alone=lambda case: True,
+)

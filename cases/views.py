@@ -1,0 +1,120 @@
+"""What ACC and SET share: a view of `a`, given as ggml gives it, by nb1, nb2, nb3 and an offset in bytes.
+
+The view counts bytes of `a` as if `a` were packed: element (i0, i1, i2, i3) of `b` meets the element of `a` whose
+flat index is (offset + i0·size + i1·nb1 + i2·nb2 + i3·nb3) / size. How `a` and the output really lie in memory is
+their own layouts' business.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.harness.case import Case, CaseError
+from opconform.harness.dtypes import DTYPES
+from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.harness.op import Problem
+from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
+
+PARAMS: Mapping[str, type] = {"nb1": int, "nb2": int, "nb3": int, "offset": int}
+VIEWS = ("block", "nested", "free")
+_ORDERS = tuple(itertools.permutations((1, 2, 3)))
+_GAPS = st.integers(0, 3)
+_BOOLEANS = st.booleans()
+
+
+def view_of(case: Case) -> Layout:
+    """The layout of `b`'s elements inside a packed `a`."""
+    params, b = case.params, case.inputs["b"]
+    strides = (int(params["nb3"]), int(params["nb2"]), int(params["nb1"]), b.type.itemsize)
+    return Layout(b.dtype, b.shape, strides, int(params["offset"]))
+
+
+def through_view(case: Case, packed: np.ndarray) -> np.ndarray:
+    """The elements of a packed C-contiguous array of `a`'s shape that the view covers, as a writable view."""
+    view = view_of(case)
+    size = view.type.itemsize
+    flat = packed.reshape(-1)
+    return np.lib.stride_tricks.as_strided(
+        flat[view.offset // size :],
+        view.shape,
+        tuple(stride // size * flat.itemsize for stride in view.strides),
+    )
+
+
+def traits(case: Case) -> dict[str, Any]:
+    """view: "block" has the strides of `a` itself; "nested" strides that grow outwards, each past the extent of the
+    dimensions inside it; "free" any other order. inplace: whether the output takes over `a`'s memory."""
+    return {"view": _kind_of_view(case), "inplace": case.inplace is not None}
+
+
+def _kind_of_view(case: Case) -> str:
+    a, view = case.inputs["a"], view_of(case)
+    if view.strides == contiguous_strides(a.shape, a.type.itemsize):
+        return "block"
+    extent = view.type.itemsize
+    for size, stride in zip(view.shape[::-1], view.strides[::-1]):
+        if stride < extent:
+            return "free"
+        extent = stride * max(size, 1)
+    return "nested"
+
+
+def check(case: Case) -> None:
+    """Raises `CaseError` unless the view lies inside `a` and keeps the elements of `b` apart."""
+    a, b, out = case.inputs["a"], case.inputs["b"], case.outputs["out"]
+    if out.shape != a.shape:
+        raise CaseError(f"out has shape {out.shape}; it must be that of a, {a.shape}")
+    if case.inplace not in (None, "a"):
+        raise CaseError(f"case.inplace is {case.inplace!r}; {case.op} writes over 'a' or not at all")
+    size = a.type.itemsize
+    view = view_of(case)
+    if min(*view.strides, view.offset) < 0 or any(step % size for step in (*view.strides, view.offset)):
+        raise CaseError(f"nb1, nb2, nb3 and offset must be multiples of {size} from 0, for they are bytes of {a.dtype}")
+    if view.end > a.size * size:
+        raise CaseError(f"the view ends at byte {view.end}; a has {a.size * size}")
+    if b.size > a.size or view.overlaps:
+        raise CaseError("two elements of b meet the same element of a; nb1, nb2 and nb3 must keep them apart")
+
+
+@st.composite
+def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: bool = True) -> Problem:
+    """Views into `a`: a block of it, or strides of its own; shrinks to one element into one."""
+    dtype = draw(st.sampled_from(freedom.choices("dtype", dtypes)))
+    view = draw(st.sampled_from(freedom.choices("view", VIEWS)))
+    inplace = draw(st.sampled_from(freedom.choices("inplace", (False, True))))
+    size = DTYPES[dtype].itemsize
+    scale = draw(scales())
+    inner = inner_sizes(scale)
+    b_ne = [draw(inner), draw(inner_sizes(min(scale, 33))), draw(outer_sizes()), draw(outer_sizes())]
+    b_ne = list(within(b_ne, size, freedom))
+    if empty and freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+        b_ne[draw(st.integers(0, 3))] = 0
+    if view == "block":
+        corner = [draw(_GAPS) for _ in range(4)]
+        a_ne = [max(n, 1) + before + draw(_GAPS) for n, before in zip(b_ne, corner)]
+        nb = contiguous_strides(tuple(a_ne[::-1]), size)[::-1]
+        offset = sum(before * step for before, step in zip(corner, nb))
+    else:
+        order = _ORDERS[draw(st.integers(0, len(_ORDERS) - 1))] if view == "free" else (1, 2, 3)
+        nb_list, extent = [size] * 4, size * max(b_ne[0], 1)
+        for axis in order:
+            nb_list[axis] = extent + size * draw(_GAPS)
+            extent = nb_list[axis] * max(b_ne[axis], 1)
+        nb = tuple(nb_list)
+        offset = size * draw(_GAPS)
+        end = Layout(dtype, tuple(b_ne[::-1]), nb[::-1], offset).end
+        elements = max(end // size, int(np.prod(b_ne)), 1)
+        rows = [draw(inner_sizes(min(scale, 65))), draw(st.integers(1, 4)), draw(st.integers(1, 3))]
+        while rows[0] * rows[1] * rows[2] > elements:
+            rows = [max(rows[0] // 2, 1), max(rows[1] // 2, 1), max(rows[2] // 2, 1)]
+        a_ne = [*rows, -(-elements // (rows[0] * rows[1] * rows[2]))]
+    params = {"nb1": nb[1], "nb2": nb[2], "nb3": nb[3], "offset": offset}
+    a_shape, b_shape = tuple(a_ne[::-1]), tuple(b_ne[::-1])
+    return Problem(params, dtype, {"a": a_shape, "b": b_shape}, a_shape, "a" if inplace else None)
+
+

@@ -1,0 +1,101 @@
+"""The contract between the harness and a backend. A backend is one class; only `run` must be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from opconform.harness.buffers import Buffers
+from opconform.harness.case import Case
+from opconform.harness.layouts import LayoutClass
+from opconform.harness.numerics import Numerics
+
+
+class Unavailable(Exception):
+    """A backend that cannot run here: `reason` says why, `remedy` what would make it run."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason = reason
+        self.remedy = remedy
+
+    def __reduce__(self) -> tuple[type[Unavailable], tuple[str, str]]:
+        return Unavailable, (self.reason, self.remedy)
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of a backend. `id` is what stands after the colon (`ggml:Vulkan0`); `description` is its name;
+    `versions` what a bug report must say (driver, library, build)."""
+
+    id: str
+    description: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    numerics: Numerics = Numerics()
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something a backend does not take: data, with the reason a person can act on and where that is written.
+
+    `subject` is an argument's name (then `allowed` is the widest `LayoutClass`), "dtype", "empty", a parameter or a
+    trait of the op (then `allowed` lists the values). `kind`: "api" is refused by the interface itself; "kernel" is a
+    precondition that the kernel only asserts, which --strict-supports tries all the same; "bug" is a wrong answer
+    that is known and pinned by the known case `pinned`, which every run tries again. `device` is a prefix of the
+    device ids it holds for.
+    """
+
+    op: str
+    subject: str
+    allowed: LayoutClass | tuple[Any, ...]
+    reason: str
+    source: str
+    kind: Literal["api", "kernel", "bug"] = "api"
+    device: str = ""
+    pinned: str | None = None
+
+    def forbids(self, case: Case, traits: Mapping[str, Any]) -> bool:
+        """Whether `case`, with its op's `traits`, is beyond this limit."""
+        if isinstance(self.allowed, LayoutClass):
+            if case.inplace and self.subject in case.outputs:
+                return False
+            return case.layouts[self.subject].kind > self.allowed
+        if self.subject == "dtype":
+            return case.dtype not in self.allowed
+        if self.subject == "empty":
+            return any(layout.size == 0 for layout in case.layouts.values()) not in self.allowed
+        return {**traits, **case.params}[self.subject] not in self.allowed
+
+
+class Backend:
+    """A backend on one device.
+
+    The harness makes one instance in a worker process of its own: an abort, a segfault or a hang in `run` is a verdict
+    on the case, and the next case gets a fresh worker.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[str] = ""  #: what to install, in one line, for `opconform list`
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        """Open `device` (an id that `devices` listed). `options` are the command line's, such as `ggml_lib`."""
+        self.device = device
+        self.options = options
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        """The devices here. Raises `Unavailable` where there is none."""
+        return [Device("0", cls.name or cls.__name__)]
+
+    def limits(self) -> tuple[Limit, ...]:
+        """What this device does not take. The search steers by it, so that no draw is wasted."""
+        return ()
+
+    def supports(self, case: Case) -> str | None:
+        """None where `run` can compute the case, else the reason, in words a person can act on."""
+        return None
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
+        raise NotImplementedError

@@ -1,0 +1,283 @@
+"""A case: one concrete problem, as plain data, and its JSON form.
+
+A case file is data and never code: it is checked field by field before anything is allocated, and every fault is one
+`CaseError` line that says what is wrong, where, and what would be right.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from opconform.harness.dtypes import DTYPES
+from opconform.harness.layouts import Layout
+
+FORMAT = "opconform-case/1"
+MAX_RANK = 4
+DEFAULT_MAX_BYTES = 64 << 20
+
+Param = bool | int | float | str
+
+
+class CaseError(ValueError):
+    """A case that cannot be: one line that says what is wrong, where, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One concrete problem.
+
+    `inputs` and `outputs` give each argument's layout, in the op's order. `inplace` names the input whose memory the
+    first output takes over, or is None. Values come from `recipe` and `seed`, or, where `data` is given, from the
+    exact bytes of each input's elements in C order. `keep` names the one batch slice whose values stay: all other
+    slices of every input are NaN, and must not reach it.
+    """
+
+    op: str
+    params: Mapping[str, Param]
+    inputs: Mapping[str, Layout]
+    outputs: Mapping[str, Layout]
+    recipe: str = "small_int"
+    seed: int = 0
+    keep: int | None = None
+    inplace: str | None = None
+    data: Mapping[str, bytes] | None = field(default=None, compare=False)
+
+    @property
+    def layouts(self) -> dict[str, Layout]:
+        """Every argument's layout: inputs, then outputs."""
+        return {**self.inputs, **self.outputs}
+
+    @property
+    def dtype(self) -> str:
+        """The element type of the first output."""
+        return next(iter(self.outputs.values())).dtype
+
+    @cached_property
+    def key(self) -> str:
+        """What tells this case from any other (its exact bytes left out): canonical JSON."""
+        return json.dumps(_plain(self), sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def id(self) -> str:
+        """A short name that any version gives to this case: the op and ten hex digits."""
+        return f"{self.op}-{hashlib.sha1(self.key.encode(), usedforsecurity=False).hexdigest()[:10]}"
+
+    def packed(self) -> Case:
+        """The contiguous twin: the same values, every argument packed at offset 0."""
+        return replace(
+            self,
+            inputs={name: layout.packed() for name, layout in self.inputs.items()},
+            outputs={name: layout.packed() for name, layout in self.outputs.items()},
+        )
+
+    def with_data(self, data: Mapping[str, bytes]) -> Case:
+        """The same case with the exact bytes of its inputs."""
+        return replace(self, data=dict(data))
+
+    def __str__(self) -> str:
+        """The case as a ggml user reads it, innermost dimension first."""
+        parts = [f"type={self.dtype}"]
+        parts += [f"ne_{name}={_list(layout.ne)}" for name, layout in self.inputs.items()]
+        parts += [f"{name}={_text(value)}" for name, value in self.params.items()]
+        for name, layout in self.layouts.items():
+            if name in self.outputs and self.inplace:
+                continue
+            if not layout.is_contiguous:
+                parts.append(f"nb_{name}={_list(layout.nb)}")
+            if layout.offset:
+                parts.append(f"offset_{name}={layout.offset}")
+        return f"{self.op.upper()}({','.join(parts)})"
+
+    def to_json(self) -> dict[str, Any]:
+        """The case as JSON data; exact bytes, where it has them, as base64 of zlib."""
+        plain = {"format": FORMAT, "id": self.id, **_plain(self)}
+        if self.data is not None:
+            plain["data"] = {name: base64.b64encode(zlib.compress(raw)).decode() for name, raw in self.data.items()}
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: object, max_bytes: int = DEFAULT_MAX_BYTES) -> Case:
+        """The case that `plain` describes.
+
+        Raises `CaseError` for anything that is not a case of at most `max_bytes`. What only the op can judge (its
+        argument names, shapes that fit together) is checked by `Op.check`.
+        """
+        fields = _Fields(plain, "case")
+        form = fields.take("format", str)
+        if form != FORMAT:
+            raise CaseError(f"case.format is {form!r}; this version reads {FORMAT!r}")
+        inputs = _layouts(fields.take("inputs", dict), "case.inputs", max_bytes)
+        outputs = _layouts(fields.take("outputs", dict), "case.outputs", max_bytes)
+        total = sum(layout.end for layout in (*inputs.values(), *outputs.values()))
+        if total > max_bytes:
+            raise CaseError(f"the case takes {total} bytes; --max-bytes allows {max_bytes}")
+        for name, layout in outputs.items():
+            if layout.overlaps:
+                raise CaseError(f"case.outputs.{name}: two elements share a byte; strides must keep them apart")
+        case = cls(
+            op=fields.take("op", str),
+            params=_params(fields.take("params", dict)),
+            inputs=inputs,
+            outputs=outputs,
+            recipe=fields.take("recipe", str),
+            seed=_natural(fields.take("seed", int), "case.seed"),
+            keep=fields.take_optional("keep", int),
+            inplace=fields.take_optional("inplace", str),
+        )
+        _check_inplace(case)
+        data = fields.take_optional("data", dict)
+        fields.take_optional("id", str)
+        fields.nothing_left()
+        return case if data is None else case.with_data(_data(data, inputs))
+
+
+def _plain(case: Case) -> dict[str, Any]:
+    return {
+        "op": case.op,
+        "params": dict(case.params),
+        "inputs": {name: _plain_layout(layout) for name, layout in case.inputs.items()},
+        "outputs": {name: _plain_layout(layout) for name, layout in case.outputs.items()},
+        "recipe": case.recipe,
+        "seed": case.seed,
+        "keep": case.keep,
+        "inplace": case.inplace,
+    }
+
+
+def _plain_layout(layout: Layout) -> dict[str, Any]:
+    return {
+        "dtype": layout.dtype,
+        "shape": list(layout.shape),
+        "strides": list(layout.strides),
+        "offset": layout.offset,
+    }
+
+
+class _Fields:
+    """The fields of a JSON object, each taken once and checked for its type."""
+
+    def __init__(self, plain: object, where: str) -> None:
+        if not isinstance(plain, dict):
+            raise CaseError(f"{where} is {_kind(plain)}; it must be a JSON object")
+        self._left = dict(plain)
+        self._where = where
+
+    def take(self, name: str, wanted: type) -> Any:
+        if name not in self._left:
+            raise CaseError(f"{self._where} has no field {name!r}")
+        value = self._left.pop(name)
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            raise CaseError(f"{self._where}.{name} is {_kind(value)}; it must be {_NAMES[wanted]}")
+        return value
+
+    def take_optional(self, name: str, wanted: type) -> Any:
+        if self._left.get(name) is None:
+            self._left.pop(name, None)
+            return None
+        return self.take(name, wanted)
+
+    def nothing_left(self) -> None:
+        if self._left:
+            raise CaseError(f"{self._where} has an unknown field {min(self._left)!r}")
+
+
+_NAMES = {str: "a string", int: "a whole number", dict: "an object", list: "a list", float: "a number"}
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    return "a truth value" if isinstance(value, bool) else _NAMES.get(type(value), type(value).__name__)
+
+
+def _natural(value: int, where: str, limit: int = 2**63 - 1) -> int:
+    if not 0 <= value <= limit:
+        raise CaseError(f"{where} is {value}; it must be from 0 to {limit}")
+    return value
+
+
+def _layouts(plain: dict[str, Any], where: str, max_bytes: int) -> dict[str, Layout]:
+    return {name: _layout(value, f"{where}.{name}", max_bytes) for name, value in plain.items()}
+
+
+def _layout(plain: object, where: str, max_bytes: int) -> Layout:
+    fields = _Fields(plain, where)
+    dtype = fields.take("dtype", str)
+    if dtype not in DTYPES:
+        raise CaseError(f"{where}.dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    shape = _sizes(fields.take("shape", list), f"{where}.shape")
+    strides = _sizes(fields.take("strides", list), f"{where}.strides")
+    offset = _natural(fields.take("offset", int), f"{where}.offset")
+    fields.nothing_left()
+    if len(shape) > MAX_RANK or len(shape) != len(strides):
+        raise CaseError(f"{where} has {len(shape)} sizes and {len(strides)} strides; both must be at most {MAX_RANK}")
+    itemsize = DTYPES[dtype].itemsize
+    if any(step % itemsize for step in (*strides, offset)):
+        raise CaseError(f"{where}: strides and offset are bytes and must be multiples of {itemsize} for {dtype}")
+    layout = Layout(dtype, shape, strides, offset)
+    if max(layout.end, layout.size * itemsize) > max_bytes:
+        raise CaseError(f"{where} takes {max(layout.end, layout.size * itemsize)} bytes; --max-bytes allows {max_bytes}")
+    return layout
+
+
+def _sizes(values: list[Any], where: str) -> tuple[int, ...]:
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise CaseError(f"{where} holds {_kind(value)}; it must hold whole numbers")
+        _natural(value, where)
+    return tuple(values)
+
+
+def _params(plain: dict[str, Any]) -> dict[str, Param]:
+    for name, value in plain.items():
+        if not isinstance(value, (bool, int, float, str)):
+            raise CaseError(f"case.params.{name} is {_kind(value)}; it must be a number, a string or a truth value")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise CaseError(f"case.params.{name} is not a finite number")
+    return plain
+
+
+def _check_inplace(case: Case) -> None:
+    if case.inplace is None:
+        return
+    if case.inplace not in case.inputs:
+        raise CaseError(f"case.inplace is {case.inplace!r}; it must be one of {', '.join(case.inputs)}")
+    if not case.outputs or case.inputs[case.inplace] != next(iter(case.outputs.values())):
+        raise CaseError(f"case.inplace: the first output's layout must be that of {case.inplace!r}")
+
+
+def _data(plain: dict[str, Any], inputs: Mapping[str, Layout]) -> dict[str, bytes]:
+    if plain.keys() != inputs.keys():
+        raise CaseError(f"case.data names {', '.join(plain) or 'nothing'}; it must name {', '.join(inputs)}")
+    return {name: _bytes(plain[name], layout, f"case.data.{name}") for name, layout in inputs.items()}
+
+
+def _bytes(text: object, layout: Layout, where: str) -> bytes:
+    wanted = layout.size * layout.type.itemsize
+    if not isinstance(text, str):
+        raise CaseError(f"{where} is {_kind(text)}; it must be base64 text")
+    try:
+        unpacker = zlib.decompressobj()
+        raw = unpacker.decompress(base64.b64decode(text, validate=True), wanted + 1)
+    except (binascii.Error, zlib.error, ValueError) as error:
+        raise CaseError(f"{where} is not base64 of zlib data: {error}") from None
+    if len(raw) != wanted or not (unpacker.eof or wanted == 0):
+        raise CaseError(f"{where} does not hold the {wanted} bytes that its layout needs")
+    return raw
+
+
+def _list(values: tuple[int, ...]) -> str:
+    return "[" + ",".join(map(str, values)) + "]"
+
+
+def _text(value: Param) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)

@@ -1,0 +1,73 @@
+"""The oracle: runs no backend, only compares what one returned with the reference and its error bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from opconform.harness.case import Case
+from opconform.harness.dtypes import F64, Raw
+from opconform.harness.numerics import Numerics
+from opconform.harness.op import Expected, Op
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One output against its reference, element by element (all arrays of the output's shape).
+
+    `error` and `bound` are float64; `wrong` marks the elements that no correct backend returns; `free` counts those
+    of which nothing can be demanded, because float32 overflows there or the reference is NaN.
+    """
+
+    got: F64
+    raw: Raw
+    expected: Expected
+    error: F64
+    bound: F64
+    wrong: np.ndarray
+    free: int
+
+    @property
+    def nmse(self) -> float:
+        """Normalised mean squared error as upstream's test-backend-ops computes it: Σ(got − want)² / Σ want²."""
+        want = self.expected.value
+        with np.errstate(all="ignore"):
+            return float(np.sum((self.got - want) ** 2) / np.sum(want**2))
+
+
+def expectation(case: Case, op: Op, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """The reference and its bound for the raw inputs of `case`; NaN and overflow pass through in silence."""
+    with np.errstate(all="ignore"):
+        return op.expect(case, raw, numerics)
+
+
+def compare(
+    case: Case, op: Op, raw: Mapping[str, Raw], expected: Expected, got_raw: Raw, numerics: Numerics
+) -> Comparison:
+    """Hold a backend's output (raw elements of the output's shape) against `expected`."""
+    dtype = case.outputs[op.outputs[0]].type
+    with np.errstate(all="ignore"):
+        got = dtype.decode(got_raw)
+        if op.judge is None:
+            error, bound = np.abs(got - expected.value), expected.bound
+        else:
+            residual = op.judge(case, raw, expected, got, numerics)
+            error, bound = residual.error, residual.bound
+        free = np.isnan(expected.value) | np.isinf(bound)
+        right = (error <= bound) | free
+        if expected.exact is not None and expected.bits is not None:
+            right = np.where(expected.exact, _same_bits(expected, got_raw, got, numerics, dtype.smallest_normal), right)
+            free = free & ~expected.exact
+    return Comparison(got, got_raw, expected, error, bound, ~right, int(np.count_nonzero(free)))
+
+
+def _same_bits(expected: Expected, got_raw: Raw, got: F64, numerics: Numerics, smallest_normal: float) -> np.ndarray:
+    same = got_raw == expected.bits
+    if same.all():
+        return same
+    same = same | (np.isnan(expected.value) & np.isnan(got))
+    if numerics.flushes_denormals:
+        same = same | ((np.abs(expected.value) < smallest_normal) & (got == 0))
+    return same

@@ -1,0 +1,163 @@
+"""Variants of a problem: the same shapes and parameters, other layouts and values.
+
+A variant is independent of the sizes it is applied to, so that while Hypothesis shrinks a failing problem the variant
+can stay as it is, and once the problem is small the variant itself is simplified, one trait at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from opconform.harness.case import Case
+from opconform.harness.dtypes import DTYPES
+from opconform.harness.layouts import Layout, LayoutClass
+from opconform.harness.op import Op, Problem
+from opconform.harness.strategies import Freedom
+from opconform.harness.values import INTEGER_RECIPES, RECIPES, slices
+
+VARIANTS = 8  #: cases made of one problem; they travel to the worker together
+
+_ORDERS = tuple(itertools.permutations(range(4)))
+_ROW_ORDERS = tuple(order for order in _ORDERS if order[0] == 0)
+_OFFSETS = (1, 3, 4, 8, 17, 64)
+_FLOAT_RECIPES = tuple(RECIPES)
+_PLAIN_ORDER = (0, 1, 2, 3)
+_NO_PADS = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a layout departs from packed.
+
+    order: the axes from the fastest in memory to the slowest (0 is ne[0]). pads: elements left unused after each
+    axis. step: every step-th element along the fastest axis. offset: elements before the first. repeat: the axes
+    whose stride is 0.
+    """
+
+    order: tuple[int, ...] = _PLAIN_ORDER
+    pads: tuple[int, ...] = _NO_PADS
+    step: int = 1
+    offset: int = 0
+    repeat: tuple[int, ...] = ()
+
+    def layout(self, dtype: str, sizes: tuple[int, ...]) -> Layout:
+        """This shape as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
+        if self == PACKED:
+            return Layout.contiguous(dtype, sizes)
+        itemsize = DTYPES[dtype].itemsize
+        nb, extent = [0] * 4, itemsize * self.step
+        for axis in self.order:
+            nb[axis] = extent
+            extent = extent * max(sizes[3 - axis], 1) + self.pads[axis] * itemsize
+        for axis in self.repeat:
+            nb[axis] = 0
+        return Layout(dtype, sizes, tuple(reversed(nb)), self.offset * itemsize)
+
+    def simpler(self) -> Iterator[Shape]:
+        """Shapes nearer to packed, the plainest first."""
+        if self != PACKED:
+            yield PACKED
+        if self.repeat:
+            yield replace(self, repeat=())
+        if self.step > 1:
+            yield replace(self, step=1)
+            yield replace(self, step=2)
+        if self.order != _PLAIN_ORDER:
+            yield replace(self, order=_PLAIN_ORDER)
+            for i in range(4):
+                for j in range(i + 1, 4):
+                    order = list(_PLAIN_ORDER)
+                    order[i], order[j] = order[j], order[i]
+                    yield replace(self, order=tuple(order))
+        if self.offset:
+            yield replace(self, offset=0)
+            yield replace(self, offset=1)
+        if self.pads != _NO_PADS:
+            yield replace(self, pads=_NO_PADS)
+            for axis in range(4):
+                for pad in range(self.pads[axis]):
+                    yield replace(self, pads=self.pads[:axis] + (pad,) + self.pads[axis + 1 :])
+
+
+PACKED = Shape()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Layout shapes by argument, a value recipe with its seed, and the batch slice to keep (see `Case.keep`)."""
+
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    recipe: str = "small_int"
+    seed: int = 0
+    keep: int | None = None
+
+    def case(self, op: Op, problem: Problem) -> Case:
+        """The case that this variant makes of `problem`."""
+        inputs = {
+            name: self.shapes.get(name, PACKED).layout(problem.dtype, sizes) for name, sizes in problem.shapes.items()
+        }
+        out = op.outputs[0]
+        if problem.inplace:
+            outputs = {out: inputs[problem.inplace]}
+        else:
+            outputs = {out: self.shapes.get(out, PACKED).layout(problem.dtype, problem.out_shape)}
+        keep = None
+        count = max(slices(sizes, op.batch_axes) for sizes in problem.shapes.values())
+        if self.keep is not None and count > 1 and DTYPES[problem.dtype].is_float:
+            keep = self.keep % count
+        return Case(op.name, problem.params, inputs, outputs, self.recipe, self.seed, keep, problem.inplace)
+
+    def simpler(self) -> Iterator[Variant]:
+        """Variants nearer to the plain one, the boldest simplification first."""
+        if self.keep is not None:
+            yield replace(self, keep=None)
+        if any(shape != PACKED for shape in self.shapes.values()):
+            yield replace(self, shapes={})
+        for name, shape in self.shapes.items():
+            for simpler in shape.simpler():
+                yield replace(self, shapes={**self.shapes, name: simpler})
+        for recipe in _FLOAT_RECIPES[: _FLOAT_RECIPES.index(self.recipe)]:
+            yield replace(self, recipe=recipe)
+        for seed in range(min(self.seed, 3)):
+            yield replace(self, seed=seed)
+        if self.keep:
+            yield replace(self, keep=0)
+
+
+def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Variant]:
+    """`VARIANTS` variants of `problem`; the first is packed. Equal arguments give equal variants."""
+    random = Random(seed)
+    names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
+    widest = {name: freedom.widest(name, name in problem.shapes and name != problem.inplace) for name in names}
+    recipes = _FLOAT_RECIPES if DTYPES[problem.dtype].is_float else INTEGER_RECIPES
+    found = []
+    for index in range(VARIANTS):
+        shapes = {name: _shape(random, widest[name]) for name in names} if index else {}
+        keep = random.randrange(64) if random.random() < 0.15 else None
+        found.append(Variant(shapes, random.choice(recipes), random.randrange(256), keep))
+    return found
+
+
+def _shape(random: Random, widest: LayoutClass) -> Shape:
+    """A layout shape of class `widest` or narrower: packed, one departure from it, or several at once."""
+    if widest is LayoutClass.PACKED:
+        return PACKED
+    rows, wide = widest >= LayoutClass.ROWS, widest >= LayoutClass.STRIDED
+    form = random.randrange(8)
+    if form == 0:
+        return PACKED
+    if form == 1 or not rows:
+        return Shape(offset=random.choice(_OFFSETS))
+    if form == 7 and widest is LayoutClass.BROADCAST:
+        return Shape(repeat=random.choice(((3,), (2,), (2, 3))))
+    mixed = form >= 5
+    orders = _ORDERS if wide else _ROW_ORDERS
+    return Shape(
+        order=random.choice(orders) if mixed or form == 2 else _PLAIN_ORDER,
+        pads=tuple(random.choice((0, 0, 1, 3)) for _ in range(4)) if mixed or form == 3 else _NO_PADS,
+        step=random.choice((1, 2, 3)) if wide and (mixed or form == 4) else 1,
+        offset=random.choice((0, *_OFFSETS)) if mixed else 0,
+    )
