@@ -1,0 +1,125 @@
+"""ggml: any libggml with its devices (CPU, Vulkan, CUDA, Metal …), through its C API."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import ClassVar
+
+from opconform.backends.ggml.graph import TYPES, Arena, Graph
+from opconform.backends.ggml.library import CPU_DEVICE, Library, load
+from opconform.backends.ggml.limits import LIMITS
+from opconform.backends.ggml.ops import OPS
+from opconform.harness.backend import Backend, Device, Limit, Unavailable
+from opconform.harness.buffers import ALIGNMENT, Buffers
+from opconform.harness.case import Case
+from opconform.harness.numerics import Numerics
+
+#: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
+#: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp.
+CPU_NUMERICS = Numerics(flushes_denormals=True)
+GPU_NUMERICS = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5)
+
+THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
+
+
+class GgmlBackend(Backend):
+    """One device of a libggml."""
+
+    name: ClassVar[str] = "ggml"
+    needs: ClassVar[str] = "a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        """Open `device` ("CPU", "Vulkan0", …). Raises `Unavailable` where there is no libggml or no such device."""
+        super().__init__(device, options)
+        self._library = library = load(options)
+        devices = library.devices()
+        if device not in devices:
+            raise Unavailable(
+                f"ggml {library.build} has no device {device!r} here", f"it has: {', '.join(devices) or 'none'}"
+            )
+        self._device = devices[device]
+        self._handle = library.ggml_backend_dev_init(self._device, None)
+        if not self._handle:
+            raise Unavailable(f"ggml {library.build} cannot open {device}", "see its messages on stderr")
+        _set_threads(library, self._device, self._handle, int(options.get("ggml_threads", THREADS)))
+        self._arena = Arena(library, self._device)
+        self._graph: Graph | None = None
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        """Every device of the library, with its build and what its driver said of it."""
+        library = load(options)
+        return [_describe(library, name, handle) for name, handle in library.devices().items()]
+
+    def limits(self) -> tuple[Limit, ...]:
+        return tuple(limit for limit in LIMITS if self.device.startswith(limit.device))
+
+    def supports(self, case: Case) -> str | None:
+        """None, or why not: no such op or type, a limit of the interface, or the device's own supports_op."""
+        reason = self._refusal(case)
+        if reason:
+            return reason
+        self._graph = self._arena.build(case, OPS[case.op])
+        if not self._library.ggml_backend_dev_supports_op(self._device, self._graph.out):
+            return f"{self.device} of ggml {self._library.build} says no to {case.op.upper()} through supports_op"
+        return None
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        """Upload the whole arena, compute, download the whole arena."""
+        library = self._library
+        graph = self._graph
+        if graph is None or graph.case is not case:
+            graph = self._graph = self._arena.build(case, OPS[case.op])
+        if graph.handle is None:
+            self._arena.place(graph, buffers.plan)
+        self._arena.upload(buffers.memory)
+        status = library.ggml_backend_graph_compute(self._handle, graph.handle)
+        if status != 0:
+            raise RuntimeError(f"ggml_backend_graph_compute returned {status} (0 is success)")
+        self._arena.download(buffers.memory)
+
+    def _refusal(self, case: Case) -> str | None:
+        build = self._library.build
+        op = OPS.get(case.op)
+        if op is None:
+            return f"the ggml backend does not know the op {case.op}; it has {', '.join(OPS)}"
+        symbol = op.symbol_for(case)
+        if symbol is None:
+            return f"ggml has no in-place {case.op}"
+        if getattr(self._library, symbol) is None:
+            return f"this libggml ({build}) has no {symbol}"
+        for name, layout in case.layouts.items():
+            if layout.dtype not in TYPES:
+                return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
+        if self._arena.alignment > ALIGNMENT:
+            return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
+        for limit in self.limits():
+            if limit.op == case.op and limit.kind == "api" and limit.forbids(case, {}):
+                return f"{limit.reason} ({limit.source})"
+        return None
+
+
+def _describe(library: Library, name: str, handle: int) -> Device:
+    registry = library.ggml_backend_reg_name(library.ggml_backend_dev_backend_reg(handle)).decode()
+    versions = {
+        "build": library.build,
+        "ggml": library.version(),
+        "library": library.log.file.get(registry, ""),
+        "driver": library.log.driver.get(name, ""),
+    }
+    on_cpu = library.ggml_backend_dev_type(handle) == CPU_DEVICE
+    return Device(
+        id=name,
+        description=library.ggml_backend_dev_description(handle).decode(),
+        versions={key: value for key, value in versions.items() if value},
+        numerics=CPU_NUMERICS if on_cpu else GPU_NUMERICS,
+    )
+
+
+def _set_threads(library: Library, device: int, handle: int, count: int) -> None:
+    """Bound the CPU device's threads; other devices have no such function."""
+    registry = library.ggml_backend_dev_backend_reg(device)
+    address = library.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
+    if address:
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int)(address)(handle, count)

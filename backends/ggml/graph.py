@@ -1,0 +1,169 @@
+"""Tensors at chosen addresses: one backend buffer that takes a case's whole arena, and the graph of one op in it."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from opconform.backends.ggml.library import InitParams, Library
+from opconform.backends.ggml.ops import OpBinding
+from opconform.harness.buffers import Plan
+from opconform.harness.case import Case
+from opconform.harness.layouts import Layout, contiguous_strides
+
+TYPES = {"f32": 0, "f16": 1, "bf16": 30, "i32": 26}  #: enum ggml_type
+_I8 = 24
+_TENSORS = 16  # the most tensors one case needs, with room to spare
+_NODES = 16
+_SIZES = struct.Struct("=8q")  # ne[4] and nb[4] as they stand in struct ggml_tensor
+_PROBE_NE = (3, 5, 7, 11)
+_MEMORY_ALIGNMENT = 64
+
+
+class Context:
+    """A ggml context in memory of our own, so that a tensor's sizes and strides can be written where they stand."""
+
+    def __init__(self, library: Library) -> None:
+        self._library = library
+        overhead = library.ggml_tensor_overhead()
+        size = _TENSORS * overhead + library.ggml_graph_overhead_custom(_NODES, False)
+        self._memory = ctypes.create_string_buffer(size + _MEMORY_ALIGNMENT)
+        self._start = ctypes.addressof(self._memory)
+        aligned = -(-self._start // _MEMORY_ALIGNMENT) * _MEMORY_ALIGNMENT
+        self.handle = library.ggml_init(InitParams(size, aligned, True))
+        if not self.handle:
+            raise RuntimeError("ggml_init failed")
+        self._sizes_at = self._find_sizes(overhead)
+
+    def _find_sizes(self, overhead: int) -> int:
+        """Where ne[4], followed by nb[4], stands in struct ggml_tensor: found by looking for a tensor of known sizes.
+
+        Raises RuntimeError where a libggml lays its tensors out in another way.
+        """
+        library = self._library
+        for name, number in {**TYPES, "i8": _I8}.items():
+            if library.ggml_type_name(number) != name.encode():
+                raise RuntimeError(f"this libggml ({library.build}) does not number the type {name} {number}")
+        probe = library.ggml_new_tensor_4d(self.handle, TYPES["f32"], *_PROBE_NE)
+        strides = contiguous_strides(_PROBE_NE[::-1], 4)[::-1]
+        start = probe - self._start
+        places = [
+            place
+            for place in range(0, overhead - _SIZES.size, 8)
+            if _SIZES.unpack_from(self._memory, start + place) == (*_PROBE_NE, *strides)
+        ]
+        if len(places) != 1:
+            raise RuntimeError(f"the tensors of this libggml ({library.build}) do not hold ne[4] and nb[4] as known")
+        self.reset()
+        return places[0]
+
+    def reset(self) -> None:
+        """Forget every tensor."""
+        self._library.ggml_reset(self.handle)
+
+    def set_sizes(self, tensor: int, ne: tuple[int, ...], nb: tuple[int, ...]) -> None:
+        """Give a tensor these sizes and byte strides (innermost first)."""
+        _SIZES.pack_into(self._memory, tensor - self._start + self._sizes_at, *ne, *nb)
+
+
+@dataclass
+class Graph:
+    """One case as ggml tensors: those that own memory with their argument's name, and the views of them."""
+
+    case: Case
+    owners: list[tuple[int, str]]
+    views: list[int]
+    out: int
+    handle: int | None = None  #: the graph itself, once the tensors stand in memory
+
+
+class Arena:
+    """One buffer of a device that holds a case's arena byte for byte; it grows and is kept from case to case."""
+
+    def __init__(self, library: Library, device: int) -> None:
+        self._library = library
+        self._type = library.ggml_backend_dev_buffer_type(device)
+        self.alignment = int(library.ggml_backend_buft_get_alignment(self._type))
+        self._buffer: int | None = None
+        self._size = 0
+        self._whole_context = Context(library)
+        self._context = Context(library)
+
+    def build(self, case: Case, op: OpBinding) -> Graph:
+        """The tensors of `case`, without memory yet. The graph built before is gone."""
+        library, context = self._library, self._context
+        context.reset()
+        graph = Graph(case, [], [], 0)
+        tensors = [self._input(graph, name, layout) for name, layout in case.inputs.items()]
+        make = getattr(library, op.inplace if case.inplace else op.symbol)  # type: ignore[arg-type]
+        graph.out = make(context.handle, *tensors, *op.params(case))
+        if case.inplace:
+            graph.views.append(graph.out)
+        else:
+            graph.owners.append((graph.out, next(iter(case.outputs))))
+        return graph
+
+    def _input(self, graph: Graph, name: str, layout: Layout) -> int:
+        """A tensor for an input: a plain one where ggml itself would lay it out so, else a view of its whole memory."""
+        library, context = self._library, self._context
+        number = TYPES[layout.dtype]
+        ne = (*layout.ne, 1, 1, 1, 1)[:4]
+        packed = contiguous_strides(layout.shape, layout.type.itemsize)
+        if layout.size == 0 or (layout.offset == 0 and layout.strides == packed):
+            tensor = library.ggml_new_tensor_4d(context.handle, number, *ne)
+            graph.owners.append((tensor, name))
+            return int(tensor)
+        owner = library.ggml_new_tensor_1d(context.handle, number, layout.end // layout.type.itemsize)
+        graph.owners.append((owner, name))
+        view = library.ggml_view_1d(context.handle, owner, 1, layout.offset)
+        nb = layout.nb
+        while len(nb) < 4:
+            nb = (*nb, nb[-1] * max(ne[len(nb) - 1], 1) if nb else layout.type.itemsize)
+        context.set_sizes(view, ne, nb)
+        graph.views.append(view)
+        return int(view)
+
+    def place(self, graph: Graph, plan: Plan) -> None:
+        """Give every tensor of `graph` its address in the arena of `plan`."""
+        library = self._library
+        self._grow(plan.size)
+        base = library.ggml_backend_buffer_get_base(self._buffer)
+        for tensor, name in graph.owners:
+            library.ggml_backend_tensor_alloc(self._buffer, tensor, base + plan.slots[name].start)
+        for view in graph.views:
+            library.ggml_backend_view_init(view)
+        graph.handle = library.ggml_new_graph_custom(self._context.handle, _NODES, False)
+        library.ggml_build_forward_expand(graph.handle, graph.out)
+
+    def _grow(self, size: int) -> None:
+        if size <= self._size:
+            return
+        library = self._library
+        if self._buffer:
+            library.ggml_backend_buffer_free(self._buffer)
+            self._buffer, self._size = None, 0
+        wanted = max(1 << 20, 1 << (size - 1).bit_length())
+        self._buffer = library.ggml_backend_buft_alloc_buffer(self._type, wanted)
+        if not self._buffer:
+            raise MemoryError(f"the device gives no buffer of {wanted} bytes")
+        self._size = wanted
+        self._whole_context.reset()
+        self._whole = library.ggml_new_tensor_1d(self._whole_context.handle, _I8, wanted)
+        library.ggml_backend_tensor_alloc(
+            self._buffer, self._whole, library.ggml_backend_buffer_get_base(self._buffer)
+        )
+
+    def upload(self, memory: np.ndarray) -> None:
+        """Copy `memory` (uint8) to the start of the buffer."""
+        self._library.ggml_backend_tensor_set(self._whole, _address(memory), 0, memory.size)
+
+    def download(self, memory: np.ndarray) -> None:
+        """Copy the start of the buffer back into `memory`."""
+        self._library.ggml_backend_tensor_get(self._whole, _address(memory), 0, memory.size)
+
+
+def _address(memory: np.ndarray) -> int:
+    return int(memory.__array_interface__["data"][0])

@@ -1,0 +1,99 @@
+"""The backend `torch`: strided torch tensors over the arena, torch's ops on them, the result copied back into `out`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from opconform.backends.torch import ops
+from opconform.harness.backend import Backend, Device, Unavailable
+from opconform.harness.buffers import Buffers
+from opconform.harness.case import Case
+from opconform.harness.numerics import Numerics
+
+if TYPE_CHECKING:
+    import torch
+
+REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/cpu)"
+
+_OPS: Mapping[str, Callable[[Case, Mapping[str, torch.Tensor]], torch.Tensor]] = {
+    "acc": ops.acc,
+    "set": ops.set_,
+    "cumsum": ops.cumsum,
+    "solve_tri": ops.solve_tri,
+}
+
+
+class TorchBackend(Backend):
+    """torch's own ops on "cpu", "cuda", "cuda:1" … or "mps".
+
+    On the CPU the tensors are views of the arena itself. A GPU gets the arena as one tensor of bytes and gives all of
+    it back, so that a stray write shows there too.
+    """
+
+    name = "torch"
+    needs = "pip install torch"
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        super().__init__(device, options)
+        self.torch = _torch()
+        self.torch.set_num_threads(1)  # cases are small, and each worker is a process of its own
+        self.torch.backends.cuda.matmul.allow_tf32 = False  # blocked solves multiply; TF32 keeps 10 bits of 23
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        """The CPU, then every CUDA (or ROCm) device, then Apple's GPU. Raises `Unavailable` where torch is missing."""
+        torch = _torch()
+        found = [Device("cpu", platform.processor() or platform.machine(), _cpu_versions(torch))]
+        if torch.cuda.is_available():
+            for index in range(torch.cuda.device_count()):
+                name = f"cuda:{index}" if index else "cuda"
+                found.append(Device(name, torch.cuda.get_device_name(index), _cuda_versions(torch, index)))
+        if torch.backends.mps.is_available():
+            versions = {"torch": torch.__version__, "macOS": platform.mac_ver()[0]}
+            found.append(Device("mps", platform.processor(), versions, Numerics(flushes_denormals=True)))
+        return found
+
+    def supports(self, case: Case) -> str | None:
+        return None if case.op in _OPS else f"the torch backend has no {case.op}; it has {', '.join(_OPS)}"
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        host = self.torch.from_numpy(buffers.memory)
+        arena = host if self.device == "cpu" else host.to(self.device)
+        tensors = {name: self._tensor(arena, buffers, name) for name in case.layouts}
+        (out,) = case.outputs
+        tensors[out].copy_(_OPS[case.op](case, tensors))
+        if arena is not host:
+            host.copy_(arena)
+
+    def _tensor(self, arena: torch.Tensor, buffers: Buffers, name: str) -> torch.Tensor:
+        """An argument's elements where they lie in the arena."""
+        slot = buffers.plan.slots[name]
+        layout, size = slot.layout, slot.layout.type.itemsize
+        elements = arena.view(ops.dtypes()[layout.dtype])
+        strides = [stride // size for stride in layout.strides]
+        return elements.as_strided(layout.shape, strides, (slot.start + layout.offset) // size)
+
+
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise Unavailable(f"torch cannot be imported: {error}", REMEDY) from error
+    return torch
+
+
+def _cpu_versions(torch: Any) -> dict[str, str]:
+    blas = next((line for line in torch.__config__.show().splitlines() if "Math Kernel" in line or "BLAS" in line), "?")
+    return {
+        "torch": torch.__version__,
+        "BLAS": blas.strip(" -"),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _cuda_versions(torch: Any, index: int) -> dict[str, str]:
+    major, minor = torch.cuda.get_device_capability(index)
+    runtime = {"ROCm": torch.version.hip} if torch.version.hip else {"CUDA": torch.version.cuda}
+    return {"torch": torch.__version__, **runtime, "compute capability": f"{major}.{minor}"}

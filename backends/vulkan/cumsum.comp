@@ -1,0 +1,51 @@
+#version 450
+
+// CUMSUM: out_i = sum of x_j over j <= i (exclusive: j < i) along one axis, from the far end where reverse; float32.
+//
+// One invocation walks one line along the axis and adds the elements one by one: m terms cost m - 1 roundings.
+
+layout(local_size_x = 64) in;
+
+// All memory of the case; every *_start and *_nb below is in bytes, ne in elements, innermost first.
+layout(std430, binding = 0) buffer Memory { uint words[]; };
+
+layout(push_constant) uniform Arguments {
+    uint ne[4];
+    uint x_start;
+    uint x_nb[4];
+    uint out_start;
+    uint out_nb[4];
+    uint axis;       // 0 is the innermost
+    uint exclusive;  // 0 or 1
+    uint reverse;    // 0 or 1
+};
+
+void walk(uint id, uint lines_ne[4]) {
+    uint i0 = id % lines_ne[0];
+    uint i1 = id / lines_ne[0] % lines_ne[1];
+    uint i2 = id / (lines_ne[0] * lines_ne[1]) % lines_ne[2];
+    uint i3 = id / (lines_ne[0] * lines_ne[1] * lines_ne[2]);
+    uint x_line = x_start + i0 * x_nb[0] + i1 * x_nb[1] + i2 * x_nb[2] + i3 * x_nb[3];
+    uint out_line = out_start + i0 * out_nb[0] + i1 * out_nb[1] + i2 * out_nb[2] + i3 * out_nb[3];
+
+    float sum = 0.0;
+    for (uint n = 0; n < ne[axis]; n++) {
+        uint i = reverse != 0 ? ne[axis] - 1 - n : n;
+        uint from = x_line + i * x_nb[axis];
+        uint to = out_line + i * out_nb[axis];
+        float before = sum;
+        sum += uintBitsToFloat(words[from / 4]);
+        words[to / 4] = floatBitsToUint(exclusive != 0 ? before : sum);
+    }
+}
+
+void main() {
+    uint lines_ne[4] = ne;  // there is a line for every place along the other axes
+    lines_ne[axis] = 1;
+    uint count = lines_ne[0] * lines_ne[1] * lines_ne[2] * lines_ne[3];
+    uint invocations = gl_NumWorkGroups.x * gl_WorkGroupSize.x;
+
+    for (uint id = gl_GlobalInvocationID.x; id < count; id += invocations) {
+        walk(id, lines_ne);
+    }
+}

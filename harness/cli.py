@@ -1,0 +1,239 @@
+"""The command line: `opconform list`, `support`, `test` and `replay`.
+
+Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from opconform import __version__
+from opconform.harness.known import find_case, known_cases
+from opconform.harness.op import Op
+from opconform.harness.options import OPTIONS, Option, settings_from
+from opconform.harness.registry import UsageError, chosen_ops, ops
+from opconform.harness.runner import Target
+from opconform.harness.search import Result, Tally
+from opconform.harness.session import Session, commands, targets_of
+from opconform.harness.settings import Settings, positive
+from opconform.reports.console import counts, header, matrix, screen
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _shared(*names: str) -> Callable[[F], F]:
+    """Add options of the shared table to a command; the command receives them as one dict, `values`."""
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            own = {key: values.pop(key) for key in list(values) if key not in keys}
+            try:
+                return function(values=values, **own)
+            except UsageError as error:
+                raise click.UsageError(str(error)) from None
+
+        decorated: Any = command
+        for option in reversed([option for option in OPTIONS if option.name in names]):
+            decorated = _click_option(option)(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    keys = {option.key for option in OPTIONS if option.name in names}
+    return decorate
+
+
+def _click_option(option: Option) -> Callable[[Any], Any]:
+    if option.flag:
+        return click.option(option.name, option.key, is_flag=True, help=option.help)
+    kind: Any = click.Choice(option.choices) if option.choices else option.type
+    return click.option(
+        option.name, option.key, type=kind, multiple=option.many, metavar=option.metavar or None, help=option.help
+    )
+
+
+@click.group()
+@click.version_option(__version__, prog_name="opconform")
+def main() -> None:
+    """Does a compute backend compute tensor ops correctly, for every shape, stride and offset?"""
+
+
+@main.command("list")
+@_shared("--ggml-lib")
+@click.option("--cases", is_flag=True, help="list the known cases instead")
+def list_command(values: dict[str, Any], cases: bool) -> None:
+    """Ops, backends and devices; for what is missing, why, and how to get it."""
+    console = Console()
+    if cases:
+        table = Table("known case", "about", "source", box=None, pad_edge=False)
+        for known in known_cases().values():
+            table.add_row(known.id, known.about, known.source)
+        console.print(table)
+        return
+    table = Table("op", "what it computes", "arguments", box=None, pad_edge=False)
+    for op in ops().values():
+        table.add_row(op.name, op.summary, Text(", ".join((*op.inputs, *op.params))))
+    console.print(table)
+    console.print()
+    targets, missing = targets_of((), settings_from(values))
+    for target in targets:
+        click.echo(header(target.label, target.device))
+    for absent in missing:
+        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
+
+
+@main.command()
+@_shared("--backend", "--op", "--ggml-lib", "--strict-supports", "--no-isolation")
+def support(values: dict[str, Any]) -> None:
+    """What each device takes of each op, with the reason where it does not."""
+    chosen = chosen_ops(values["op"])
+    settings = settings_from(values)
+    targets, missing = targets_of(values["backend"], settings)
+    for absent in missing:
+        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
+    with Session(settings) as session:
+        for target in targets:
+            click.echo(header(target.label, target.device))
+            runner = session.runner(target)
+            for op in chosen:
+                cases = [known.case for known in known_cases().values() if known.case.op == op.name]
+                reasons = list(dict.fromkeys(runner.supports(cases)))
+                answer = "yes" if None in reasons else f"no: {'; '.join(map(str, reasons))}"
+                click.echo(f"  {op.name}: {answer}")
+                if None in reasons:
+                    for limit in runner.limits(op):
+                        click.echo(f"    {limit.kind}: {limit.reason}  [{limit.source}]")
+
+
+@main.command()
+@_shared(*(option.name for option in OPTIONS))
+@click.option("--minutes", type=float, metavar="M", help="share this much time among all ops and devices")
+def test(values: dict[str, Any], minutes: float | None) -> None:
+    """Search for failing cases of each op on each device; ends with the matrix."""
+    settings = settings_from(values)
+    chosen = chosen_ops(values["op"])
+    cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values["case"]]
+    if cases:
+        chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
+    seconds = None if minutes is None else 60 * positive("--minutes", minutes)
+    targets, missing = targets_of(values["backend"], settings)
+    click.echo(f"seed {settings.seed}: --seed {settings.seed} draws the same cases again")
+    for target in targets:
+        click.echo(header(target.label, target.device))
+    for absent in missing:
+        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
+    results: list[Result] = []
+    with Session(settings) as session, _Progress(len(chosen) * len(targets), settings) as progress:
+        deadline = None if seconds is None else time.monotonic() + seconds
+        left = len(chosen) * len(targets)
+        for target in targets:
+            for op in chosen:
+                if deadline is not None:
+                    share = max(deadline - time.monotonic(), 0.0) / left
+                    session.settings = replace(settings, seconds=share, examples=sys.maxsize)
+                left -= 1
+                here = [(name, case) for name, case in cases if case.op == op.name]
+                with progress.of(op, target) as on_progress:
+                    result = session.replay(op, target, here) if cases else session.search(op, target, on_progress)
+                progress.show(result)
+                results.append(result)
+    _finish(results, settings)
+
+
+@main.command()
+@click.argument("case")
+@_shared("--backend", "--ggml-lib", "--max-bytes", "--time-limit", "--no-isolation", "--strict-supports", "--report-dir")
+def replay(values: dict[str, Any], case: str) -> None:
+    """Run one case, from a file or by id, on the devices named."""
+    settings = settings_from(values)
+    name, found = find_case(case, settings.report_dir, settings.max_bytes)
+    targets, _ = targets_of(values["backend"], settings)
+    results = []
+    with Session(settings) as session:
+        for target in targets:
+            results.append(session.replay(ops()[found.op], target, [(name, found)]))
+    for result in results:
+        if result.failure is not None:
+            click.echo(screen(result.failure, commands(result.failure, settings)) + "\n")
+    _finish(results, settings)
+
+
+def _finish(results: Sequence[Result], settings: Settings) -> None:
+    """Print the matrix and leave with the status that the results deserve."""
+    click.echo()
+    click.echo(matrix(results))
+    click.echo(counts(results))
+    if not sum(result.tally.executed for result in results):
+        click.echo("nothing was executed: that is a failure, not a pass", err=True)
+        sys.exit(1)
+    if any(result.failure is not None for result in results):
+        sys.exit(1)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere one plain line for each op and device when it is done."""
+
+    def __init__(self, total: int, settings: Settings) -> None:
+        self._settings = settings
+        self._bar: Progress | None = None
+        if sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                console=Console(),
+                transient=True,
+            )
+
+    def __enter__(self) -> _Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def of(self, op: Op, target: Target) -> _Task:
+        return _Task(self._bar, f"{op.name} on {target.label}", self._settings.examples)
+
+    def show(self, result: Result) -> None:
+        """Say what came of one op on one device, with the screen of its failure."""
+        write = self._bar.console.out if self._bar is not None else click.echo
+        tally = result.tally
+        state = "FAILED" if result.failure else "passed" if tally.executed else "unsupported"
+        write(f"{state:<11} {result.op} on {result.target}: {tally.executed} cases in {tally.seconds:.1f} s")
+        if result.failure is not None:
+            write("\n" + screen(result.failure, commands(result.failure, self._settings)) + "\n")
+
+
+class _Task:
+    """One row of the bar: a context that yields the callback for `Search`."""
+
+    def __init__(self, bar: Progress | None, title: str, total: int) -> None:
+        self._bar = bar
+        self._id = bar.add_task(title, total=total) if bar is not None else None
+
+    def __enter__(self) -> Callable[[Tally], None]:
+        return self._update
+
+    def _update(self, tally: Tally) -> None:
+        if self._bar is not None and self._id is not None:
+            self._bar.update(self._id, completed=tally.executed)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None and self._id is not None:
+            self._bar.remove_task(self._id)
+
+

@@ -1,0 +1,204 @@
+"""The typed failure: everything a renderer needs, and nothing that is not plain data."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shlex
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from opconform.harness.case import DEFAULT_MAX_BYTES, Case
+from opconform.harness.checks import Finding
+from opconform.harness.judging import Verdict
+from opconform.harness.known import LARGEST
+from opconform.harness.op import Op
+from opconform.harness.oracle import Comparison
+from opconform.harness.runner import Runner
+from opconform.harness.values import data_of, inputs_of
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The element farthest beyond its bound. `index` is outermost first; an error can be infinite or NaN."""
+
+    index: tuple[int, ...]
+    got: float
+    want: float
+    error: float
+    bound: float
+
+    @property
+    def times(self) -> float:
+        """How many times the bound the error is."""
+        return self.error / self.bound if self.bound > 0 else math.inf
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Where an output is wrong: the mask of wrong elements as nested rows of the output's last two axes.
+
+    `slices` gives, for each of the first slices over the outer axes (outermost first), its index and how many elements
+    are wrong, and `slices_total` how many slices there are; `map` is the first wrong slice, row by row, True where
+    wrong, cut to a size that can be shown.
+    """
+
+    count: int
+    total: int
+    worst: Worst
+    nmse: float
+    slices: tuple[tuple[tuple[int, ...], int], ...]
+    slices_wrong: int
+    slices_total: int
+    map_index: tuple[int, ...]
+    map: tuple[tuple[bool, ...], ...]
+    map_is_cut: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A failing case on a device, with what was found out about it.
+
+    packed_twin: "passes", "fails", "unsupported" or "is the case itself". bound and bound_at: the bound's formula and
+    where it is derived. stderr: the worker's last words, for crashes and exceptions.
+    """
+
+    case: Case
+    target: str
+    device: str
+    versions: tuple[tuple[str, str], ...]
+    findings: tuple[Finding, ...]
+    wrong: Wrong | None
+    packed_twin: str
+    bound: str
+    bound_at: str
+    stderr: str
+    replay_options: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        return self.findings[0].kind
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data (numbers that JSON lacks as strings)."""
+        plain = asdict(replace(self, case=None))  # type: ignore[arg-type]
+        plain["case"] = self.case.to_json()
+        return _jsonable(plain)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Failure:
+        """The failure that `to_json` gave."""
+        wrong = plain["wrong"]
+        if wrong is not None:
+            worst = wrong["worst"]
+            numbers = {name: float(worst[name]) for name in ("got", "want", "error", "bound")}
+            wrong = Wrong(
+                count=wrong["count"],
+                total=wrong["total"],
+                worst=Worst(index=tuple(worst["index"]), **numbers),
+                nmse=float(wrong["nmse"]),
+                slices=tuple((tuple(index), count) for index, count in wrong["slices"]),
+                slices_wrong=wrong["slices_wrong"],
+                slices_total=wrong["slices_total"],
+                map_index=tuple(wrong["map_index"]),
+                map=tuple(tuple(row) for row in wrong["map"]),
+                map_is_cut=wrong["map_is_cut"],
+            )
+        return cls(
+            case=Case.from_json(plain["case"], LARGEST),
+            target=plain["target"],
+            device=plain["device"],
+            versions=tuple((name, value) for name, value in plain["versions"]),
+            findings=tuple(Finding(**finding) for finding in plain["findings"]),
+            wrong=wrong,
+            packed_twin=plain["packed_twin"],
+            bound=plain["bound"],
+            bound_at=plain["bound_at"],
+            stderr=plain["stderr"],
+            replay_options=tuple(plain["replay_options"]),
+        )
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def describe(op: Op, runner: Runner, verdict: Verdict) -> Failure:
+    """The failure of `verdict`, with its exact bytes and its contiguous twin's fate."""
+    case = verdict.case if verdict.case.data else verdict.case.with_data(data_of(inputs_of(verdict.case, op)))
+    comparison = verdict.comparison
+    wrong = _wrong(comparison) if comparison is not None and comparison.wrong.any() else None
+    device = runner.target.device
+    return Failure(
+        case=case,
+        target=runner.target.label,
+        device=device.description,
+        versions=tuple(device.versions.items()),
+        findings=verdict.findings,
+        wrong=wrong,
+        packed_twin=_packed_twin(op, runner, case),
+        bound=op.bound,
+        bound_at=op.where_bound(),
+        stderr=verdict.stderr,
+        replay_options=_replay_options(runner, case),
+    )
+
+
+def _replay_options(runner: Runner, case: Case) -> tuple[str, ...]:
+    options = [f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in runner.target.options.items()]
+    if sum(layout.end for layout in case.layouts.values()) > DEFAULT_MAX_BYTES:
+        options.append(f"--max-bytes {runner.max_bytes}")
+    return tuple(options)
+
+
+def _packed_twin(op: Op, runner: Runner, case: Case) -> str:
+    twin = case.packed()
+    if twin == case:
+        return "is the case itself"
+    verdict = runner.verdicts(op, [twin])[0]
+    if verdict.unsupported is not None:
+        return "unsupported"
+    return "fails" if verdict.failed else "passes"
+
+
+_MAP_ROWS, _MAP_COLUMNS, _MAP_SLICES = 24, 96, 64
+
+
+def _wrong(comparison: Comparison) -> Wrong:
+    wrong = comparison.wrong
+    with np.errstate(all="ignore"):
+        times = comparison.error / comparison.bound
+    times = np.where(np.isnan(times), np.inf, times)
+    index = np.unravel_index(int(np.argmax(np.where(wrong, times, -1.0))), wrong.shape)
+    worst = Worst(
+        tuple(int(i) for i in index),
+        float(comparison.got[index]),
+        float(comparison.expected.value[index]),
+        float(comparison.error[index]),
+        float(comparison.bound[index]),
+    )
+    outer = wrong.reshape(*wrong.shape[:-2], -1).sum(axis=-1)
+    places = itertools.islice(np.ndenumerate(outer), _MAP_SLICES)
+    first = tuple(int(i) for i in np.argwhere(outer)[0])
+    rows = wrong[first]
+    shown = rows[:_MAP_ROWS, :_MAP_COLUMNS]
+    return Wrong(
+        count=int(np.count_nonzero(wrong)),
+        total=wrong.size,
+        worst=worst,
+        nmse=comparison.nmse,
+        slices=tuple((tuple(int(i) for i in where), int(count)) for where, count in places),
+        slices_wrong=int(np.count_nonzero(outer)),
+        slices_total=outer.size,
+        map_index=first,
+        map=tuple(tuple(bool(cell) for cell in row) for row in shown),
+        map_is_cut=shown.shape != rows.shape,
+    )

@@ -1,0 +1,69 @@
+"""The options that `pytest` and `opconform` share, in one table, and the settings they make."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from opconform.harness.registry import UsageError
+from opconform.harness.settings import PROFILES, Settings, bytes_of, chosen_checks, positive
+
+
+@dataclass(frozen=True)
+class Option:
+    """A command-line option. `many`: may be given several times; `flag`: takes no value."""
+
+    name: str
+    help: str
+    metavar: str = ""
+    type: type = str
+    many: bool = False
+    flag: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return self.name.lstrip("-").replace("-", "_")
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("--backend", "a backend, or one device of it: vulkan, ggml:Vulkan0, path/to/file.py:Class", "X", many=True),
+    Option("--op", "only these ops, with commas or repeated", "OP", many=True),
+    Option("--max-examples", "cases per op and device (default: the profile's)", "N", int),
+    Option("--seed", "seed of the search (default: drawn, and printed)", "N", int),
+    Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
+    Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),
+    Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
+    Option("--max-bytes", "memory a case may take (default 64M)", "SIZE"),
+    Option("--time-limit", "seconds a case may take (default 30)", "S", float),
+    Option("--no-isolation", "run the backend in this process, for debugging", flag=True),
+    Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
+    Option("--ggml-lib", "a directory with libggml (default: $OPCONFORM_GGML_LIB)", "DIR"),
+    Option("--report-dir", "where failing cases are stored (default: reports)", "DIR"),
+)
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """The settings that option values (by `Option.key`) make. Raises `UsageError` for one that cannot be."""
+    from opconform.harness.checks import ON_REQUEST
+
+    examples = values.get("max_examples")
+    if examples is None:
+        examples = PROFILES[values.get("profile") or "default"]
+    seed = values.get("seed")
+    if seed is not None and seed < 0:
+        raise UsageError(f"--seed is {seed}; it must be 0 or above")
+    options = {"ggml_lib": values["ggml_lib"]} if values.get("ggml_lib") else {}
+    return Settings(
+        examples=int(positive("--max-examples", examples)),
+        seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
+        max_bytes=bytes_of(values.get("max_bytes") or "64M"),
+        time_limit=positive("--time-limit", 30.0 if values.get("time_limit") is None else values["time_limit"]),
+        isolated=not values.get("no_isolation"),
+        strict=bool(values.get("strict_supports")),
+        checks=chosen_checks(values.get("check") or (), ON_REQUEST),
+        report_dir=values.get("report_dir") or "reports",
+        options=options,
+    )

@@ -1,0 +1,93 @@
+"""What exists: ops and backends, registered by entry point, and backends named by a file.
+
+A backend is named `NAME`, `NAME:DEVICE`, `path/to/file.py:Class` or `path/to/file.py:Class:DEVICE`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from opconform.harness.backend import Backend
+    from opconform.harness.op import Op
+
+
+class UsageError(Exception):
+    """Something the user asked for does not exist or cannot be: one line that lists what does."""
+
+
+@cache
+def _entry_points(group: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in sorted(entry_points(group=group), key=lambda point: point.name)}
+
+
+def backend_names() -> list[str]:
+    """The registered backends."""
+    return list(_entry_points("opconform.backends"))
+
+
+@cache
+def ops() -> dict[str, Op]:
+    """Every registered op by name."""
+    return {name: cast("Op", point.load()) for name, point in _entry_points("opconform.ops").items()}
+
+
+def op_names() -> list[str]:
+    """The registered ops; loads none of them."""
+    return list(_entry_points("opconform.ops"))
+
+
+def chosen_ops(names: Iterable[str]) -> list[Op]:
+    """The ops that `names` (each one or several with commas) select; all of them where there is none.
+
+    Raises `UsageError` for a name that no op has.
+    """
+    wanted = [name.strip() for value in names for name in value.split(",") if name.strip()]
+    for name in wanted:
+        if name not in op_names():
+            raise UsageError(f"no op {name!r}; there are {', '.join(op_names())}")
+    return [op for name, op in ops().items() if not wanted or name in wanted]
+
+
+def split_target(target: str) -> tuple[str, str | None]:
+    """A backend's spec and device: `ggml:Vulkan0` is ("ggml", "Vulkan0"); the device is None where none is named.
+
+    Raises `UsageError` for a backend that does not exist.
+    """
+    if ".py:" in target:
+        path, _, rest = target.partition(".py:")
+        name, _, device = rest.partition(":")
+        if not Path(path + ".py").is_file():
+            raise UsageError(f"no file {path}.py, named by --backend {target}")
+        return f"{path}.py:{name}", device or None
+    name, _, device = target.partition(":")
+    if name not in backend_names():
+        raise UsageError(f"no backend {name!r}; there are {', '.join(backend_names())}, or path/to/file.py:Class")
+    return name, device or None
+
+
+def backend_class(spec: str) -> type[Backend]:
+    """The class that `spec` (a registered name or `file.py:Class`) names.
+
+    Raises `UsageError` where there is none, and whatever importing it raises.
+    """
+    from opconform.harness.backend import Backend
+
+    if ".py:" not in spec:
+        return cast("type[Backend]", _entry_points("opconform.backends")[spec].load())
+    path, _, name = spec.rpartition(":")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UsageError(f"{path} cannot be imported")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    found = getattr(module, name, None)
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Backend)]
+        raise UsageError(f"{path} has no Backend class {name!r}; it has {', '.join(classes) or 'none'}")
+    return found

@@ -1,0 +1,396 @@
+"""Runs cases on a device and judges them. The device's backend lives in a worker process that may abort or hang.
+
+Whatever a worker finished before it died is kept: answers arrive one by one, and outputs lie in memory that the harness
+owns.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from opconform.harness.backend import Device, Limit, Unavailable
+from opconform.harness.buffers import Buffers, Plan
+from opconform.harness.case import DEFAULT_MAX_BYTES, Case
+from opconform.harness.checks import Finding, TwinCheck
+from opconform.harness.dtypes import Raw
+from opconform.harness.judging import Verdict, judge
+from opconform.harness.op import Op
+from opconform.harness.registry import backend_class
+from opconform.harness.values import inputs_of
+from opconform.harness.worker import Answer, answer
+
+START_SECONDS = 120.0  #: how long a backend may take to list and open its devices
+_STDERR_BYTES = 6000  #: how much of a dead worker's last words a report keeps
+_BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker's end: killed by a signal, exited, or out of time."""
+
+    kind: str
+    detail: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device to test: the backend's spec, the device, and the options it is opened with."""
+
+    spec: str
+    device: Device
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """What `--backend` takes: `ggml:Vulkan0`."""
+        return f"{self.spec}:{self.device.id}"
+
+
+class Worker:
+    """A worker process for one backend. Starting it does not wait; the first use does."""
+
+    def __init__(self, spec: str, options: Mapping[str, str]) -> None:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115: closed with the worker
+        self._memory_fd = _memory_file()
+        self._arena = np.empty(0, np.uint8)
+        ours, theirs = socket.socketpair()
+        arguments = [str(theirs.fileno()), str(self._memory_fd), spec]
+        command = [sys.executable, "-c", "from opconform.harness.worker import main; main()", *arguments]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self._stderr,
+            stderr=self._stderr,
+            pass_fds=(theirs.fileno(), self._memory_fd),
+        )
+        theirs.close()
+        self._connection: Connection[Any, Any] = Connection(ours.detach())
+        self._connection.send(dict(options))
+        self._devices: list[Device] | None = None
+
+    def devices(self) -> list[Device]:
+        """The backend's devices. Raises `Unavailable`."""
+        if self._devices is None:
+            self._devices = self._reply("list its devices")
+        return self._devices
+
+    def open(self, device: str) -> tuple[Limit, ...]:
+        """Open a device; returns its limits. Raises `Unavailable`."""
+        self.devices()
+        self._connection.send(("open", device))
+        limits: tuple[Limit, ...] = self._reply(f"open {device}")
+        return limits
+
+    def _reply(self, what: str) -> Any:
+        try:
+            found = self._connection.recv() if self._connection.poll(START_SECONDS) else self._died(START_SECONDS)
+        except (EOFError, OSError):
+            found = self._died()
+        if isinstance(found, Died):
+            last = found.stderr.strip().splitlines()[-1:] or [""]
+            raise Unavailable(f"could not {what}: {found.detail}", last[0] or "its worker said nothing")
+        if isinstance(found, Unavailable):
+            raise found
+        return found
+
+    def arena(self, size: int) -> np.ndarray:
+        """Memory of at least `size` bytes that the worker sees too."""
+        if self._arena.size < size:
+            grown = 1 << (size - 1).bit_length()
+            os.ftruncate(self._memory_fd, grown)
+            self._arena = np.frombuffer(mmap.mmap(self._memory_fd, grown), np.uint8)
+        return self._arena
+
+    def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
+        """One answer per case, in order; the last one is `Died` where the worker ends before its time."""
+        mark = os.fstat(self._stderr.fileno()).st_size
+        try:
+            self._connection.send(("run", self._arena.size, cases))
+            for _ in cases:
+                if not self._connection.poll(seconds):
+                    yield self._died(seconds, mark)
+                    return
+                yield self._connection.recv()
+        except (EOFError, OSError):
+            yield self._died(None, mark)
+
+    def supports(self, cases: Sequence[Case]) -> list[str | None]:
+        """The backend's own word on each case."""
+        self._connection.send(("supports", list(cases)))
+        reasons: list[str | None] = self._reply("say what it supports")
+        return reasons
+
+    def _died(self, seconds: float | None = None, mark: int = 0) -> Died:
+        if seconds is not None:
+            self._process.kill()
+        code = self._process.wait()
+        size = os.fstat(self._stderr.fileno()).st_size
+        start = max(mark, size - _STDERR_BYTES)
+        said = os.pread(self._stderr.fileno(), size - start, start).decode(errors="replace").strip()
+        if seconds is not None:
+            return Died("TIMEOUT", f"no answer within {seconds:g} s", said)
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+        return Died("CRASH", f"the process ended with {how}", said)
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+        self._stderr.close()
+        os.close(self._memory_fd)
+
+
+def _memory_file() -> int:
+    """A file that lives in memory, or, where the system has none, a nameless temporary one."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("opconform")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+class _Local:
+    """The same in this very process, for debugging: no protection from aborts, segfaults or hangs."""
+
+    def __init__(self, spec: str, options: Mapping[str, str]) -> None:
+        self._type = backend_class(spec)
+        self._options = options
+        self._arena = np.empty(0, np.uint8)
+
+    def open(self, device: str) -> tuple[Limit, ...]:
+        self._backend = self._type(device, self._options)
+        return self._backend.limits()
+
+    def arena(self, size: int) -> np.ndarray:
+        if self._arena.size < size:
+            self._arena = np.empty(size, np.uint8)
+        return self._arena
+
+    def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
+        for case, offset in cases:
+            yield answer(self._backend, case, self._arena[offset:])
+
+    def supports(self, cases: Sequence[Case]) -> list[str | None]:
+        return [self._backend.supports(case) for case in cases]
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each stage, for the throughput table."""
+
+    values: float = 0.0
+    reference: float = 0.0
+    backend: float = 0.0
+    transport: float = 0.0
+
+
+@dataclass
+class Prepared:
+    """A case laid out in the arena, on its way to the worker."""
+
+    case: Case
+    values: dict[str, Raw]
+    plan: Plan
+    offset: int
+
+
+class Runner:
+    """Runs and judges cases of one op on one device. A context manager: leaving it ends the worker.
+
+    time_limit: seconds a case may take. isolated: False runs in this process. strict: tries what the limits of kind
+    "kernel" and "bug" forbid.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        time_limit: float = 30.0,
+        isolated: bool = True,
+        strict: bool = False,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+    ) -> None:
+        self.target = target
+        self.numerics = target.device.numerics
+        self.time_limit = time_limit
+        self.max_bytes = max_bytes
+        self.clock = Clock()
+        self.slowest = 0.0
+        self._strict = strict
+        self._start = Worker if isolated else _Local
+        self._worker: Worker | _Local = self._start(target.spec, target.options)
+        self._spare: Worker | _Local | None = None
+        self._all_limits = self._worker.open(target.device.id)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the worker and the one standing by."""
+        self._worker.close()
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+
+    def limits(self, op: Op) -> tuple[Limit, ...]:
+        """The limits that hold for `op` in this run."""
+        kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
+        return tuple(limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind in kinds)
+
+    def supports(self, cases: Sequence[Case]) -> list[str | None]:
+        """Whether the backend itself takes each case: None, or the reason."""
+        return self._worker.supports(cases)
+
+    def verdicts(
+        self, op: Op, cases: Iterable[Case], *, beyond: Iterable[str] = (), until_death: bool = False
+    ) -> list[Verdict]:
+        """Run and judge `cases`, in order. `beyond` lists kinds of limits that do not hold this time; with
+        `until_death` the cases after one that killed its worker are left out (several that hang take minutes).
+
+        Raises `CaseError` for a case that its op does not know.
+        """
+        found: dict[int, Verdict] = {}
+        batch: list[tuple[int, Case]] = []
+        size = 0
+        for index, case in enumerate(cases):
+            reason = self._forbidden(op, case, set(beyond))
+            if reason is not None:
+                found[index] = Verdict(case, unsupported=reason)
+                continue
+            needed = Plan.of(case).size
+            if batch and size + needed > _BATCH_BYTES:
+                found.update(self._run(op, batch, until_death))
+                batch, size = [], 0
+            batch.append((index, case))
+            size += needed
+        if batch:
+            found.update(self._run(op, batch, until_death))
+        return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
+
+    def _forbidden(self, op: Op, case: Case, beyond: set[str]) -> str | None:
+        op.check(case)
+        total = sum(layout.end for layout in case.layouts.values())
+        if total > self.max_bytes:
+            return f"takes {total} bytes; --max-bytes allows {self.max_bytes}"
+        traits = op.traits(case)
+        for limit in self.limits(op):
+            if limit.kind not in beyond and limit.forbids(case, traits):
+                return limit.reason
+        return None
+
+    def _run(self, op: Op, batch: Sequence[tuple[int, Case]], until_death: bool) -> dict[int, Verdict]:
+        """Verdicts of a batch that fits in the arena, by index; a worker that dies is replaced and the rest goes on."""
+        found: dict[int, Verdict] = {}
+        left = list(batch)
+        while left:
+            prepared = self._prepare(op, [case for _, case in left])
+            before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
+            answers = self._exchange(prepared)
+            arena = self._worker.arena(0)
+            start = time.perf_counter()
+            for (index, _), item, result in zip(left, prepared, answers):
+                window = slice(item.offset, item.offset + item.plan.size)
+                found[index] = self._verdict(op, item, result, before[window], arena[window])
+            self.clock.reference += time.perf_counter() - start
+            if isinstance(answers[-1], Died):
+                self._replace_worker()
+                if until_death:
+                    break
+            left = left[len(answers) :]
+        return found
+
+    def _prepare(self, op: Op, cases: Sequence[Case]) -> list[Prepared]:
+        start = time.perf_counter()
+        prepared, offset = [], 0
+        for case in cases:
+            plan = Plan.of(case)
+            prepared.append(Prepared(case, inputs_of(case, op), plan, offset))
+            offset += plan.size
+        arena = self._worker.arena(offset)
+        for item in prepared:
+            Buffers(item.case, arena[item.offset :], item.plan).fill(item.values)
+        self.clock.values += time.perf_counter() - start
+        return prepared
+
+    def _exchange(self, prepared: Sequence[Prepared]) -> list[Answer | Died]:
+        start = time.perf_counter()
+        cases = [(item.case if item.case.data is None else replace(item.case, data=None), item.offset) for item in prepared]
+        answers = list(self._worker.run(cases, self.time_limit))
+        inside = sum(result.seconds for result in answers if isinstance(result, Answer))
+        self.slowest = max([self.slowest, *(result.seconds for result in answers if isinstance(result, Answer))])
+        self.clock.backend += inside
+        self.clock.transport += time.perf_counter() - start - inside
+        return answers
+
+    def _verdict(self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray) -> Verdict:
+        if isinstance(result, Died):
+            finding = Finding("process", self._blame(op, item.case) or result.kind, result.detail)
+            return Verdict(item.case, (finding,), stderr=result.stderr, seconds=self.time_limit)
+        if result.unsupported is not None:
+            return Verdict(item.case, unsupported=result.unsupported)
+        if result.error is not None:
+            lines = result.error.splitlines()
+            finding = Finding("process", self._blame(op, item.case) or "ERROR", lines[-1])
+            return Verdict(item.case, (finding,), stderr=result.error, seconds=result.seconds)
+        return replace(judge(item.case, op, item.values, before, after, self.numerics), seconds=result.seconds)
+
+    def _blame(self, op: Op, case: Case) -> str | None:
+        """Whether the device said yes to a case that its kernel's own precondition forbids."""
+        if not self._strict:
+            return None
+        traits = op.traits(case)
+        limits = (limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind == "kernel")
+        return "SUPPORTS_OP LIES" if any(limit.forbids(case, traits) for limit in limits) else None
+
+    def _replace_worker(self) -> None:
+        """Take the worker standing by, and start the next one, so that shrinking a crash does not wait for start-up."""
+        self._worker.close()
+        self._worker = self._spare or self._start(self.target.spec, self.target.options)
+        self._spare = self._start(self.target.spec, self.target.options)
+        self._worker.open(self.target.device.id)
+
+    def twin_findings(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> tuple[Finding, ...]:
+        """What the checks on request say of a case that passed."""
+        found = []
+        for check in checks:
+            twin = check.twin(verdict.case, op, inputs_of(verdict.case, op))
+            if twin is None or verdict.comparison is None:
+                continue
+            other = self.verdicts(op, [twin])[0]
+            if other.failed:
+                found.append(Finding(check.name, check.kind, f"its twin fails: {other.findings[0].detail}"))
+            elif other.comparison is not None and not check.same(twin, verdict.comparison.raw, other.comparison.raw):
+                found.append(Finding(check.name, check.kind, f"not {check.reason}"))
+        return tuple(found)
+
+
+def devices_of(spec: str, options: Mapping[str, str], isolated: bool = True) -> list[Device]:
+    """The devices of a backend, listed in a process of its own. Raises `Unavailable`."""
+    if not isolated:
+        return backend_class(spec).devices(options)
+    worker = Worker(spec, options)
+    try:
+        return worker.devices()
+    finally:
+        worker.close()

@@ -1,0 +1,310 @@
+"""The search: Hypothesis draws problems for one op on one device until one fails, and shrinks it.
+
+Hypothesis draws a problem (shapes and parameters); `variants.py` makes several cases of it that travel to the worker
+together. At the first failure the variant that failed is simplified and kept, Hypothesis shrinks the problem under it,
+and at the end the variant is simplified once more. While it shrinks, a failure must stay of its kind: a wrong value is
+not traded for a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
+from hypothesis.database import ExampleDatabase
+
+from opconform.harness.case import Case, CaseError
+from opconform.harness.checks import ON_REQUEST, Finding
+from opconform.harness.failure import Failure, describe
+from opconform.harness.judging import Verdict
+from opconform.harness.known import KnownCase
+from opconform.harness.op import Op, Problem
+from opconform.harness.runner import Runner
+from opconform.harness.settings import Settings
+from opconform.harness.strategies import Freedom, batches
+from opconform.harness.variants import VARIANTS, Variant, variants
+
+SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
+_CHUNK = 32  #: problems drawn between two looks at the clock
+_REPEATS = 2  #: how often a failing case is run again to see whether it always fails
+_SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
+_LEAST_SECONDS = 1.0
+
+#: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
+#: read from the wrong place.
+_MAY_BECOME = {"SLICES MIXED": {"SLICES MIXED", "WRONG VALUES", "NAN/INF"}}
+
+
+@dataclass
+class Tally:
+    """Counts of one op on one device. Every case run is passed or failed; the others have a reason."""
+
+    passed: int = 0
+    failed: int = 0
+    unsupported: Counter[str] = field(default_factory=Counter)
+    free: int = 0
+    seconds: float = 0.0
+
+    @property
+    def executed(self) -> int:
+        return self.passed + self.failed
+
+
+@dataclass(frozen=True)
+class KnownBug:
+    """A fault that the limits keep the search away from: whether its pinned case still fails."""
+
+    id: str
+    reason: str
+    still_fails: bool
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one op on one device."""
+
+    op: str
+    target: str
+    tally: Tally
+    failure: Failure | None = None
+    failed_known: tuple[str, ...] = ()
+    known_bugs: tuple[KnownBug, ...] = ()
+    limits: tuple[str, ...] = ()
+
+
+class _Failed(Exception):
+    """Raised inside Hypothesis to say that an example fails."""
+
+
+@dataclass
+class _Found:
+    """The failure being shrunk."""
+
+    variant: Variant
+    kinds: set[str]
+    problem: Problem
+    verdict: Verdict
+    deadline: float
+
+
+class Search:
+    """One op on one device. `on_progress` is called with the tally after every batch."""
+
+    def __init__(
+        self,
+        op: Op,
+        runner: Runner,
+        settings: Settings,
+        known: Sequence[KnownCase] = (),
+        database: ExampleDatabase | None = None,
+        on_progress: Callable[[Tally], None] = lambda tally: None,
+    ) -> None:
+        self._op = op
+        self._runner = runner
+        self._settings = settings
+        self._known = known
+        self._database = database
+        self._on_progress = on_progress
+        self._freedom = Freedom(runner.limits(op), settings.max_bytes)
+        self._checks = [ON_REQUEST[name] for name in settings.checks]
+        self._tally = Tally()
+        self._drawn = 0
+        self._found: _Found | None = None
+        self._seen: dict[str, Verdict] = {}
+
+    def run(self) -> Result:
+        """Known cases first, then failures of earlier runs, then the search. The smallest failure is the result's."""
+        start = time.monotonic()
+        pinned = {limit.pinned: limit for limit in self._freedom.limits if limit.pinned}
+        bugs = tuple(self._known_bug(known, pinned[known.id].reason) for known in self._known if known.id in pinned)
+        failed_known = self._try([(known.id, known.case) for known in self._known if known.id not in pinned])
+        failed_before = self._try(self._carried_over())
+        smallest = self._search(start)
+        if smallest is None:
+            smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
+        failure = None
+        if smallest is not None:
+            failure = describe(self._op, self._runner, smallest)
+            self._carry_over(failure.case)
+        self._tally.seconds = time.monotonic() - start
+        return Result(
+            self._op.name,
+            self._runner.target.label,
+            self._tally,
+            failure,
+            tuple(failed_known),
+            bugs,
+            tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
+        )
+
+    def _known_bug(self, known: KnownCase, reason: str) -> KnownBug:
+        verdict = self._runner.verdicts(self._op, [known.case], beyond=("bug",))[0]
+        return KnownBug(known.id, reason, verdict.failed)
+
+    def _try(self, cases: Sequence[tuple[str, Case]]) -> dict[str, Verdict]:
+        """Run named cases; returns those that fail."""
+        verdicts = self._examine([case for _, case in cases])
+        return {name: verdict for (name, _), verdict in zip(cases, verdicts) if verdict.failed}
+
+    def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
+        """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
+        verdicts = []
+        for verdict in self._runner.verdicts(self._op, cases, until_death=until_death):
+            if verdict.passed and self._checks:
+                verdict = replace(verdict, findings=self._runner.twin_findings(self._op, verdict, self._checks))
+            elif verdict.failed:
+                verdict = self._again(verdict)
+            verdicts.append(verdict)
+            self._count(verdict)
+        self._on_progress(self._tally)
+        return verdicts
+
+    def _again(self, verdict: Verdict) -> Verdict:
+        """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""
+        if verdict.findings[0].check == "process":
+            return verdict
+        again = self._runner.verdicts(self._op, [verdict.case] * _REPEATS)
+        passes = sum(other.passed for other in again)
+        if not passes:
+            return verdict
+        detail = f"wrong at first, then right {passes} times out of {_REPEATS}: {verdict.findings[0].detail}"
+        finding = Finding("deterministic", "NOT DETERMINISTIC", detail)
+        return replace(verdict, findings=(finding, *verdict.findings))
+
+    def _count(self, verdict: Verdict) -> None:
+        if verdict.unsupported is not None:
+            self._tally.unsupported[verdict.unsupported] += 1
+        elif verdict.failed:
+            self._tally.failed += 1
+        else:
+            self._tally.passed += 1
+            self._tally.free += verdict.comparison.free if verdict.comparison else 0
+
+    def _search(self, start: float) -> Verdict | None:
+        """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
+        if not all(self._freedom.choices("dtype", [dtype]) == [] for dtype in self._op.dtypes):
+            chunk = 0
+            while not self._found and self._time_left(start) and self._drawn < self._settings.examples:
+                self._draw_chunk(chunk)
+                chunk += 1
+        return self._shrunk()
+
+    def _time_left(self, start: float) -> bool:
+        return self._settings.seconds is None or time.monotonic() - start < self._settings.seconds
+
+    def _draw_chunk(self, chunk: int) -> None:
+        problems = min(_CHUNK, -(-(self._settings.examples - self._drawn) // VARIANTS))
+
+        @seed(self._settings.seed * 1_000_003 + chunk)
+        @settings(
+            max_examples=max(problems, 1),
+            phases=(Phase.generate, Phase.shrink),
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            verbosity=Verbosity.quiet,
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(batches(self._op, self._freedom))
+        def examine(drawn: tuple[Problem, int]) -> None:
+            if self._fails(*drawn):
+                raise _Failed
+
+        try:
+            examine()
+        except _Failed:
+            pass
+
+    def _fails(self, problem: Problem, variant_seed: int) -> bool:
+        if self._found is None:
+            drawn = variants(self._op, problem, variant_seed, self._freedom)
+            self._drawn += len(drawn)
+            verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
+            for variant, verdict in zip(drawn, verdicts):
+                if verdict.failed:
+                    self._begin_to_shrink(variant, problem, verdict)
+                    break
+            else:
+                return False
+        assert self._found is not None
+        verdict = self._verdict_while_shrinking(self._found.variant.case(self._op, problem))
+        if verdict is None or verdict.kind not in self._found.kinds:
+            return False
+        self._found.problem, self._found.verdict = problem, verdict
+        return True
+
+    def _begin_to_shrink(self, variant: Variant, problem: Problem, verdict: Verdict) -> None:
+        kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
+        self._found = _Found(variant, kinds, problem, verdict, time.monotonic() + SHRINK_SECONDS)
+        self._seen[verdict.case.key] = verdict
+        if verdict.kind == "TIMEOUT":
+            least = max(_LEAST_SECONDS, _SLOWEST * self._runner.slowest)
+            self._runner.time_limit = min(self._settings.time_limit, least)
+        self._simplify()
+
+    def _verdict_while_shrinking(self, case: Case) -> Verdict | None:
+        """The verdict on a candidate; the same each time it is asked for. None once the time to shrink is up."""
+        if case.key in self._seen:
+            return self._seen[case.key]
+        assert self._found is not None
+        if time.monotonic() > self._found.deadline:
+            return None
+        try:
+            verdict = self._examine([case])[0]
+            if verdict.passed and "NOT DETERMINISTIC" in self._found.kinds:
+                again = self._examine([case] * _REPEATS)
+                verdict = next((other for other in again if other.failed), verdict)
+        except CaseError:
+            return None
+        self._seen[case.key] = verdict
+        return verdict
+
+    def _simplify(self) -> None:
+        """Make the variant as plain as it can be while its failure stays."""
+        assert self._found is not None
+        found = self._found
+        improved = True
+        while improved:
+            improved = False
+            for simpler in found.variant.simpler():
+                verdict = self._verdict_while_shrinking(simpler.case(self._op, found.problem))
+                if verdict is not None and verdict.kind in found.kinds:
+                    found.variant, found.verdict, improved = simpler, verdict, True
+                    break
+
+    def _shrunk(self) -> Verdict | None:
+        if self._found is None:
+            return None
+        self._simplify()
+        verdict = self._found.verdict
+        if verdict.kind == "TIMEOUT" and self._runner.time_limit < self._settings.time_limit:
+            self._runner.time_limit = self._settings.time_limit
+            full = self._runner.verdicts(self._op, [verdict.case])[0]
+            first = next(iter(self._seen.values()))
+            return full if full.failed else first
+        return verdict
+
+    def _database_key(self) -> bytes:
+        return f"opconform/{self._op.name}/{self._runner.target.label}".encode()
+
+    def _carried_over(self) -> list[tuple[str, Case]]:
+        """Failures of earlier runs that still fit this op; what can no longer be read is dropped."""
+        if self._database is None:
+            return []
+        found = []
+        for stored in self._database.fetch(self._database_key()):
+            try:
+                case = Case.from_json(json.loads(stored), self._settings.max_bytes)
+                self._op.check(case)
+                found.append((case.id, case))
+            except (ValueError, KeyError):
+                self._database.delete(self._database_key(), stored)
+        return found
+
+    def _carry_over(self, case: Case) -> None:
+        if self._database is not None:
+            self._database.save(self._database_key(), json.dumps(case.to_json(), sort_keys=True).encode())

@@ -1,0 +1,131 @@
+"""A session: the ops and devices that were asked for, and what came of them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
+
+from opconform.harness.backend import Unavailable
+from opconform.harness.case import Case
+from opconform.harness.failure import Failure, describe
+from opconform.harness.known import known_cases, store
+from opconform.harness.op import Op
+from opconform.harness.registry import UsageError, backend_names, split_target
+from opconform.harness.runner import Runner, Target, devices_of
+from opconform.harness.search import Result, Search, Tally
+from opconform.harness.settings import Settings
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A backend that cannot run here, and what would make it run."""
+
+    spec: str
+    reason: str
+    remedy: str
+
+
+def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target], list[Missing]]:
+    """The devices that `wanted` names; every registered backend's where it names none.
+
+    A backend without a device stands for all of its devices. Raises `UsageError` for a backend or device that does
+    not exist, and for one asked for by name that cannot run.
+    """
+    found: dict[str, Target] = {}
+    missing = []
+    for name in wanted or backend_names():
+        spec, device_id = split_target(name)
+        try:
+            devices = devices_of(spec, _options_of(spec, settings), settings.isolated)
+        except Unavailable as error:
+            if wanted:
+                raise UsageError(f"--backend {name} cannot run: {error.reason}; {error.remedy}") from None
+            missing.append(Missing(spec, error.reason, error.remedy))
+            continue
+        chosen = [device for device in devices if device_id in (None, device.id)]
+        if not chosen:
+            ids = ", ".join(f"{spec}:{device.id}" for device in devices)
+            raise UsageError(f"--backend {name}: no such device; there are {ids}")
+        for device in chosen:
+            target = Target(spec, device, _options_of(spec, settings))
+            found[target.label] = target
+    return list(found.values()), missing
+
+
+def _options_of(spec: str, settings: Settings) -> dict[str, str]:
+    """The options that are a backend's own: `ggml_lib` is ggml's, by its prefix. A backend from a file sees all."""
+    own = {name: value for name, value in settings.options.items() if name.startswith(f"{spec}_")}
+    return dict(settings.options) if ".py:" in spec else own
+
+
+class Session:
+    """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._database: ExampleDatabase = DirectoryBasedExampleDatabase(
+            os.path.join(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis"), "opconform")
+        )
+        self._runners: dict[str, Runner] = {}
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+
+    def runner(self, target: Target) -> Runner:
+        """The runner of a device, started at its first use. Raises `Unavailable`."""
+        if target.label not in self._runners:
+            settings = self.settings
+            self._runners[target.label] = Runner(
+                target,
+                time_limit=settings.time_limit,
+                isolated=settings.isolated,
+                strict=settings.strict,
+                max_bytes=settings.max_bytes,
+            )
+        return self._runners[target.label]
+
+    def search(self, op: Op, target: Target, on_progress: Callable[[Tally], None] = lambda tally: None) -> Result:
+        """Search one op on one device, and store the failing case where there is one."""
+        known = [case for case in known_cases().values() if case.case.op == op.name]
+        runner = self.runner(target)
+        runner.time_limit = self.settings.time_limit
+        result = Search(op, runner, self.settings, known, self._database, on_progress).run()
+        if result.failure is not None:
+            store(result.failure.case, self.settings.report_dir)
+        return result
+
+    def replay(self, op: Op, target: Target, cases: Iterable[tuple[str, Case]]) -> Result:
+        """Run just these cases of one op; the first failure is described as it is, and not shrunk."""
+        tally, failure, failed = Tally(), None, []
+        runner = self.runner(target)
+        for name, case in cases:
+            verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
+            if verdict.unsupported is not None:
+                tally.unsupported[verdict.unsupported] += 1
+            elif verdict.failed:
+                tally.failed += 1
+                failed.append(name)
+                failure = failure or describe(op, runner, verdict)
+            else:
+                tally.passed += 1
+        if failure is not None:
+            store(failure.case, self.settings.report_dir)
+        return Result(op.name, target.label, tally, failure, tuple(failed))
+
+
+def commands(failure: Failure, settings: Settings) -> list[str]:
+    """The commands that reproduce a failure, as one types them in a shell."""
+    name = failure.case.id
+    where = os.path.join(settings.report_dir, "cases", f"{name}.json")
+    options = [*failure.replay_options, *(["--strict-supports"] if settings.strict else [])]
+    tail = " ".join(["--backend", shlex.quote(failure.target), *options])
+    return [f"opconform replay {shlex.quote(where)} {tail}", f"pytest --case {shlex.quote(where)} {tail}"]

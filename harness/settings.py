@@ -1,0 +1,60 @@
+"""How a run is set up: what the command line and pytest both take."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from opconform.harness.registry import UsageError
+
+#: Cases per op and device.
+PROFILES: Mapping[str, int] = {"quick": 150, "default": 1000, "nightly": 20000}
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What holds for every op and device of a run.
+
+    examples: cases per op and device. seconds: the time for one op on one device, or None. seed: of the search.
+    checks: the names of the checks on request. time_limit: seconds a case may take. strict: try what limits of kind
+    "kernel" and "bug" forbid.
+    """
+
+    examples: int = PROFILES["default"]
+    seconds: float | None = None
+    seed: int = 0
+    max_bytes: int = 64 << 20
+    time_limit: float = 30.0
+    isolated: bool = True
+    strict: bool = False
+    checks: tuple[str, ...] = ()
+    report_dir: str = "reports"
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+def bytes_of(text: str) -> int:
+    """A size such as 64M, 2GiB or 1048576, in bytes. Raises `UsageError`."""
+    match = re.fullmatch(r"(\d+)\s*([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or int(match[1]) == 0:
+        raise UsageError(f"{text!r} is not a size; write bytes or a number with K, M or G, such as 64M")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def positive(name: str, value: float) -> float:
+    """`value`, if it is a finite number above 0. Raises `UsageError` that names the option."""
+    if not (math.isfinite(value) and value > 0):
+        raise UsageError(f"{name} is {value:g}; it must be above 0")
+    return value
+
+
+def chosen_checks(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
+    """The checks on request that `names` select, with commas or without. Raises `UsageError`."""
+    wanted = tuple(name.strip() for value in names for name in value.split(",") if name.strip())
+    for name in wanted:
+        if name not in known:
+            raise UsageError(f"no check {name!r} on request; there are {', '.join(known)}")
+    return wanted

@@ -1,0 +1,122 @@
+"""The worker process: opens one backend, runs cases on shared memory, and may die without harm to anyone.
+
+Started by `runner.Worker` with the arguments CONNECTION_FD MEMORY_FD SPEC. The first message it
+sends is the list of the backend's devices, or the exception that stood in the way. After that it answers:
+
+    ("open", device id, options)     → the device's limits
+    ("run", size, [(case, offset)])  → one `Answer` per case, as soon as each is finished
+    ("supports", [case])             → one reason or None per case
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from opconform.harness.backend import Backend, Unavailable
+from opconform.harness.buffers import Buffers
+from opconform.harness.case import Case
+from opconform.harness.registry import backend_class
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one case: run, not supported for a reason, or ended by a Python exception."""
+
+    unsupported: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
+    """Run one case on `memory`, its arena."""
+    start = time.perf_counter()
+    try:
+        reason = backend.supports(case)
+        if reason is not None:
+            return Answer(unsupported=reason)
+        backend.run(case, Buffers(case, memory))
+    except Exception as error:
+        return Answer(error=_own_frames(error), seconds=time.perf_counter() - start)
+    return Answer(seconds=time.perf_counter() - start)
+
+
+def _own_frames(error: Exception) -> str:
+    """The traceback from the backend's frame on, without the harness's."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).strip()
+
+
+class _Memory:
+    """The shared memory, mapped again whenever it has grown."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._bytes = np.empty(0, np.uint8)
+
+    def up_to(self, size: int) -> np.ndarray:
+        if self._bytes.size < size:
+            self._bytes = np.frombuffer(mmap.mmap(self._descriptor, 0), np.uint8)
+        return self._bytes
+
+
+def _answers(backend: Backend, cases: Sequence[tuple[Case, int]], memory: np.ndarray) -> Iterator[Answer]:
+    for case, offset in cases:
+        yield answer(backend, case, memory[offset:])
+
+
+def _die_with_parent() -> None:
+    """On Linux, be killed when the harness is: a kernel that hangs must not outlive it."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def main() -> None:
+    """Serve until the harness hangs up."""
+    connection_fd, memory_fd, spec = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
+    connection: Connection[Any, Any] = Connection(connection_fd)
+    memory = _Memory(memory_fd)
+    options: Mapping[str, str] = connection.recv()
+    try:
+        backend_type = backend_class(spec)
+        connection.send(backend_type.devices(options))
+    except Unavailable as reason:
+        connection.send(reason)
+        return
+    except Exception as error:
+        connection.send(Unavailable(f"{type(error).__name__}: {error}", "it failed while listing its devices"))
+        return
+    backend: Backend | None = None
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        while True:
+            match connection.recv():
+                case ("open", device):
+                    try:
+                        backend = backend_type(device, options)
+                        connection.send(backend.limits())
+                    except Unavailable as reason:
+                        connection.send(reason)
+                    except Exception as error:
+                        connection.send(Unavailable(_own_frames(error), f"opening device {device} failed"))
+                case ("run", size, cases):
+                    assert backend is not None
+                    for result in _answers(backend, cases, memory.up_to(size)):
+                        connection.send(result)
+                case ("supports", cases):
+                    assert backend is not None
+                    connection.send([backend.supports(case) for case in cases])
+

@@ -1,0 +1,181 @@
+"""Plain text for a terminal: the screen of a failure, and the matrix of ops and devices."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from opconform.harness.backend import Device
+from opconform.harness.case import Case
+from opconform.harness.failure import Failure, Wrong
+from opconform.harness.search import Result
+
+WIDTH = 110
+_STDERR_LINES = 12
+
+
+def screen(failure: Failure, commands: Sequence[str]) -> str:
+    """One screen: what is wrong, with which case, where, by how much, and how to see it again."""
+    case, wrong = failure.case, failure.wrong
+    lines = [f"{failure.kind}  {case.op} on {failure.target}  ({failure.device})", "", *_wrapped("case", str(case))]
+    lines += _layouts(case)
+    lines += [f"  values     recipe {case.recipe}, seed {case.seed}{_kept(case)}", ""]
+    for finding in failure.findings:
+        lines += _wrapped(finding.check, finding.detail)
+    if wrong is not None:
+        lines += _element(failure, wrong)
+        lines += _places(case, wrong)
+    lines += _wrapped("packed", _twin(failure.packed_twin))
+    if failure.versions:
+        lines += _wrapped("versions", ", ".join(f"{name} {value}" for name, value in failure.versions))
+    if failure.stderr:
+        said = failure.stderr.splitlines()[-_STDERR_LINES:]
+        lines += ["", "  it said", *(f"    {line}" for line in said)]
+    lines += ["", "  again with", *(f"    {command}" for command in commands)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _wrapped(label: str, text: str) -> list[str]:
+    first, rest = f"  {label:<10} ", " " * 13
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    ) or [first]
+
+
+def _kept(case: Case) -> str:
+    return "" if case.keep is None else f"; all batch slices but number {case.keep} are NaN"
+
+
+def _layouts(case: Case) -> list[str]:
+    lines = []
+    for name, layout in case.layouts.items():
+        place = f"is {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
+        lines.append(
+            f"  {name:<10} {layout.dtype} shape={_tuple(layout.shape)} strides={_tuple(layout.strides)} "
+            f"offset={layout.offset}  {place}"
+        )
+    return lines
+
+
+def _tuple(values: Iterable[int]) -> str:
+    return "(" + ",".join(map(str, values)) + ")"
+
+
+def _element(failure: Failure, wrong: Wrong) -> list[str]:
+    worst = wrong.worst
+    times = f"{worst.times:.3g} times the bound" if math.isfinite(worst.times) else "no error is allowed here"
+    if worst.bound > 0 and not math.isfinite(worst.error):
+        times = "not a finite error"
+    i = tuple(reversed(worst.index))
+    return [
+        f"  worst      at [{','.join(map(str, i))}] (i0,i1,…): got {worst.got:.9g}, want {worst.want:.9g}",
+        f"             error {worst.error:.3g}, bound {worst.bound:.3g}: {times}",
+        f"  bound      {failure.bound}   [{failure.bound_at}]",
+        f"  nmse       {wrong.nmse:.3g} over the whole output, as upstream computes it",
+    ]
+
+
+def _places(case: Case, wrong: Wrong) -> list[str]:
+    out = next(iter(case.outputs.values()))
+    lines = [f"  where      {wrong.count} of {wrong.total} elements, {wrong.slices_wrong} of {wrong.slices_total} slices"]
+    if wrong.slices_total > 1:
+        shown = " ".join(f"{_outer(index)}:{_state(count)}" for index, count in wrong.slices)
+        more = "" if len(wrong.slices) == wrong.slices_total else f" … {wrong.slices_total - len(wrong.slices)} more"
+        lines += textwrap.wrap(shown + more, WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 13)
+    title = f"slice {_outer(wrong.map_index)}, " if wrong.slices_total > 1 else ""
+    cut = f", the first {len(wrong.map)}×{len(wrong.map[0])} of {out.ne[1]}×{out.ne[0]}" if wrong.map_is_cut else ""
+    lines.append(f"             {title}rows i1 down, i0 across{cut} (X wrong, · right):")
+    lines += ["               " + "".join("X" if cell else "·" for cell in row) for row in wrong.map]
+    return lines
+
+
+def _outer(index: tuple[int, ...]) -> str:
+    """An index over the outer axes as a ggml user reads it: i2, then i3."""
+    return "(" + ",".join(f"i{axis + 2}={i}" for axis, i in enumerate(reversed(index))) + ")"
+
+
+def _state(count: int) -> str:
+    return "right" if count == 0 else f"{count} wrong"
+
+
+def _twin(fate: str) -> str:
+    return {
+        "passes": "the same values packed (contiguous, offset 0) pass: the fault lies in strides or offsets",
+        "fails": "the same values packed (contiguous, offset 0) fail too: strides and offsets are not to blame",
+        "unsupported": "the contiguous twin is not supported here",
+    }.get(fate, "the case is contiguous already: strides and offsets are not to blame")
+
+
+def matrix(results: Sequence[Result]) -> str:
+    """Ops down, devices across, then every reason, known bug and limit that a cell only hints at."""
+    targets = list(dict.fromkeys(result.target for result in results))
+    cells = {(result.op, result.target): result for result in results}
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    table.add_column("op")
+    notes: dict[str, int] = {}
+    for target in targets:
+        table.add_column(Text(target))
+    for op in dict.fromkeys(result.op for result in results):
+        row = [_cell(cells.get((op, target)), notes) for target in targets]
+        table.add_row(op, *(Text(cell) for cell in row))
+    lines = [text_of(table)]
+    lines += [line for note, number in notes.items() for line in _note(number, note)]
+    return "\n".join(lines)
+
+
+def _note(number: int, note: str) -> list[str]:
+    return textwrap.wrap(note, WIDTH, initial_indent=f"[{number}] ", subsequent_indent="    ", break_on_hyphens=False)
+
+
+def _cell(result: Result | None, notes: dict[str, int]) -> str:
+    if result is None:
+        return "–"
+    marks = []
+    for reason, count in result.tally.unsupported.items():
+        counted = f" ({count} cases)" if result.tally.executed else ""
+        marks.append(_mark(notes, f"{result.op} on {result.target} unsupported{counted}: {reason}"))
+    for bug in result.known_bugs:
+        state = "known bug, left out of the search" if bug.still_fails else "FIXED: this known bug is gone"
+        marks.append(_mark(notes, f"{result.op} on {result.target}, {state}: {bug.reason} (case {bug.id})"))
+    for name in result.failed_known:
+        marks.append(_mark(notes, f"{result.op} on {result.target} fails the known case {name}"))
+    tail = f" {' '.join(marks)}" if marks else ""
+    if result.tally.executed == 0:
+        return f"unsupported{tail}"
+    if result.failure is not None:
+        return f"FAILED ({result.tally.executed}) {result.failure.kind}{tail}"
+    return f"passed {result.tally.executed}{tail}"
+
+
+def _mark(notes: dict[str, int], note: str) -> str:
+    return f"[{notes.setdefault(note, len(notes) + 1)}]"
+
+
+def counts(results: Sequence[Result]) -> str:
+    """The last line: what ran, and what became of it."""
+    passed = sum(result.tally.passed for result in results)
+    failing = sum(result.failure is not None for result in results)
+    unsupported = sum(result.tally.unsupported.total() for result in results)
+    executed = sum(result.tally.executed for result in results)
+    pairs = f"{len(results) - failing} of {len(results)} pairs of op and device without a failure"
+    return f"{executed} cases run, {passed} passed, {executed - passed} failed, {unsupported} unsupported; {pairs}"
+
+
+def header(target: str, device: Device) -> str:
+    """One line on a device: name, driver, versions."""
+    versions = ", ".join(f"{name} {value}" for name, value in device.versions.items())
+    return f"{target}  {device.description}{f'  ({versions})' if versions else ''}"
+
+
+def text_of(table: Table, width: int = 200) -> str:
+    """A table as plain text, without trailing blanks."""
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None, force_terminal=False).print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").splitlines())

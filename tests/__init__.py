@@ -1,0 +1,1 @@
+"""Tests of the harness itself, and what `pytest --backend X` runs."""

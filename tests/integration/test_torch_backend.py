@@ -1,0 +1,115 @@
+"""The torch backend against the reference, on every device that torch finds here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from opconform.backends.torch import TorchBackend
+from opconform.cases.acc import OP as ACC
+from opconform.cases.cumsum import OP as CUMSUM
+from opconform.cases.set import OP as SET
+from opconform.cases.solve_tri import OP as SOLVE_TRI
+from opconform.harness.backend import Device, Unavailable
+from opconform.harness.buffers import Buffers, Plan
+from opconform.harness.case import Case
+from opconform.harness.dtypes import F64
+from opconform.harness.judging import Verdict, judge
+from opconform.harness.layouts import Layout
+from opconform.harness.op import Op, Problem
+from opconform.harness.strategies import Freedom, batches
+from opconform.harness.values import inputs_of
+from opconform.harness.variants import variants
+
+OPS = {op.name: op for op in (ACC, SET, CUMSUM, SOLVE_TRI)}
+FREEDOM = Freedom(max_bytes=4 << 20)
+INSTALLED = importlib.util.find_spec("torch") is not None
+DEVICES = [device.id for device in TorchBackend.devices({})] if INSTALLED else ["cpu"]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> Device:
+    if not INSTALLED:
+        missing = "torch is not installed; `make setup` does it, or `pip install torch`"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+    return next(found for found in TorchBackend.devices({}) if found.id == request.param)
+
+
+@pytest.fixture(scope="module")
+def backend(device: Device) -> TorchBackend:
+    return TorchBackend(device.id, {})
+
+
+def verdict_on(backend: TorchBackend, device: Device, op: Op, case: Case) -> Verdict:
+    values = inputs_of(case, op)
+    before = Buffers(case, np.zeros(Plan.of(case).size, np.uint8))
+    before.fill(values)
+    after = Buffers(case, before.memory.copy())
+    assert backend.supports(case) is None
+    backend.run(case, after)
+    return judge(case, op, values, before.memory, after.memory, device.numerics)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_every_drawn_case_passes(backend: TorchBackend, device: Device, name: str) -> None:
+    op = OPS[name]
+
+    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(batch=batches(op, FREEDOM))
+    def hold(batch: tuple[Problem, int]) -> None:
+        problem, seed = batch
+        for variant in variants(op, problem, seed, FREEDOM):
+            verdict = verdict_on(backend, device, op, variant.case(op, problem))
+            assert not verdict.findings, verdict.case
+
+    hold()
+
+
+def row_sums(recipe: str = "small_int", size: int = 2, exclusive: bool = False, reverse: bool = False) -> Case:
+    layout = Layout.contiguous("f32", (1, 1, 1, size))
+    params = {"axis": 0, "exclusive": exclusive, "reverse": reverse}
+    return Case("cumsum", params, {"x": layout}, {"out": layout}, recipe)
+
+
+def got_of(verdict: Verdict) -> F64:
+    assert not verdict.findings
+    assert verdict.comparison is not None
+    return verdict.comparison.got.ravel()
+
+
+@pytest.mark.parametrize(
+    ("reverse", "x", "sums"), [(False, [1.0, 2.0**30], [0.0, 1.0]), (True, [2.0**30, 1.0], [1.0, 0.0])]
+)
+def test_exclusive_sums_do_not_cancel(
+    backend: TorchBackend, device: Device, reverse: bool, x: list[float], sums: list[float]
+) -> None:
+    case = row_sums(exclusive=True, reverse=reverse).with_data({"x": np.array(x, np.float32).tobytes()})
+    assert got_of(verdict_on(backend, device, CUMSUM, case)).tolist() == sums
+
+
+def test_denormals_survive_unless_the_device_says_that_it_flushes(backend: TorchBackend, device: Device) -> None:
+    got = got_of(verdict_on(backend, device, CUMSUM, row_sums("denormal", size=64)))
+    assert device.numerics.flushes_denormals or (got != 0).all()
+
+
+def test_an_unknown_op_is_unsupported_with_the_list_of_known_ones(backend: TorchBackend) -> None:
+    case = row_sums()
+    unknown = Case("fft", {}, case.inputs, case.outputs)
+    assert backend.supports(unknown) == "the torch backend has no fft; it has acc, set, cumsum, solve_tri"
+
+
+def test_the_cpu_is_listed_first_with_its_versions(device: Device) -> None:
+    first = TorchBackend.devices({})[0]
+    assert first.id == "cpu"
+    assert {"torch", "BLAS"} <= first.versions.keys()
+
+
+def test_without_torch_it_is_unavailable_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(Unavailable, match="pip install torch"):
+        TorchBackend.devices({})

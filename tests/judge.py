@@ -1,0 +1,107 @@
+"""Runs kernels in this process and judges them with the harness' own judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+
+import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from opconform.cases import acc, cumsum, solve_tri
+from opconform.cases import set as set_
+from opconform.harness.backend import Backend
+from opconform.harness.buffers import Buffers, Plan
+from opconform.harness.case import Case
+from opconform.harness.checks import ON_REQUEST, Finding, Run, run_intact
+from opconform.harness.dtypes import Raw
+from opconform.harness.judging import Verdict, judge
+from opconform.harness.numerics import EXACT, Numerics
+from opconform.harness.op import Expected, Op, Problem
+from opconform.harness.oracle import Comparison, compare, expectation
+from opconform.harness.strategies import Freedom, batches
+from opconform.harness.values import inputs_of
+from opconform.harness.variants import VARIANTS, variants
+
+OPS: Mapping[str, Op] = {op.name: op for op in (acc.OP, set_.OP, cumsum.OP, solve_tri.OP)}
+
+
+class Bench:
+    """A case laid out once, on which any number of kernels are run and judged."""
+
+    def __init__(self, case: Case, values: Mapping[str, Raw] | None = None) -> None:
+        self.case = case
+        self.op = OPS[case.op]
+        self.op.check(case)
+        self.values = dict(values) if values is not None else inputs_of(case, self.op)
+        self.plan = Plan.of(case)
+        self.before = np.empty(self.plan.size, np.uint8)
+        Buffers(case, self.before, self.plan).fill(self.values)
+        self._expected: dict[Numerics, Expected] = {}
+
+    def expected(self, numerics: Numerics = EXACT) -> Expected:
+        """The reference and its bound, computed once."""
+        if numerics not in self._expected:
+            self._expected[numerics] = expectation(self.case, self.op, self.values, numerics)
+        return self._expected[numerics]
+
+    def after(self, kernel: Backend) -> Buffers:
+        """The memory as `kernel` leaves it."""
+        buffers = Buffers(self.case, self.before.copy(), self.plan)
+        kernel.run(self.case, buffers)
+        return buffers
+
+    def comparison(self, left: Buffers, numerics: Numerics = EXACT) -> Comparison:
+        """The output in `left` against the reference."""
+        got = np.array(left.raw(self.op.outputs[0]))
+        return compare(self.case, self.op, self.values, self.expected(numerics), got, numerics)
+
+    def verdict(self, kernel: Backend, numerics: Numerics = EXACT) -> Verdict:
+        """The harness' verdict on one run of `kernel`."""
+        return judge(self.case, self.op, self.values, self.before, self.after(kernel).memory, numerics)
+
+    def passes(self, kernel: Backend, numerics: Numerics = EXACT) -> bool:
+        """Whether `kernel` passes; as `verdict`, without computing the reference anew."""
+        left = self.after(kernel)
+        comparison = self.comparison(left, numerics)
+        run = Run(self.case, self.op, self.values, Buffers(self.case, self.before, self.plan), left, comparison)
+        return run_intact(run) and not comparison.wrong.any()
+
+    def twin_finding(self, kernel: Backend, name: str) -> Finding | None:
+        """What the check on request `name` says of `kernel`, or None."""
+        check = ON_REQUEST[name]
+        twin = check.twin(self.case, self.op, self.values)
+        if twin is None:
+            return None
+        out = self.op.outputs[0]
+        one, other = np.array(self.after(kernel).raw(out)), Bench(twin).after(kernel).raw(out)
+        return None if check.same(twin, one, other) else Finding(check.name, check.kind, f"not {check.reason}")
+
+
+@lru_cache(maxsize=16)
+def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[Case, ...]:
+    """`count` cases of an op from its own strategy and the harness' variants; the same for the same arguments."""
+    freedom = Freedom(max_bytes=max_bytes)
+    found: list[Case] = []
+
+    @seed(number)
+    @settings(
+        max_examples=math.ceil(count / VARIANTS),
+        phases=(Phase.generate,),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(batches(OPS[op], freedom))
+    def draw(drawn: tuple[Problem, int]) -> None:
+        problem, variant_seed = drawn
+        found.extend(variant.case(OPS[op], problem) for variant in variants(OPS[op], problem, variant_seed, freedom))
+
+    draw()
+    return tuple(found[:count])
+
+
+def benches(cases: Iterable[Case]) -> Iterator[Bench]:
+    """A bench for each case."""
+    return map(Bench, cases)

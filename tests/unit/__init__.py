@@ -1,0 +1,1 @@
+"""Tests of one module each, and of the oracle with wrong kernels."""
