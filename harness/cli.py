@@ -23,11 +23,11 @@ from opconform.harness.known import find_case, known_cases
 from opconform.harness.op import Op
 from opconform.harness.options import OPTIONS, Option, settings_from
 from opconform.harness.registry import UsageError, chosen_ops, ops
+from opconform.harness.result import Result, Tally
 from opconform.harness.runner import Target
-from opconform.harness.search import Result, Tally
 from opconform.harness.session import Session, commands, targets_of
 from opconform.harness.settings import Settings, positive
-from opconform.reports.console import counts, header, matrix, screen
+from opconform.reports.console import counts, matrix, screen
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -87,7 +87,7 @@ def list_command(values: dict[str, Any], cases: bool) -> None:
     console.print()
     targets, missing = targets_of((), settings_from(values))
     for target in targets:
-        click.echo(header(target.label, target.device))
+        click.echo(f"{target.label}  {target.about}")
     for absent in missing:
         click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
 
@@ -103,7 +103,7 @@ def support(values: dict[str, Any]) -> None:
         click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
     with Session(settings) as session:
         for target in targets:
-            click.echo(header(target.label, target.device))
+            click.echo(f"{target.label}  {target.about}")
             runner = session.runner(target)
             for op in chosen:
                 cases = [known.case for known in known_cases().values() if known.case.op == op.name]
@@ -129,7 +129,7 @@ def test(values: dict[str, Any], minutes: float | None) -> None:
     targets, missing = targets_of(values["backend"], settings)
     click.echo(f"seed {settings.seed}: --seed {settings.seed} draws the same cases again")
     for target in targets:
-        click.echo(header(target.label, target.device))
+        click.echo(f"{target.label}  {target.about}")
     for absent in missing:
         click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
     results: list[Result] = []

@@ -1,13 +1,15 @@
 """The pytest plugin: options, one conformance test per op and device, the report header and the matrix.
 
 It is loaded into every pytest run of the environment it is installed in, so nothing heavy is imported before a
-conformance test is collected.
+conformance test is collected or a backend is asked for.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import random
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,29 +21,29 @@ from opconform.harness.registry import UsageError, chosen_ops, ops
 if TYPE_CHECKING:
     from opconform.harness.case import Case
     from opconform.harness.op import Op
+    from opconform.harness.result import Result
     from opconform.harness.runner import Target
-    from opconform.harness.search import Result
     from opconform.harness.session import Missing, Session
     from opconform.harness.settings import Settings
 
 FIXTURE = "opconform_pair"
-_PROPERTY = "opconform_result"
-_SEED = "OPCONFORM_SEED"
+_RESULT = pytest.StashKey[str]()
+_STATE = pytest.StashKey["State"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("opconform", "opconform: backend conformance")
     for option in OPTIONS:
-        action = "store_true" if option.flag else "append" if option.many else "store"
-        extra: dict[str, Any] = {} if option.flag else {"type": option.type, "metavar": option.metavar or None}
-        if option.choices:
-            extra = {"choices": option.choices}
-        group.addoption(option.name, action=action, default=None, dest=f"opconform_{option.key}", help=option.help, **extra)
+        extra: dict[str, Any] = {"action": "store_true"}
+        if not option.flag:
+            extra = {"action": "append" if option.many else "store", "type": option.type}
+            extra |= {"choices": option.choices} if option.choices else {"metavar": option.metavar}
+        group.addoption(option.name, default=None, dest=f"opconform_{option.key}", help=option.help, **extra)
 
 
 @dataclass
 class Plan:
-    """What this pytest run is to test. Made once, when the first conformance test is collected."""
+    """What this pytest process is to test."""
 
     settings: Settings
     ops: list[Op]
@@ -52,13 +54,11 @@ class Plan:
 
     @classmethod
     def of(cls, config: pytest.Config) -> Plan:
+        """The plan that the options make. Raises `pytest.UsageError` (exit status 4) for one that cannot be."""
         from opconform.harness.known import find_case
         from opconform.harness.session import Session, targets_of
 
         values = {option.key: config.getoption(f"opconform_{option.key}") for option in OPTIONS}
-        worker_seed = getattr(config, "workerinput", {}).get(_SEED)
-        if values["seed"] is None:
-            values["seed"] = worker_seed
         try:
             settings = settings_from(values)
             chosen = chosen_ops(values["op"] or ())
@@ -71,11 +71,48 @@ class Plan:
         return cls(settings, chosen, targets, missing, cases, Session(settings))
 
 
-class Pair:
-    """One op on one device, as a test sees it."""
+class State:
+    """The plugin's state in one pytest process."""
 
-    def __init__(self, op: Op, target: Target, plan: Plan, record: Any) -> None:
-        self._op, self._target, self._plan, self._record = op, target, plan, record
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._plan: Plan | None = None
+        self.results: list[Result] = []
+
+    @property
+    def plan(self) -> Plan:
+        """Made at its first use: listing devices starts every backend once."""
+        if self._plan is None:
+            self._plan = Plan.of(self._config)
+        return self._plan
+
+    @property
+    def asked(self) -> bool:
+        """Whether a backend, op or case is asked for by name: then nothing but conformance tests runs."""
+        return any(self._config.getoption(f"opconform_{key}") for key in ("backend", "op", "case"))
+
+    @property
+    def executed(self) -> int:
+        return sum(result.tally.executed for result in self.results)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect the result that came with a report, from this process or from a worker of xdist."""
+        if report.when == "teardown" and hasattr(report, "opconform_result"):
+            from opconform.harness.result import Result
+
+            self.results.append(Result.from_json(json.loads(report.opconform_result)))
+
+    def close(self) -> None:
+        if self._plan is not None:
+            self._plan.session.__exit__()
+
+
+class Pair:
+    """One op on one device, as a test sees it; `result` is there once it has run."""
+
+    def __init__(self, op: Op, target: Target, plan: Plan) -> None:
+        self._op, self._target, self._plan = op, target, plan
+        self.result: Result | None = None
 
     def run(self) -> None:
         """Search, or replay the cases named; fail with the screen of the failure, skip where nothing is supported."""
@@ -88,108 +125,98 @@ class Pair:
         try:
             if plan.cases:
                 here = [(name, case) for name, case in plan.cases if case.op == self._op.name]
-                result = plan.session.replay(self._op, self._target, here)
+                self.result = plan.session.replay(self._op, self._target, here)
             else:
-                result = plan.session.search(self._op, self._target)
+                self.result = plan.session.search(self._op, self._target)
         except Unavailable as error:
             pytest.fail(f"{self._target.label} cannot run: {error}", pytrace=False)
-        self._record(result)
-        if result.failure is not None:
-            pytest.fail("\n" + screen(result.failure, commands(result.failure, plan.settings)), pytrace=False)
-        if not result.tally.executed:
-            pytest.skip(f"unsupported: {'; '.join(result.tally.unsupported)}")
-
-
-class Conformance:
-    """The plugin's state in one pytest process: the plan, and the results as reports bring them in."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self._config = config
-        self._plan: Plan | None = None
-        self.results: list[Result] = []
-        self.collected = False
-        self.seed = 0
-
-    @property
-    def plan(self) -> Plan:
-        if self._plan is None:
-            self._plan = Plan.of(self._config)
-        return self._plan
-
-    @property
-    def asked(self) -> bool:
-        """Whether a backend or a case was asked for by name: then nothing but conformance tests runs."""
-        return bool(self._config.getoption("opconform_backend") or self._config.getoption("opconform_case"))
-
-    def close(self) -> None:
-        if self._plan is not None:
-            self._plan.session.__exit__()
-
-
-_STATE = pytest.StashKey[Conformance]()
+        failure = self.result.failure
+        if failure is not None:
+            pytest.fail(screen(failure, commands(failure, plan.settings)), pytrace=False)
+        if not self.result.tally.executed:
+            pytest.skip(f"unsupported: {'; '.join(self.result.tally.unsupported)}")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    import random
+    state = config.stash[_STATE] = State(config)
+    config.pluginmanager.register(state, "opconform-state")
+    if config.option.opconform_seed is None:  # set here, it reaches the workers of xdist with the other options
+        config.option.opconform_seed = random.SystemRandom().randrange(1 << 31)
+    if state.asked and not config.option.collectonly and not hasattr(config, "workerinput"):
+        _ = state.plan  # a usage error must end the run before anything is collected
 
-    state = config.stash[_STATE] = Conformance(config)
-    given = config.getoption("opconform_seed")
-    state.seed = random.SystemRandom().randrange(1 << 31) if given is None else given
-    state.seed = getattr(config, "workerinput", {}).get(_SEED, state.seed)
-    config.option.opconform_seed = state.seed
 
-
-def pytest_configure_node(node: Any) -> None:
-    """Give every xdist worker the seed of the whole run."""
-    node.workerinput[_SEED] = node.config.stash[_STATE].seed
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    state = config.stash[_STATE]
+    seed = config.option.opconform_seed
+    lines = [f"opconform: seed {seed} (--seed {seed} draws the same cases again)"]
+    if state.asked and not config.option.collectonly:
+        lines += [f"opconform: {target.label}  {target.about}" for target in state.plan.targets]
+    return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if FIXTURE not in metafunc.fixturenames:
         return
-    state = metafunc.config.stash[_STATE]
-    plan = state.plan
+    plan = metafunc.config.stash[_STATE].plan
     pairs = [(op.name, target.label) for target in plan.targets for op in plan.ops]
-    marks = [pytest.param(pair, id="-".join(pair)) for pair in pairs]
-    for absent in plan.missing:
-        reason = f"{absent.spec} is not available: {absent.reason}; {absent.remedy}"
-        marks.append(pytest.param(None, id=absent.spec, marks=pytest.mark.skip(reason=reason)))
-    metafunc.parametrize(FIXTURE, marks, indirect=True)
+    params = [pytest.param(pair, id="-".join(pair)) for pair in pairs]
+    params += [pytest.param(absent, id=absent.spec) for absent in plan.missing]
+    metafunc.parametrize(FIXTURE, params, indirect=True)
+
+
+@pytest.fixture
+def opconform_pair(request: pytest.FixtureRequest) -> Generator[Pair]:
+    """One op on one device: `run()` tests it. A backend that cannot run here is a skip, under CI a failure."""
+    plan = request.config.stash[_STATE].plan
+    if not isinstance(request.param, tuple):
+        absent = request.param
+        end = pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip
+        end(f"{absent.spec} is not available: {absent.reason}; {absent.remedy}")
+    op_name, label = request.param
+    pair = Pair(ops()[op_name], next(target for target in plan.targets if target.label == label), plan)
+    yield pair
+    if pair.result is not None:
+        request.node.stash[_RESULT] = json.dumps(pair.result.to_json())
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where a backend or case is asked for by name, run the conformance tests alone."""
-    state = config.stash[_STATE]
-    ours = [item for item in items if FIXTURE in getattr(item, "fixturenames", ())]
-    state.collected = bool(ours)
-    if state.asked and len(ours) < len(items):
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(ours)])
-        items[:] = ours
-
-
-@pytest.fixture
-def opconform_pair(request: pytest.FixtureRequest, record_property: Any) -> Pair:
-    """One op on one device: `run()` tests it."""
-    from opconform.reports.record import result_to_json
-
-    plan = request.config.stash[_STATE].plan
-    op_name, label = request.param
-    target = next(target for target in plan.targets if target.label == label)
-
-    def record(result: Result) -> None:
-        record_property(_PROPERTY, json.dumps(result_to_json(result)))
-
-    return Pair(ops()[op_name], target, plan, record)
+    """Where a backend, op or case is asked for by name, run the conformance tests alone."""
+    if not config.stash[_STATE].asked:
+        return
+    ours = {item for item in items if FIXTURE in getattr(item, "fixturenames", ())}
+    config.hook.pytest_deselected(items=[item for item in items if item not in ours])
+    items[:] = [item for item in items if item in ours]
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> Iterator[None]:
-    yield
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach the result to the report of the teardown, so that it travels from an xdist worker too."""
+    report = yield
+    if _RESULT in item.stash:
+        report.opconform_result = item.stash[_RESULT]  # type: ignore[attr-defined]
+    return report
 
 
-def pytest_report_header(config: pytest.Config) -> list[str]:
-    return [f"opconform: seed {config.stash[_STATE].seed}"]
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    state = config.stash[_STATE]
+    if state.asked and not state.executed and not config.option.collectonly:
+        terminalreporter.write_line("opconform: no case was executed: that is a failure, not a pass", red=True)
+    if not state.results:
+        return
+    from opconform.reports.console import counts, matrix
+
+    terminalreporter.section("opconform")
+    terminalreporter.write_line(matrix(state.results))
+    terminalreporter.write_line(counts(state.results))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Nothing executed is red: a run that was asked for a backend must have run a case."""
+    state = session.config.stash[_STATE]
+    if state.asked and exitstatus in (0, 5) and not state.executed and not hasattr(session.config, "workerinput"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -60,6 +60,12 @@ class Target:
         """What `--backend` takes: `ggml:Vulkan0`."""
         return f"{self.spec}:{self.device.id}"
 
+    @property
+    def about(self) -> str:
+        """One line on the device: its name, driver and versions."""
+        versions = ", ".join(f"{name} {value}" for name, value in self.device.versions.items())
+        return f"{self.device.description} ({versions})" if versions else self.device.description
+
 
 class Worker:
     """A worker process for one backend. Starting it does not wait; the first use does."""

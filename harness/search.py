@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 
 from opconform.harness.case import Case, CaseError
 from opconform.harness.checks import ON_REQUEST, Finding
-from opconform.harness.failure import Failure, describe
+from opconform.harness.failure import describe
 from opconform.harness.judging import Verdict
 from opconform.harness.known import KnownCase
 from opconform.harness.op import Op, Problem
+from opconform.harness.result import KnownBug, Result, Tally
 from opconform.harness.runner import Runner
 from opconform.harness.settings import Settings
 from opconform.harness.strategies import Freedom, batches
@@ -37,43 +37,6 @@ _LEAST_SECONDS = 1.0
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
 _MAY_BECOME = {"SLICES MIXED": {"SLICES MIXED", "WRONG VALUES", "NAN/INF"}}
-
-
-@dataclass
-class Tally:
-    """Counts of one op on one device. Every case run is passed or failed; the others have a reason."""
-
-    passed: int = 0
-    failed: int = 0
-    unsupported: Counter[str] = field(default_factory=Counter)
-    free: int = 0
-    seconds: float = 0.0
-
-    @property
-    def executed(self) -> int:
-        return self.passed + self.failed
-
-
-@dataclass(frozen=True)
-class KnownBug:
-    """A fault that the limits keep the search away from: whether its pinned case still fails."""
-
-    id: str
-    reason: str
-    still_fails: bool
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one op on one device."""
-
-    op: str
-    target: str
-    tally: Tally
-    failure: Failure | None = None
-    failed_known: tuple[str, ...] = ()
-    known_bugs: tuple[KnownBug, ...] = ()
-    limits: tuple[str, ...] = ()
 
 
 class _Failed(Exception):
@@ -134,6 +97,7 @@ class Search:
         return Result(
             self._op.name,
             self._runner.target.label,
+            self._runner.target.about,
             self._tally,
             failure,
             tuple(failed_known),

@@ -15,8 +15,9 @@ from opconform.harness.failure import Failure, describe
 from opconform.harness.known import known_cases, store
 from opconform.harness.op import Op
 from opconform.harness.registry import UsageError, backend_names, split_target
+from opconform.harness.result import Result, Tally
 from opconform.harness.runner import Runner, Target, devices_of
-from opconform.harness.search import Result, Search, Tally
+from opconform.harness.search import Search
 from opconform.harness.settings import Settings
 
 
@@ -119,7 +120,7 @@ class Session:
                 tally.passed += 1
         if failure is not None:
             store(failure.case, self.settings.report_dir)
-        return Result(op.name, target.label, tally, failure, tuple(failed))
+        return Result(op.name, target.label, target.about, tally, failure, tuple(failed))
 
 
 def commands(failure: Failure, settings: Settings) -> list[str]:

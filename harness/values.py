@@ -103,8 +103,8 @@ def slices(shape: tuple[int, ...], batch_axes: tuple[int, ...]) -> int:
 
 def _spoil_other_slices(values: F64, batch_axes: tuple[int, ...], keep: int) -> None:
     """NaN in every batch slice but number `keep` (modulo the number of slices); batch axes are the leading ones."""
-    flat = values.reshape(slices(values.shape, batch_axes), -1)
-    if flat.size:
+    if values.size:
+        flat = values.reshape(slices(values.shape, batch_axes), -1)
         kept = keep % len(flat)
         flat[:kept] = np.nan
         flat[kept + 1 :] = np.nan

@@ -20,7 +20,12 @@ from opconform.harness.values import INTEGER_RECIPES, RECIPES, slices
 
 VARIANTS = 8  #: cases made of one problem; they travel to the worker together
 
-_ORDERS = tuple(itertools.permutations(range(4)))
+def _inversions(order: tuple[int, ...]) -> int:
+    """How many pairs of axes stand the other way round than in a contiguous tensor."""
+    return sum(a > b for a, b in itertools.combinations(order, 2))
+
+
+_ORDERS = tuple(sorted(itertools.permutations(range(4)), key=_inversions))
 _ROW_ORDERS = tuple(order for order in _ORDERS if order[0] == 0)
 _OFFSETS = (1, 3, 4, 8, 17, 64)
 _FLOAT_RECIPES = tuple(RECIPES)
@@ -57,24 +62,18 @@ class Shape:
         return Layout(dtype, sizes, tuple(reversed(nb)), self.offset * itemsize)
 
     def simpler(self) -> Iterator[Shape]:
-        """Shapes nearer to packed, the plainest first."""
+        """Shapes strictly nearer to packed, the plainest first."""
         if self != PACKED:
             yield PACKED
         if self.repeat:
             yield replace(self, repeat=())
-        if self.step > 1:
-            yield replace(self, step=1)
-            yield replace(self, step=2)
-        if self.order != _PLAIN_ORDER:
-            yield replace(self, order=_PLAIN_ORDER)
-            for i in range(4):
-                for j in range(i + 1, 4):
-                    order = list(_PLAIN_ORDER)
-                    order[i], order[j] = order[j], order[i]
-                    yield replace(self, order=tuple(order))
-        if self.offset:
-            yield replace(self, offset=0)
-            yield replace(self, offset=1)
+        for step in range(1, self.step):
+            yield replace(self, step=step)
+        for order in _ORDERS:
+            if _inversions(order) < _inversions(self.order):
+                yield replace(self, order=order)
+        for offset in range(min(self.offset, 2)):
+            yield replace(self, offset=offset)
         if self.pads != _NO_PADS:
             yield replace(self, pads=_NO_PADS)
             for axis in range(4):

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from opconform.harness.backend import Device
 from opconform.harness.case import Case
 from opconform.harness.failure import Failure, Wrong
-from opconform.harness.search import Result
+from opconform.harness.result import Result
 
 WIDTH = 110
 _STDERR_LINES = 12
@@ -166,12 +165,6 @@ def counts(results: Sequence[Result]) -> str:
     executed = sum(result.tally.executed for result in results)
     pairs = f"{len(results) - failing} of {len(results)} pairs of op and device without a failure"
     return f"{executed} cases run, {passed} passed, {executed - passed} failed, {unsupported} unsupported; {pairs}"
-
-
-def header(target: str, device: Device) -> str:
-    """One line on a device: name, driver, versions."""
-    versions = ", ".join(f"{name} {value}" for name, value in device.versions.items())
-    return f"{target}  {device.description}{f'  ({versions})' if versions else ''}"
 
 
 def text_of(table: Table, width: int = 200) -> str:

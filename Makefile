@@ -1,0 +1,34 @@
+# `make help` lists the targets. Each one that needs the virtual environment makes it first.
+BIN := .venv/bin
+GGML := .cache/ggml
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+setup:  ## install everything, in .venv and .cache (tools/setup.sh)
+	@tools/setup.sh
+
+run: setup  ## every op on every backend of this machine; ends with the matrix
+	$(BIN)/opconform test --backend vulkan --backend opencl --backend torch --backend ggml --ggml-lib $(GGML)/v0.5.0
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint  ## lint, then every test, against four builds of ggml
+	OPCONFORM_GGML_LIB=$(GGML)/v0.5.0 \
+	OPCONFORM_GGML_LIB_OLD=$(GGML)/b6673 \
+	OPCONFORM_GGML_LIB_BROKEN=$(GGML)/b7836 \
+	OPCONFORM_GGML_LIB_FIXED=$(GGML)/b8121 \
+	$(BIN)/python -m pytest
+
+bench: setup  ## the figures that the README quotes
+	$(BIN)/python -m benchmarks --ggml-lib $(GGML)/v0.5.0
+
+clean:  ## remove what builds and tests leave behind; .venv and .cache stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases
+	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +

@@ -1,0 +1,144 @@
+"""The Vulkan backend: the whole arena of a case in one storage buffer, and one shader per op.
+
+Kompute does the API work: a tensor is a device buffer with a staging buffer, an algorithm a pipeline bound to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opconform.backends.vulkan import shaders
+from opconform.backends.vulkan.arguments import DISPATCHES, DTYPES, WORDS
+from opconform.backends.vulkan.physical import Physical, physical_devices
+from opconform.harness.backend import Backend, Device, Unavailable
+from opconform.harness.buffers import Buffers, Plan
+from opconform.harness.case import Case
+from opconform.harness.numerics import Numerics
+
+_FOLDER = Path(__file__).parent
+_LOCAL_SIZE = 64  #: local_size_x of every shader
+_GROUPS = (1, 64, 1024)  #: workgroups of a dispatch; every shader strides on until all its items are done
+_SMALLEST = 1 << 16
+
+#: What Vulkan promises of float32 where no execution mode says more (Vulkan 1.3, "Precision and Operation of SPIR-V
+#: Instructions"): denormals may be flushed, + − × may round either way, a division is off by up to 2.5 ulp. Kompute
+#: cannot ask for the float controls that promise more.
+_NUMERICS = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5)
+
+
+@dataclass
+class _Arena:
+    """Device memory of `capacity` bytes with its pipelines. `staging` is the host's side of it, as bytes."""
+
+    tensor: Any
+    staging: np.ndarray
+    algorithms: dict[tuple[str, int], Any] = field(default_factory=dict)
+
+
+class VulkanBackend(Backend):
+    """The shaders beside this file, on one Vulkan device."""
+
+    name = "vulkan"
+    needs = "a Vulkan driver, glslc, and Kompute (`make setup` builds it)"
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        super().__init__(device, options)
+        found = _physical()
+        if not device.isdecimal() or int(device) >= len(found):
+            raise Unavailable(f"there is no Vulkan device {device!r}", f"choose one from 0 to {len(found) - 1}")
+        self._physical = found[int(device)]
+        self._kp = importlib.import_module("kp")
+        self._manager = self._kp.Manager(int(device))
+        opened = self._manager.get_device_properties()["device_name"]
+        if opened != self._physical.name:
+            raise Unavailable(
+                f"device {device} is {self._physical.name}, but Kompute opens {opened} under that number",
+                "leave one driver visible with VK_DRIVER_FILES",
+            )
+        self._shaders: dict[str, bytes] = {}
+        self._arenas: dict[int, _Arena] = {}
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        kompute = {"kompute": _kompute_version()}
+        return [
+            Device(str(index), found.name, {"driver": found.driver, "vulkan": found.api, **kompute}, _NUMERICS)
+            for index, found in enumerate(_physical())
+        ]
+
+    def supports(self, case: Case) -> str | None:
+        if case.op not in DISPATCHES:
+            return f"no kernel for {case.op}: add backends/vulkan/{case.op}.comp and its words to arguments.py"
+        if case.dtype not in DTYPES[case.op]:
+            return f"{case.op}.comp computes {', '.join(DTYPES[case.op])}, not {case.dtype}"
+        size = _capacity(Plan.of(case).size)
+        if size > self._physical.max_buffer or size > 1 << 31:  # Kompute counts bytes in 32 bits
+            return f"the case takes {size} bytes; a storage buffer of this device has {self._physical.max_buffer}"
+        return None
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        size = buffers.memory.size
+        arena = self._arena(_capacity(size))
+        arena.staging[:size] = buffers.memory
+        # A new sequence each time: Kompute's command pools do not allow a command buffer to be recorded again.
+        sequence = self._manager.sequence()
+        sequence.record(self._kp.OpTensorSyncDevice([arena.tensor]))
+        for dispatch in DISPATCHES[case.op](case, buffers.plan):
+            words = np.zeros(WORDS, dtype=np.uint32)
+            words[: len(dispatch.words)] = dispatch.words
+            sequence.record(self._kp.OpAlgoDispatch(self._algorithm(arena, case.op, dispatch.items), words))
+            # Between two dispatches the download is also the barrier: Kompute records none of its own from one
+            # shader's writes to the next one's reads.
+            sequence.record(self._kp.OpTensorSyncLocal([arena.tensor]))
+        sequence.eval()
+        buffers.memory[:] = arena.staging[:size]
+
+    def _arena(self, capacity: int) -> _Arena:
+        if capacity not in self._arenas:
+            tensor = self._manager.tensor_t(np.zeros(capacity // 4, dtype=np.uint32))
+            self._arenas[capacity] = _Arena(tensor, tensor.data().view(np.uint8))
+        return self._arenas[capacity]
+
+    def _algorithm(self, arena: _Arena, op: str, items: int) -> Any:
+        """The pipeline of `op` on `arena`, with workgroups for `items` or as many as a dispatch gets."""
+        groups = next((groups for groups in _GROUPS if groups * _LOCAL_SIZE >= items), _GROUPS[-1])
+        if (op, groups) not in arena.algorithms:
+            if op not in self._shaders:
+                self._shaders[op] = shaders.spirv(_FOLDER / f"{op}.comp")
+            no_constants, words = np.zeros(0, dtype=np.uint32), np.zeros(WORDS, dtype=np.uint32)
+            arena.algorithms[op, groups] = self._manager.algorithm(
+                [arena.tensor], self._shaders[op], (groups, 1, 1), no_constants, words
+            )
+        return arena.algorithms[op, groups]
+
+
+def _capacity(size: int) -> int:
+    """The power of two that holds an arena of `size` bytes. One tensor per capacity, so that a small case never pays
+    for copying what a large one needed."""
+    return max(1 << (size - 1).bit_length(), _SMALLEST)
+
+
+def _physical() -> list[Physical]:
+    """The devices, once all that this backend needs is there. Raises `Unavailable` for the first thing that is not."""
+    if importlib.util.find_spec("kp") is None:
+        raise Unavailable(
+            "the Python package kp (Kompute) is not installed",
+            "`make setup` builds it (a source package that needs cmake, g++, libvulkan-dev and libfmt-dev)",
+        )
+    shaders.find_compiler()
+    return physical_devices()
+
+
+def _kompute_version() -> str:
+    try:
+        return importlib.metadata.version("kp")
+    except importlib.metadata.PackageNotFoundError:
+        return "not told"

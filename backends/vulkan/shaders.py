@@ -1,0 +1,123 @@
+"""GLSL to SPIR-V, with a cache on disk.
+
+An entry is keyed by all that its bytes depend on: the source, the compiler's version, and the options. It is written
+to a temporary file and moved into place, so that no reader meets half of one; what is not whole SPIR-V all the same is
+compiled anew. A cache that cannot be written costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from opconform.harness.backend import Unavailable
+
+#: What Kompute asks of Vulkan. SPIR-V for 1.1 runs on every later version.
+_TARGET = "vulkan1.1"
+_MAGIC = (0x07230203).to_bytes(4, "little")
+_FUNCTION_END = (1 << 16 | 56).to_bytes(4, "little")  # OpFunctionEnd: one word, the last of every shader
+
+
+@dataclass(frozen=True)
+class Compiler:
+    """A GLSL compiler: the command that compiles standard input to the file named after it, and its version."""
+
+    command: tuple[str, ...]
+    version: str
+
+
+def find_compiler() -> str:
+    """The path of glslc, or else of glslangValidator. Raises `Unavailable` where PATH has neither."""
+    path = shutil.which("glslc") or shutil.which("glslangValidator")
+    if path is None:
+        raise Unavailable("there is no GLSL compiler (glslc or glslangValidator) on PATH", "apt-get install glslc")
+    return path
+
+
+@cache
+def compiler_at(path: str) -> Compiler:
+    """The compiler at `path`; its version is asked once per process."""
+    version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    if Path(path).stem == "glslc":
+        return Compiler((path, "-fshader-stage=compute", f"--target-env={_TARGET}", "-", "-o"), version)
+    return Compiler((path, "--stdin", "-S", "comp", "--target-env", _TARGET, "-o"), version)
+
+
+def cache_folder() -> Path:
+    """Where compiled shaders are kept: under OPCONFORM_CACHE, or else the place where this system keeps caches."""
+    chosen = os.environ.get("OPCONFORM_CACHE")
+    if chosen:
+        return Path(chosen) / "spirv"
+    if sys.platform == "win32":
+        home = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        home = Path.home() / "Library" / "Caches"
+    else:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "opconform" / "spirv"
+
+
+def entry_of(source: Path) -> Path:
+    """The cache file of the shader at `source` as it is now, compiled by the compiler that stands here now."""
+    return _entry(source.stem, source.read_bytes(), compiler_at(find_compiler()))
+
+
+def _entry(name: str, text: bytes, compiler: Compiler) -> Path:
+    options = "\0".join(compiler.command[1:])
+    key = hashlib.sha256(b"\0".join((text, compiler.version.encode(), options.encode())))
+    return cache_folder() / f"{name}-{key.hexdigest()[:32]}.spv"
+
+
+def spirv(source: Path) -> bytes:
+    """The shader at `source` as SPIR-V, from the cache where it is there and whole.
+
+    Raises `Unavailable` without a compiler and `RuntimeError` with the compiler's words where it refuses the source.
+    """
+    compiler = compiler_at(find_compiler())
+    text = source.read_bytes()
+    entry = _entry(source.stem, text, compiler)
+    with suppress(OSError):
+        kept = entry.read_bytes()
+        if is_whole(kept):
+            return kept
+    fresh = _compile(source, text, compiler)
+    _keep(entry, fresh)
+    return fresh
+
+
+def is_whole(code: bytes) -> bool:
+    """Whether `code` is SPIR-V from its magic number to its last instruction."""
+    return len(code) % 4 == 0 and code.startswith(_MAGIC) and code.endswith(_FUNCTION_END)
+
+
+def _compile(source: Path, text: bytes, compiler: Compiler) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="opconform-") as folder:
+        made = Path(folder) / "shader.spv"
+        done = subprocess.run([*compiler.command, str(made)], input=text, capture_output=True)
+        if done.returncode != 0:
+            said = (done.stdout + done.stderr).decode(errors="replace").strip()
+            raise RuntimeError(f"{source} does not compile:\n{said}")
+        code = made.read_bytes()
+    if not is_whole(code):
+        raise RuntimeError(f"{compiler.command[0]} made something other than SPIR-V of {source}")
+    return code
+
+
+def _keep(entry: Path, code: bytes) -> None:
+    with suppress(OSError):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(code)
+            os.replace(temporary, entry)
+        except OSError:
+            os.unlink(temporary)
