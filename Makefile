@@ -1,6 +1,6 @@
 # `make help` lists the targets. Each one that needs the virtual environment makes it first.
 BIN := .venv/bin
-GGML := .cache/ggml
+GGML := $(CURDIR)/.cache/ggml
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint bench clean
@@ -12,7 +12,8 @@ setup:  ## install everything, in .venv and .cache (tools/setup.sh)
 	@tools/setup.sh
 
 run: setup  ## every op on every backend of this machine; ends with the matrix
-	$(BIN)/opconform test --backend vulkan --backend opencl --backend torch --backend ggml --ggml-lib $(GGML)/v0.5.0
+	$(BIN)/opconform test --backend vulkan --backend opencl --backend torch --backend ggml \
+		--ggml-lib $(GGML)/v0.5.0
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check

@@ -154,7 +154,7 @@ def describe(op: Op, runner: Runner, verdict: Verdict) -> Failure:
 
 def _replay_options(runner: Runner, case: Case) -> tuple[str, ...]:
     options = [f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in runner.target.options.items()]
-    if sum(layout.end for layout in case.layouts.values()) > DEFAULT_MAX_BYTES:
+    if case.nbytes > DEFAULT_MAX_BYTES:
         options.append(f"--max-bytes {runner.max_bytes}")
     return tuple(options)
 

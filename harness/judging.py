@@ -12,7 +12,7 @@ from opconform.harness.case import Case
 from opconform.harness.checks import ALWAYS, Finding, Run, run_intact
 from opconform.harness.dtypes import Raw
 from opconform.harness.numerics import Numerics
-from opconform.harness.op import Op
+from opconform.harness.op import Expected, Op
 from opconform.harness.oracle import Comparison, compare, expectation
 
 
@@ -46,15 +46,21 @@ class Verdict:
 
 
 def judge(
-    case: Case, op: Op, values: Mapping[str, Raw], before: np.ndarray, after: np.ndarray, numerics: Numerics
+    case: Case,
+    op: Op,
+    values: Mapping[str, Raw],
+    before: np.ndarray,
+    after: np.ndarray,
+    numerics: Numerics,
+    expected: Expected | None = None,
 ) -> Verdict:
     """The verdict on one finished run.
 
     `before` and `after` are the arena's bytes as the backend got and left them; the output's elements in `after` are
-    overwritten here. `values` are the raw elements of the inputs.
+    overwritten here. `values` are the raw elements of the inputs; `expected` is computed unless it is given.
     """
     left = Buffers(case, after)
-    expected = expectation(case, op, values, numerics)
+    expected = expected or expectation(case, op, values, numerics)
     comparison = compare(case, op, values, expected, np.array(left.raw(op.outputs[0])), numerics)
     run = Run(case, op, values, Buffers(case, before, left.plan), left, comparison)
     if run_intact(run) and not comparison.wrong.any():

@@ -38,7 +38,10 @@ class KnownBug:
 
 @dataclass(frozen=True)
 class Result:
-    """One op on one device: `target` is what `--backend` takes, `device` one line on the device."""
+    """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
+
+    failed_known: ids of known cases that fail. left_out: ids of known cases larger than --max-bytes.
+    """
 
     op: str
     target: str
@@ -48,6 +51,7 @@ class Result:
     failed_known: tuple[str, ...] = ()
     known_bugs: tuple[KnownBug, ...] = ()
     limits: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -60,6 +64,7 @@ class Result:
             "failed_known": list(self.failed_known),
             "known_bugs": [asdict(bug) for bug in self.known_bugs],
             "limits": list(self.limits),
+            "left_out": list(self.left_out),
         }
         return plain
 
@@ -76,4 +81,5 @@ class Result:
             failed_known=tuple(plain["failed_known"]),
             known_bugs=tuple(KnownBug(**bug) for bug in plain["known_bugs"]),
             limits=tuple(plain["limits"]),
+            left_out=tuple(plain["left_out"]),
         )

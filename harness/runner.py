@@ -29,6 +29,7 @@ from opconform.harness.checks import Finding, TwinCheck
 from opconform.harness.dtypes import Raw
 from opconform.harness.judging import Verdict, judge
 from opconform.harness.op import Op
+from opconform.harness.oracle import expectation
 from opconform.harness.registry import backend_class
 from opconform.harness.values import inputs_of
 from opconform.harness.worker import Answer, answer
@@ -200,12 +201,16 @@ class _Local:
 
 @dataclass
 class Clock:
-    """Seconds spent in each stage, for the throughput table."""
+    """Seconds spent in each stage, for the throughput table. Generation of problems is not in it.
+
+    values: inputs drawn and laid out. transport: to the worker and back. backend: inside `Backend.supports` and `run`.
+    """
 
     values: float = 0.0
-    reference: float = 0.0
-    backend: float = 0.0
     transport: float = 0.0
+    backend: float = 0.0
+    reference: float = 0.0
+    judging: float = 0.0
 
 
 @dataclass
@@ -296,9 +301,8 @@ class Runner:
 
     def _forbidden(self, op: Op, case: Case, beyond: set[str]) -> str | None:
         op.check(case)
-        total = sum(layout.end for layout in case.layouts.values())
-        if total > self.max_bytes:
-            return f"takes {total} bytes; --max-bytes allows {self.max_bytes}"
+        if case.nbytes > self.max_bytes:
+            return f"takes {case.nbytes} bytes; --max-bytes allows {self.max_bytes}"
         traits = op.traits(case)
         for limit in self.limits(op):
             if limit.kind not in beyond and limit.forbids(case, traits):
@@ -314,11 +318,9 @@ class Runner:
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
             answers = self._exchange(prepared)
             arena = self._worker.arena(0)
-            start = time.perf_counter()
             for (index, _), item, result in zip(left, prepared, answers):
                 window = slice(item.offset, item.offset + item.plan.size)
                 found[index] = self._verdict(op, item, result, before[window], arena[window])
-            self.clock.reference += time.perf_counter() - start
             if isinstance(answers[-1], Died):
                 self._replace_worker()
                 if until_death:
@@ -359,7 +361,13 @@ class Runner:
             lines = result.error.splitlines()
             finding = Finding("process", self._blame(op, item.case) or "ERROR", lines[-1])
             return Verdict(item.case, (finding,), stderr=result.error, seconds=result.seconds)
-        return replace(judge(item.case, op, item.values, before, after, self.numerics), seconds=result.seconds)
+        start = time.perf_counter()
+        expected = expectation(item.case, op, item.values, self.numerics)
+        middle = time.perf_counter()
+        verdict = judge(item.case, op, item.values, before, after, self.numerics, expected)
+        self.clock.reference += middle - start
+        self.clock.judging += time.perf_counter() - middle
+        return replace(verdict, seconds=result.seconds)
 
     def _blame(self, op: Op, case: Case) -> str | None:
         """Whether the device said yes to a case that its kernel's own precondition forbids."""

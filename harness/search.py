@@ -69,7 +69,8 @@ class Search:
         self._op = op
         self._runner = runner
         self._settings = settings
-        self._known = known
+        self._known = [known for known in known if known.case.nbytes <= settings.max_bytes]
+        self._left_out = tuple(known.id for known in known if known.case.nbytes > settings.max_bytes)
         self._database = database
         self._on_progress = on_progress
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
@@ -103,6 +104,7 @@ class Search:
             tuple(failed_known),
             bugs,
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
+            self._left_out,
         )
 
     def _known_bug(self, known: KnownCase, reason: str) -> KnownBug:

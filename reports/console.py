@@ -126,6 +126,9 @@ def matrix(results: Sequence[Result]) -> str:
         table.add_row(op, *(Text(cell) for cell in row))
     lines = [text_of(table)]
     lines += [line for note, number in notes.items() for line in _note(number, note)]
+    left_out = dict.fromkeys(name for result in results for name in result.left_out)
+    if left_out:
+        lines += textwrap.wrap(f"left out, larger than --max-bytes: {', '.join(left_out)}", WIDTH)
     return "\n".join(lines)
 
 

@@ -37,15 +37,21 @@ die() {
 
 # step TITLE COMMAND…: say what is being done, keep its output in the log, and show the end of it if it fails.
 step() {
-  local title=$1 begin=$SECONDS
+  local title=$1 begin=$SECONDS status
   shift
   printf '%s … ' "$title"
   printf '\n### %s: %s\n' "$title" "$*" >"$log.step"
-  if "$@" >>"$log.step" 2>&1 </dev/null; then
-    cat "$log.step" >>"$log"
+  set +e # not `if (…)`: inside a condition errexit is off, and a function would run on past a failing command
+  (
+    set -e
+    "$@"
+  ) >>"$log.step" 2>&1 </dev/null
+  status=$?
+  set -e
+  cat "$log.step" >>"$log"
+  if ((status == 0)); then
     say "done ($((SECONDS - begin)) s)"
   else
-    cat "$log.step" >>"$log"
     say "FAILED"
     tail -n 25 "$log.step" | sed 's/^/    /' >&2
     die "$title failed; all of its output is in ${log#"$PWD"/}"
@@ -53,7 +59,7 @@ step() {
 }
 
 fingerprint() {
-  { cat tools/setup.sh pyproject.toml && say "$PYTHON $TORCH_SPEC $TORCH_INDEX_URL"; } | sha256sum | cut -d' ' -f1
+  { cat tools/setup.sh pyproject.toml && say "$PWD $PYTHON $TORCH_SPEC $TORCH_INDEX_URL"; } | sha256sum | cut -d' ' -f1
 }
 
 is_linux_x64() { [[ $(uname -s) == Linux && $(uname -m) == x86_64 ]]; }
@@ -76,11 +82,13 @@ can_include() { printf '#include <%s>\n' "$1" | g++ -E -x c++ - >/dev/null 2>&1;
 can_load() { "$PYTHON" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" >/dev/null 2>&1; }
 has_icd() { compgen -G "/usr/share/vulkan/icd.d/$1" >/dev/null || compgen -G "/etc/vulkan/icd.d/$1" >/dev/null; }
 has_opencl_icd() { compgen -G '/etc/OpenCL/vendors/*.icd' >/dev/null; }
+has_python_headers() { [[ -e $("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]; }
 has_glsl_compiler() { command -v glslc >/dev/null || command -v glslangValidator >/dev/null; }
 
 # What has to be there: the Debian package that brings it, a test for it, what it is for.
 pieces=(
   "python3-venv|$PYTHON -c 'import ensurepip, venv'|virtual environments"
+  "python3-dev|has_python_headers|building Kompute"
   "g++|command -v g++|building Kompute"
   "make|command -v make|building Kompute"
   "cmake|command -v cmake|building Kompute"
@@ -148,7 +156,8 @@ make_venv() {
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
     die "$("$PYTHON" --version 2>&1) is too old; set PYTHON to 3.10 or newer"
   if [[ -x $venv/bin/python ]] && "$venv/bin/python" -c 'import pip' 2>/dev/null; then return; fi
-  step "A virtual environment in .venv" "$PYTHON" -m venv --clear "$venv"
+  step "a virtual environment in .venv" "$PYTHON" -m venv --clear "$venv"
+  step "pip 23.2 or newer, which reads what a package needs without fetching it" pip_install "pip>=23.2"
 }
 
 # Whether the torch that pip would choose by itself needs CUDA libraries on this machine.
@@ -168,10 +177,21 @@ sys.exit(not any(name.startswith(("nvidia-", "cuda-", "pytorch-triton", "triton"
 PYTHON
 }
 
+has_torch() {
+  "$venv/bin/python" - "$TORCH_SPEC" <<'PYTHON'
+import importlib.metadata
+import sys
+
+from pip._vendor.packaging.requirements import Requirement
+
+installed = importlib.metadata.version("torch")
+sys.exit(not Requirement(sys.argv[1]).specifier.contains(installed, prereleases=True))
+PYTHON
+}
+
 install_torch() {
   local index=$TORCH_INDEX_URL
-  "$venv/bin/python" -c 'import torch' 2>/dev/null &&
-    pip_install --dry-run --quiet --no-index --no-deps "$TORCH_SPEC" >>"$log" 2>&1 && return
+  if has_torch 2>/dev/null; then return; fi
   if [[ -z $index ]] && torch_brings_cuda >>"$log" 2>&1; then index=$TORCH_CPU_INDEX; fi
   step "$TORCH_SPEC from ${index:-the index that pip is configured for}" \
     pip_install ${index:+--index-url "$index"} "$TORCH_SPEC"
@@ -253,7 +273,7 @@ step "opconform, editable, with its development tools and pyopencl" pip_install 
 install_torch
 install_kp
 install_ggml
-step "All of it can be imported" "$venv/bin/python" -c 'import kp, opconform, pyopencl, torch'
+step "all of it can be imported" "$venv/bin/python" -c 'import kp, opconform, pyopencl, torch'
 rm -f "$log.step"
 fingerprint >"$stamp"
 say "Ready: .venv/bin/opconform list"

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from opconform.backends.vulkan import shaders
-from opconform.backends.vulkan.arguments import DISPATCHES, DTYPES, WORDS
+from opconform.backends.vulkan.arguments import DISPATCHES, DTYPES, WORDS, Dispatch
 from opconform.backends.vulkan.physical import Physical, physical_devices
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import Buffers, Plan
@@ -36,10 +36,14 @@ _NUMERICS = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.
 
 @dataclass
 class _Arena:
-    """Device memory of `capacity` bytes with its pipelines. `staging` is the host's side of it, as bytes."""
+    """Device memory of one capacity with its pipelines.
+
+    `staging` is the host's side of the tensor, as bytes; `upload` is the recorded copy of all of it to the device.
+    """
 
     tensor: Any
     staging: np.ndarray
+    upload: Any
     algorithms: dict[tuple[str, int], Any] = field(default_factory=dict)
 
 
@@ -85,26 +89,36 @@ class VulkanBackend(Backend):
         return None
 
     def run(self, case: Case, buffers: Buffers) -> None:
+        """Upload, dispatch, download.
+
+        The upload and every dispatch is a submission of its own that the host waits for: the barriers that Kompute
+        records inside a sequence cover neither a shader that writes where an upload wrote nor one that reads what
+        another shader wrote; they do cover a download. A dispatch gets a new sequence, for a command buffer of
+        Kompute's must not be recorded twice.
+        """
         size = buffers.memory.size
         arena = self._arena(_capacity(size))
         arena.staging[:size] = buffers.memory
-        # A new sequence each time: Kompute's command pools do not allow a command buffer to be recorded again.
-        sequence = self._manager.sequence()
-        sequence.record(self._kp.OpTensorSyncDevice([arena.tensor]))
-        for dispatch in DISPATCHES[case.op](case, buffers.plan):
-            words = np.zeros(WORDS, dtype=np.uint32)
-            words[: len(dispatch.words)] = dispatch.words
-            sequence.record(self._kp.OpAlgoDispatch(self._algorithm(arena, case.op, dispatch.items), words))
-            # Between two dispatches the download is also the barrier: Kompute records none of its own from one
-            # shader's writes to the next one's reads.
-            sequence.record(self._kp.OpTensorSyncLocal([arena.tensor]))
-        sequence.eval()
+        arena.upload.eval()
+        dispatches = DISPATCHES[case.op](case, buffers.plan)
+        *first, last = [self._dispatch(arena, case.op, dispatch) for dispatch in dispatches]
+        for sequence in first:
+            sequence.eval()
+        last.record(self._kp.OpTensorSyncLocal([arena.tensor])).eval()
         buffers.memory[:] = arena.staging[:size]
+
+    def _dispatch(self, arena: _Arena, op: str, dispatch: Dispatch) -> Any:
+        """The dispatch, recorded as a sequence."""
+        words = np.zeros(WORDS, dtype=np.uint32)  # as uint32 all the way: as floats, some would pass for NaNs
+        words[: len(dispatch.words)] = dispatch.words
+        algorithm = self._algorithm(arena, op, dispatch.items)
+        return self._manager.sequence().record(self._kp.OpAlgoDispatch(algorithm, words))
 
     def _arena(self, capacity: int) -> _Arena:
         if capacity not in self._arenas:
             tensor = self._manager.tensor_t(np.zeros(capacity // 4, dtype=np.uint32))
-            self._arenas[capacity] = _Arena(tensor, tensor.data().view(np.uint8))
+            upload = self._manager.sequence().record(self._kp.OpTensorSyncDevice([tensor]))
+            self._arenas[capacity] = _Arena(tensor, tensor.data().view(np.uint8), upload)
         return self._arenas[capacity]
 
     def _algorithm(self, arena: _Arena, op: str, items: int) -> Any:

@@ -1,0 +1,176 @@
+"""The OpenCL backend on every OpenCL device here, and its kernels under oclgrind."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from opconform.backends.opencl import OpenCLBackend
+from opconform.backends.opencl.arguments import LAUNCHES
+from opconform.backends.opencl.backend import _numerics
+from opconform.harness.backend import Device, Unavailable
+from opconform.harness.buffers import Buffers, Plan
+from opconform.harness.case import Case
+from opconform.harness.layouts import Layout
+from tests.judge import Bench, drawn_cases
+
+
+def listed() -> tuple[list[Device], str]:
+    """The devices, and where there is none, why."""
+    try:
+        return OpenCLBackend.devices({}), ""
+    except Unavailable as reason:
+        return [], str(reason)
+
+
+DEVICES, MISSING = listed()
+
+
+def needs_opencl() -> None:
+    if MISSING:
+        pytest.fail(MISSING) if os.environ.get("CI") == "true" else pytest.skip(MISSING)
+
+
+@pytest.fixture(scope="module", params=DEVICES or [None], ids=[device.description for device in DEVICES] or ["none"])
+def device(request: pytest.FixtureRequest) -> Device:
+    needs_opencl()
+    found: Device = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def backend(device: Device) -> OpenCLBackend:
+    return OpenCLBackend(device.id, {})
+
+
+def untouched(dtype: str, size: int) -> Case:
+    """A case that changes nothing: SET in place with an empty b."""
+    a, b = Layout.contiguous(dtype, (1, 1, 1, size)), Layout.contiguous(dtype, (1, 1, 1, 0))
+    params = {"nb1": 8, "nb2": 8, "nb3": 8, "offset": 0}
+    return Case("set", params, {"a": a, "b": b}, {"out": a}, inplace="a")
+
+
+def column_over_transposed(rows: int) -> Case:
+    """SET of one column of a 2-column matrix that lies transposed: one work item for each of its elements."""
+    a = Layout("f32", (1, 1, rows, 2), (8 * rows, 8 * rows, 4, 4 * rows))
+    b = Layout.contiguous("f32", (1, 1, rows, 1))
+    params = {"nb1": 8, "nb2": 8 * rows, "nb3": 8 * rows, "offset": 4}
+    return Case("set", params, {"a": a, "b": b}, {"out": Layout.contiguous("f32", a.shape)}, recipe="index")
+
+
+def short_lines(lines: int) -> Case:
+    """CUMSUM along the outermost axis of one element: one work item for every element."""
+    x = Layout.contiguous("f32", (1, 1, 1, lines))
+    return Case("cumsum", {"axis": 3, "exclusive": False, "reverse": False}, {"x": x}, {"out": x}, recipe="index")
+
+
+@pytest.mark.parametrize("op", LAUNCHES)
+def test_every_drawn_case_passes(backend: OpenCLBackend, device: Device, op: str) -> None:
+    for case in drawn_cases(op, 200, 1 << 20):
+        assert backend.supports(case) is None
+        assert Bench(case).passes(backend, device.numerics), case
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("f32", 1), ("f16", 7), ("i32", 100_003)])
+def test_every_byte_of_the_arena_makes_the_round_trip(backend: OpenCLBackend, dtype: str, size: int) -> None:
+    case = untouched(dtype, size)
+    before = np.random.default_rng(size).integers(0, 256, Plan.of(case).size, dtype=np.uint8)
+    after = before.copy()
+    backend.run(case, Buffers(case, after))
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("case", [column_over_transposed(2_097_121), short_lines(4_194_241)], ids=["set", "cumsum"])
+def test_more_items_than_65535_workgroups_of_64(backend: OpenCLBackend, device: Device, case: Case) -> None:
+    assert case.outputs["out"].size > 65_535 * 64
+    assert Bench(case).passes(backend, device.numerics)
+
+
+@pytest.mark.parametrize("op", LAUNCHES)
+def test_the_kernels_build_without_a_warning(device: Device, op: str) -> None:
+    fresh = OpenCLBackend(device.id, {})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Bench(drawn_cases(op, 8, 1 << 10)[0]).after(fresh)
+
+
+def test_an_op_without_a_kernel_is_unsupported(backend: OpenCLBackend) -> None:
+    fft = Case("fft", {}, untouched("f32", 1).inputs, untouched("f32", 1).outputs)
+    assert str(backend.supports(fft)).startswith("no kernel for fft: add backends/opencl/fft.cl")
+
+
+def test_a_type_without_a_kernel_is_unsupported(backend: OpenCLBackend) -> None:
+    x = Layout.contiguous("f16", (1, 1, 1, 4))
+    half = Case("cumsum", {"axis": 0, "exclusive": False, "reverse": False}, {"x": x}, {"out": x})
+    assert backend.supports(half) == "cumsum.cl computes f32, not f16"
+
+
+def test_an_argument_larger_than_a_buffer_is_unsupported(backend: OpenCLBackend) -> None:
+    assert "a buffer of this device has" in str(backend.supports(short_lines(1 << 45)))
+
+
+def test_a_device_names_its_platform_driver_and_version(device: Device) -> None:
+    assert re.fullmatch(r".+ \(.+\)", device.description)
+    assert {"driver", "opencl"} <= device.versions.keys()
+
+
+@pytest.mark.parametrize(
+    ("config", "flushes", "either_way", "ulps"),
+    [(0b1000_0101, False, False, 0.5), (0b0000_0100, True, False, 2.5), (0b1000_1001, False, True, 0.5)],
+)
+def test_numerics_are_what_the_device_promises(config: int, flushes: bool, either_way: bool, ulps: float) -> None:
+    needs_opencl()
+    numerics = _numerics(SimpleNamespace(single_fp_config=config))
+    assert (numerics.flushes_denormals, numerics.any_rounding, numerics.division_ulps) == (flushes, either_way, ulps)
+
+
+def test_an_unknown_device_is_unavailable() -> None:
+    needs_opencl()
+    with pytest.raises(Unavailable, match=f"choose one from 0 to {len(DEVICES) - 1}"):
+        OpenCLBackend("99", {})
+
+
+def test_without_a_driver_it_is_unavailable_and_says_what_to_install() -> None:
+    needs_opencl()
+    listing = "from opconform.backends.opencl import OpenCLBackend; OpenCLBackend.devices({})"
+    without = {**os.environ, "OCL_ICD_VENDORS": "/nonexistent"}
+    done = subprocess.run([sys.executable, "-c", listing], env=without, capture_output=True, text=True)
+    assert "apt-get install pocl-opencl-icd ocl-icd-libopencl1" in done.stderr
+
+
+def test_without_pyopencl_it_is_unavailable_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyopencl", None)
+    with pytest.raises(Unavailable, match="pip install pyopencl"):
+        OpenCLBackend.devices({})
+
+
+UNDER_OCLGRIND = """
+from opconform.backends.opencl import OpenCLBackend
+from tests.judge import Bench, drawn_cases
+(device,) = [found for found in OpenCLBackend.devices({}) if "oclgrind" in found.description.lower()]
+backend = OpenCLBackend(device.id, {})
+for op in ("acc", "set", "cumsum", "solve_tri"):
+    small = [case for case in drawn_cases(op, 80, 1 << 14) if case.outputs["out"].size <= 256]
+    for case in small:
+        assert Bench(case).passes(backend, device.numerics), case
+    print(op, "ran", len(small))
+"""
+
+
+def test_oclgrind_sees_no_stray_access_and_no_race() -> None:
+    needs_opencl()
+    if shutil.which("oclgrind") is None:
+        pytest.skip("oclgrind is not installed: apt-get install oclgrind")
+    command = ["oclgrind", "--data-races", sys.executable, "-c", UNDER_OCLGRIND]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"(\w+ ran [1-9]\d*\n){4}", done.stdout), done.stdout
+    assert not re.search(r"Invalid|race|overlap|error", done.stderr, re.IGNORECASE), done.stderr
