@@ -1,1 +1,1 @@
-"""The engine: cases, layouts, buffers, the oracle, checks, workers and search. It knows no op and no backend by name."""
+"""The engine: cases, layouts, buffers, the oracle, checks, workers, search. It knows no op or backend by name."""

@@ -73,7 +73,7 @@ def _add(slots: dict[str, Slot], name: str, layout: Layout, position: int) -> in
 
 
 class Buffers:
-    """What a backend gets and gives: the memory of every argument, of which it writes back all that it may have changed.
+    """What a backend gets and gives: the memory of every argument.
 
     `memory` is the whole arena (uint8). After a run it must hold what the device's memory holds, inputs and gaps
     included, for that is how a stray write is found.
@@ -90,7 +90,7 @@ class Buffers:
         return self.memory[slot.start : slot.start + slot.size]
 
     def array(self, name: str) -> np.ndarray:
-        """An argument's elements as a strided array in NumPy's own type (bfloat16 as uint16 bits); writes go through."""
+        """An argument's elements as a strided array in NumPy's type (bfloat16 as uint16 bits); writes go through."""
         slot = self.plan.slots[name]
         return slot.layout.array(self.bytes_of(name), slot.layout.type.native)
 

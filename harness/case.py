@@ -230,7 +230,9 @@ def _layout(plain: object, where: str, max_bytes: int) -> Layout:
         raise CaseError(f"{where}: strides and offset are bytes and must be multiples of {itemsize} for {dtype}")
     layout = Layout(dtype, shape, strides, offset)
     if max(layout.end, layout.size * itemsize) > max_bytes:
-        raise CaseError(f"{where} takes {max(layout.end, layout.size * itemsize)} bytes; --max-bytes allows {max_bytes}")
+        raise CaseError(
+            f"{where} takes {max(layout.end, layout.size * itemsize)} bytes; --max-bytes allows {max_bytes}"
+        )
     return layout
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from opconform.harness.buffers import GUARD, Buffers, unwritten
 from opconform.harness.case import Case
-from opconform.harness.dtypes import Raw
+from opconform.harness.dtypes import Mask, Raw
 from opconform.harness.layouts import Layout
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison
@@ -61,28 +61,23 @@ class TwinCheck:
     same: Callable[[Case, Raw, Raw], bool]
 
 
-def _wrong(run: Run) -> np.ndarray:
-    return run.comparison.wrong
-
-
-def _non_finite(run: Run) -> np.ndarray:
+def _non_finite(run: Run) -> Mask:
     comparison = run.comparison
     return comparison.wrong & ~np.isfinite(comparison.got) & np.isfinite(comparison.expected.value)
 
 
-def _unwritten(run: Run) -> np.ndarray:
+def _unwritten(run: Run) -> Mask:
     dtype = run.case.outputs[run.op.outputs[0]].type
-    if run.case.inplace:
-        return np.zeros_like(run.comparison.wrong)
-    return run.comparison.wrong & (run.comparison.raw == unwritten(dtype))
+    untouched: Mask = run.comparison.raw == unwritten(dtype)
+    return run.comparison.wrong & untouched & (run.case.inplace is None)
 
 
-def _count(mask: np.ndarray) -> str:
+def _count(mask: Mask) -> str:
     return f"{int(np.count_nonzero(mask))} of {mask.size} elements"
 
 
 def _value(run: Run) -> Finding | None:
-    wrong = _wrong(run) & ~_non_finite(run) & ~_unwritten(run)
+    wrong = run.comparison.wrong & ~_non_finite(run) & ~_unwritten(run)
     if not wrong.any():
         return None
     return Finding("value", "WRONG VALUES", f"{_count(wrong)} differ from the reference by more than the bound")

@@ -152,7 +152,9 @@ def test(values: dict[str, Any], minutes: float | None) -> None:
 
 @main.command()
 @click.argument("case")
-@_shared("--backend", "--ggml-lib", "--max-bytes", "--time-limit", "--no-isolation", "--strict-supports", "--report-dir")
+@_shared(
+    "--backend", "--ggml-lib", "--max-bytes", "--time-limit", "--no-isolation", "--strict-supports", "--report-dir"
+)
 def replay(values: dict[str, Any], case: str) -> None:
     """Run one case, from a file or by id, on the devices named."""
     settings = settings_from(values)
@@ -235,5 +237,3 @@ class _Task:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None and self._id is not None:
             self._bar.remove_task(self._id)
-
-

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 Raw = npt.NDArray[np.unsignedinteger]
 F64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class DType:
         return np.ascontiguousarray(values.astype(self.native)).view(self.raw)
 
 
-_RAW = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+_RAW: dict[int, np.dtype[np.unsignedinteger]] = {2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
 _NATIVE: dict[str, np.dtype] = {
     "f32": np.dtype(np.float32),
     "f16": np.dtype(np.float16),

@@ -59,7 +59,9 @@ def checked(case: Case) -> Case:
             raise CaseError(f"case.params.{name} is {value!r}; it must be of type {kind.__name__}")
     for name, layout in case.layouts.items():
         if layout.dtype not in op.dtypes or layout.dtype != case.dtype:
-            raise CaseError(f"{name} has dtype {layout.dtype}; {case.op} takes one of {', '.join(op.dtypes)} throughout")
+            raise CaseError(
+                f"{name} has dtype {layout.dtype}; {case.op} takes one of {', '.join(op.dtypes)} throughout"
+            )
     op.check(case)
     return case
 
@@ -94,9 +96,7 @@ def find_case(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) ->
     stored = case_path(report_dir, name)
     if Path(name).name == name and stored.is_file():
         return name, case_from_file(stored, max_bytes)
-    raise UsageError(
-        f"no case {name!r}: no such file, no known case (opconform list --cases), none in {stored.parent}"
-    )
+    raise UsageError(f"no case {name!r}: no such file, no known case (opconform list --cases), none in {stored.parent}")
 
 
 def case_path(report_dir: str, case_id: str) -> Path:

@@ -134,4 +134,5 @@ class Layout:
 
     def array(self, memory: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
         """The elements as a strided view of `memory` (uint8, starting at the tensor's own start)."""
-        return np.ndarray(self.shape, dtype or self.type.raw, memory.data, self.offset, self.strides)
+        view: np.ndarray = np.ndarray(self.shape, dtype or self.type.raw, memory.data, self.offset, self.strides)
+        return view

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Count = TypeVar("Count", float, npt.NDArray[np.float64])
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Numerics:
         """The absolute error one operation can make by underflow: flushed to 0, or rounded to a denormal."""
         return 2.0**-126 if self.flushes_denormals else 2.0**-150
 
-    def gamma(self, n: float) -> float:
+    def gamma(self, n: Count) -> Count:
         """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1)."""
         return n * self.u / (1 - n * self.u)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opconform.harness.case import Case, Param
-from opconform.harness.dtypes import F64, Raw
+from opconform.harness.dtypes import F64, Mask, Raw
 from opconform.harness.numerics import Numerics
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Expected:
 
     value: F64
     bound: F64
-    exact: np.ndarray | None = None
+    exact: Mask | None = None
     bits: Raw | None = None
 
 

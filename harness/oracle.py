@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opconform.harness.case import Case
-from opconform.harness.dtypes import F64, Raw
+from opconform.harness.dtypes import F64, Mask, Raw
 from opconform.harness.numerics import Numerics
 from opconform.harness.op import Expected, Op
 
@@ -26,7 +26,7 @@ class Comparison:
     expected: Expected
     error: F64
     bound: F64
-    wrong: np.ndarray
+    wrong: Mask
     free: int
 
     @property
@@ -58,16 +58,18 @@ def compare(
         free = np.isnan(expected.value) | np.isinf(bound)
         right = (error <= bound) | free
         if expected.exact is not None and expected.bits is not None:
-            right = np.where(expected.exact, _same_bits(expected, got_raw, got, numerics, dtype.smallest_normal), right)
+            same = _same_bits(expected.bits, got_raw, expected.value, got, numerics, dtype.smallest_normal)
+            right = np.where(expected.exact, same, right)
             free = free & ~expected.exact
     return Comparison(got, got_raw, expected, error, bound, ~right, int(np.count_nonzero(free)))
 
 
-def _same_bits(expected: Expected, got_raw: Raw, got: F64, numerics: Numerics, smallest_normal: float) -> np.ndarray:
-    same = got_raw == expected.bits
+def _same_bits(bits: Raw, got_bits: Raw, value: F64, got: F64, numerics: Numerics, smallest_normal: float) -> Mask:
+    """Which elements are copies: the same bits, any NaN for a NaN, and 0 for a denormal where the device flushes."""
+    same: Mask = bits == got_bits
     if same.all():
         return same
-    same = same | (np.isnan(expected.value) & np.isnan(got))
+    same |= np.isnan(value) & np.isnan(got)
     if numerics.flushes_denormals:
-        same = same | ((np.abs(expected.value) < smallest_normal) & (got == 0))
+        same |= (np.abs(value) < smallest_normal) & (got == 0)
     return same

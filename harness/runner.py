@@ -72,7 +72,7 @@ class Worker:
     """A worker process for one backend. Starting it does not wait; the first use does."""
 
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115: closed with the worker
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._memory_fd = _memory_file()
         self._arena = np.empty(0, np.uint8)
         ours, theirs = socket.socketpair()
@@ -343,7 +343,9 @@ class Runner:
 
     def _exchange(self, prepared: Sequence[Prepared]) -> list[Answer | Died]:
         start = time.perf_counter()
-        cases = [(item.case if item.case.data is None else replace(item.case, data=None), item.offset) for item in prepared]
+        cases = [
+            (item.case if item.case.data is None else replace(item.case, data=None), item.offset) for item in prepared
+        ]
         answers = list(self._worker.run(cases, self.time_limit))
         inside = sum(result.seconds for result in answers if isinstance(result, Answer))
         self.slowest = max([self.slowest, *(result.seconds for result in answers if isinstance(result, Answer))])

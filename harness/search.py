@@ -8,6 +8,7 @@ not traded for a crash.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -180,10 +181,8 @@ class Search:
             if self._fails(*drawn):
                 raise _Failed
 
-        try:
+        with contextlib.suppress(_Failed):
             examine()
-        except _Failed:
-            pass
 
     def _fails(self, problem: Problem, variant_seed: int) -> bool:
         if self._found is None:
@@ -197,10 +196,10 @@ class Search:
             else:
                 return False
         assert self._found is not None
-        verdict = self._verdict_while_shrinking(self._found.variant.case(self._op, problem))
-        if verdict is None or verdict.kind not in self._found.kinds:
+        shrunk = self._verdict_while_shrinking(self._found.variant.case(self._op, problem))
+        if shrunk is None or shrunk.kind not in self._found.kinds:
             return False
-        self._found.problem, self._found.verdict = problem, verdict
+        self._found.problem, self._found.verdict = problem, shrunk
         return True
 
     def _begin_to_shrink(self, variant: Variant, problem: Problem, verdict: Verdict) -> None:

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 #: Sizes where kernels break: small ones, primes, and one below, at and one above each power of two.
-EDGES = tuple(sorted({1, 2, 3, 4, 5, 6, 7, 11, 13, *(n + d for n in (8, 16, 32, 64, 128, 256, 512, 1024) for d in (-1, 0, 1))}))
+EDGES = tuple(
+    sorted({1, 2, 3, 4, 5, 6, 7, 11, 13, *(n + d for n in (8, 16, 32, 64, 128, 256, 512, 1024) for d in (-1, 0, 1))})
+)
 
 
 @dataclass(frozen=True)

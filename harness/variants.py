@@ -20,6 +20,7 @@ from opconform.harness.values import INTEGER_RECIPES, RECIPES, slices
 
 VARIANTS = 8  #: cases made of one problem; they travel to the worker together
 
+
 def _inversions(order: tuple[int, ...]) -> int:
     """How many pairs of axes stand the other way round than in a contiguous tensor."""
     return sum(a > b for a, b in itertools.combinations(order, 2))
@@ -78,7 +79,7 @@ class Shape:
             yield replace(self, pads=_NO_PADS)
             for axis in range(4):
                 for pad in range(self.pads[axis]):
-                    yield replace(self, pads=self.pads[:axis] + (pad,) + self.pads[axis + 1 :])
+                    yield replace(self, pads=(*self.pads[:axis], pad, *self.pads[axis + 1 :]))
 
 
 PACKED = Shape()

@@ -119,4 +119,3 @@ def main() -> None:
                 case ("supports", cases):
                     assert backend is not None
                     connection.send([backend.supports(case) for case in cases])
-

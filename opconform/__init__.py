@@ -14,6 +14,18 @@ from opconform.harness.op import Expected, Op, Problem
 __version__ = "0.1.0"
 
 __all__ = [
-    "Backend", "Buffers", "Case", "CaseError", "Device", "Expected", "Layout", "LayoutClass", "Limit", "Numerics",
-    "Op", "Problem", "Unavailable", "__version__",
+    "Backend",
+    "Buffers",
+    "Case",
+    "CaseError",
+    "Device",
+    "Expected",
+    "Layout",
+    "LayoutClass",
+    "Limit",
+    "Numerics",
+    "Op",
+    "Problem",
+    "Unavailable",
+    "__version__",
 ]

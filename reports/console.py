@@ -83,7 +83,9 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
 
 def _places(case: Case, wrong: Wrong) -> list[str]:
     out = next(iter(case.outputs.values()))
-    lines = [f"  where      {wrong.count} of {wrong.total} elements, {wrong.slices_wrong} of {wrong.slices_total} slices"]
+    lines = [
+        f"  where      {wrong.count} of {wrong.total} elements, {wrong.slices_wrong} of {wrong.slices_total} slices"
+    ]
     if wrong.slices_total > 1:
         shown = " ".join(f"{_outer(index)}:{_state(count)}" for index, count in wrong.slices)
         more = "" if len(wrong.slices) == wrong.slices_total else f" … {wrong.slices_total - len(wrong.slices)} more"

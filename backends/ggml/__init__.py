@@ -8,11 +8,12 @@ from typing import ClassVar
 
 from opconform.backends.ggml.graph import TYPES, Arena, Graph
 from opconform.backends.ggml.library import CPU_DEVICE, Library, load
-from opconform.backends.ggml.limits import LIMITS
+from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.ops import OPS
 from opconform.harness.backend import Backend, Device, Limit, Unavailable
 from opconform.harness.buffers import ALIGNMENT, Buffers
 from opconform.harness.case import Case
+from opconform.harness.layouts import Layout
 from opconform.harness.numerics import Numerics
 
 #: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
@@ -21,6 +22,9 @@ CPU_NUMERICS = Numerics(flushes_denormals=True)
 GPU_NUMERICS = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5)
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
+
+_ELEMENT = Layout.contiguous("f32", (1, 1, 1, 1))
+_PLAIN_SET = Case("set", {"nb1": 4, "nb2": 4, "nb3": 4, "offset": 0}, {"a": _ELEMENT, "b": _ELEMENT}, {"out": _ELEMENT})
 
 
 class GgmlBackend(Backend):
@@ -45,6 +49,8 @@ class GgmlBackend(Backend):
         _set_threads(library, self._device, self._handle, int(options.get("ggml_threads", THREADS)))
         self._arena = Arena(library, self._device)
         self._graph: Graph | None = None
+        self._limits: tuple[Limit, ...] = ()
+        self._limits = limits_of(device, has_set=self.supports(_PLAIN_SET) is None)
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -53,7 +59,8 @@ class GgmlBackend(Backend):
         return [_describe(library, name, handle) for name, handle in library.devices().items()]
 
     def limits(self) -> tuple[Limit, ...]:
-        return tuple(limit for limit in LIMITS if self.device.startswith(limit.device))
+        """The constructors' asserts, this device's preconditions, and what is known to be wrong in this build."""
+        return self._limits
 
     def supports(self, case: Case) -> str | None:
         """None, or why not: no such op or type, a limit of the interface, or the device's own supports_op."""
@@ -94,7 +101,7 @@ class GgmlBackend(Backend):
                 return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
         if self._arena.alignment > ALIGNMENT:
             return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
-        for limit in self.limits():
+        for limit in self._limits:
             if limit.op == case.op and limit.kind == "api" and limit.forbids(case, {}):
                 return f"{limit.reason} ({limit.source})"
         return None

@@ -152,9 +152,7 @@ class Arena:
         self._size = wanted
         self._whole_context.reset()
         self._whole = library.ggml_new_tensor_1d(self._whole_context.handle, _I8, wanted)
-        library.ggml_backend_tensor_alloc(
-            self._buffer, self._whole, library.ggml_backend_buffer_get_base(self._buffer)
-        )
+        library.ggml_backend_tensor_alloc(self._buffer, self._whole, library.ggml_backend_buffer_get_base(self._buffer))
 
     def upload(self, memory: np.ndarray) -> None:
         """Copy `memory` (uint8) to the start of the buffer."""

@@ -158,7 +158,7 @@ from tests.judge import Bench, drawn_cases
 (device,) = [found for found in OpenCLBackend.devices({}) if "oclgrind" in found.description.lower()]
 backend = OpenCLBackend(device.id, {})
 for op in ("acc", "set", "cumsum", "solve_tri"):
-    small = [case for case in drawn_cases(op, 80, 1 << 14) if case.outputs["out"].size <= 256]
+    small = [case for case in drawn_cases(op, 600, 1 << 14) if 16 <= case.outputs["out"].size <= 512][:40]
     for case in small:
         assert Bench(case).passes(backend, device.numerics), case
     print(op, "ran", len(small))

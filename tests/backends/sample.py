@@ -1,0 +1,283 @@
+"""Sample backends: one that is right, and one for each way of being wrong, dying, hanging or refusing.
+
+`Good` computes acc, set, cumsum and solve_tri in float32; every other class departs from it in the one way its name
+and docstring say.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from opconform.harness.backend import Backend, Device, Limit, Unavailable
+from opconform.harness.buffers import Buffers
+from opconform.harness.case import Case
+from opconform.harness.layouts import LayoutClass
+from tests.kernels.base import F32
+from tests.kernels.correct import Correct
+
+
+def ne_of(case: Case) -> tuple[int, ...]:
+    """The sizes of `b` (of the first input, where there is no `b`), innermost first."""
+    return case.inputs["b" if "b" in case.inputs else next(iter(case.inputs))].ne
+
+
+class Good(Correct):
+    """Right for every case."""
+
+    name = "good"
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", f"NumPy, {cls.__name__}", {"numpy": np.__version__})]
+
+
+class TwoDevices(Good):
+    """Device 0 is right; device 1 never adds anything."""
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", "the right one"), Device("1", "the wrong one")]
+
+    def added(self, a: F32, b: F32) -> F32:
+        return a + b if self.device == "0" else a
+
+
+class IgnoresNe3(Good):
+    """acc: only the first slice of ne3 is added, as Vulkan did in January 2026."""
+
+    def acc(self, case: Case, buffers: Buffers) -> None:
+        b = buffers.array("b")
+        b[1:], kept = 0, b[1:].copy()
+        super().acc(case, buffers)
+        b[1:] = kept
+
+
+class AbortsOnNe3(Good):
+    """Aborts for ne3 > 1, after a line on stderr."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[3] > 1:
+            print("GGML_ASSERT(src1->ne[3] == 1) failed", file=sys.stderr, flush=True)
+            os.abort()
+        super().run(case, buffers)
+
+
+class WrongThenAborts(IgnoresNe3):
+    """Wrong for ne3 > 1 and aborts for ne2 > 1: two kinds of failure side by side."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[2] > 1 and ne_of(case)[3] == 1:
+            os.abort()
+        super().run(case, buffers)
+
+
+class SleepsOnOdd(Good):
+    """Never ends for odd ne0 > 1."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[0] % 2 and ne_of(case)[0] > 1:
+            time.sleep(1e6)
+        super().run(case, buffers)
+
+
+class SleepsAlways(Good):
+    """Never ends."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        time.sleep(1e6)
+
+
+class Segfaults(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        ctypes.string_at(0)
+
+
+class Raises(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        raise RuntimeError("CL_OUT_OF_RESOURCES")
+
+
+class PythonBug(Good):
+    """A mistake of the backend's author: a TypeError two frames down."""
+
+    def added(self, a: F32, b: F32) -> F32:
+        return a + None  # type: ignore[operator,no-any-return]
+
+
+class ExitsQuietly(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        os._exit(3)
+
+
+class OpensBadly(Good):
+    """Lists its device and cannot open it."""
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        raise Unavailable("the driver is too old (1.1)", "install driver 1.2 or newer")
+
+
+class ListsNone(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        raise Unavailable("no such device on this machine", "plug one in")
+
+
+class CrashesWhenListing(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        print("libsample: cannot map the device", file=sys.stderr, flush=True)
+        os.abort()
+
+
+class HangsWhenListing(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        time.sleep(1e6)
+        return []
+
+
+class DiesWhenOpenedAgain(AbortsOnNe3):
+    """A driver that a crash leaves unusable: once a case has crashed, the device does not open any more."""
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        super().__init__(device, options)
+        if os.path.exists("crashed"):
+            raise Unavailable("the device is lost", "reset it")
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[3] > 1:
+            open("crashed", "w").close()
+        super().run(case, buffers)
+
+
+class Flaky(Good):
+    """acc: wrong in every third run."""
+
+    runs = 0
+
+    def added(self, a: F32, b: F32) -> F32:
+        self.runs += 1
+        return a + b if self.runs % 3 else a
+
+
+class Jitters(Good):
+    """cumsum: within the bound, and other bits at every run, as sums with atomics are."""
+
+    runs = 0
+
+    def inclusive(self, case: Case, x: F32) -> F32:
+        self.runs += 1
+        sums = np.array(super().inclusive(case, x))
+        if sums.shape[0] > 1:
+            sums[1:] *= np.float32(1 + 2.0**-23 * (self.runs % 2))
+        return sums
+
+
+class SumsByBatch(Good):
+    """cumsum: within the bound; the order of the additions depends on how many batches there are."""
+
+    def inclusive(self, case: Case, x: F32) -> F32:
+        return _by_halves(x) if case.inputs["x"].ne[3] > 1 else super().inclusive(case, x)
+
+
+class SumsByLayout(Good):
+    """cumsum: within the bound; the order of the additions depends on the strides of x."""
+
+    def inclusive(self, case: Case, x: F32) -> F32:
+        return super().inclusive(case, x) if case.inputs["x"].kind is LayoutClass.PACKED else _by_halves(x)
+
+
+def _by_halves(x: F32) -> F32:
+    middle = x.shape[0] // 2
+    if middle == 0:
+        return np.array(x)
+    first, last = _by_halves(x[:middle]), _by_halves(x[middle:])
+    sums: F32 = np.concatenate([first, first[-1:] + last])
+    return sums
+
+
+class Noisy(Good):
+    """Right, and talks too much on stdout and stderr."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        print("x" * 5000)
+        print("warning: " + "y" * 5000, file=sys.stderr)
+        os.write(1, b"straight to the descriptor\n")
+        super().run(case, buffers)
+
+
+class NoisyAborts(Noisy):
+    """Says a megabyte before it aborts, and its last line says why."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        for _ in range(100):
+            super().run(case, buffers)
+        print("the last words", file=sys.stderr, flush=True)
+        os.abort()
+
+
+class Slow(Good):
+    """Right, and takes 50 ms a case."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        time.sleep(0.05)
+        super().run(case, buffers)
+
+
+class SaysNo(Good):
+    def supports(self, case: Case) -> str | None:
+        return f"has no kernel for {case.op} yet"
+
+
+class LimitedKernel(Good):
+    """Says yes to every layout of b, and its kernel asserts that rows are contiguous."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        reason, source = "the kernel asserts that the rows of b are contiguous", "ggml-cpu/ops.cpp:1234"
+        return (Limit("acc", "b", LayoutClass.ROWS, reason, source, kind="kernel"),)
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if case.op == "acc" and case.inputs["b"].kind > LayoutClass.ROWS:
+            os.abort()
+        super().run(case, buffers)
+
+
+class KnownBug(IgnoresNe3):
+    """Ignores ne3, and says so: the search keeps to ne3 = 1 by the trait that the limit speaks of."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (_no_free_views("acc/kb001"),)
+
+    def acc(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[3] > 1 and _is_pinned(case):
+            super().acc(case, buffers)
+        else:
+            Good.acc(self, case, buffers)
+
+
+class FixedBug(Good):
+    """The same limit, and the bug is gone."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (_no_free_views("acc/kb001"),)
+
+
+def _no_free_views(pinned: str) -> Limit:
+    return Limit("acc", "inplace", (False,), "drops ne3 of b", "issue 19426", kind="bug", pinned=pinned)
+
+
+def _is_pinned(case: Case) -> bool:
+    return case.inplace is not None
+
+
+class NotABackend:
+    """A class that `--backend` must refuse."""
+
+
+assert issubclass(Good, Backend)
