@@ -42,7 +42,7 @@ class Wrong:
 
     `slices` gives, for each of the first slices over the outer axes (outermost first), its index and how many elements
     are wrong, and `slices_total` how many slices there are; `map` is the first wrong slice, row by row, True where
-    wrong, cut to a size that can be shown.
+    wrong, cut to a size that can be shown: its first element stands at row and column `map_origin` of the slice.
     """
 
     count: int
@@ -54,6 +54,7 @@ class Wrong:
     slices_total: int
     map_index: tuple[int, ...]
     map: tuple[tuple[bool, ...], ...]
+    map_origin: tuple[int, int]
     map_is_cut: bool
 
 
@@ -104,6 +105,7 @@ class Failure:
                 slices_total=wrong["slices_total"],
                 map_index=tuple(wrong["map_index"]),
                 map=tuple(tuple(row) for row in wrong["map"]),
+                map_origin=(wrong["map_origin"][0], wrong["map_origin"][1]),
                 map_is_cut=wrong["map_is_cut"],
             )
         return cls(
@@ -170,6 +172,7 @@ def _packed_twin(op: Op, runner: Runner, case: Case) -> str:
 
 
 _MAP_ROWS, _MAP_COLUMNS, _MAP_SLICES = 24, 96, 64
+_MAP_MARGIN = 8  #: right elements shown before the first wrong one, where the map does not begin at 0
 
 
 def _wrong(comparison: Comparison) -> Wrong:
@@ -189,7 +192,10 @@ def _wrong(comparison: Comparison) -> Wrong:
     places = itertools.islice(np.ndenumerate(outer), _MAP_SLICES)
     first = tuple(int(i) for i in np.argwhere(outer)[0])
     rows = wrong[first]
-    shown = rows[:_MAP_ROWS, :_MAP_COLUMNS]
+    row, column = (int(i) for i in np.argwhere(rows)[0])
+    top = 0 if row < _MAP_ROWS else row - _MAP_MARGIN
+    left = 0 if column < _MAP_COLUMNS else column - _MAP_MARGIN
+    shown = rows[top : top + _MAP_ROWS, left : left + _MAP_COLUMNS]
     return Wrong(
         count=int(np.count_nonzero(wrong)),
         total=wrong.size,
@@ -200,5 +206,6 @@ def _wrong(comparison: Comparison) -> Wrong:
         slices_total=outer.size,
         map_index=first,
         map=tuple(tuple(bool(cell) for cell in row) for row in shown),
+        map_origin=(top, left),
         map_is_cut=shown.shape != rows.shape,
     )

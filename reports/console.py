@@ -91,8 +91,10 @@ def _places(case: Case, wrong: Wrong) -> list[str]:
         more = "" if len(wrong.slices) == wrong.slices_total else f" … {wrong.slices_total - len(wrong.slices)} more"
         lines += textwrap.wrap(shown + more, WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 13)
     title = f"slice {_outer(wrong.map_index)}, " if wrong.slices_total > 1 else ""
-    cut = f", the first {len(wrong.map)}×{len(wrong.map[0])} of {out.ne[1]}×{out.ne[0]}" if wrong.map_is_cut else ""
-    lines.append(f"             {title}rows i1 down, i0 across{cut} (X wrong, · right):")
+    top, left = wrong.map_origin
+    rows = f"i1 down from {top} of {out.ne[1]}" if wrong.map_is_cut else "i1 down"
+    columns = f"i0 across from {left} of {out.ne[0]}" if wrong.map_is_cut else "i0 across"
+    lines.append(f"             {title}{rows}, {columns} (X wrong, · right):")
     lines += ["               " + "".join("X" if cell else "·" for cell in row) for row in wrong.map]
     return lines
 
