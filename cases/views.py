@@ -31,7 +31,7 @@ def view_of(case: Case) -> Layout:
     """The layout of `b`'s elements inside a packed `a`."""
     params, b = case.params, case.inputs["b"]
     strides = (int(params["nb3"]), int(params["nb2"]), int(params["nb1"]), b.type.itemsize)
-    return Layout(b.dtype, b.shape, strides, int(params["offset"]))
+    return Layout(b.dtype, b.shape, strides[4 - len(b.shape) :], int(params["offset"]))
 
 
 def through_view(case: Case, packed: np.ndarray) -> np.ndarray:
@@ -42,7 +42,7 @@ def through_view(case: Case, packed: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(
         flat[view.offset // size :],
         view.shape,
-        tuple(stride // size * flat.itemsize for stride in view.strides),
+        tuple(stride // size * flat.itemsize if n > 1 else 0 for n, stride in zip(view.shape, view.strides)),
     )
 
 

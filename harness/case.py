@@ -248,6 +248,8 @@ def _params(plain: dict[str, Any]) -> dict[str, Param]:
     for name, value in plain.items():
         if not isinstance(value, (bool, int, float, str)):
             raise CaseError(f"case.params.{name} is {_kind(value)}; it must be a number, a string or a truth value")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise CaseError(f"case.params.{name} is {value}; whole numbers must fit in 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
             raise CaseError(f"case.params.{name} is not a finite number")
     return plain

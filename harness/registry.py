@@ -6,6 +6,7 @@ A backend is named `NAME`, `NAME:DEVICE`, `path/to/file.py:Class` or `path/to/fi
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -81,13 +82,15 @@ def backend_class(spec: str) -> type[Backend]:
     if ".py:" not in spec:
         return cast("type[Backend]", _entry_points("opconform.backends")[spec].load())
     path, _, name = spec.rpartition(":")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module_spec = importlib.util.spec_from_file_location(f"opconform_backend_{Path(path).stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise UsageError(f"{path} cannot be imported")
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module.__name__] = module  # dataclasses look their module up there
     module_spec.loader.exec_module(module)
     found = getattr(module, name, None)
     if not (isinstance(found, type) and issubclass(found, Backend)):
-        classes = [key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Backend)]
+        own = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+        classes = [value.__name__ for value in own if isinstance(value, type) and issubclass(value, Backend)]
         raise UsageError(f"{path} has no Backend class {name!r}; it has {', '.join(classes) or 'none'}")
     return found

@@ -6,6 +6,7 @@ owns.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import mmap
 import os
@@ -30,11 +31,12 @@ from opconform.harness.dtypes import Raw
 from opconform.harness.judging import Verdict, judge
 from opconform.harness.op import Op
 from opconform.harness.oracle import expectation
-from opconform.harness.registry import backend_class
+from opconform.harness.registry import UsageError, backend_class
 from opconform.harness.values import inputs_of
 from opconform.harness.worker import Answer, answer
 
 START_SECONDS = 120.0  #: how long a backend may take to list and open its devices
+_EXIT_SECONDS = 5.0  #: how long a worker that hung up may take to end
 _STDERR_BYTES = 6000  #: how much of a dead worker's last words a report keeps
 _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 
@@ -68,6 +70,10 @@ class Target:
         return f"{self.device.description} ({versions})" if versions else self.device.description
 
 
+#: The folder it runs in comes last, so that a file random.py there does not hide the standard library's.
+_START = "import sys; sys.path.sort(key=lambda place: not place); from opconform.harness.worker import main; main()"
+
+
 class Worker:
     """A worker process for one backend. Starting it does not wait; the first use does."""
 
@@ -77,7 +83,7 @@ class Worker:
         self._arena = np.empty(0, np.uint8)
         ours, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), str(self._memory_fd), spec]
-        command = [sys.executable, "-c", "from opconform.harness.worker import main; main()", *arguments]
+        command = [sys.executable, "-c", _START, *arguments]
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -87,7 +93,7 @@ class Worker:
         )
         theirs.close()
         self._connection: Connection[Any, Any] = Connection(ours.detach())
-        self._connection.send(dict(options))
+        self._send(dict(options))
         self._devices: list[Device] | None = None
 
     def devices(self) -> list[Device]:
@@ -99,9 +105,13 @@ class Worker:
     def open(self, device: str) -> tuple[Limit, ...]:
         """Open a device; returns its limits. Raises `Unavailable`."""
         self.devices()
-        self._connection.send(("open", device))
+        self._send(("open", device))
         limits: tuple[Limit, ...] = self._reply(f"open {device}")
         return limits
+
+    def _send(self, request: Any) -> None:
+        with contextlib.suppress(OSError):  # a dead worker shows when its reply is waited for
+            self._connection.send(request)
 
     def _reply(self, what: str) -> Any:
         try:
@@ -111,7 +121,7 @@ class Worker:
         if isinstance(found, Died):
             last = found.stderr.strip().splitlines()[-1:] or [""]
             raise Unavailable(f"could not {what}: {found.detail}", last[0] or "its worker said nothing")
-        if isinstance(found, Unavailable):
+        if isinstance(found, (Unavailable, UsageError)):
             raise found
         return found
 
@@ -127,7 +137,7 @@ class Worker:
         """One answer per case, in order; the last one is `Died` where the worker ends before its time."""
         mark = os.fstat(self._stderr.fileno()).st_size
         try:
-            self._connection.send(("run", self._arena.size, cases))
+            self._send(("run", self._arena.size, cases))
             for _ in cases:
                 if not self._connection.poll(seconds):
                     yield self._died(seconds, mark)
@@ -138,14 +148,18 @@ class Worker:
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         """The backend's own word on each case."""
-        self._connection.send(("supports", list(cases)))
+        self._send(("supports", list(cases)))
         reasons: list[str | None] = self._reply("say what it supports")
         return reasons
 
     def _died(self, seconds: float | None = None, mark: int = 0) -> Died:
         if seconds is not None:
             self._process.kill()
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:  # its driver does not let it go
+            self._process.kill()
+            code = self._process.wait()
         size = os.fstat(self._stderr.fileno()).st_size
         start = max(mark, size - _STDERR_BYTES)
         said = os.pread(self._stderr.fileno(), size - start, start).decode(errors="replace").strip()
@@ -249,7 +263,11 @@ class Runner:
         self._start = Worker if isolated else _Local
         self._worker: Worker | _Local = self._start(target.spec, target.options)
         self._spare: Worker | _Local | None = None
-        self._all_limits = self._worker.open(target.device.id)
+        try:
+            self._all_limits = self._worker.open(target.device.id)
+        except BaseException:
+            self._worker.close()
+            raise
 
     def __enter__(self) -> Runner:
         return self
@@ -291,8 +309,11 @@ class Runner:
                 continue
             needed = Plan.of(case).size
             if batch and size + needed > _BATCH_BYTES:
+                worker = self._worker
                 found.update(self._run(op, batch, until_death))
                 batch, size = [], 0
+                if until_death and worker is not self._worker:
+                    break
             batch.append((index, case))
             size += needed
         if batch:

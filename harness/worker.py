@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+import os
 import signal
 import sys
 import time
@@ -27,7 +28,7 @@ import numpy as np
 from opconform.harness.backend import Backend, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
-from opconform.harness.registry import backend_class
+from opconform.harness.registry import UsageError, backend_class
 
 
 @dataclass(frozen=True)
@@ -88,17 +89,21 @@ def main() -> None:
     connection_fd, memory_fd, spec = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+    for descriptor in (connection_fd, memory_fd):  # a program that the backend starts must not keep them open
+        os.set_inheritable(descriptor, False)
     connection: Connection[Any, Any] = Connection(connection_fd)
     memory = _Memory(memory_fd)
     options: Mapping[str, str] = connection.recv()
     try:
         backend_type = backend_class(spec)
         connection.send(backend_type.devices(options))
-    except Unavailable as reason:
+    except (Unavailable, UsageError) as reason:
         connection.send(reason)
         return
     except Exception as error:
-        connection.send(Unavailable(f"{type(error).__name__}: {error}", "it failed while listing its devices"))
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"it failed while listing its devices ({last.filename}:{last.lineno})"
+        connection.send(Unavailable(f"{type(error).__name__}: {error}", where))
         return
     backend: Backend | None = None
     with contextlib.suppress(EOFError, BrokenPipeError):

@@ -143,21 +143,22 @@ def _note(number: int, note: str) -> list[str]:
 def _cell(result: Result | None, notes: dict[str, int]) -> str:
     if result is None:
         return "–"
-    marks = []
-    for reason, count in result.tally.unsupported.items():
-        counted = f" ({count} cases)" if result.tally.executed else ""
-        marks.append(_mark(notes, f"{result.op} on {result.target} unsupported{counted}: {reason}"))
-    for bug in result.known_bugs:
-        state = "known bug, left out of the search" if bug.still_fails else "FIXED: this known bug is gone"
-        marks.append(_mark(notes, f"{result.op} on {result.target}, {state}: {bug.reason} (case {bug.id})"))
-    for name in result.failed_known:
-        marks.append(_mark(notes, f"{result.op} on {result.target} fails the known case {name}"))
-    tail = f" {' '.join(marks)}" if marks else ""
-    if result.tally.executed == 0:
-        return f"unsupported{tail}"
+    tally = result.tally
+    reasons = "".join(_mark(notes, f"unsupported: {reason}") for reason in tally.unsupported)
+    if tally.executed == 0:
+        return f"unsupported {reasons}".rstrip()
+    cell = f"passed {tally.executed}"
     if result.failure is not None:
-        return f"FAILED ({result.tally.executed}) {result.failure.kind}{tail}"
-    return f"passed {result.tally.executed}{tail}"
+        cell = f"FAILED ({tally.executed}) {result.failure.kind}"
+    if reasons:
+        cell += f", {tally.unsupported.total()} unsupported {reasons}"
+    for name in result.failed_known:
+        cell += f" {_mark(notes, f'fails the known case {name}')}"
+    for bug in result.known_bugs:
+        fate = "known bug" if bug.still_fails else "FIXED"
+        about = "kept out of the search" if bug.still_fails else "its pinned case passes now"
+        cell += f", {fate} {_mark(notes, f'{fate}, {about}: {bug.reason} (case {bug.id})')}"
+    return cell
 
 
 def _mark(notes: dict[str, int], note: str) -> str:

@@ -48,7 +48,7 @@ def compiler_at(path: str) -> Compiler:
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     if Path(path).stem == "glslc":
         return Compiler((path, "-fshader-stage=compute", f"--target-env={_TARGET}", "-", "-o"), version)
-    return Compiler((path, "--stdin", "-S", "comp", "--target-env", _TARGET, "-o"), version)
+    return Compiler((path, "-V", "--target-env", _TARGET, "--stdin", "-S", "comp", "-o"), version)
 
 
 def cache_folder() -> Path:
@@ -63,17 +63,6 @@ def cache_folder() -> Path:
     else:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "opconform" / "spirv"
-
-
-def entry_of(source: Path) -> Path:
-    """The cache file of the shader at `source` as it is now, compiled by the compiler that stands here now."""
-    return _entry(source.stem, source.read_bytes(), compiler_at(find_compiler()))
-
-
-def _entry(name: str, text: bytes, compiler: Compiler) -> Path:
-    options = "\0".join(compiler.command[1:])
-    key = hashlib.sha256(b"\0".join((text, compiler.version.encode(), options.encode())))
-    return cache_folder() / f"{name}-{key.hexdigest()[:32]}.spv"
 
 
 def spirv(source: Path) -> bytes:
@@ -91,6 +80,13 @@ def spirv(source: Path) -> bytes:
     fresh = _compile(source, text, compiler)
     _keep(entry, fresh)
     return fresh
+
+
+def _entry(name: str, text: bytes, compiler: Compiler) -> Path:
+    """The cache file of a shader with this source, made by this compiler."""
+    options = "\0".join(compiler.command[1:])
+    key = hashlib.sha256(b"\0".join((text, compiler.version.encode(), options.encode())))
+    return cache_folder() / f"{name}-{key.hexdigest()[:32]}.spv"
 
 
 def is_whole(code: bytes) -> bool:

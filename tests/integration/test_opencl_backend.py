@@ -39,7 +39,7 @@ def needs_opencl() -> None:
         pytest.fail(MISSING) if os.environ.get("CI") == "true" else pytest.skip(MISSING)
 
 
-@pytest.fixture(scope="module", params=DEVICES or [None], ids=[device.description for device in DEVICES] or ["none"])
+@pytest.fixture(scope="module", params=DEVICES or (None,), ids=[device.description for device in DEVICES] or ["none"])
 def device(request: pytest.FixtureRequest) -> Device:
     needs_opencl()
     found: Device = request.param
@@ -76,6 +76,15 @@ def short_lines(lines: int) -> Case:
 def test_every_drawn_case_passes(backend: OpenCLBackend, device: Device, op: str) -> None:
     for case in drawn_cases(op, 200, 1 << 20):
         assert backend.supports(case) is None
+        assert Bench(case).passes(backend, device.numerics), case
+
+
+def test_shapes_of_fewer_than_four_sizes_pass(backend: OpenCLBackend, device: Device) -> None:
+    line, matrix = Layout.contiguous("f32", (7,)), Layout.contiguous("f32", (5, 5), offset=8)
+    sums = Case("cumsum", {"axis": 0, "exclusive": True, "reverse": True}, {"x": line}, {"out": line}, "normal")
+    sides = {"a": matrix, "b": Layout.contiguous("f32", (3, 5))}
+    solved = Case("solve_tri", {"left": False, "lower": True, "unit": False}, sides, {"out": sides["b"]}, "normal")
+    for case in (sums, solved):
         assert Bench(case).passes(backend, device.numerics), case
 
 

@@ -38,7 +38,7 @@ def needs_vulkan() -> None:
         pytest.fail(MISSING) if os.environ.get("CI") == "true" else pytest.skip(MISSING)
 
 
-@pytest.fixture(scope="module", params=DEVICES or [None], ids=[device.description for device in DEVICES] or ["none"])
+@pytest.fixture(scope="module", params=DEVICES or (None,), ids=[device.description for device in DEVICES] or ["none"])
 def device(request: pytest.FixtureRequest) -> Device:
     needs_vulkan()
     found: Device = request.param
@@ -86,6 +86,15 @@ def test_every_drawn_case_passes(backend: VulkanBackend, device: Device, op: str
         assert Bench(case).passes(backend, device.numerics), case
 
 
+def test_shapes_of_fewer_than_four_sizes_pass(backend: VulkanBackend, device: Device) -> None:
+    line, matrix = Layout.contiguous("f32", (7,)), Layout.contiguous("f32", (5, 5), offset=8)
+    sums = Case("cumsum", {"axis": 0, "exclusive": True, "reverse": True}, {"x": line}, {"out": line}, "normal")
+    sides = {"a": matrix, "b": Layout.contiguous("f32", (3, 5))}
+    solved = Case("solve_tri", {"left": False, "lower": True, "unit": False}, sides, {"out": sides["b"]}, "normal")
+    for case in (sums, solved):
+        assert Bench(case).passes(backend, device.numerics), case
+
+
 @pytest.mark.parametrize(("dtype", "size"), [("f32", 1), ("f16", 7), ("i32", 100_003)])
 def test_every_byte_of_the_arena_makes_the_round_trip(backend: VulkanBackend, dtype: str, size: int) -> None:
     case = untouched(dtype, size)
@@ -110,7 +119,8 @@ def test_push_constants_keep_bits_that_read_as_nan(backend: VulkanBackend, cache
         "void main() { for (uint i = 0; i < 32; i++) { words[i] = sent[i]; } }\n"
     )
     kp, manager, zeros = backend._kp, backend._manager, np.zeros(32, np.uint32)
-    sent = np.array([0x7F800001, 0x7FBFFFFF, 0xFF800001, 0xFFFFFFFF, 1, 0x80000000, 0x7FC00000, 2**31 + 5] * 4, np.uint32)
+    bits = (0x7F800001, 0x7FBFFFFF, 0xFF800001, 0xFFFFFFFF, 1, 0x80000000, 0x7FC00000, 2**31 + 5)
+    sent = np.array(bits * 4, np.uint32)
     tensor = manager.tensor_t(zeros)
     echo = manager.algorithm([tensor], shaders.spirv(source), (1, 1, 1), zeros[:0], zeros)
     manager.sequence().record(kp.OpAlgoDispatch(echo, sent)).record(kp.OpTensorSyncLocal([tensor])).eval()
