@@ -131,7 +131,8 @@ def run_intact(run: Run) -> bool:
     return bool(np.array_equal(run.after.memory, run.before.memory))
 
 
-#: Always on, once `run_intact` has reset the output's elements. The order is that of blame: memory that was not to be touched first, then the values.
+#: Always on, once `run_intact` has reset the output's elements. The order is that of blame: memory that was not to
+#: be touched first, then the values.
 ALWAYS: tuple[Check, ...] = (
     Check("guard", "nothing is written outside the output's elements", _guard),
     Check("inputs", "inputs are unchanged unless the op works in place", _inputs),
