@@ -6,7 +6,7 @@ All places are bytes from the start of the arena, all sizes elements, innermost 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from opconform.harness.buffers import Plan
@@ -15,6 +15,11 @@ from opconform.harness.layouts import Layout
 
 WORDS = 32
 COPY, VIEW = 0, 1  #: the two parts of acc.comp and set.comp
+INVOCATIONS = 1 << 16  #: the most that a dispatch starts; each then takes several items
+
+#: Turns of all its loops that an invocation may make in one dispatch. Mesa's llvmpipe leaves every loop after 65,535
+#: turns in all (LP_MAX_TGSI_LOOP_ITERATIONS) and says nothing: longer work is cut into several dispatches.
+TURNS = 30_000
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def _cumsum(case: Case, plan: Plan) -> list[Dispatch]:
     lines = x.size // max(_ne(x)[axis], 1)
     words = [*_ne(x), *_place(case, plan, "x"), *_place(case, plan, "out"), axis]
     words += [int(case.params["exclusive"]), int(case.params["reverse"])]
-    return [Dispatch(lines, words)]
+    return [Dispatch(lines, [*words, first, end]) for first, end in _parts(_ne(x)[axis], lines, lambda place: 1)]
 
 
 def _solve_tri(case: Case, plan: Plan) -> list[Dispatch]:
@@ -77,7 +82,23 @@ def _solve_tri(case: Case, plan: Plan) -> list[Dispatch]:
     unknowns = _ne(b)[1 if params["left"] else 0]
     words = [*_ne(b), *_place(case, plan, "a"), *_place(case, plan, "b"), *_place(case, plan, "out")]
     words += [int(params["left"]), int(params["lower"]), int(params["unit"])]
-    return [Dispatch(b.size // max(unknowns, 1), words)]
+    sides = b.size // max(unknowns, 1)
+    return [Dispatch(sides, [*words, *part]) for part in _parts(unknowns, sides, lambda known: known + 1)]
+
+
+def _parts(steps: int, items: int, turns: Callable[[int], int]) -> Iterator[tuple[int, int]]:
+    """Ranges that cover `steps` steps of `turns(step)` turns each, none longer than an invocation may loop."""
+    allowed = TURNS // -(-max(items, 1) // INVOCATIONS)
+    first = spent = 0
+    if steps * turns(steps) <= allowed:
+        yield first, steps
+        return
+    for step in range(steps):
+        if spent and spent + turns(step) > allowed:
+            yield first, step
+            first, spent = step, 0
+        spent += turns(step)
+    yield first, steps
 
 
 #: Each op's dispatches, in order; there is always one.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from opconform.backends.vulkan import shaders
-from opconform.backends.vulkan.arguments import DISPATCHES, DTYPES, WORDS, Dispatch
+from opconform.backends.vulkan.arguments import DISPATCHES, DTYPES, INVOCATIONS, WORDS, Dispatch
 from opconform.backends.vulkan.physical import Physical, physical_devices
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import Buffers, Plan
@@ -25,7 +25,11 @@ from opconform.harness.numerics import Numerics
 
 _FOLDER = Path(__file__).parent
 _LOCAL_SIZE = 64  #: local_size_x of every shader
-_GROUPS = (1, 64, 1024)  #: workgroups of a dispatch; every shader strides on until all its items are done
+_GROUPS = (
+    1,
+    64,
+    INVOCATIONS // _LOCAL_SIZE,
+)  #: workgroups of a dispatch; every shader strides on until all its items are done
 _SMALLEST = 1 << 16  #: bytes; copying fewer takes no less time
 
 #: What Vulkan promises of float32 where no execution mode says more (Vulkan 1.3, "Precision and Operation of SPIR-V

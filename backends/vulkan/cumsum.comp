@@ -2,10 +2,8 @@
 
 // CUMSUM: out_i = sum of x_j over j <= i (exclusive: j < i) along one axis, from the far end where reverse; float32.
 //
-// One invocation walks one line along the axis and adds the elements one by one: m terms cost m - 1 roundings. It walks
-// in blocks, because Mesa's llvmpipe leaves any loop after 65,535 turns (LP_MAX_TGSI_LOOP_ITERATIONS) and says nothing.
-
-const uint BLOCK = 4096;
+// One invocation walks one line along the axis and adds the elements one by one: m terms cost m - 1 roundings. A dispatch
+// walks from place `first` to before `end` only, and goes on from the sum that the dispatch before it left in out.
 
 layout(local_size_x = 64) in;
 
@@ -21,7 +19,13 @@ layout(push_constant) uniform Arguments {
     uint axis;       // 0 is the innermost
     uint exclusive;  // 0 or 1
     uint reverse;    // 0 or 1
+    uint first;
+    uint end;
 };
+
+uint place(uint n) {
+    return reverse != 0 ? ne[axis] - 1 - n : n;
+}
 
 void walk(uint id, uint lines_ne[4]) {
     uint i0 = id % lines_ne[0];
@@ -32,16 +36,19 @@ void walk(uint id, uint lines_ne[4]) {
     uint out_line = out_start + i0 * out_nb[0] + i1 * out_nb[1] + i2 * out_nb[2] + i3 * out_nb[3];
 
     float sum = 0.0;
-    for (uint block = 0; block < ne[axis]; block += BLOCK) {
-        uint end = min(block + BLOCK, ne[axis]);
-        for (uint n = block; n < end; n++) {
-            uint i = reverse != 0 ? ne[axis] - 1 - n : n;
-            uint from = x_line + i * x_nb[axis];
-            uint to = out_line + i * out_nb[axis];
-            float before = sum;
-            sum += uintBitsToFloat(words[from / 4]);
-            words[to / 4] = floatBitsToUint(exclusive != 0 ? before : sum);
+    if (first > 0) {
+        uint last = place(first - 1);
+        sum = uintBitsToFloat(words[(out_line + last * out_nb[axis]) / 4]);
+        if (exclusive != 0) {
+            sum += uintBitsToFloat(words[(x_line + last * x_nb[axis]) / 4]);
         }
+    }
+    for (uint n = first; n < end; n++) {
+        uint from = x_line + place(n) * x_nb[axis];
+        uint to = out_line + place(n) * out_nb[axis];
+        float before = sum;
+        sum += uintBitsToFloat(words[from / 4]);
+        words[to / 4] = floatBitsToUint(exclusive != 0 ? before : sum);
     }
 }
 

@@ -3,7 +3,8 @@
 // SOLVE_TRI: A X = B (left) or X A = B for a triangular n x n matrix A, in float32.
 //
 // One invocation solves one right-hand side by substitution: a column of B where left, else a row. Of A it reads the
-// named triangle alone, and not the diagonal where unit.
+// named triangle alone, and not the diagonal where unit. A dispatch finds the unknowns from `first` to before `end` only,
+// from those that the dispatches before it left in out.
 
 layout(local_size_x = 64) in;
 
@@ -21,6 +22,8 @@ layout(push_constant) uniform Arguments {
     uint left;   // 0 or 1
     uint lower;  // 0 or 1
     uint unit;   // 0 or 1
+    uint first;
+    uint end;
 };
 
 // The coefficient of unknown j in equation i is A[i][j] where left (A X = B), else A[j][i] (X A = B).
@@ -42,7 +45,7 @@ void solve(uint id) {
     uint out_line = out_start + side * out_nb[across] + i2 * out_nb[2] + i3 * out_nb[3];
 
     bool forward = left == lower;  // whether unknown 0 is the one that stands alone in its equation
-    for (uint known = 0; known < n; known++) {
+    for (uint known = first; known < end; known++) {
         uint i = forward ? known : n - 1 - known;
         float value = uintBitsToFloat(words[(b_line + i * b_nb[along]) / 4]);
         for (uint k = 0; k < known; k++) {
