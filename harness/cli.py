@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opconform import __version__
+from opconform.harness.backend import Unavailable
 from opconform.harness.known import find_case, known_cases
 from opconform.harness.op import Op
 from opconform.harness.options import OPTIONS, Option, settings_from
@@ -43,6 +44,8 @@ def _shared(*names: str) -> Callable[[F], F]:
                 return function(values=values, **own)
             except UsageError as error:
                 raise click.UsageError(str(error)) from None
+            except Unavailable as error:
+                raise click.ClickException(str(error)) from None
 
         decorated: Any = command
         for option in reversed([option for option in OPTIONS if option.name in names]):
@@ -73,7 +76,7 @@ def main() -> None:
 @click.option("--cases", is_flag=True, help="list the known cases instead")
 def list_command(values: dict[str, Any], cases: bool) -> None:
     """Ops, backends and devices; for what is missing, why, and how to get it."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 240)  # a table cut to 80 columns is of no use in a file
     if cases:
         table = Table("known case", "about", "source", box=None, pad_edge=False)
         for known in known_cases().values():
@@ -133,6 +136,7 @@ def test(values: dict[str, Any], minutes: float | None) -> None:
     for absent in missing:
         click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
     results: list[Result] = []
+    lost = 0
     with Session(settings) as session, _Progress(len(chosen) * len(targets), settings) as progress:
         deadline = None if seconds is None else time.monotonic() + seconds
         left = len(chosen) * len(targets)
@@ -143,11 +147,16 @@ def test(values: dict[str, Any], minutes: float | None) -> None:
                     session.settings = replace(settings, seconds=share, examples=sys.maxsize)
                 left -= 1
                 here = [(name, case) for name, case in cases if case.op == op.name]
-                with progress.of(op, target) as on_progress:
-                    result = session.replay(op, target, here) if cases else session.search(op, target, on_progress)
+                try:
+                    with progress.of(op, target) as on_progress:
+                        result = session.replay(op, target, here) if cases else session.search(op, target, on_progress)
+                except Unavailable as error:
+                    click.echo(f"FAILED      {op.name} on {target.label} cannot run: {error}", err=True)
+                    lost += 1
+                    continue
                 progress.show(result)
                 results.append(result)
-    _finish(results, settings)
+    _finish(results, lost)
 
 
 @main.command()
@@ -159,7 +168,9 @@ def replay(values: dict[str, Any], case: str) -> None:
     """Run one case, from a file or by id, on the devices named."""
     settings = settings_from(values)
     name, found = find_case(case, settings.report_dir, settings.max_bytes)
-    targets, _ = targets_of(values["backend"], settings)
+    targets, missing = targets_of(values["backend"], settings)
+    for absent in missing:
+        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
     results = []
     with Session(settings) as session:
         for target in targets:
@@ -167,18 +178,18 @@ def replay(values: dict[str, Any], case: str) -> None:
     for result in results:
         if result.failure is not None:
             click.echo(screen(result.failure, commands(result.failure, settings)) + "\n")
-    _finish(results, settings)
+    _finish(results)
 
 
-def _finish(results: Sequence[Result], settings: Settings) -> None:
-    """Print the matrix and leave with the status that the results deserve."""
+def _finish(results: Sequence[Result], lost: int = 0) -> None:
+    """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all."""
     click.echo()
     click.echo(matrix(results))
     click.echo(counts(results))
     if not sum(result.tally.executed for result in results):
         click.echo("nothing was executed: that is a failure, not a pass", err=True)
         sys.exit(1)
-    if any(result.failure is not None for result in results):
+    if lost or any(result.failure is not None for result in results):
         sys.exit(1)
 
 

@@ -78,7 +78,7 @@ def case_from_file(path: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Case:
         raise UsageError(f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except RecursionError:
         raise UsageError(f"{path}: not a case: nested too deep") from None
-    except (CaseError, UnicodeDecodeError) as error:
+    except ValueError as error:  # a CaseError, bytes that are no text, a number of thousands of digits
         raise UsageError(f"{path}: {error}") from None
 
 
@@ -88,13 +88,13 @@ def find_case(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) ->
     Raises `UsageError` that says where it looked.
     """
     path = Path(name)
-    if path.suffix == ".json" or path.is_file():
+    if path.suffix == ".json" or os.path.isfile(path):
         case = case_from_file(path, max_bytes)
         return case.id, case
     if name in known_cases():
         return name, known_cases()[name].case
     stored = case_path(report_dir, name)
-    if Path(name).name == name and stored.is_file():
+    if Path(name).name == name and os.path.isfile(stored):
         return name, case_from_file(stored, max_bytes)
     raise UsageError(f"no case {name!r}: no such file, no known case (opconform list --cases), none in {stored.parent}")
 

@@ -21,7 +21,7 @@ from opconform.harness.case import Case, CaseError
 from opconform.harness.checks import ON_REQUEST, Finding
 from opconform.harness.failure import describe
 from opconform.harness.judging import Verdict
-from opconform.harness.known import KnownCase
+from opconform.harness.known import LARGEST, KnownCase, checked
 from opconform.harness.op import Op, Problem
 from opconform.harness.result import KnownBug, Result, Tally
 from opconform.harness.runner import Runner
@@ -56,7 +56,7 @@ class _Found:
 
 
 class Search:
-    """One op on one device. `on_progress` is called with the tally after every batch."""
+    """One op on one device. After every batch `on_verdicts` gets its verdicts and `on_progress` the tally."""
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Search:
         known: Sequence[KnownCase] = (),
         database: ExampleDatabase | None = None,
         on_progress: Callable[[Tally], None] = lambda tally: None,
+        on_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
     ) -> None:
         self._op = op
         self._runner = runner
@@ -74,6 +75,7 @@ class Search:
         self._left_out = tuple(known.id for known in known if known.case.nbytes > settings.max_bytes)
         self._database = database
         self._on_progress = on_progress
+        self._on_verdicts = on_verdicts
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
@@ -85,7 +87,8 @@ class Search:
         """Known cases first, then failures of earlier runs, then the search. The smallest failure is the result's."""
         start = time.monotonic()
         pinned = {limit.pinned: limit for limit in self._freedom.limits if limit.pinned}
-        bugs = tuple(self._known_bug(known, pinned[known.id].reason) for known in self._known if known.id in pinned)
+        tried = [self._known_bug(known, pinned[known.id].reason) for known in self._known if known.id in pinned]
+        bugs = tuple(bug for bug in tried if bug is not None)
         failed_known = self._try([(known.id, known.case) for known in self._known if known.id not in pinned])
         failed_before = self._try(self._carried_over())
         smallest = self._search(start)
@@ -108,14 +111,21 @@ class Search:
             self._left_out,
         )
 
-    def _known_bug(self, known: KnownCase, reason: str) -> KnownBug:
+    def _known_bug(self, known: KnownCase, reason: str) -> KnownBug | None:
+        """Whether a pinned case still fails; None where another limit keeps it from being run."""
         verdict = self._runner.verdicts(self._op, [known.case], beyond=("bug",))[0]
-        return KnownBug(known.id, reason, verdict.failed)
+        return None if verdict.unsupported is not None else KnownBug(known.id, reason, verdict.failed)
 
     def _try(self, cases: Sequence[tuple[str, Case]]) -> dict[str, Verdict]:
-        """Run named cases; returns those that fail."""
-        verdicts = self._examine([case for _, case in cases])
-        return {name: verdict for (name, _), verdict in zip(cases, verdicts) if verdict.failed}
+        """Run named cases; returns those that fail. After a hang the rest is left out, for each may take as long."""
+        failed = {}
+        for name, case in cases:
+            (verdict,) = self._examine([case])
+            if verdict.failed:
+                failed[name] = verdict
+            if verdict.kind == "TIMEOUT":
+                break
+        return failed
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
@@ -127,6 +137,7 @@ class Search:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
             self._count(verdict)
+        self._on_verdicts(verdicts)
         self._on_progress(self._tally)
         return verdicts
 
@@ -156,14 +167,16 @@ class Search:
         if not all(self._freedom.choices("dtype", [dtype]) == [] for dtype in self._op.dtypes):
             chunk = 0
             while not self._found and self._time_left(start) and self._drawn < self._settings.examples:
-                self._draw_chunk(chunk)
+                self._draw_chunk(chunk, start)
                 chunk += 1
         return self._shrunk()
 
     def _time_left(self, start: float) -> bool:
-        return self._settings.seconds is None or time.monotonic() - start < self._settings.seconds
+        """Whether to draw on. One problem is always tried, for a pair that ran nothing would read as unsupported."""
+        in_time = self._settings.seconds is None or time.monotonic() - start < self._settings.seconds
+        return in_time or not self._drawn
 
-    def _draw_chunk(self, chunk: int) -> None:
+    def _draw_chunk(self, chunk: int, start: float) -> None:
         problems = min(_CHUNK, -(-(self._settings.examples - self._drawn) // VARIANTS))
 
         @seed(self._settings.seed * 1_000_003 + chunk)
@@ -178,7 +191,7 @@ class Search:
         )
         @given(batches(self._op, self._freedom))
         def examine(drawn: tuple[Problem, int]) -> None:
-            if self._fails(*drawn):
+            if (self._found or self._time_left(start)) and self._fails(*drawn):
                 raise _Failed
 
         with contextlib.suppress(_Failed):
@@ -261,12 +274,11 @@ class Search:
         if self._database is None:
             return []
         found = []
-        for stored in self._database.fetch(self._database_key()):
+        for stored in list(self._database.fetch(self._database_key())):
             try:
-                case = Case.from_json(json.loads(stored), self._settings.max_bytes)
-                self._op.check(case)
+                case = checked(Case.from_json(json.loads(stored), LARGEST))
                 found.append((case.id, case))
-            except (ValueError, KeyError):
+            except (ValueError, RecursionError):
                 self._database.delete(self._database_key(), stored)
         return found
 

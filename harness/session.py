@@ -12,7 +12,9 @@ from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 from opconform.harness.backend import Unavailable
 from opconform.harness.case import Case
 from opconform.harness.failure import Failure, describe
+from opconform.harness.judging import Verdict
 from opconform.harness.known import known_cases, store
+from opconform.harness.observer import Observer
 from opconform.harness.op import Op
 from opconform.harness.registry import UsageError, backend_names, split_target
 from opconform.harness.result import Result, Tally
@@ -66,8 +68,9 @@ def _options_of(spec: str, settings: Settings) -> dict[str, str]:
 class Session:
     """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, observers: Sequence[Observer] = ()) -> None:
         self.settings = settings
+        self._observers = observers
         self._database: ExampleDatabase = DirectoryBasedExampleDatabase(
             os.path.join(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis"), "opconform")
         )
@@ -80,6 +83,8 @@ class Session:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+        for observer in self._observers:
+            observer.close()
 
     def runner(self, target: Target) -> Runner:
         """The runner of a device, started at its first use. Raises `Unavailable`."""
@@ -99,10 +104,17 @@ class Session:
         known = [case for case in known_cases().values() if case.case.op == op.name]
         runner = self.runner(target)
         runner.time_limit = self.settings.time_limit
-        result = Search(op, runner, self.settings, known, self._database, on_progress).run()
-        if result.failure is not None:
-            store(result.failure.case, self.settings.report_dir)
-        return result
+
+        def on_verdicts(verdicts: Sequence[Verdict]) -> None:
+            for observer in self._observers:
+                observer.verdicts(op, target, verdicts)
+
+        try:
+            result = Search(op, runner, self.settings, known, self._database, on_progress, on_verdicts).run()
+        except Unavailable:  # the device was lost; the next op opens it afresh
+            self._runners.pop(target.label).close()
+            raise
+        return self._done(op, target, result)
 
     def replay(self, op: Op, target: Target, cases: Iterable[tuple[str, Case]]) -> Result:
         """Run just these cases of one op; the first failure is described as it is, and not shrunk."""
@@ -118,9 +130,16 @@ class Session:
                 failure = failure or describe(op, runner, verdict)
             else:
                 tally.passed += 1
-        if failure is not None:
-            store(failure.case, self.settings.report_dir)
-        return Result(op.name, target.label, target.about, tally, failure, tuple(failed))
+            for observer in self._observers:
+                observer.verdicts(op, target, [verdict])
+        return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
+
+    def _done(self, op: Op, target: Target, result: Result) -> Result:
+        if result.failure is not None:
+            store(result.failure.case, self.settings.report_dir)
+        for observer in self._observers:
+            observer.result(op, target, result)
+        return result
 
 
 def commands(failure: Failure, settings: Settings) -> list[str]:

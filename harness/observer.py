@@ -1,0 +1,25 @@
+"""Who watches a run: progress, history, bundles. Each learns of every verdict as soon as it is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from opconform.harness.judging import Verdict
+    from opconform.harness.op import Op
+    from opconform.harness.result import Result
+    from opconform.harness.runner import Target
+
+
+class Observer:
+    """Told of what happens in a session; every method may be left out. Shrinking's own attempts are told too."""
+
+    def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
+        """Cases have been judged (or found unsupported). Called in order, while the search goes on."""
+
+    def result(self, op: Op, target: Target, result: Result) -> None:
+        """One op on one device is done."""
+
+    def close(self) -> None:
+        """The session is over, also after an error or Ctrl-C."""
