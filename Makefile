@@ -27,8 +27,8 @@ test: lint  ## lint, then every test, against four builds of ggml
 	OPCONFORM_GGML_LIB_FIXED=$(GGML)/b8121 \
 	$(BIN)/python -m pytest
 
-bench: setup  ## the figures that the README quotes
-	$(BIN)/python -m benchmarks --ggml-lib $(GGML)/v0.5.0
+bench: setup  ## judged cases per second for each backend and op
+	$(BIN)/python benchmarks/throughput.py --ggml-lib $(GGML)/v0.5.0
 
 clean:  ## remove what builds and tests leave behind; .venv and .cache stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases

@@ -18,11 +18,12 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """A X = B (`left`) or X A = B for triangular A; the other triangle (and a unit diagonal) is never read.
 
     The value is the float64 substitution. What float32 cannot hold is left free: from the first row of a column whose
-    solution, with its error, may pass the largest float32, nothing is demanded of that column.
+    solution, or a sum of products on the way to it, may pass the largest float32, nothing is demanded of that column.
     """
     a, b = _lower_left_form(case, raw)
     x = _substitute(a, b)
-    too_large = np.maximum.accumulate(np.abs(x) > F32.largest / 4, axis=-2)
+    magnitude = np.maximum(np.abs(a) @ np.abs(x), np.abs(x))
+    too_large = np.maximum.accumulate(magnitude > F32.largest / 4, axis=-2)
     free = np.where(too_large, np.inf, 0.0)
     return Expected(_from_lower_left(case, x), _from_lower_left(case, free))
 

@@ -257,6 +257,10 @@ install_ggml() {
 
 # ----------------------------------------------------------------------------------------------------------------------
 
+if (($#)); then # it takes no arguments; --help or anything else prints the lines at the top
+  sed -n '2,/^set /s/^# \{0,1\}//p' tools/setup.sh
+  [[ $1 == --help ]] && exit || exit 2
+fi
 if is_done; then exit; fi
 mkdir -p "$cache/ggml"
 : >"$log"

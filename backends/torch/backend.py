@@ -45,14 +45,14 @@ class TorchBackend(Backend):
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
         """The CPU, then every CUDA (or ROCm) device, then Apple's GPU. Raises `Unavailable` where torch is missing."""
         torch = _torch()
-        found = [Device("cpu", platform.processor() or platform.machine(), _cpu_versions(torch))]
+        found = [Device("cpu", f"CPU ({platform.machine()})", _cpu_versions(torch))]
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 name = f"cuda:{index}" if index else "cuda"
                 found.append(Device(name, torch.cuda.get_device_name(index), _cuda_versions(torch, index)))
         if torch.backends.mps.is_available():
             versions = {"torch": torch.__version__, "macOS": platform.mac_ver()[0]}
-            found.append(Device("mps", platform.processor(), versions, Numerics(flushes_denormals=True)))
+            found.append(Device("mps", "Apple GPU", versions, Numerics(flushes_denormals=True)))
         return found
 
     def supports(self, case: Case) -> str | None:
@@ -79,7 +79,7 @@ class TorchBackend(Backend):
 def _torch() -> Any:
     try:
         import torch
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library of its own that cannot be loaded
         raise Unavailable(f"torch cannot be imported: {error}", REMEDY) from error
     return torch
 
@@ -88,7 +88,7 @@ def _cpu_versions(torch: Any) -> dict[str, str]:
     blas = next((line for line in torch.__config__.show().splitlines() if "Math Kernel" in line or "BLAS" in line), "?")
     return {
         "torch": torch.__version__,
-        "BLAS": blas.strip(" -"),
+        "BLAS": blas.strip(" -").split("-Product")[0],
         "vectors": torch.backends.cpu.get_cpu_capability(),
     }
 
