@@ -11,7 +11,7 @@ from opconform.harness.case import Case, CaseError
 from opconform.harness.dtypes import F32, F64, Raw
 from opconform.harness.numerics import Numerics
 from opconform.harness.op import Expected, Op, Problem, Residual
-from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
+from opconform.harness.strategies import EDGES, Freedom, inner_sizes, outer_sizes, scales, within
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -141,7 +141,8 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     left = draw(st.sampled_from(freedom.choices("left", (True, False))))
     lower = draw(st.sampled_from(freedom.choices("lower", (True, False))))
     unit = draw(st.sampled_from(freedom.choices("unit", (False, True))))
-    n = draw(inner_sizes(min(draw(scales()), 257)))
+    largest = min(draw(scales()), 257)
+    n = draw(st.sampled_from(freedom.choices("n", [size for size in EDGES if size <= largest])))
     k = draw(inner_sizes(33))
     outer = (draw(outer_sizes()), draw(outer_sizes()))
     if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
@@ -165,5 +166,6 @@ OP = Op(
     check=check,
     shape_values=shape_values,
     judge=judge,
+    traits=lambda case: {"n": case.inputs["a"].shape[-1]},
     alone=lambda case: True,
 )

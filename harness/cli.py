@@ -28,7 +28,7 @@ from opconform.harness.result import Result, Tally
 from opconform.harness.runner import Target
 from opconform.harness.session import Session, commands, targets_of
 from opconform.harness.settings import Settings, positive
-from opconform.reports.console import counts, matrix, screen
+from opconform.reports.console import counts, matrix, screen, text_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,23 +76,30 @@ def main() -> None:
 @click.option("--cases", is_flag=True, help="list the known cases instead")
 def list_command(values: dict[str, Any], cases: bool) -> None:
     """Ops, backends and devices; for what is missing, why, and how to get it."""
-    console = Console(width=None if sys.stdout.isatty() else 240)  # a table cut to 80 columns is of no use in a file
     if cases:
         table = Table("known case", "about", "source", box=None, pad_edge=False)
         for known in known_cases().values():
             table.add_row(known.id, known.about, known.source)
-        console.print(table)
+        _show(table)
         return
     table = Table("op", "what it computes", "arguments", box=None, pad_edge=False)
     for op in ops().values():
         table.add_row(op.name, op.summary, Text(", ".join((*op.inputs, *op.params))))
-    console.print(table)
-    console.print()
+    _show(table)
+    click.echo()
     targets, missing = targets_of((), settings_from(values))
     for target in targets:
         click.echo(f"{target.label}  {target.about}")
     for absent in missing:
         click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
+
+
+def _show(table: Table) -> None:
+    """Print a table: as wide as the terminal, and whole where a file or a pipe takes it."""
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:
+        click.echo(text_of(table, 240))
 
 
 @main.command()

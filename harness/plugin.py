@@ -58,17 +58,25 @@ class Plan:
         from opconform.harness.known import find_case
         from opconform.harness.session import Session, targets_of
 
-        values = {option.key: config.getoption(f"opconform_{option.key}") for option in OPTIONS}
+        settings = _settings_of(config)
+        names, backends = config.option.opconform_case or (), config.option.opconform_backend or ()
         try:
-            settings = settings_from(values)
-            chosen = chosen_ops(values["op"] or ())
-            cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values["case"] or ()]
-            targets, missing = targets_of(values["backend"] or (), settings)
+            chosen = chosen_ops(config.option.opconform_op or ())
+            cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in names]
+            targets, missing = targets_of(backends, settings)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
         if cases:
             chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
         return cls(settings, chosen, targets, missing, cases, Session(settings))
+
+
+def _settings_of(config: pytest.Config) -> Settings:
+    """The settings that the options make. Raises `pytest.UsageError`."""
+    try:
+        return settings_from({option.key: config.getoption(f"opconform_{option.key}") for option in OPTIONS})
+    except UsageError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 class State:
@@ -121,7 +129,7 @@ class Pair:
         from opconform.harness.session import commands
         from opconform.reports.console import screen
 
-        plan = self._plan
+        plan, lost = self._plan, None
         try:
             if plan.cases:
                 here = [(name, case) for name, case in plan.cases if case.op == self._op.name]
@@ -129,7 +137,9 @@ class Pair:
             else:
                 self.result = plan.session.search(self._op, self._target)
         except Unavailable as error:
-            pytest.fail(f"{self._target.label} cannot run: {error}", pytrace=False)
+            lost = f"{self._target.label} cannot run: {error}"
+        if self.result is None:
+            pytest.fail(lost or "", pytrace=False)
         failure = self.result.failure
         if failure is not None:
             pytest.fail(screen(failure, commands(failure, plan.settings)), pytrace=False)
@@ -140,10 +150,11 @@ class Pair:
 def pytest_configure(config: pytest.Config) -> None:
     state = config.stash[_STATE] = State(config)
     config.pluginmanager.register(state, "opconform-state")
+    given = any(config.getoption(f"opconform_{option.key}") is not None for option in OPTIONS)
     if config.option.opconform_seed is None:  # set here, it reaches the workers of xdist with the other options
         config.option.opconform_seed = random.SystemRandom().randrange(1 << 31)
-    if state.asked and not config.option.collectonly and not hasattr(config, "workerinput"):
-        _ = state.plan  # a usage error must end the run before anything is collected
+    if given and not hasattr(config, "workerinput"):  # a usage error must end the run before anything is collected
+        _ = state.plan if state.asked else _settings_of(config)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -202,20 +213,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     state = config.stash[_STATE]
     if state.asked and not state.executed and not config.option.collectonly:
-        terminalreporter.write_line("opconform: no case was executed: that is a failure, not a pass", red=True)
+        hint = "" if state.results else "; --pyargs opconform.harness.conformance collects the tests from any folder"
+        terminalreporter.write_line(f"opconform: no case was executed: that is a failure, not a pass{hint}", red=True)
     if not state.results:
         return
     from opconform.reports.console import counts, matrix
 
-    terminalreporter.section("opconform")
-    terminalreporter.write_line(matrix(state.results))
-    terminalreporter.write_line(counts(state.results))
+    terminalreporter.write_sep("=", "opconform")
+    results = sorted(state.results, key=lambda result: (result.op, result.target))  # xdist brings them in any order
+    terminalreporter.write_line(matrix(results))
+    terminalreporter.write_line(counts(results))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Nothing executed is red: a run that was asked for a backend must have run a case."""
     state = session.config.stash[_STATE]
-    if state.asked and exitstatus in (0, 5) and not state.executed and not hasattr(session.config, "workerinput"):
+    only_looking = session.config.option.collectonly or hasattr(session.config, "workerinput")
+    if state.asked and exitstatus in (0, 5) and not state.executed and not only_looking:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

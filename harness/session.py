@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -136,7 +137,10 @@ class Session:
 
     def _done(self, op: Op, target: Target, result: Result) -> Result:
         if result.failure is not None:
-            store(result.failure.case, self.settings.report_dir)
+            try:
+                store(result.failure.case, self.settings.report_dir)
+            except OSError as error:  # the failure itself must still be shown
+                print(f"the failing case could not be stored: {error}", file=sys.stderr)
         for observer in self._observers:
             observer.result(op, target, result)
         return result

@@ -144,16 +144,18 @@ def _cell(result: Result | None, notes: dict[str, int]) -> str:
     if result is None:
         return "–"
     tally = result.tally
-    reasons = "".join(_mark(notes, f"unsupported: {reason}") for reason in tally.unsupported)
+    bugs = {bug.reason for bug in result.known_bugs}  # each has a note of its own
+    reasons = "".join(_mark(notes, f"unsupported: {reason}") for reason in tally.unsupported if reason not in bugs)
     if tally.executed == 0:
         return f"unsupported {reasons}".rstrip()
     cell = f"passed {tally.executed}"
     if result.failure is not None:
         cell = f"FAILED ({tally.executed}) {result.failure.kind}"
-    if reasons:
-        cell += f", {tally.unsupported.total()} unsupported {reasons}"
-    for name in result.failed_known:
-        cell += f" {_mark(notes, f'fails the known case {name}')}"
+    if tally.unsupported:
+        cell += f", {tally.unsupported.total()} unsupported {reasons}".rstrip()
+    if result.failed_known:
+        mark = _mark(notes, f"known cases that fail: {', '.join(result.failed_known)}")
+        cell += f", {len(result.failed_known)} known {mark}"
     for bug in result.known_bugs:
         fate = "known bug" if bug.still_fails else "FIXED"
         about = "kept out of the search" if bug.still_fails else "its pinned case passes now"

@@ -9,7 +9,7 @@ from typing import ClassVar
 from opconform.backends.ggml.graph import TYPES, Arena, Graph
 from opconform.backends.ggml.library import CPU_DEVICE, Library, load
 from opconform.backends.ggml.limits import limits_of
-from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
 from opconform.harness.backend import Backend, Device, Limit, Unavailable
 from opconform.harness.buffers import ALIGNMENT, Buffers
 from opconform.harness.case import Case
@@ -50,7 +50,8 @@ class GgmlBackend(Backend):
         self._arena = Arena(library, self._device)
         self._graph: Graph | None = None
         self._limits: tuple[Limit, ...] = ()
-        self._limits = limits_of(device, has_set=self.supports(_PLAIN_SET) is None)
+        driver = library.log.driver.get(device, "")
+        self._limits = limits_of(device, self.supports(_PLAIN_SET) is None, driver)
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -96,9 +97,14 @@ class GgmlBackend(Backend):
             return f"ggml has no in-place {case.op}"
         if getattr(self._library, symbol) is None:
             return f"this libggml ({build}) has no {symbol}"
+        for name, value in case.params.items():
+            if not isinstance(value, str) and value > LARGEST_PARAM:
+                return f"{name} is {value}; ggml keeps it in 32 bits and takes at most {LARGEST_PARAM}"
         for name, layout in case.layouts.items():
             if layout.dtype not in TYPES:
                 return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
+            if layout.dtype != case.dtype:
+                return f"{name} is {layout.dtype} and the output {case.dtype}; ggml's {case.op} takes one type"
         if self._arena.alignment > ALIGNMENT:
             return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
         for limit in self._limits:

@@ -129,7 +129,7 @@ class Arena:
     def place(self, graph: Graph, plan: Plan) -> None:
         """Give every tensor of `graph` its address in the arena of `plan`."""
         library = self._library
-        self._grow(plan.size)
+        self.reserve(plan.size)
         base = library.ggml_backend_buffer_get_base(self._buffer)
         for tensor, name in graph.owners:
             library.ggml_backend_tensor_alloc(self._buffer, tensor, base + plan.slots[name].start)
@@ -138,7 +138,8 @@ class Arena:
         graph.handle = library.ggml_new_graph_custom(self._context.handle, _NODES, False)
         library.ggml_build_forward_expand(graph.handle, graph.out)
 
-    def _grow(self, size: int) -> None:
+    def reserve(self, size: int) -> None:
+        """Make the buffer at least `size` bytes large. Tensors placed before must be placed again if it grew."""
         if size <= self._size:
             return
         library = self._library

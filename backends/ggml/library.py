@@ -93,8 +93,9 @@ class Library:
         def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, folder: Path) -> None:
+        """Load what lies in `folder`. Raises `Unavailable` where that is no libggml."""
         self.folder = folder
-        base, registry = _files(folder)
+        base, registry = library_files(folder)
         # ggml reads these when it loads: Vulkan passes over CPU-type devices (lavapipe) unless they are asked for,
         # and an abort would start a debugger to print a backtrace.
         os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
@@ -177,8 +178,11 @@ class _Log:
             self.file[match[1]] = Path(match[2]).name
 
 
-def _files(folder: Path) -> tuple[Path | None, Path]:
-    """libggml-base (None in old builds, which have it inside libggml) and the libggml with the device registry."""
+def library_files(folder: Path) -> tuple[Path | None, Path]:
+    """libggml-base (None where libggml has it inside) and the libggml with the device registry.
+
+    Raises `Unavailable` for a path that is no folder or has no libggml.
+    """
     if not folder.is_dir():
         raise Unavailable(f"{folder} is not a folder", REMEDY)
     base = _first(folder, ("libggml-base.so*", "libggml-base.dylib", "libggml-base.*.dylib"))
@@ -210,6 +214,7 @@ def load(options: Mapping[str, str]) -> Library:
     if not chosen:
         raise Unavailable(f"no libggml was given: {VARIABLE} is not set", REMEDY)
     folder = Path(chosen).expanduser().resolve()
+    library_files(folder)
     if _loaded is None:
         _loaded = Library(folder)
     elif _loaded.folder != folder:

@@ -9,6 +9,9 @@ from typing import Any
 
 from opconform.harness.case import Case
 
+#: Strides and offsets travel to the kernels as int32, and ggml_set asserts an offset below 2^30.
+LARGEST_PARAM = 2**30 - 1
+
 
 @dataclass(frozen=True)
 class OpBinding:

@@ -1,0 +1,290 @@
+"""The ggml backend on real libraries: OPCONFORM_GGML_LIB in this process, other builds in workers of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from opconform.backends.ggml import GgmlBackend
+from opconform.backends.ggml.graph import Arena
+from opconform.backends.ggml.library import REMEDY, VARIABLE, Library, load
+from opconform.harness.backend import Device, Limit, Unavailable
+from opconform.harness.buffers import Buffers
+from opconform.harness.case import Case
+from opconform.harness.layouts import Layout, LayoutClass
+from opconform.harness.op import Problem
+from opconform.harness.runner import Worker
+from opconform.harness.strategies import Freedom, batches
+from opconform.harness.variants import variants
+from tests.judge import OPS, Bench
+
+DEVICES = ("CPU", "Vulkan0")
+SMALL = 1 << 18
+CUMSUM = {"axis": 0, "exclusive": False, "reverse": False}
+SOLVE = {"left": True, "lower": True, "unit": False}
+
+
+def folder_in(variable: str) -> str:
+    """The folder that an environment variable names. Without it the test fails where CI runs it, else is skipped."""
+    folder = os.environ.get(variable)
+    if not folder:
+        message = f"{variable} is not set; {REMEDY}"
+        pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    return load({"ggml_lib": folder_in(VARIABLE)})
+
+
+@pytest.fixture(scope="module")
+def devices(library: Library) -> dict[str, Device]:
+    return {device.id: device for device in GgmlBackend.devices({})}
+
+
+@pytest.fixture(scope="module")
+def opened(devices: dict[str, Device]) -> Callable[[str], GgmlBackend]:
+    """Opens a device once."""
+    backends: dict[str, GgmlBackend] = {}
+
+    def open_once(device: str) -> GgmlBackend:
+        assert device in devices, f"this libggml lists {', '.join(devices)}"
+        if device not in backends:
+            backends[device] = GgmlBackend(device, {})
+        return backends[device]
+
+    return open_once
+
+
+@pytest.fixture(params=DEVICES)
+def backend(request: pytest.FixtureRequest, opened: Callable[[str], GgmlBackend]) -> GgmlBackend:
+    return opened(request.param)
+
+
+@pytest.fixture
+def worker() -> Iterator[Callable[[str, str], tuple[Worker, tuple[Limit, ...]]]]:
+    """Opens a device of the build that a variable names, in a process of its own; gives its limits too."""
+    workers: list[Worker] = []
+
+    def start(variable: str, device: str) -> tuple[Worker, tuple[Limit, ...]]:
+        workers.append(Worker("ggml", {"ggml_lib": folder_in(variable)}))
+        return workers[-1], workers[-1].open(device)
+
+    yield start
+    for each in workers:
+        each.close()
+
+
+def drawn(op: str, limits: tuple[Limit, ...], number: int) -> list[Case]:
+    """Cases that `limits` leave, small ones; the same for the same number."""
+    freedom = Freedom(tuple(limit for limit in limits if limit.op == op), SMALL)
+    cases: list[Case] = []
+
+    @seed(number)
+    @settings(
+        max_examples=12,
+        phases=(Phase.generate,),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(batches(OPS[op], freedom))
+    def draw(found: tuple[Problem, int]) -> None:
+        problem, variant_seed = found
+        cases.extend(variant.case(OPS[op], problem) for variant in variants(OPS[op], problem, variant_seed, freedom))
+
+    draw()
+    return cases
+
+
+def cumsum_of(x: Layout) -> Case:
+    return Case("cumsum", CUMSUM, {"x": x}, {"out": Layout.contiguous(x.dtype, x.shape)}, "index")
+
+
+def acc_into(a: Layout, inplace: bool = False) -> Case:
+    """ACC of one element into the first of `a`."""
+    params = {"nb1": 4, "nb2": 4, "nb3": 4, "offset": 0}
+    out = a if inplace else Layout.contiguous(a.dtype, a.shape)
+    inputs = {"a": a, "b": Layout.contiguous(a.dtype, (1, 1, 1, 1))}
+    return Case("acc", params, inputs, {"out": out}, inplace="a" if inplace else None)
+
+
+def test_without_a_folder_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(Unavailable, match=f"{VARIABLE} is not set") as caught:
+        GgmlBackend.devices({})
+    assert "npm pack @node-llama-cpp/linux-x64-vulkan" in caught.value.remedy
+
+
+def test_a_path_that_is_no_folder_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="is not a folder"):
+        GgmlBackend.devices({"ggml_lib": str(tmp_path / "none")})
+
+
+def test_a_folder_without_libggml_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "libggml-cpu.so").touch()
+    with pytest.raises(Unavailable, match="there is no libggml in"):
+        GgmlBackend.devices({"ggml_lib": str(tmp_path)})
+
+
+def test_the_option_goes_before_the_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "from the variable"))
+    with pytest.raises(Unavailable, match="from the option is not a folder"):
+        GgmlBackend.devices({"ggml_lib": str(tmp_path / "from the option")})
+
+
+def test_a_file_that_is_no_library_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "libggml.so").write_text("not ELF")
+    with pytest.raises(Unavailable, match="cannot be loaded"):
+        Library(tmp_path)
+
+
+def test_a_second_libggml_in_one_process_is_refused(library: Library, tmp_path: Path) -> None:
+    (tmp_path / "libggml.so").touch()
+    with pytest.raises(Unavailable, match="cannot load a second one"):
+        GgmlBackend.devices({"ggml_lib": str(tmp_path)})
+
+
+def test_every_device_is_listed_with_its_build(library: Library, devices: dict[str, Device]) -> None:
+    assert set(DEVICES) <= devices.keys()
+    assert all(device.description and device.versions["build"] == library.build for device in devices.values())
+    assert "driver" in devices["Vulkan0"].versions
+
+
+def test_gpu_devices_promise_less_than_the_cpu(devices: dict[str, Device]) -> None:
+    assert not devices["CPU"].numerics.any_rounding
+    assert devices["Vulkan0"].numerics.any_rounding
+    assert devices["Vulkan0"].numerics.division_ulps == 2.5
+
+
+def test_an_unknown_device_is_unavailable(devices: dict[str, Device]) -> None:
+    with pytest.raises(Unavailable, match=r"no device 'Vulkan99' here; it has: .*CPU"):
+        GgmlBackend("Vulkan99", {})
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [256, 4096 + 256, (3 << 20) + 256])
+def test_every_byte_makes_the_round_trip(library: Library, devices: dict[str, Device], device: str, size: int) -> None:
+    arena = Arena(library, library.devices()[device])
+    arena.reserve(size)
+    before = np.random.default_rng(size).integers(0, 256, size, dtype=np.uint8)
+    after = np.zeros_like(before)
+    arena.upload(before)
+    arena.download(after)
+    np.testing.assert_array_equal(after, before)
+
+
+@pytest.mark.parametrize("op", ["acc", "set", "cumsum", "solve_tri"])
+@pytest.mark.parametrize("number", range(3))
+def test_every_drawn_case_passes(backend: GgmlBackend, devices: dict[str, Device], op: str, number: int) -> None:
+    for case in drawn(op, backend.limits(), number):
+        if reason := backend.supports(case):
+            assert "says no to" in reason  # a device may lack an op: builds of January 2026 have no SET on Vulkan
+            continue
+        verdict = Bench(case).verdict(backend, devices[backend.device].numerics)
+        assert verdict.passed, (case, verdict.findings)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        Layout("f32", (2, 3, 4, 5), (640, 200, 48, 4), 16),
+        Layout("f32", (2, 3, 4, 5), (20, 160, 40, 4), 4),
+        Layout("f32", (7, 5), (40, 4), 12),
+    ],
+    ids=["padded", "permuted", "two sizes"],
+)
+def test_no_byte_but_the_outputs_elements_changes(backend: GgmlBackend, devices: dict[str, Device], x: Layout) -> None:
+    bench = Bench(cumsum_of(x))
+    left = bench.after(backend)
+    assert not bench.comparison(left, devices[backend.device].numerics).wrong.any()
+    expected = Buffers(bench.case, bench.before.copy(), bench.plan)
+    expected.raw("out")[...] = left.raw("out")
+    np.testing.assert_array_equal(left.memory, expected.memory)
+
+
+def test_an_in_place_op_on_a_view_writes_into_the_view_only(backend: GgmlBackend) -> None:
+    bench = Bench(acc_into(Layout.contiguous("f32", (1, 1, 2, 3), offset=20), inplace=True))
+    left = bench.after(backend)
+    changed = np.flatnonzero(left.memory != bench.before)
+    start = bench.plan.slots["a"].start + 20
+    assert changed.size
+    assert start <= changed.min() <= changed.max() < start + 4
+
+
+def test_a_larger_case_after_a_smaller_one_gets_memory(backend: GgmlBackend) -> None:
+    for length in (4, 700_000, 4):
+        case = cumsum_of(Layout.contiguous("f32", (1, 1, 2, length)))
+        assert backend.supports(case) is None
+        assert Bench(case).after(backend).array("out")[0, 0, 0, 1] == 3.0
+
+
+def test_running_a_case_twice_gives_the_same_bits(backend: GgmlBackend) -> None:
+    bench = Bench(cumsum_of(Layout.contiguous("f32", (1, 2, 3, 300))))
+    one, other = bench.after(backend), bench.after(backend)
+    np.testing.assert_array_equal(one.memory, other.memory)
+
+
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (cumsum_of(Layout.contiguous("i32", (1, 1, 1, 4))), "ggml_cumsum takes f32 only"),
+        (acc_into(Layout("f32", (1, 1, 2, 2), (24, 24, 12, 4))), "asserts that a is contiguous"),
+        (Case("fft", {}, {}, {"out": Layout.contiguous("f32", (1, 1, 1, 1))}), "does not know the op fft"),
+        (
+            Case("cumsum", {**CUMSUM, "axis": 1}, *[{n: Layout.contiguous("f32", (1, 1, 2, 2))} for n in ("x", "out")]),
+            "sums along ne0 only",
+        ),
+    ],
+    ids=["dtype", "strided a", "unknown op", "axis"],
+)
+def test_what_would_abort_is_refused_with_its_reason(backend: GgmlBackend, case: Case, reason: str) -> None:
+    assert reason in str(backend.supports(case))
+
+
+def test_the_devices_own_refusal_is_quoted(opened: Callable[[str], GgmlBackend], library: Library) -> None:
+    a, b = Layout.contiguous("f32", (1, 1, 1, 1)), Layout.contiguous("f32", (1, 1, 1, 9000))
+    too_wide = Case("solve_tri", SOLVE, {"a": a, "b": b}, {"out": b})
+    said = opened("Vulkan0").supports(too_wide)
+    assert said == f"Vulkan0 of ggml {library.build} says no to SOLVE_TRI through supports_op"
+
+
+def test_limits_are_those_of_the_device(opened: Callable[[str], GgmlBackend]) -> None:
+    for device in DEVICES:
+        assert all(device.startswith(limit.device) for limit in opened(device).limits())
+    cpu = [limit for limit in opened("CPU").limits() if (limit.op, limit.subject) == ("acc", "b")]
+    assert [(limit.kind, limit.allowed) for limit in cpu] == [("kernel", LayoutClass.ROWS)]
+    assert all(limit.kind != "bug" for limit in opened("CPU").limits())
+
+
+def test_an_op_that_an_old_build_lacks_is_unsupported(
+    worker: Callable[[str, str], tuple[Worker, tuple[Limit, ...]]],
+) -> None:
+    old, _ = worker("OPCONFORM_GGML_LIB_OLD", "CPU")
+    build = old.devices()[0].versions["build"]
+    row, square = Layout.contiguous("f32", (1, 1, 1, 4)), Layout.contiguous("f32", (1, 1, 2, 2))
+    solve = Case("solve_tri", SOLVE, {"a": square, "b": square}, {"out": square})
+    assert old.supports([cumsum_of(row), solve, acc_into(row)]) == [
+        f"this libggml ({build}) has no ggml_cumsum",
+        f"this libggml ({build}) has no ggml_solve_tri",
+        None,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "old"), [("OPCONFORM_GGML_LIB_BROKEN", True), ("OPCONFORM_GGML_LIB_FIXED", False)]
+)
+def test_the_bugs_of_the_old_acc_are_known_for_the_builds_that_have_it(
+    worker: Callable[[str, str], tuple[Worker, tuple[Limit, ...]]], variable: str, old: bool
+) -> None:
+    _, limits = worker(variable, "Vulkan0")
+    pinned = {limit.pinned for limit in limits if limit.kind == "bug"}
+    assert "acc/vulkan-permuted-view" in pinned
+    assert ("acc/vulkan-strided-b" in pinned) == old
+    assert ("set/vulkan-permuted-view" in pinned) != old
