@@ -18,6 +18,7 @@ from opconform.harness.result import Result
 
 WIDTH = 110
 _STDERR_LINES = 12
+_NAMES = 8
 
 
 def screen(failure: Failure, commands: Sequence[str]) -> str:
@@ -154,7 +155,9 @@ def _cell(result: Result | None, notes: dict[str, int]) -> str:
     if tally.unsupported:
         cell += f", {tally.unsupported.total()} unsupported {reasons}".rstrip()
     if result.failed_known:
-        mark = _mark(notes, f"known cases that fail: {', '.join(result.failed_known)}")
+        more = len(result.failed_known) - _NAMES
+        names = ", ".join(result.failed_known[:_NAMES]) + (f" and {more} more" if more > 0 else "")
+        mark = _mark(notes, f"known cases that fail: {names}")
         cell += f", {len(result.failed_known)} known {mark}"
     for bug in result.known_bugs:
         fate = "known bug" if bug.still_fails else "FIXED"

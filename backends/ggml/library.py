@@ -21,7 +21,7 @@ from opconform.harness.backend import Unavailable
 
 VARIABLE = "OPCONFORM_GGML_LIB"
 REMEDY = (
-    f"set {VARIABLE} (or the option ggml_lib) to a folder with libggml-base.so and libggml.so: "
+    f"set {VARIABLE} (or --ggml-lib) to a folder with libggml-base.so and libggml.so: "
     "`npm pack @node-llama-cpp/linux-x64-vulkan@3.16.2`, unpacked, has one in package/bins/linux-x64-vulkan; "
     "so do llama.cpp's build/bin and llama-cpp-python's lib"
 )
