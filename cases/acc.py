@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
 from opconform.cases import views
 from opconform.harness.case import Case
 from opconform.harness.dtypes import Raw
+from opconform.harness.hypotheses import Hypothesis, Image, Reading
 from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Op
+from opconform.harness.op import Expect, Expected, Op
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -22,12 +24,46 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """
     dtype = case.inputs["a"].type
     value = dtype.decode(raw["a"])
+    operands = np.abs(value)
     views.through_view(case, value)[...] += dtype.decode(raw["b"])
+    views.through_view(case, operands)[...] += np.abs(dtype.decode(raw["b"]))
     inside = np.zeros(value.shape, dtype=bool)
     views.through_view(case, inside)[...] = True
     flushed = 3 * numerics.underflow if numerics.flushes_denormals else 0.0
-    bound = np.where(inside, numerics.u * np.abs(value) + flushed, 0.0)
+    converted = numerics.conversions * numerics.u * (1 + numerics.u) * operands
+    bound = numerics.u * np.abs(value) + converted + flushed
+    bound = np.where(inside, np.where(np.abs(value) > dtype.largest, np.inf, bound), 0.0)
     return Expected(value, bound, exact=~inside, bits=raw["a"])
+
+
+def hypotheses(image: Image) -> Iterator[Hypothesis]:
+    """Faults of ACC's own: wrong views, and other things done with a and b."""
+    right = views.places(image.case.inputs["b"], views.view_of(image.case).nb, views.view_of(image.case).offset)
+    for says, where in views.misplaced(image.case):
+        yield Hypothesis(says, partial(image.with_expect, _into(where)))
+    yield Hypothesis("b replaces what it should be added to (SET instead of ACC)", _read(image, right, of_a=0))
+    yield Hypothesis("b is added twice", _read(image, right, of_b=2))
+    yield Hypothesis("b is subtracted", _read(image, right, of_b=-1))
+    yield Hypothesis(views.NOT_COPIED, partial(image.with_source, views.inside_only(image.case)))
+
+
+def _read(image: Image, where: views.Places, of_a: int = 1, of_b: int = 1) -> Callable[[], Reading]:
+    return partial(image.with_expect, _into(where, of_a, of_b))
+
+
+def _into(where: views.Places, of_a: int = 1, of_b: int = 1) -> Expect:
+    """of_a·a + of_b·b at the flat indices `where`, with a rounding for each time that b is added; `a` elsewhere."""
+
+    def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+        a, b = (case.inputs[name].type.decode(raw[name]) for name in ("a", "b"))
+        terms, _ = views.put(np.zeros(a.shape), where, of_b * b)
+        _, inside = views.put(a, where, b)
+        value = np.where(inside, of_a * a + terms, a)
+        flushed = 3 * numerics.underflow if numerics.flushes_denormals else 0.0
+        bound = np.where(inside, numerics.u * (np.abs(value) + (abs(of_b) - 1) * np.abs(a + terms / 2)) + flushed, 0.0)
+        return Expected(value, bound, exact=~inside, bits=raw["a"])
+
+    return expect
 
 
 OP = Op(
@@ -41,4 +77,6 @@ OP = Op(
     bound="outside the view the bits of a; inside u·|a+b|",
     check=views.check,
     traits=views.traits,
+    hypotheses=hypotheses,
+    sources=views.sources,
 )

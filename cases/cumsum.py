@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from hypothesis import strategies as st
 
 from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import F64, Raw
+from opconform.harness.dtypes import F32, F64, Raw
+from opconform.harness.hypotheses import TILES, Hypothesis, Image, Reading
 from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Op, Problem
+from opconform.harness.op import Expect, Expected, Op, Problem
 from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
 
 
@@ -20,16 +22,17 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     A sum of m terms computed with additions in any order, with or without fused ones, is off by at most
     γ_{m−1}·Σ|x_j| (Higham 2002, eq. 4.4 and the remark after it). The bound holds only for algorithms that sum the
     terms of each prefix, not for total − suffix, whose error grows with terms that do not belong to the result. A
-    device that flushes denormals may lose 2^-126 for each term and each addition.
+    device that flushes denormals may lose 2^-126 for each term and each addition. Where Σ|x_j| passes the largest
+    float32 some order overflows on its way, and nothing is demanded.
     """
     axis = _numpy_axis(case)
     x = case.inputs["x"].type.decode(raw["x"])
     value, magnitude = _prefix(x, case, axis), _prefix(np.abs(x), case, axis)
     terms = _prefix(_ones(x.shape, axis), case, axis)
-    bound = numerics.gamma(np.maximum(terms - 1, 0)) * magnitude
+    bound = numerics.gamma(np.maximum(terms - 1, 0) + numerics.conversions) * magnitude
     if numerics.flushes_denormals:
         bound = bound + 2 * terms * numerics.underflow
-    return Expected(value, bound)
+    return Expected(value, np.where(magnitude + bound <= F32.largest, bound, np.inf))
 
 
 def _ones(shape: tuple[int, ...], axis: int) -> F64:
@@ -78,6 +81,56 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return Problem(params, "f32", {"x": shape}, shape)
 
 
+def hypotheses(image: Image) -> Iterator[Hypothesis]:
+    """Faults of CUMSUM's own: parameters ignored, another axis, sums of tiles that are not handed on."""
+    case = image.case
+    for name, is_asked, is_not in (
+        ("exclusive", "exclusive is ignored: each sum includes its own element", "each sum leaves its own element out"),
+        ("reverse", "reverse is ignored: sums run forwards", "sums run backwards"),
+    ):
+        asked = bool(case.params[name])
+        yield Hypothesis(is_asked if asked else is_not, partial(image.with_params, **{name: not asked}))
+    for axis in range(len(case.inputs["x"].shape)):
+        if axis != case.params["axis"]:
+            yield Hypothesis(f"sums run along i{axis} instead of the axis asked for", _along(image, axis))
+    yield Hypothesis("x is copied, not summed", partial(image.with_expect, _tiled(1, 0)))
+    for tile in TILES:
+        for times, words in ((0, "lost"), (2, "added twice")):
+            says = f"the carry between tiles of {tile} is {words}"
+            yield Hypothesis(says, partial(image.with_expect, _tiled(tile, times)))
+
+
+def _along(image: Image, axis: int) -> Callable[[], Reading]:
+    return partial(image.with_params, axis=axis)
+
+
+def _tiled(tile: int, times: int) -> Expect:
+    """Sums within tiles of `tile` elements, each with `times` the sum of all tiles before it."""
+
+    def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+        axis = _numpy_axis(case)
+        x = case.inputs["x"].type.decode(raw["x"])
+        terms = _carried(_ones(x.shape, axis), case, axis, tile, times)
+        magnitude = _carried(np.abs(x), case, axis, tile, times)
+        bound = numerics.gamma(np.maximum(terms, 0)) * magnitude
+        if numerics.flushes_denormals:
+            bound = bound + 2 * terms * numerics.underflow
+        return Expected(_carried(x, case, axis, tile, times), bound)
+
+    return expect
+
+
+def _carried(x: F64, case: Case, axis: int, tile: int, times: int) -> F64:
+    """Each prefix sum less the tiles before its own, which are added `times` instead of once."""
+    reverse = bool(case.params["reverse"])
+    sums = np.moveaxis(np.flip(_prefix(x, case, axis), axis) if reverse else _prefix(x, case, axis), axis, 0)
+    whole = np.moveaxis(np.cumsum(np.flip(x, axis) if reverse else x, axis), axis, 0)
+    start = np.arange(len(sums)) // tile * tile
+    before = np.where((start > 0).reshape(-1, *[1] * (x.ndim - 1)), whole[start - 1], 0.0) if len(sums) else whole
+    found = np.moveaxis(sums + (times - 1) * before, 0, axis)
+    return np.flip(found, axis) if reverse else found
+
+
 OP = Op(
     name="cumsum",
     summary="out_i = sum of x_j over j <= i along one axis",
@@ -89,4 +142,5 @@ OP = Op(
     bound="γ_{m−1}·Σ|x_j| over the m terms of the sum",
     check=check,
     alone=lambda case: _numpy_axis(case) != 0,
+    hypotheses=hypotheses,
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from hypothesis import strategies as st
 
 from opconform.harness.case import Case, CaseError
 from opconform.harness.dtypes import F32, F64, Raw
+from opconform.harness.hypotheses import Hypothesis, Image
 from opconform.harness.numerics import Numerics
 from opconform.harness.op import Expected, Op, Problem, Residual
 from opconform.harness.strategies import EDGES, Freedom, inner_sizes, outer_sizes, scales, within
@@ -29,11 +31,11 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
 
 def judge(case: Case, raw: Mapping[str, Raw], expected: Expected, got: F64, numerics: Numerics) -> Residual:
-    """The componentwise residual |B − A X̂| ≤ (γ_{n+1} + d)·|A||X̂| + underflow.
+    """The componentwise residual |B − A X̂| ≤ γ_{n+ρ}·|A||X̂| + underflow.
 
-    Substitution in any order computes an X̂ with (A + ΔA) X̂ = B, |ΔA| ≤ γ_n |A| (Higham 2002, theorem 8.5); one more
-    rounding allows for multiplying by a reciprocal, and d = 2u·ulps − u for a division that the device does not round
-    correctly. Each of a row's at most 2n + 1 operations may also underflow by η, in the division scaled by |a_ii|; a
+    Substitution in any order computes an X̂ with (A + ΔA) X̂ = B, |ΔA| ≤ γ_n |A| (Higham 2002, theorem 8.5). A division
+    that the device does not round correctly, or a product with a reciprocal, is off by ρ·u, ρ ≥ 1: together γ_{n+ρ}
+    (lemma 3.3). Each of a row's at most 2n + 1 operations may also underflow by η, in the division scaled by |a_ii|; a
     device that flushes may lose as much of every operand, scaled by what it is multiplied with.
     The residual itself is computed in float64, whose error is 2^-29 of the bound.
     """
@@ -42,10 +44,10 @@ def judge(case: Case, raw: Mapping[str, Raw], expected: Expected, got: F64, nume
     x = np.where(np.isfinite(solution), solution, 0.0)
     n = a.shape[-1]
     size = np.abs(a)
-    division = 2 * numerics.roundoff * numerics.division_ulps - numerics.roundoff
-    bound = (numerics.gamma(n + 1) + division) * (size @ np.abs(x))
+    roundings = n + numerics.division_roundings + 2 * numerics.conversions
+    bound = numerics.gamma(roundings) * (size @ np.abs(x))
     diagonal = np.diagonal(size, axis1=-2, axis2=-1)[..., None]
-    bound = bound + numerics.underflow * (2 * n + diagonal)
+    bound = bound + numerics.underflow * 2 * n + numerics.division_underflow * diagonal
     if numerics.flushes_denormals:
         operands = size.sum(axis=-1, keepdims=True) + np.abs(x).sum(axis=-2, keepdims=True) + 1
         bound = bound + numerics.underflow * operands
@@ -144,14 +146,29 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     largest = min(draw(scales()), 257)
     n = draw(st.sampled_from(freedom.choices("n", [size for size in EDGES if size <= largest])))
     k = draw(inner_sizes(33))
+    square = draw(st.integers(0, 3)) == 3  # sides that are mixed up show only where both have the same size
     outer = (draw(outer_sizes()), draw(outer_sizes()))
     if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
         k = 0
     n = min(within((n, n, *outer), 4, freedom)[:2])
+    k = n if square and k else k
     a_shape = (outer[1], outer[0], n, n)
     b_shape = (outer[1], outer[0], n, k) if left else (outer[1], outer[0], k, n)
     params = {"left": left, "lower": lower, "unit": unit}
     return Problem(params, "f32", {"a": a_shape, "b": b_shape}, b_shape)
+
+
+def hypotheses(image: Image) -> Iterator[Hypothesis]:
+    """Faults of SOLVE_TRI's own: parameters ignored."""
+    params, b = image.case.params, image.case.inputs["b"]
+    for name, is_asked, is_not in (
+        ("lower", "the upper triangle is read instead of the lower", "the lower triangle is read instead of the upper"),
+        ("unit", "unit is ignored: the diagonal is read", "the diagonal is taken as 1"),
+        ("left", "X A = B is solved instead of A X = B", "A X = B is solved instead of X A = B"),
+    ):
+        if name != "left" or b.shape[-1] == b.shape[-2]:
+            says = is_asked if params[name] else is_not
+            yield Hypothesis(says, partial(image.with_params, **{name: not params[name]}))
 
 
 OP = Op(
@@ -162,10 +179,11 @@ OP = Op(
     dtypes=("f32",),
     problems=problems,
     expect=expect,
-    bound="|B − A X̂| ≤ (γ_{n+1} + division)·|A||X̂| + underflow",
+    bound="|B − A X̂| ≤ γ_{n+ρ}·|A||X̂| + underflow, ρ roundings for the division",
     check=check,
     shape_values=shape_values,
     judge=judge,
     traits=lambda case: {"n": case.inputs["a"].shape[-1]},
     alone=lambda case: True,
+    hypotheses=hypotheses,
 )

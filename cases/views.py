@@ -8,14 +8,16 @@ their own layouts' business.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.harness.case import Case, CaseError
 from opconform.harness.dtypes import DTYPES
+from opconform.harness.hypotheses import dimension
 from opconform.harness.layouts import Layout, contiguous_strides
 from opconform.harness.op import Problem
 from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
@@ -25,6 +27,8 @@ VIEWS = ("block", "nested", "free")
 _ORDERS = tuple(itertools.permutations((1, 2, 3)))
 _GAPS = st.integers(0, 3)
 _BOOLEANS = st.booleans()
+
+Places = npt.NDArray[np.int64]
 
 
 def view_of(case: Case) -> Layout:
@@ -117,3 +121,63 @@ def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: 
     params = {"nb1": nb[1], "nb2": nb[2], "nb3": nb[3], "offset": offset}
     a_shape, b_shape = tuple(a_ne[::-1]), tuple(b_ne[::-1])
     return Problem(params, dtype, {"a": a_shape, "b": b_shape}, a_shape, "a" if inplace else None)
+
+
+def places(b: Layout, nb: tuple[int, ...], offset: int) -> Places:
+    """The flat index in `a` that each element of `b` meets, for a view of strides `nb` (innermost first)."""
+    flat = np.full((), offset, dtype=np.int64)
+    for size, stride in zip(b.shape, nb[: len(b.shape)][::-1]):
+        flat = flat[..., None] + np.arange(size) * stride
+    return flat // b.type.itemsize
+
+
+def sources(case: Case) -> dict[str, Places]:
+    """Which element of `a` and of `b` goes into each element of the output; -1 for none of `b`."""
+    a, b, view = case.inputs["a"], case.inputs["b"], view_of(case)
+    from_b = np.full(a.size, -1, dtype=np.int64)
+    from_b[places(b, view.nb, view.offset)] = np.arange(b.size).reshape(b.shape)
+    return {"a": np.arange(a.size).reshape(a.shape), "b": from_b.reshape(a.shape)}
+
+
+NOT_COPIED = "only the view is written, a is not copied"
+
+
+def inside_only(case: Case) -> Places:
+    """The flat index of each element of the output inside the view, -1 outside."""
+    both = sources(case)
+    return np.where(both["b"] < 0, -1, both["a"])
+
+
+def misplaced(case: Case) -> Iterator[tuple[str, Places]]:
+    """Wrong views with their names: where each element of `b` goes, as a flat index in `a`; -1 for nowhere."""
+    a, b, view = case.inputs["a"], case.inputs["b"], view_of(case)
+    size, rank, nb, right = b.type.itemsize, len(b.shape), view.nb, places(b, view.nb, view.offset)
+    for k in reversed(range(rank)):
+        first = np.arange(b.ne[k]).reshape([-1 if axis == rank - 1 - k else 1 for axis in range(rank)]) == 0
+        yield f"{dimension(rank, k)} of b is not handled: only i{k} = 0 is processed", np.where(first, right, -1)
+    yield "b is ignored: the output is a", np.full_like(right, -1)
+    yield "the view's offset is dropped", places(b, nb, 0)
+    yield "the view's offset is counted in elements", places(b, nb, view.offset * size)
+    yield "the view's offset is divided by the element size once too often", places(b, nb, view.offset // size)
+    nb_a, nb_b = (contiguous_strides(layout.shape[-rank:], size)[::-1] for layout in (a, b))
+    for k in reversed(range(1, min(rank, len(nb_a)))):
+        of_a = (*nb[:k], nb_a[k], *nb[k + 1 :])
+        yield f"the view's nb{k} is ignored: that of a is taken", places(b, of_a, view.offset)
+        upon = (*nb[:k], nb[k - 1] * max(b.ne[k - 1], 1), *nb[k + 1 :])
+        yield f"the view's nb{k} is ignored: i{k} is taken as packed", places(b, upon, view.offset)
+    if len(nb_a) == rank:
+        yield "the view's strides are ignored: those of a are taken", places(b, nb_a, view.offset)
+    yield "the view's strides are ignored: it is taken as packed", places(b, nb_b, view.offset)
+    for j, k in itertools.combinations(range(1, rank), 2):
+        exchanged = list(nb)
+        exchanged[j], exchanged[k] = nb[k], nb[j]
+        yield f"the view's nb{j} and nb{k} are exchanged", places(b, tuple(exchanged), view.offset)
+
+
+def put(base: np.ndarray, where: Places, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`base` with `values` at the flat indices `where` (none where that lies outside), and which elements they are."""
+    found, inside = base.copy().reshape(-1), np.zeros(base.size, dtype=bool)
+    there = (where >= 0) & (where < base.size)
+    found[where[there]] = values[there]
+    inside[where[there]] = True
+    return found.reshape(base.shape), inside.reshape(base.shape)

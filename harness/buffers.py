@@ -20,7 +20,8 @@ from opconform.harness.layouts import Layout
 
 GUARD = 256
 ALIGNMENT = 256  # at least as strict as any device's storage buffer offset alignment
-_UNWRITTEN = {"f32": 0x7FC0DEAD, "f16": 0x7EAD, "bf16": 0x7FDE, "i32": 0x5BADC0DE}
+#: Signalling NaNs: arithmetic sets their quiet bit, so that only what was never written still looks like this.
+_UNWRITTEN = {"f32": 0x7F80DEAD, "f16": 0x7CAD, "bf16": 0x7F9E, "i32": 0x5BADC0DE}
 _INTEGER_POISON = 0xA5
 _PATTERN = ((np.arange(1 << 16, dtype=np.uint32) * 167 + 91) % 251).astype(np.uint8)
 

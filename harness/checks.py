@@ -88,13 +88,15 @@ def _finite(run: Run) -> Finding | None:
     if missing.any():
         return Finding("finite", "NOT WRITTEN", f"{_count(missing)} still hold what was there before the run")
     bad = _non_finite(run)
-    if run.case.keep is not None or not bad.any():
+    if run.case.keep is not None:
+        bad &= np.isinf(run.comparison.got)
+    if not bad.any():
         return None
     return Finding("finite", "NAN/INF", f"{_count(bad)} are NaN or infinite where the reference is not")
 
 
 def _isolation(run: Run) -> Finding | None:
-    bad = _non_finite(run) & ~_unwritten(run)
+    bad = _non_finite(run) & ~_unwritten(run) & np.isnan(run.comparison.got)
     if run.case.keep is None or not bad.any():
         return None
     return Finding(

@@ -1,4 +1,4 @@
-"""The command line: `opconform list`, `support`, `test` and `replay`.
+"""The command line: `opconform list`, `support`, `test` and `replay`; `commands_history.py` adds those for histories.
 
 Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage.
 """
@@ -20,15 +20,19 @@ from rich.text import Text
 
 from opconform import __version__
 from opconform.harness.backend import Unavailable
+from opconform.harness.commands_history import COMMANDS
 from opconform.harness.known import find_case, known_cases
 from opconform.harness.op import Op
 from opconform.harness.options import OPTIONS, Option, settings_from
+from opconform.harness.output import FORMATS, reporting
 from opconform.harness.registry import UsageError, chosen_ops, ops
 from opconform.harness.result import Result, Tally
 from opconform.harness.runner import Target
 from opconform.harness.session import Session, commands, targets_of
 from opconform.harness.settings import Settings, positive
 from opconform.reports.console import counts, matrix, screen, text_of
+from opconform.reports.history import History
+from opconform.reports.run import Run, about_devices
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,10 +69,22 @@ def _click_option(option: Option) -> Callable[[Any], Any]:
     )
 
 
+_output = click.option(
+    "--output",
+    type=click.Choice(FORMATS),
+    default="console",
+    help="what goes to stdout: text, one JSON document, or rows as test-backend-ops prints them",
+)
+
+
 @click.group()
 @click.version_option(__version__, prog_name="opconform")
 def main() -> None:
     """Does a compute backend compute tensor ops correctly, for every shape, stride and offset?"""
+
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 
 @main.command("list")
@@ -128,7 +144,8 @@ def support(values: dict[str, Any]) -> None:
 @main.command()
 @_shared(*(option.name for option in OPTIONS))
 @click.option("--minutes", type=float, metavar="M", help="share this much time among all ops and devices")
-def test(values: dict[str, Any], minutes: float | None) -> None:
+@_output
+def test(values: dict[str, Any], minutes: float | None, output: str) -> None:
     """Search for failing cases of each op on each device; ends with the matrix."""
     settings = settings_from(values)
     chosen = chosen_ops(values["op"])
@@ -137,14 +154,20 @@ def test(values: dict[str, Any], minutes: float | None) -> None:
         chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
     seconds = None if minutes is None else 60 * positive("--minutes", minutes)
     targets, missing = targets_of(values["backend"], settings)
+    pairs = [(op.name, target.label) for target in targets for op in chosen]
+    run = Run(settings, "replay" if cases else "search", about_devices(targets), pairs)
+    observers = click.get_current_context().with_resource(reporting(run, output))
     click.echo(f"seed {settings.seed}: --seed {settings.seed} draws the same cases again")
     for target in targets:
         click.echo(f"{target.label}  {target.about}")
     for absent in missing:
         click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
+    for observer in observers:
+        if isinstance(observer, History):
+            click.echo(f"run {run.id}, recorded in {observer.path}")
     results: list[Result] = []
     lost = 0
-    with Session(settings) as session, _Progress(len(chosen) * len(targets), settings) as progress:
+    with Session(settings, observers) as session, _Progress(len(chosen) * len(targets), settings) as progress:
         deadline = None if seconds is None else time.monotonic() + seconds
         left = len(chosen) * len(targets)
         for target in targets:
@@ -169,9 +192,17 @@ def test(values: dict[str, Any], minutes: float | None) -> None:
 @main.command()
 @click.argument("case")
 @_shared(
-    "--backend", "--ggml-lib", "--max-bytes", "--time-limit", "--no-isolation", "--strict-supports", "--report-dir"
+    "--backend",
+    "--ggml-lib",
+    "--max-bytes",
+    "--time-limit",
+    "--no-isolation",
+    "--strict-supports",
+    "--report-dir",
+    "--history",
 )
-def replay(values: dict[str, Any], case: str) -> None:
+@_output
+def replay(values: dict[str, Any], case: str, output: str) -> None:
     """Run one case, from a file or by id, on the devices named."""
     settings = settings_from(values)
     name, found = find_case(case, settings.report_dir, settings.max_bytes)
@@ -179,7 +210,9 @@ def replay(values: dict[str, Any], case: str) -> None:
     for absent in missing:
         click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
     results = []
-    with Session(settings) as session:
+    run = Run(settings, "replay", about_devices(targets), [(found.op, target.label) for target in targets])
+    observers = click.get_current_context().with_resource(reporting(run, output))
+    with Session(settings, observers) as session:
         for target in targets:
             results.append(session.replay(ops()[found.op], target, [(name, found)]))
     for result in results:

@@ -43,14 +43,17 @@ class DType:
 
     def decode(self, raw: Raw) -> F64:
         """Raw elements as float64, exactly."""
-        if self.name == "bf16":
-            return (raw.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-        return raw.view(self.native).astype(np.float64)
+        native = (raw.astype(np.uint32) << 16).view(np.float32) if self.name == "bf16" else raw.view(self.native)
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            return native.astype(np.float64)
 
     def encode(self, values: F64) -> Raw:
         """The nearest elements to float64 `values`, as raw bits."""
         if self.name == "bf16":
-            bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+            near = np.ascontiguousarray(values, dtype=np.float32)
+            bits = near.view(np.uint32)
+            # Truncated, with the last bit sticky, so that the second rounding cannot mistake it for a tie.
+            bits = np.where(np.abs(near) > np.abs(values), bits - 1, bits) | (near != values)
             rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
             return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
         if self.name == "i32":

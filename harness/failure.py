@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from opconform.harness.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.checks import Finding
+from opconform.harness.diagnosis import examine
 from opconform.harness.judging import Verdict
 from opconform.harness.known import LARGEST
 from opconform.harness.op import Op
@@ -63,7 +65,9 @@ class Failure:
     """A failing case on a device, with what was found out about it.
 
     packed_twin: "passes", "fails", "unsupported" or "is the case itself". bound and bound_at: the bound's formula and
-    where it is derived. stderr: the worker's last words, for crashes and exceptions.
+    where it is derived. stderr: the worker's last words, for crashes and exceptions. hint: the fault that explains
+    every wrong element, "" where none does. also: what became of the case elsewhere, and what that puts the blame on.
+    provenance: which elements stand where others should, one line each.
     """
 
     case: Case
@@ -77,6 +81,9 @@ class Failure:
     bound_at: str
     stderr: str
     replay_options: tuple[str, ...] = ()
+    hint: str = ""
+    also: str = ""
+    provenance: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -120,6 +127,9 @@ class Failure:
             bound_at=plain["bound_at"],
             stderr=plain["stderr"],
             replay_options=tuple(plain["replay_options"]),
+            hint=plain.get("hint", ""),
+            also=plain.get("also", ""),
+            provenance=tuple(plain.get("provenance", ())),
         )
 
 
@@ -133,11 +143,16 @@ def _jsonable(value: Any) -> Any:
     return value
 
 
-def describe(op: Op, runner: Runner, verdict: Verdict) -> Failure:
-    """The failure of `verdict`, with its exact bytes and its contiguous twin's fate."""
+def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> Failure:
+    """The failure of `verdict`, with its exact bytes, its contiguous twin's fate and a diagnosis.
+
+    `seen` are verdicts on other cases of the same op and device, which tell explanations apart.
+    """
     case = verdict.case if verdict.case.data else verdict.case.with_data(data_of(inputs_of(verdict.case, op)))
     comparison = verdict.comparison
     wrong = _wrong(comparison) if comparison is not None and comparison.wrong.any() else None
+    twin = _packed_twin(op, runner, case)
+    hint, provenance = examine(op, runner, replace(verdict, case=case), seen)
     device = runner.target.device
     return Failure(
         case=case,
@@ -146,11 +161,13 @@ def describe(op: Op, runner: Runner, verdict: Verdict) -> Failure:
         versions=tuple(device.versions.items()),
         findings=verdict.findings,
         wrong=wrong,
-        packed_twin=_packed_twin(op, runner, case),
+        packed_twin=twin,
         bound=op.bound,
         bound_at=op.where_bound(),
         stderr=verdict.stderr,
         replay_options=_replay_options(runner, case),
+        hint=hint,
+        provenance=provenance,
     )
 
 

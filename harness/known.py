@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from opconform.harness.case import DEFAULT_MAX_BYTES, Case, CaseError
+from opconform.harness.case import DEFAULT_MAX_BYTES, MAX_RANK, Case, CaseError
 from opconform.harness.registry import UsageError, ops
 
 LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
@@ -62,6 +62,8 @@ def checked(case: Case) -> Case:
             raise CaseError(
                 f"{name} has dtype {layout.dtype}; {case.op} takes one of {', '.join(op.dtypes)} throughout"
             )
+        if len(layout.shape) != MAX_RANK:
+            raise CaseError(f"{name} has {len(layout.shape)} dimensions; it must have {MAX_RANK}")
     op.check(case)
     return case
 

@@ -90,7 +90,7 @@ class Layout:
     def kind(self) -> LayoutClass:
         """The narrowest class that this layout belongs to."""
         spread = [(n, s) for n, s in zip(self.shape, self.strides) if n > 1]
-        if any(stride == 0 for _, stride in spread):
+        if any(stride == 0 for _, stride in spread) or self.overlaps:
             return LayoutClass.BROADCAST
         if self.shape and self.strides[-1] != self.type.itemsize:
             return LayoutClass.STRIDED
@@ -110,7 +110,7 @@ class Layout:
         """Whether two elements share a byte.
 
         Strides that nest (each at least the extent of those below it) keep elements apart; anything else is decided
-        by counting addresses.
+        by marking the addresses that are reached (strides are multiples of the element size).
         """
         if self.size <= 1:
             return False
@@ -122,11 +122,13 @@ class Layout:
         return False
 
     def _shares_addresses(self) -> bool:
-        addresses = np.zeros((), dtype=np.int64)
-        for extent, stride in zip(self.shape, self.strides):
-            addresses = addresses[..., None] + np.arange(extent) * stride
-        ordered = np.sort(addresses, axis=None)
-        return bool((np.diff(ordered) < self.type.itemsize).any())
+        itemsize = self.type.itemsize
+        reached = np.zeros((self.end - self.offset) // itemsize, dtype=bool)
+        if self.size > reached.size:
+            return True
+        strides = tuple(stride // itemsize for stride in self.strides)
+        np.ndarray(self.shape, bool, reached.data, 0, strides)[...] = True
+        return int(np.count_nonzero(reached)) < self.size
 
     def packed(self) -> Layout:
         """The contiguous layout of the same shape at offset 0."""

@@ -35,11 +35,29 @@ class Numerics:
     @property
     def underflow(self) -> float:
         """The absolute error one operation can make by underflow: flushed to 0, or rounded to a denormal."""
-        return 2.0**-126 if self.flushes_denormals else 2.0**-150
+        if self.flushes_denormals:
+            return 2.0**-126
+        return 2.0**-149 if self.any_rounding else 2.0**-150
+
+    @property
+    def division_underflow(self) -> float:
+        """The absolute error of a quotient that is a denormal, whose unit in the last place is 2^-149."""
+        return max(self.underflow, self.division_ulps * 2.0**-149)
+
+    @property
+    def division_roundings(self) -> float:
+        """The relative error of a division in units of `u`: one rounding at least."""
+        return max(1.0, 2 * self.division_ulps * self.roundoff / self.u)
+
+    @property
+    def conversions(self) -> int:
+        """How often an operand is rounded before it is used: once where the compute precision is below float32's."""
+        return int(self.roundoff > 2.0**-24)
 
     def gamma(self, n: Count) -> Count:
-        """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1)."""
-        return n * self.u / (1 - n * self.u)
+        """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1); infinite from n·u = 1."""
+        with np.errstate(divide="ignore"):
+            return n * self.u / np.maximum(1 - n * self.u, 0.0)
 
 
 EXACT = Numerics()

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 class Observer:
     """Told of what happens in a session; every method may be left out. Shrinking's own attempts are told too."""
 
+    def begins(self, op: Op, target: Target) -> None:
+        """One op on one device begins, before its device is opened."""
+
     def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
         """Cases have been judged (or found unsupported). Called in order, while the search goes on."""
+
+    def shrinking(self, op: Op, target: Target, verdict: Verdict) -> None:
+        """The search has found this failure; the verdicts from here to the result are attempts to shrink it."""
 
     def result(self, op: Op, target: Target, result: Result) -> None:
         """One op on one device is done."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from opconform.harness.case import Case, Param
 from opconform.harness.dtypes import F64, Mask, Raw
@@ -17,6 +18,7 @@ from opconform.harness.numerics import Numerics
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
+    from opconform.harness.hypotheses import Hypothesis, Image
     from opconform.harness.strategies import Freedom
 
 
@@ -77,6 +79,9 @@ class Op:
     judge: where the error is not |got - value|: a residual computed from what was returned.
     batch_axes: the outer axes of every argument whose slices must not reach each other.
     alone: whether the outermost slices of a case are problems of their own, cut from every argument alike.
+    hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
+    sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
+    each element of the output, -1 for none.
     """
 
     name: str
@@ -94,6 +99,8 @@ class Op:
     judge: Callable[[Case, Mapping[str, Raw], Expected, F64, Numerics], Residual] | None = None
     batch_axes: tuple[int, ...] = (0, 1)
     alone: Callable[[Case], bool] = field(default=lambda case: False)
+    hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
+    sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
 
     def where_bound(self) -> str:
         """file:line of the bound's derivation, for the screen of a failure."""

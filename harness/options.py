@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from opconform.harness.registry import UsageError
-from opconform.harness.settings import PROFILES, Settings, bytes_of, chosen_checks, positive
+from opconform.harness.settings import PROFILES, Settings, bytes_of, chosen_checks, positive, shard_of, share_of
+
+SHARD_NEEDS_SEED = "--shard needs --seed: the shards of one run must all draw from the same seed"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
     Option("--ggml-lib", "a directory with libggml (default: $OPCONFORM_GGML_LIB)", "DIR"),
     Option("--report-dir", "where failing cases are stored (default: reports)", "DIR"),
+    Option("--also-seconds", "time to try a failing case on the other backends (default 20; 0: do not)", "S", float),
+    Option("--shard", "this run is part i of n that share the work; all take the same --seed", "i/n"),
+    Option("--history", "the SQLite file results go to, or none (default: history.sqlite in --report-dir)", "PATH"),
 )
 
 
@@ -55,9 +60,14 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     seed = values.get("seed")
     if seed is not None and seed < 0:
         raise UsageError(f"--seed is {seed}; it must be 0 or above")
+    shard = shard_of(values.get("shard") or "1/1")
+    if values.get("shard") and seed is None:
+        raise UsageError(SHARD_NEEDS_SEED)
+    if values.get("shard") and values.get("case"):
+        raise UsageError("--shard divides a search; with --case there is none")
     options = {"ggml_lib": values["ggml_lib"]} if values.get("ggml_lib") else {}
     return Settings(
-        examples=int(positive("--max-examples", examples)),
+        examples=share_of(int(positive("--max-examples", examples)), shard),
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
         max_bytes=bytes_of(values.get("max_bytes") or "64M"),
         time_limit=positive("--time-limit", 30.0 if values.get("time_limit") is None else values["time_limit"]),
@@ -66,4 +76,8 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         checks=chosen_checks(values.get("check") or (), ON_REQUEST),
         report_dir=values.get("report_dir") or "reports",
         options=options,
+        profile="" if values.get("max_examples") is not None else values.get("profile") or "default",
+        shard=shard,
+        history=values.get("history") or None,
+        also_seconds=20.0 if values.get("also_seconds") is None else values["also_seconds"],
     )

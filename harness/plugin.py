@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from opconform.harness.options import OPTIONS, settings_from
+from opconform.harness.options import OPTIONS, SHARD_NEEDS_SEED, settings_from
 from opconform.harness.registry import UsageError, chosen_ops, ops
+from opconform.reports.run import new_run_id
 
 if TYPE_CHECKING:
     from opconform.harness.case import Case
@@ -25,10 +26,12 @@ if TYPE_CHECKING:
     from opconform.harness.runner import Target
     from opconform.harness.session import Missing, Session
     from opconform.harness.settings import Settings
+    from opconform.reports.run import Run
 
 FIXTURE = "opconform_pair"
 _RESULT = pytest.StashKey[str]()
 _STATE = pytest.StashKey["State"]()
+_RUN = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -51,12 +54,15 @@ class Plan:
     missing: list[Missing]
     cases: list[tuple[str, Case]]
     session: Session
+    run: Run
 
     @classmethod
     def of(cls, config: pytest.Config) -> Plan:
         """The plan that the options make. Raises `pytest.UsageError` (exit status 4) for one that cannot be."""
         from opconform.harness.known import find_case
         from opconform.harness.session import Session, targets_of
+        from opconform.reports.history import recorders
+        from opconform.reports.run import Run, about_devices
 
         settings = _settings_of(config)
         names, backends = config.option.opconform_case or (), config.option.opconform_backend or ()
@@ -64,11 +70,13 @@ class Plan:
             chosen = chosen_ops(config.option.opconform_op or ())
             cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in names]
             targets, missing = targets_of(backends, settings)
+            run = Run(settings, "replay" if cases else "search", about_devices(targets), id=config.stash[_RUN])
+            session = Session(settings, recorders(run))
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
         if cases:
             chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
-        return cls(settings, chosen, targets, missing, cases, Session(settings))
+        return cls(settings, chosen, targets, missing, cases, session, run)
 
 
 def _settings_of(config: pytest.Config) -> Settings:
@@ -150,11 +158,23 @@ class Pair:
 def pytest_configure(config: pytest.Config) -> None:
     state = config.stash[_STATE] = State(config)
     config.pluginmanager.register(state, "opconform-state")
+    from_controller = getattr(config, "workerinput", {})
+    config.stash[_RUN] = from_controller.get("opconform_run") or new_run_id()
     given = any(config.getoption(f"opconform_{option.key}") is not None for option in OPTIONS)
-    if config.option.opconform_seed is None:  # set here, it reaches the workers of xdist with the other options
-        config.option.opconform_seed = random.SystemRandom().randrange(1 << 31)
+    if config.option.opconform_seed is None:
+        if config.option.opconform_shard and not from_controller:
+            raise pytest.UsageError(SHARD_NEEDS_SEED)
+        drawn = random.SystemRandom().randrange(1 << 31)
+        config.option.opconform_seed = from_controller.get("opconform_seed", drawn)
     if given and not hasattr(config, "workerinput"):  # a usage error must end the run before anything is collected
         _ = state.plan if state.asked else _settings_of(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker of xdist the seed and the run: it gets the command line, and not what was set since."""
+    node.workerinput["opconform_seed"] = node.config.option.opconform_seed
+    node.workerinput["opconform_run"] = node.config.stash[_RUN]
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -201,6 +221,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item in ours]
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Note what the run sets out to test, so that the history tells what a run that was cut short left out."""
+    params = [item.callspec.params.get(FIXTURE) for item in session.items if hasattr(item, "callspec")]
+    pairs = [param for param in params if isinstance(param, tuple)]
+    if pairs:
+        session.config.stash[_STATE].plan.run.pairs[:] = pairs
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the result to the report of the teardown, so that it travels from an xdist worker too."""
@@ -218,11 +246,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not state.results:
         return
     from opconform.reports.console import counts, matrix
+    from opconform.reports.history import history_path
 
     terminalreporter.write_sep("=", "opconform")
     results = sorted(state.results, key=lambda result: (result.op, result.target))  # xdist brings them in any order
     terminalreporter.write_line(matrix(results))
     terminalreporter.write_line(counts(results))
+    history = history_path(_settings_of(config))
+    if history is not None and history.exists():
+        terminalreporter.write_line(f"run {config.stash[_RUN]}, recorded in {history}")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

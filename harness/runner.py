@@ -96,26 +96,26 @@ class Worker:
         self._send(dict(options))
         self._devices: list[Device] | None = None
 
-    def devices(self) -> list[Device]:
-        """The backend's devices. Raises `Unavailable`."""
+    def devices(self, seconds: float = START_SECONDS) -> list[Device]:
+        """The backend's devices. Raises `Unavailable`, also when the time is up."""
         if self._devices is None:
-            self._devices = self._reply("list its devices")
+            self._devices = self._reply("list its devices", seconds)
         return self._devices
 
-    def open(self, device: str) -> tuple[Limit, ...]:
-        """Open a device; returns its limits. Raises `Unavailable`."""
-        self.devices()
+    def open(self, device: str, seconds: float = START_SECONDS) -> tuple[Limit, ...]:
+        """Open a device; returns its limits. Raises `Unavailable`, also when the time is up."""
+        self.devices(seconds)
         self._send(("open", device))
-        limits: tuple[Limit, ...] = self._reply(f"open {device}")
+        limits: tuple[Limit, ...] = self._reply(f"open {device}", seconds)
         return limits
 
     def _send(self, request: Any) -> None:
         with contextlib.suppress(OSError):  # a dead worker shows when its reply is waited for
             self._connection.send(request)
 
-    def _reply(self, what: str) -> Any:
+    def _reply(self, what: str, seconds: float = START_SECONDS) -> Any:
         try:
-            found = self._connection.recv() if self._connection.poll(START_SECONDS) else self._died(START_SECONDS)
+            found = self._connection.recv() if self._connection.poll(seconds) else self._died(seconds)
         except (EOFError, OSError):
             found = self._died()
         if isinstance(found, Died):
@@ -193,7 +193,7 @@ class _Local:
         self._options = options
         self._arena = np.empty(0, np.uint8)
 
-    def open(self, device: str) -> tuple[Limit, ...]:
+    def open(self, device: str, seconds: float = START_SECONDS) -> tuple[Limit, ...]:
         self._backend = self._type(device, self._options)
         return self._backend.limits()
 
@@ -241,7 +241,8 @@ class Runner:
     """Runs and judges cases of one op on one device. A context manager: leaving it ends the worker.
 
     time_limit: seconds a case may take. isolated: False runs in this process. strict: tries what the limits of kind
-    "kernel" and "bug" forbid.
+    "kernel" and "bug" forbid. worker: one of the target's backend that stands ready. start_seconds: how long the
+    device may take to open. `lost` turns true if it does not open any more after a crash.
     """
 
     def __init__(
@@ -252,6 +253,8 @@ class Runner:
         isolated: bool = True,
         strict: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
+        worker: Worker | None = None,
+        start_seconds: float = START_SECONDS,
     ) -> None:
         self.target = target
         self.numerics = target.device.numerics
@@ -260,14 +263,16 @@ class Runner:
         self.clock = Clock()
         self.slowest = 0.0
         self._strict = strict
+        self.lost = False
         self._start = Worker if isolated else _Local
-        self._worker: Worker | _Local = self._start(target.spec, target.options)
+        self._worker: Worker | _Local = worker or self._start(target.spec, target.options)
         self._spare: Worker | _Local | None = None
         try:
-            self._all_limits = self._worker.open(target.device.id)
+            limits = self._worker.open(target.device.id, start_seconds)
         except BaseException:
             self._worker.close()
             raise
+        self._all_limits = tuple(limit for limit in limits if target.device.id.startswith(limit.device))
 
     def __enter__(self) -> Runner:
         return self
@@ -403,9 +408,11 @@ class Runner:
     def _replace_worker(self) -> None:
         """Take the worker standing by, and start the next one, so that shrinking a crash does not wait for start-up."""
         self._worker.close()
+        self.lost = True
         self._worker = self._spare or self._start(self.target.spec, self.target.options)
         self._spare = self._start(self.target.spec, self.target.options)
         self._worker.open(self.target.device.id)
+        self.lost = False
 
     def twin_findings(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> tuple[Finding, ...]:
         """What the checks on request say of a case that passed."""

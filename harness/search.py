@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
+from hypothesis.internal.conjecture import providers
 
 from opconform.harness.case import Case, CaseError
 from opconform.harness.checks import ON_REQUEST, Finding
@@ -44,6 +46,24 @@ class _Failed(Exception):
     """Raised inside Hypothesis to say that an example fails."""
 
 
+_OURS: dict[str, Any] = {"_get_local_constants": getattr(providers, "Constants", None), "CONSTANTS_CACHE": {}}
+
+
+@contextlib.contextmanager
+def _the_same_everywhere() -> Iterator[None]:
+    """Keep Hypothesis from mixing the literals of whatever source files are loaded into its draws.
+
+    They differ between the command line, pytest and a worker of xdist, and a seed must draw the same cases in all.
+    """
+    theirs = {name: getattr(providers, name) for name in _OURS if hasattr(providers, name)}
+    try:
+        if len(theirs) == len(_OURS):  # else this version of Hypothesis does no such thing
+            vars(providers).update(_OURS)
+        yield
+    finally:
+        vars(providers).update(theirs)
+
+
 @dataclass
 class _Found:
     """The failure being shrunk."""
@@ -56,7 +76,11 @@ class _Found:
 
 
 class Search:
-    """One op on one device. After every batch `on_verdicts` gets its verdicts and `on_progress` the tally."""
+    """One op on one device.
+
+    After every batch `on_verdicts` gets its verdicts and `on_progress` the tally; `on_shrinking` gets the failure that
+    the search has found, before it is shrunk.
+    """
 
     def __init__(
         self,
@@ -67,6 +91,7 @@ class Search:
         database: ExampleDatabase | None = None,
         on_progress: Callable[[Tally], None] = lambda tally: None,
         on_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
+        on_shrinking: Callable[[Verdict], None] = lambda verdict: None,
     ) -> None:
         self._op = op
         self._runner = runner
@@ -76,6 +101,7 @@ class Search:
         self._database = database
         self._on_progress = on_progress
         self._on_verdicts = on_verdicts
+        self._on_shrinking = on_shrinking
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
@@ -96,7 +122,8 @@ class Search:
             smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
         failure = None
         if smallest is not None:
-            failure = describe(self._op, self._runner, smallest)
+            seen = [*failed_known.values(), *failed_before.values(), *self._seen.values()]
+            failure = describe(self._op, self._runner, smallest, seen)
             self._carry_over(failure.case)
         self._tally.seconds = time.monotonic() - start
         return Result(
@@ -165,10 +192,11 @@ class Search:
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
         if not all(self._freedom.choices("dtype", [dtype]) == [] for dtype in self._op.dtypes):
-            chunk = 0
+            index, count = self._settings.shard
+            chunk = index - 1
             while not self._found and self._time_left(start) and self._drawn < self._settings.examples:
                 self._draw_chunk(chunk, start)
-                chunk += 1
+                chunk += count
         return self._shrunk()
 
     def _time_left(self, start: float) -> bool:
@@ -194,7 +222,7 @@ class Search:
             if (self._found or self._time_left(start)) and self._fails(*drawn):
                 raise _Failed
 
-        with contextlib.suppress(_Failed):
+        with contextlib.suppress(_Failed), _the_same_everywhere():
             examine()
 
     def _fails(self, problem: Problem, variant_seed: int) -> bool:
@@ -219,6 +247,7 @@ class Search:
         kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
         self._found = _Found(variant, kinds, problem, verdict, time.monotonic() + SHRINK_SECONDS)
         self._seen[verdict.case.key] = verdict
+        self._on_shrinking(verdict)
         if verdict.kind == "TIMEOUT":
             least = max(_LEAST_SECONDS, _SLOWEST * self._runner.slowest)
             self._runner.time_limit = min(self._settings.time_limit, least)

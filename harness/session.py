@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
 from opconform.harness.backend import Unavailable
+from opconform.harness.blame import Panel
 from opconform.harness.case import Case
 from opconform.harness.failure import Failure, describe
+from opconform.harness.interrupts import uninterrupted
 from opconform.harness.judging import Verdict
 from opconform.harness.known import known_cases, store
 from opconform.harness.observer import Observer
@@ -76,6 +78,7 @@ class Session:
             os.path.join(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis"), "opconform")
         )
         self._runners: dict[str, Runner] = {}
+        self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
 
     def __enter__(self) -> Session:
         return self
@@ -84,11 +87,14 @@ class Session:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+        self._panel.close()
         for observer in self._observers:
             observer.close()
 
     def runner(self, target: Target) -> Runner:
         """The runner of a device, started at its first use. Raises `Unavailable`."""
+        if target.label in self._runners and self._runners[target.label].lost:
+            self._runners.pop(target.label).close()
         if target.label not in self._runners:
             settings = self.settings
             self._runners[target.label] = Runner(
@@ -100,18 +106,29 @@ class Session:
             )
         return self._runners[target.label]
 
+    def _backends(self) -> dict[str, Mapping[str, str]]:
+        """The options of every registered backend and of those in use, by spec."""
+        specs = dict.fromkeys([*backend_names(), *(runner.target.spec for runner in self._runners.values())])
+        return {spec: _options_of(spec, self.settings) for spec in specs}
+
     def search(self, op: Op, target: Target, on_progress: Callable[[Tally], None] = lambda tally: None) -> Result:
         """Search one op on one device, and store the failing case where there is one."""
-        known = [case for case in known_cases().values() if case.case.op == op.name]
+        index, count = self.settings.shard
+        known = [case for case in known_cases().values() if case.case.op == op.name][index - 1 :: count]
+        self._tell(lambda observer: observer.begins(op, target))
         runner = self.runner(target)
         runner.time_limit = self.settings.time_limit
 
         def on_verdicts(verdicts: Sequence[Verdict]) -> None:
-            for observer in self._observers:
-                observer.verdicts(op, target, verdicts)
+            self._tell_verdicts(op, target, verdicts)
+
+        def on_shrinking(verdict: Verdict) -> None:
+            self._tell(lambda observer: observer.shrinking(op, target, verdict))
 
         try:
-            result = Search(op, runner, self.settings, known, self._database, on_progress, on_verdicts).run()
+            result = Search(
+                op, runner, self.settings, known, self._database, on_progress, on_verdicts, on_shrinking
+            ).run()
         except Unavailable:  # the device was lost; the next op opens it afresh
             self._runners.pop(target.label).close()
             raise
@@ -120,9 +137,11 @@ class Session:
     def replay(self, op: Op, target: Target, cases: Iterable[tuple[str, Case]]) -> Result:
         """Run just these cases of one op; the first failure is described as it is, and not shrunk."""
         tally, failure, failed = Tally(), None, []
+        self._tell(lambda observer: observer.begins(op, target))
         runner = self.runner(target)
         for name, case in cases:
             verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
+            self._tell_verdicts(op, target, [verdict])
             if verdict.unsupported is not None:
                 tally.unsupported[verdict.unsupported] += 1
             elif verdict.failed:
@@ -131,19 +150,28 @@ class Session:
                 failure = failure or describe(op, runner, verdict)
             else:
                 tally.passed += 1
-            for observer in self._observers:
-                observer.verdicts(op, target, [verdict])
         return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
 
     def _done(self, op: Op, target: Target, result: Result) -> Result:
         if result.failure is not None:
+            failure = result.failure
+            also = self._panel.line(op, failure.case, failure.kind, failure.packed_twin, lambda: self.runner(target))
+            result = replace(result, failure=replace(failure, also=also))
             try:
-                store(result.failure.case, self.settings.report_dir)
+                store(failure.case, self.settings.report_dir)
             except OSError as error:  # the failure itself must still be shown
                 print(f"the failing case could not be stored: {error}", file=sys.stderr)
-        for observer in self._observers:
-            observer.result(op, target, result)
+        self._tell(lambda observer: observer.result(op, target, result))
         return result
+
+    def _tell_verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
+        self._tell(lambda observer: observer.verdicts(op, target, verdicts))
+
+    def _tell(self, event: Callable[[Observer], None]) -> None:
+        """Tell every observer; Ctrl-C waits until all of them know."""
+        with uninterrupted():
+            for observer in self._observers:
+                event(observer)
 
 
 def commands(failure: Failure, settings: Settings) -> list[str]:

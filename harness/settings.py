@@ -21,7 +21,10 @@ class Settings:
 
     examples: cases per op and device. seconds: the time for one op on one device, or None. seed: of the search.
     checks: the names of the checks on request. time_limit: seconds a case may take. strict: try what limits of kind
-    "kernel" and "bug" forbid.
+    "kernel" and "bug" forbid. profile: the name of the profile that gave `examples`, or "". shard: (i, n) where this
+    run is the i-th of n that share the work: `examples` is its share, and it draws every n-th chunk of the seed's.
+    also_seconds: the time to show a failing case to the other backends, 0 for none.
+    history: the file that results are appended to, "none" for none, or None for history.sqlite in `report_dir`.
     """
 
     examples: int = PROFILES["default"]
@@ -34,11 +37,15 @@ class Settings:
     checks: tuple[str, ...] = ()
     report_dir: str = "reports"
     options: Mapping[str, str] = field(default_factory=dict)
+    profile: str = ""
+    shard: tuple[int, int] = (1, 1)
+    history: str | None = None
+    also_seconds: float = 20.0
 
 
 def bytes_of(text: str) -> int:
     """A size such as 64M, 2GiB or 1048576, in bytes. Raises `UsageError`."""
-    match = re.fullmatch(r"(\d+)\s*([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,18})\s*([KMG]?)(i?B)?", text.strip(), re.IGNORECASE)
     if match is None or int(match[1]) == 0:
         raise UsageError(f"{text!r} is not a size; write bytes or a number with K, M or G, such as 64M")
     return int(match[1]) * _UNITS[match[2].upper()]
@@ -49,6 +56,20 @@ def positive(name: str, value: float) -> float:
     if not (math.isfinite(value) and value > 0):
         raise UsageError(f"{name} is {value:g}; it must be above 0")
     return value
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """The shard that "2/4" names: (2, 4). Raises `UsageError`."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text.strip(), re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise UsageError(f"--shard is {text!r}; it must be i/n with i from 1 to n, such as 2/4")
+    return int(match[1]), int(match[2])
+
+
+def share_of(examples: int, shard: tuple[int, int]) -> int:
+    """How many of `examples` cases a shard draws; at least one, for a shard that runs nothing would be red."""
+    index, count = shard
+    return max(examples // count + (index <= examples % count), 1)
 
 
 def chosen_checks(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:

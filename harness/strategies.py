@@ -54,7 +54,9 @@ class Freedom:
 
 @cache
 def _up_to(limit: int) -> st.SearchStrategy[int]:
-    return st.sampled_from([size for size in EDGES if size <= limit])
+    sizes = [size for size in EDGES if size <= limit]
+    large = [size for size in sizes if 2 * size > limit]
+    return st.sampled_from(sizes + large * (len(sizes) // len(large)))
 
 
 #: How large the sizes of one problem may grow: mostly small, for a small case costs little and says much.
@@ -68,7 +70,7 @@ def scales() -> st.SearchStrategy[int]:
 
 
 def inner_sizes(scale: int) -> st.SearchStrategy[int]:
-    """Sizes of the inner dimensions: the edges up to `scale`; shrinks to 1."""
+    """Sizes of the inner dimensions: edges up to `scale`, more than half of them above its half; shrinks to 1."""
     return _up_to(max(scale, 1))
 
 

@@ -7,6 +7,7 @@ something else.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -74,7 +75,7 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     Raises `CaseError` for a recipe that does not exist.
     """
     if case.data is not None:
-        return {name: _from_bytes(case.data[name], layout) for name, layout in case.inputs.items()}
+        return {name: _as_stored(_from_bytes(case.data[name], layout), layout) for name, layout in case.inputs.items()}
     if case.recipe not in RECIPES:
         raise CaseError(f"case.recipe is {case.recipe!r}; it must be one of {', '.join(RECIPES)}")
     recipe = RECIPES[case.recipe]
@@ -87,13 +88,19 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     if case.keep is not None:
         for name, layout in case.inputs.items():
             if layout.type.is_float:
-                _spoil_other_slices(values[name], op.batch_axes, case.keep)
+                _spoil_other_slices(values[name], layout, op.batch_axes, case.keep)
     raw = {}
     for name, layout in case.inputs.items():
-        raw[name] = layout.type.encode(values[name])
-        if layout.kind is LayoutClass.BROADCAST:  # elements that share an address hold one value: the one at index 0
-            raw[name] = _broadcast(raw[name], layout)
+        raw[name] = _as_stored(layout.type.encode(values[name]), layout)
     return raw
+
+
+def index_coded(layout: Layout) -> Raw | None:
+    """Elements that name their own flat index, from 1; None where the type cannot hold so many numbers."""
+    if layout.size > min(1 / layout.type.unit_roundoff if layout.type.is_float else layout.type.largest, 2**31 - 1):
+        return None
+    codes = layout.type.encode(np.arange(1.0, layout.size + 1).reshape(layout.shape))
+    return _as_stored(codes, layout)
 
 
 def slices(shape: tuple[int, ...], batch_axes: tuple[int, ...]) -> int:
@@ -101,18 +108,38 @@ def slices(shape: tuple[int, ...], batch_axes: tuple[int, ...]) -> int:
     return int(np.prod([shape[axis] for axis in batch_axes]))
 
 
-def _spoil_other_slices(values: F64, batch_axes: tuple[int, ...], keep: int) -> None:
-    """NaN in every batch slice but number `keep` (modulo the number of slices); batch axes are the leading ones."""
-    if values.size:
-        flat = values.reshape(slices(values.shape, batch_axes), -1)
-        kept = keep % len(flat)
-        flat[:kept] = np.nan
-        flat[kept + 1 :] = np.nan
+def _spoil_other_slices(values: F64, layout: Layout, batch_axes: tuple[int, ...], keep: int) -> None:
+    """NaN in every batch slice but number `keep` (modulo the number of slices); batch axes are the leading ones.
+
+    Slices that share their memory with the kept one, along an axis of stride 0, stay as well.
+    """
+    if not values.size:
+        return
+    sizes = tuple(values.shape[axis] for axis in batch_axes)
+    kept = np.unravel_index(keep % slices(values.shape, batch_axes), sizes)
+    others = np.zeros(sizes, dtype=bool)
+    for axis in batch_axes:
+        if layout.strides[axis]:
+            others |= np.expand_dims(np.arange(sizes[axis]) != kept[axis], tuple(range(1, len(sizes) - axis)))
+    values[others] = np.nan
 
 
-def _broadcast(raw: Raw, layout: Layout) -> Raw:
+def _as_stored(raw: Raw, layout: Layout) -> Raw:
+    """What memory holds once `raw` is laid out: elements that share an address hold one value, the one at index 0 where
+    a stride is 0, the last one otherwise."""
+    if layout.kind is not LayoutClass.BROADCAST:
+        return raw
     first = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in layout.strides)
-    return np.ascontiguousarray(np.broadcast_to(raw[first], raw.shape))
+    raw = np.ascontiguousarray(np.broadcast_to(raw[first], raw.shape))
+    spread = replace(layout, shape=tuple(n if s else 1 for n, s in zip(layout.shape, layout.strides)))
+    if not spread.overlaps:
+        return raw
+    place = np.zeros((), dtype=np.int64)
+    for size, stride in zip(layout.shape, layout.strides):
+        place = place[..., None] + np.arange(size) * (stride // layout.type.itemsize)
+    memory = np.zeros(int(place.max()) + 1, raw.dtype)
+    memory[place] = raw
+    return memory[place]
 
 
 def _from_bytes(data: bytes, layout: Layout) -> Raw:

@@ -137,7 +137,10 @@ def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Vari
     for index in range(VARIANTS):
         shapes = {name: _shape(random, widest[name]) for name in names} if index else {}
         keep = random.randrange(64) if random.random() < 0.15 else None
-        found.append(Variant(shapes, random.choice(recipes), random.randrange(256), keep))
+        variant = Variant(shapes, random.choice(recipes), random.randrange(256), keep)
+        if variant.case(op, problem).nbytes > freedom.max_bytes:  # padding and steps can make a large case too large
+            variant = replace(variant, shapes={})
+        found.append(variant)
     return found
 
 

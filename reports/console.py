@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -24,7 +25,7 @@ _NAMES = 8
 def screen(failure: Failure, commands: Sequence[str]) -> str:
     """One screen: what is wrong, with which case, where, by how much, and how to see it again."""
     case, wrong = failure.case, failure.wrong
-    lines = [f"{failure.kind}  {case.op} on {failure.target}  ({failure.device})", "", *_wrapped("case", str(case))]
+    lines = [f"{failure.kind}  {case.op} on {failure.target}  ({failure.device})", "", *_case(case)]
     lines += _layouts(case)
     lines += [f"  values     recipe {case.recipe}, seed {case.seed}{_kept(case)}", ""]
     for finding in failure.findings:
@@ -32,12 +33,18 @@ def screen(failure: Failure, commands: Sequence[str]) -> str:
     if wrong is not None:
         lines += _element(failure, wrong)
         lines += _places(case, wrong)
+    for index, line in enumerate(failure.provenance):
+        lines += _wrapped("moved" if index == 0 else "", line)
+    if failure.hint:
+        lines += _wrapped("hint", failure.hint)
     lines += _wrapped("packed", _twin(failure.packed_twin))
+    if failure.also:
+        lines += _wrapped("also", failure.also)
     if failure.versions:
         lines += _wrapped("versions", ", ".join(f"{name} {value}" for name, value in failure.versions))
     if failure.stderr:
-        said = failure.stderr.splitlines()[-_STDERR_LINES:]
-        lines += ["", "  it said", *(f"    {line}" for line in said)]
+        said = [part for line in failure.stderr.splitlines() for part in textwrap.wrap(_plain(line), WIDTH - 4) or [""]]
+        lines += ["", "  it said", *(f"    {line}" for line in said[-_STDERR_LINES:])]
     lines += ["", "  again with", *(f"    {command}" for command in commands)]
     return "\n".join(line.rstrip() for line in lines)
 
@@ -49,6 +56,17 @@ def _wrapped(label: str, text: str) -> list[str]:
     ) or [first]
 
 
+def _case(case: Case) -> list[str]:
+    """The case as a ggml user reads it; a long one is broken between its parameters, and nowhere else."""
+    spaced = re.sub(r",(?=[a-z])", ", ", str(case))
+    return [line.replace(", ", ",") for line in _wrapped("case", spaced)]
+
+
+def _plain(line: str) -> str:
+    """A line of a worker's output without colours and what else a terminal would act on."""
+    return "".join(char for char in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.expandtabs()) if char.isprintable())
+
+
 def _kept(case: Case) -> str:
     return "" if case.keep is None else f"; all batch slices but number {case.keep} are NaN"
 
@@ -57,10 +75,8 @@ def _layouts(case: Case) -> list[str]:
     lines = []
     for name, layout in case.layouts.items():
         place = f"is {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
-        lines.append(
-            f"  {name:<10} {layout.dtype} shape={_tuple(layout.shape)} strides={_tuple(layout.strides)} "
-            f"offset={layout.offset}  {place}"
-        )
+        at = f"strides={_tuple(layout.strides)} offset={layout.offset}  {place}"
+        lines += _wrapped(name, f"{layout.dtype} shape={_tuple(layout.shape)} {at}")
     return lines
 
 
@@ -77,7 +93,7 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
     return [
         f"  worst      at [{','.join(map(str, i))}] (i0,i1,…): got {worst.got:.9g}, want {worst.want:.9g}",
         f"             error {worst.error:.3g}, bound {worst.bound:.3g}: {times}",
-        f"  bound      {failure.bound}   [{failure.bound_at}]",
+        *_wrapped("bound", f"{failure.bound}   [{failure.bound_at}]"),
         f"  nmse       {wrong.nmse:.3g} over the whole output, as upstream computes it",
     ]
 
@@ -125,7 +141,7 @@ def matrix(results: Sequence[Result]) -> str:
     table.add_column("op")
     notes: dict[str, int] = {}
     for target in targets:
-        table.add_column(Text(target))
+        table.add_column(Text(target, overflow="fold"), overflow="fold")
     for op in dict.fromkeys(result.op for result in results):
         row = [_cell(cells.get((op, target)), notes) for target in targets]
         table.add_row(op, *(Text(cell) for cell in row))

@@ -75,8 +75,7 @@ class Rows:
 
     def of(self, verdict: Verdict, test_time: str) -> Row:
         """The row of a verdict. time_us is the time inside the backend, copies included."""
-        case = verdict.case
-        ran = verdict.unsupported is None
+        case, ran, passed = verdict.case, verdict.unsupported is None, verdict.passed
         return (
             test_time,
             self._build,
@@ -85,8 +84,8 @@ class Rows:
             str(case)[len(self._op) + 1 : -1],
             "test",
             int(ran),
-            int(verdict.passed),
-            message_of(verdict),
+            int(passed),
+            "" if passed else message_of(verdict),
             verdict.seconds * 1e6,
             0.0,
             0.0,
@@ -101,9 +100,8 @@ def message_of(verdict: Verdict) -> str:
     """One line: why a case failed or was not run; "" where it passed."""
     if verdict.passed:
         return ""
-    if verdict.unsupported is not None:
-        return " ".join(verdict.unsupported.split())
-    return " ".join(f"{verdict.kind}: {verdict.findings[0].detail}".split())
+    text = verdict.unsupported or f"{verdict.kind}: {verdict.findings[0].detail}"
+    return " ".join(text.replace("\0", " ").split())
 
 
 def test_time() -> str:
@@ -119,7 +117,8 @@ class Printer(Observer):
         self._rows: dict[tuple[str, str], Rows] = {}
 
     def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
-        rows = self._rows.setdefault((op.name, target.label), Rows(op, target))
+        key = (op.name, target.label)
+        rows = self._rows[key] = self._rows.get(key) or Rows(op, target)
         at = test_time()
         for verdict in verdicts:
             self._print(rows.of(verdict, at))
@@ -138,7 +137,7 @@ class CsvPrinter(Printer):
         self._writer.writerow(CSV_COLUMNS)
 
     def _print(self, row: Row) -> None:
-        values = dict(zip(UPSTREAM, row))
+        values: dict[str, str | float] = dict(zip(UPSTREAM, row))
         self._writer.writerow([_text(values[name]) for name in CSV_COLUMNS])
 
 
@@ -156,5 +155,5 @@ class SqlPrinter(Printer):
         self._stream.write(f"{self._insert}({values});\n")
 
 
-def _text(value: str | float | int) -> str:
+def _text(value: str | float) -> str:
     return f"{value:f}" if isinstance(value, float) else str(value)

@@ -7,10 +7,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from opconform.harness.runner import Target
 from opconform.harness.settings import Settings
+
+if TYPE_CHECKING:
+    from opconform.harness.runner import Target
 
 
 def now() -> str:

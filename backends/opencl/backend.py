@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
 from opconform.harness.case import Case
 from opconform.harness.numerics import Numerics
 
-_FOLDER = Path(__file__).parent
 _LOCAL_SIZE = 64
 _CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
 _DRIVER = "apt-get install pocl-opencl-icd ocl-icd-libopencl1"
@@ -32,6 +31,7 @@ class OpenCLBackend(Backend):
 
     name = "opencl"
     needs = "pyopencl and an OpenCL driver"
+    kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.cl lies; a subclass may have its own
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -86,7 +86,7 @@ class OpenCLBackend(Backend):
         """A kernel of `op`. Each file is built once per process; across processes pyopencl caches the binary under a
         key of source, options and driver, or leaves it to the driver where that has a cache (PoCL, NVIDIA)."""
         if name not in self._kernels:
-            source = (_FOLDER / f"{op}.cl").read_text(encoding="utf-8")
+            source = (self.kernels / f"{op}.cl").read_text(encoding="utf-8")
             options = [_CORRECT_DIVISION] if _divides_correctly(self._device) else []
             program = self._cl.Program(self._context, source).build(options)
             self._kernels |= {kernel.function_name: kernel for kernel in program.all_kernels()}

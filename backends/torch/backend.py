@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opconform.backends.torch import ops
 from opconform.harness.backend import Backend, Device, Unavailable
@@ -34,6 +34,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     needs = "pip install torch"
+    ops: ClassVar[Mapping[str, Callable[[Case, Mapping[str, torch.Tensor]], torch.Tensor]]] = _OPS
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -56,14 +57,14 @@ class TorchBackend(Backend):
         return found
 
     def supports(self, case: Case) -> str | None:
-        return None if case.op in _OPS else f"the torch backend has no {case.op}; it has {', '.join(_OPS)}"
+        return None if case.op in self.ops else f"the torch backend has no {case.op}; it has {', '.join(self.ops)}"
 
     def run(self, case: Case, buffers: Buffers) -> None:
         host = self.torch.from_numpy(buffers.memory)
         arena = host if self.device == "cpu" else host.to(self.device)
         tensors = {name: self._tensor(arena, buffers, name) for name in case.layouts}
         (out,) = case.outputs
-        tensors[out].copy_(_OPS[case.op](case, tensors))
+        tensors[out].copy_(self.ops[case.op](case, tensors))
         if arena is not host:
             host.copy_(arena)
 

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from opconform.harness.buffers import Buffers, Plan
 from opconform.harness.case import Case
 from opconform.harness.numerics import Numerics
 
-_FOLDER = Path(__file__).parent
 _LOCAL_SIZE = 64  #: local_size_x of every shader
 _GROUPS = (
     1,
@@ -56,6 +55,7 @@ class VulkanBackend(Backend):
 
     name = "vulkan"
     needs = "a Vulkan driver, glslc, and Kompute (`make setup` builds it)"
+    kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.comp lies; a subclass may have its own
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -127,15 +127,20 @@ class VulkanBackend(Backend):
 
     def _algorithm(self, arena: _Arena, op: str, items: int) -> Any:
         """The pipeline of `op` on `arena`, with workgroups for `items` or as many as a dispatch gets."""
-        groups = next((groups for groups in _GROUPS if groups * _LOCAL_SIZE >= items), _GROUPS[-1])
+        groups = groups_of(items)
         if (op, groups) not in arena.algorithms:
             if op not in self._shaders:
-                self._shaders[op] = shaders.spirv(_FOLDER / f"{op}.comp")
+                self._shaders[op] = shaders.spirv(self.kernels / f"{op}.comp")
             no_constants, words = np.zeros(0, dtype=np.uint32), np.zeros(WORDS, dtype=np.uint32)
             arena.algorithms[op, groups] = self._manager.algorithm(
                 [arena.tensor], self._shaders[op], (groups, 1, 1), no_constants, words
             )
         return arena.algorithms[op, groups]
+
+
+def groups_of(items: int) -> int:
+    """How many workgroups a dispatch for `items` work items has."""
+    return next((groups for groups in _GROUPS if groups * _LOCAL_SIZE >= items), _GROUPS[-1])
 
 
 def _capacity(size: int) -> int:

@@ -6,15 +6,17 @@ and docstring say.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from opconform.harness.backend import Backend, Device, Limit, Unavailable
+from opconform.harness.backend import Device, Limit, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
 from opconform.harness.layouts import LayoutClass
@@ -115,6 +117,14 @@ class ExitsQuietly(Good):
         os._exit(3)
 
 
+class HangsAtExit(Good):
+    """Exits, and its driver never lets the process go."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        atexit.register(time.sleep, 1e6)
+        sys.exit(4)
+
+
 class OpensBadly(Good):
     """Lists its device and cannot open it."""
 
@@ -173,10 +183,7 @@ class Jitters(Good):
 
     def inclusive(self, case: Case, x: F32) -> F32:
         self.runs += 1
-        sums = np.array(super().inclusive(case, x))
-        if sums.shape[0] > 1:
-            sums[1:] *= np.float32(1 + 2.0**-23 * (self.runs % 2))
-        return sums
+        return super().inclusive(case, x) if self.runs % 3 else _by_halves(x)
 
 
 class SumsByBatch(Good):
@@ -248,36 +255,41 @@ class LimitedKernel(Good):
         super().run(case, buffers)
 
 
-class KnownBug(IgnoresNe3):
-    """Ignores ne3, and says so: the search keeps to ne3 = 1 by the trait that the limit speaks of."""
+class LimitOfOneDevice(TwoDevices):
+    """Its device 1 takes no in-place acc."""
 
     def limits(self) -> tuple[Limit, ...]:
-        return (_no_free_views("acc/kb001"),)
-
-    def acc(self, case: Case, buffers: Buffers) -> None:
-        if ne_of(case)[3] > 1 and _is_pinned(case):
-            super().acc(case, buffers)
-        else:
-            Good.acc(self, case, buffers)
+        return (Limit("acc", "inplace", (False,), "device 1 cannot write over a", "the manual, page 9", device="1"),)
 
 
 class FixedBug(Good):
-    """The same limit, and the bug is gone."""
+    """Right, and still lists as a known bug that acc reads a padded b as if it were packed."""
+
+    pinned = "acc/kb001-view"
 
     def limits(self) -> tuple[Limit, ...]:
-        return (_no_free_views("acc/kb001"),)
+        reason = "acc reads a padded b as if it were packed"
+        return (Limit("acc", "b", LayoutClass.CONTIGUOUS, reason, "issue 19426", kind="bug", pinned=self.pinned),)
 
 
-def _no_free_views(pinned: str) -> Limit:
-    return Limit("acc", "inplace", (False,), "drops ne3 of b", "issue 19426", kind="bug", pinned=pinned)
+class KnownBug(FixedBug):
+    """Has that bug."""
 
-
-def _is_pinned(case: Case) -> bool:
-    return case.inplace is not None
+    def read(self, buffers: Buffers, name: str) -> np.ndarray:
+        layout = buffers.case.layouts[name]
+        if (buffers.case.op, name) != ("acc", "b"):
+            return super().read(buffers, name)
+        packed = replace(layout.packed(), offset=layout.offset)
+        return packed.array(buffers.bytes_of(name), layout.type.native)
 
 
 class NotABackend:
     """A class that `--backend` must refuse."""
 
 
-assert issubclass(Good, Backend)
+class NarrowKnownBug(KnownBug):
+    """Has the bug, and an interface that cannot even express its pinned case."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        narrow = Limit("acc", "b", LayoutClass.CONTIGUOUS, "b must be contiguous", "the manual, page 7")
+        return (narrow, *super().limits())

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opconform.harness.backend import Backend
-from opconform.harness.buffers import Buffers
+from opconform.harness.buffers import GUARD, Buffers
 from opconform.harness.case import Case
 
 F32 = npt.NDArray[np.float32]
@@ -52,9 +52,17 @@ def arena(buffers: Buffers, name: str) -> np.ndarray:
 
 
 def gather(buffers: Buffers, name: str, strides: tuple[int, ...], offset: int) -> np.ndarray:
-    """What stands at those places; past its end the arena starts again."""
-    memory = arena(buffers, name)
-    return memory[words(buffers, name, strides, offset) % memory.size]
+    """What stands at those places."""
+    return peek(buffers, name, words(buffers, name, strides, offset))
+
+
+def peek(buffers: Buffers, name: str, index: npt.NDArray[np.int64]) -> np.ndarray:
+    """The elements of the arena at `index`. Beyond the guards of the argument there is more of their poison, as if each
+    argument had memory of its own."""
+    slot = buffers.plan.slots[name]
+    size = slot.layout.type.itemsize
+    first, last = (slot.start - GUARD) // size, (slot.start + slot.size + GUARD) // size - 1
+    return arena(buffers, name)[np.clip(index, first, last)]
 
 
 def places(case: Case) -> tuple[npt.NDArray[np.intp], ...]:

@@ -129,7 +129,8 @@ class RowDots(Correct):
         return x
 
     def dot(self, row: F32, x: F32) -> F32:
-        return np.add.reduce(row[..., None] * x, axis=-2, dtype=np.float32)
+        total: F32 = np.add.reduce(row[..., None] * x, axis=-2, dtype=np.float32)
+        return total
 
     def divided(self, x: F32, by: F32) -> F32:
         return x / by
@@ -153,7 +154,8 @@ class Reciprocal(RowDots):
     """Multiplies by 1 / a_ii instead of dividing."""
 
     def divided(self, x: F32, by: F32) -> F32:
-        return x * (np.float32(1) / by)
+        reciprocal: F32 = np.float32(1) / by
+        return x * reciprocal
 
 
 class Fused(Correct):
@@ -326,6 +328,22 @@ class Vulkan(TowardZero):
 
     def inclusive(self, case: Case, x: F32) -> F32:
         return super().inclusive(case, flushed(x))
+
+
+class HalfPrecision(Stepwise):
+    """Operands and results rounded to f16, on a device that declares that precision."""
+
+    def added(self, a: F32, b: F32) -> F32:
+        return (a.astype(np.float16) + b.astype(np.float16)).astype(np.float32)
+
+    def multiplied(self, a: F32, b: F32) -> F32:
+        return (a.astype(np.float16) * b.astype(np.float16)).astype(np.float32)
+
+    def divided(self, a: F32, b: F32) -> F32:
+        return (a.astype(np.float16) / b.astype(np.float16)).astype(np.float32)
+
+    def inclusive(self, case: Case, x: F32) -> F32:
+        return super().inclusive(case, x.astype(np.float16).astype(np.float32))
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,7 @@ HOSTILE: dict[str, Change] = {
     "a shape that holds a list": put(*INPUT, "shape", to=[2, 1, 2, [3]]),
     "a negative size": put(*INPUT, "shape", to=[2, 1, 2, -3]),
     "five dimensions": put(*INPUT, to={"dtype": "f32", "shape": [1] * 5, "strides": [4] * 5, "offset": 0}),
-    "a million dimensions": put(
-        *INPUT, to={"dtype": "f32", "shape": [1] * 10**6, "strides": [4] * 10**6, "offset": 0}
-    ),
+    "a million dimensions": put(*INPUT, to={"dtype": "f32", "shape": [1] * 10**6, "strides": [4] * 10**6, "offset": 0}),
     "too few strides": put(*INPUT, "strides", to=[64, 16, 4]),
     "a negative stride": put(*INPUT, "strides", to=[64, 64, -16, 4]),
     "a stride that is no multiple of the element": put(*INPUT, "strides", to=[64, 64, 18, 4]),
@@ -169,6 +167,15 @@ def read(plain: object) -> None:
     inputs_of(case, OPS[case.op])
 
 
+def fault(plain: object) -> str | None:
+    """What is wrong with it, or None; any other exception than `CaseError` fails the test."""
+    try:
+        read(plain)
+    except CaseError as error:
+        return str(error)
+    return None
+
+
 def one_line(error: pytest.ExceptionInfo[CaseError]) -> str:
     """What the user is shown."""
     text = str(error.value)
@@ -232,10 +239,7 @@ def _paths(plain: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def test_any_value_in_any_place_gives_a_case_that_its_op_can_judge_or_one_line(data: st.DataObject) -> None:
     plain = copy.deepcopy(PLAIN)
     put(*data.draw(st.sampled_from(_paths(PLAIN))), to=data.draw(_json))(plain)
-    try:
-        read(plain)
-    except CaseError as error:
-        assert len(str(error).splitlines()) == 1
+    assert len((fault(plain) or "").splitlines()) <= 1
 
 
 @given(_json)

@@ -97,7 +97,7 @@ def test_only_a_broadcast_layout_overlaps(layout: Layout) -> None:
         ((96, 32, 16, 4), 0, LayoutClass.PACKED),
         ((96, 32, 16, 4), 4, LayoutClass.CONTIGUOUS),
         ((120, 32, 16, 4), 0, LayoutClass.ROWS),
-        ((16, 48, 96, 4), 0, LayoutClass.ROWS),
+        ((16, 48, 144, 4), 0, LayoutClass.ROWS),
         ((192, 64, 32, 8), 0, LayoutClass.STRIDED),
         ((4, 12, 36, 72), 8, LayoutClass.STRIDED),
         ((0, 32, 16, 4), 0, LayoutClass.BROADCAST),

@@ -1,0 +1,180 @@
+"""What a failure looks like from close by: the hypothesis that explains it, and the elements that were read instead.
+
+A hypothesis is believed if it foretells everything that the backend returned, the right elements too: for the failing
+case, and for the same case with other values. Those that are left are told apart by larger cases: the ones that the
+search has seen, and the failing case grown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from opconform.harness.case import Case
+from opconform.harness.dtypes import Mask
+from opconform.harness.hypotheses import Hypothesis, Image, Reading, hypotheses, named
+from opconform.harness.judging import Verdict
+from opconform.harness.numerics import Numerics
+from opconform.harness.op import Op
+from opconform.harness.oracle import Comparison, compare, expectation
+from opconform.harness.probes import LARGEST_PROBE, grown, other_values, relaid
+from opconform.harness.provenance import provenance
+from opconform.harness.runner import Runner
+
+SECONDS = 10.0  #: a diagnosis ends after about this, with what it knows
+_LARGEST = 4 << 20  #: bytes of a case that is looked into
+_SEEN = 24  #: how many of the verdicts seen are looked at
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What a backend returned for a case."""
+
+    image: Image
+    comparison: Comparison
+
+    def bears_out(self, hypothesis: Hypothesis | None, numerics: Numerics) -> bool:
+        """Whether the hypothesis (None: it does not concern this case) foretells every element that came back."""
+        if hypothesis is None:
+            return not self.comparison.wrong.any()
+        return bool(_agrees(self, hypothesis.reading(), numerics).all())
+
+
+def _agrees(witness: Witness, reading: Reading, numerics: Numerics) -> Mask:
+    """Which elements are what the reading foretells. An element of which it foretells nothing must be right."""
+    image, got = witness.image, witness.comparison.raw
+    dtype = image.case.outputs[image.out].type
+    with np.errstate(all="ignore"):
+        op = image.op if reading.expect is None else replace(image.op, expect=reading.expect, judge=None)
+        expected = expectation(reading.case, op, reading.raw, numerics)
+        if reading.source is None:
+            comparison = compare(reading.case, op, reading.raw, expected, got, numerics)
+            return _as_expected(comparison) & (np.isfinite(comparison.bound) | ~witness.comparison.wrong)
+        written = reading.source >= 0
+        source = reading.source[written]
+        result = dtype.encode(expected.value).reshape(-1)  # what is not seen is taken as right
+        result[source] = got[written]
+        comparison = compare(reading.case, op, reading.raw, expected, result.reshape(got.shape), numerics)
+        agrees = np.array(got == image.before, dtype=bool)
+        agrees[written] = _as_expected(comparison).reshape(-1)[source] & (result[source] == got[written])
+        agrees[written] &= np.isfinite(comparison.bound).reshape(-1)[source] | ~witness.comparison.wrong[written]
+    return agrees
+
+
+def _as_expected(comparison: Comparison) -> Mask:
+    value, got = comparison.expected.value, comparison.got
+    same: Mask = ~comparison.wrong & (np.isnan(value) == np.isnan(got))
+    same |= np.isnan(value) & np.isnan(got)
+    same |= np.isinf(value) & (value == got)
+    return same
+
+
+def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> tuple[str, tuple[str, ...]]:
+    """`hint` and `provenance` of a failure. Whatever goes wrong here, the failure itself must still be shown."""
+    if verdict.comparison is None or not verdict.comparison.wrong.any() or verdict.case.nbytes > _LARGEST:
+        return "", ()
+    time_limit, runner.time_limit = runner.time_limit, min(runner.time_limit, SECONDS)
+    try:
+        return hint(op, runner, verdict, seen), provenance(op, runner, verdict.case)
+    except Exception as error:
+        return f"none, for the diagnosis failed ({type(error).__name__}: {error})", ()
+    finally:
+        runner.time_limit = time_limit
+
+
+def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> str:
+    """The plainest hypothesis that explains a failure, in words; "" where there is none.
+
+    `seen` are verdicts on other cases of the same op and device, passed or failed.
+    """
+    deadline = time.monotonic() + SECONDS
+    case, numerics = verdict.case, runner.numerics
+    if verdict.comparison is None or verdict.kind == "NOT DETERMINISTIC":
+        return ""
+    first = Witness(Image(case, op), verdict.comparison)
+    candidates = []
+    for name, hypothesis in named(hypotheses(first.image)).items():
+        if time.monotonic() > deadline:
+            return ""
+        if first.bears_out(hypothesis, numerics):
+            candidates.append(name)
+    if candidates:
+        for witness in _run(op, runner, other_values(case)):
+            candidates = _borne_out(witness, candidates, numerics)
+    if not candidates:
+        return ""
+    affordable = int((deadline - time.monotonic()) / max(verdict.seconds, 1e-4))
+    larger = list(itertools.islice(grown(op, case), max(affordable, 0)))
+    close = _run(op, runner, larger)
+    others = _run(op, runner, relaid(op, [case, *larger[:2]])) if larger else []
+    others += _witnesses(op, _chosen(case, seen))
+    return _told_apart(case, candidates, close, others, numerics, deadline)
+
+
+def _run(op: Op, runner: Runner, cases: Iterable[Case]) -> list[Witness]:
+    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True))
+
+
+def _witnesses(op: Op, verdicts: Iterable[Verdict]) -> list[Witness]:
+    return [
+        Witness(Image(verdict.case, op), verdict.comparison)
+        for verdict in verdicts
+        if verdict.comparison is not None and verdict.kind != "NOT DETERMINISTIC"
+    ]
+
+
+def _chosen(case: Case, seen: Sequence[Verdict]) -> list[Verdict]:
+    """The largest of the verdicts seen, failures before passes."""
+    useful = [other for other in seen if other.case.key != case.key and other.case.nbytes <= LARGEST_PROBE]
+    useful.sort(key=lambda other: (not other.failed, -other.case.nbytes))
+    return useful[:_SEEN]
+
+
+def _borne_out(witness: Witness, names: Iterable[str], numerics: Numerics) -> list[str]:
+    found = named(hypotheses(witness.image))
+    return [name for name in names if witness.bears_out(found.get(name), numerics)]
+
+
+def _told_apart(
+    case: Case,
+    candidates: list[str],
+    close: list[Witness],
+    others: list[Witness],
+    numerics: Numerics,
+    deadline: float,
+) -> str:
+    """The candidate that most witnesses bear out, the plainest of several; with the others, and with what speaks
+    against it. "" where none explains every `close` failure: the same case grown has the same fault."""
+    failures = 0
+    passing: dict[str, list[Witness]] = {name: [] for name in candidates}
+    failing: dict[str, list[Witness]] = {name: [] for name in candidates}
+    for index, witness in enumerate([*close, *others]):
+        if time.monotonic() > deadline or not candidates:
+            break
+        borne_out = _borne_out(witness, candidates, numerics)
+        failed = bool(witness.comparison.wrong.any())
+        failures += failed
+        for name in set(candidates).difference(borne_out):
+            (failing if failed else passing)[name].append(witness)
+        if failed and index < len(close):
+            candidates = borne_out
+    if not candidates:
+        return ""
+    against = {name: len(passing[name]) + len(failing[name]) for name in candidates}
+    best = min(candidates, key=lambda name: against[name])
+    rivals = [name for name in candidates if against[name] == against[best] and name != best]
+    says = best
+    if rivals:
+        more = f" ({len(rivals) - 2} more)" if len(rivals) > 2 else ""
+        says += f"; or, for no case run here tells them apart: {'; '.join(rivals[:2])}{more}"
+    if passing[best] and case.inplace and all(witness.image.case.inplace is None for witness in passing[best]):
+        says += " (in place; elsewhere it passes)"
+    elif passing[best]:
+        says += f" (not always: {len(passing[best])} cases pass that this would spoil)"
+    if failing[best]:
+        says += f" (not the only fault: {len(failing[best])} of {failures} other failures need another reason)"
+    return says

@@ -1,0 +1,121 @@
+"""Two states of the world compared: what broke, what was mended, what is no longer tested."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from opconform.reports.console import text_of
+from opconform.reports.states import Pair, State
+
+#: In the order in which they are shown.
+CHANGES = (
+    "new failure",
+    "not finished",
+    "vanished",
+    "newly unsupported",
+    "newly slow",
+    "still failing",
+    "fixed",
+    "new pair",
+)
+
+ENOUGH_CASES = 50  #: fewer than these, and the speed of a pair says nothing
+
+
+@dataclass(frozen=True)
+class Change:
+    """What changed for one op on one device; `old` and `new` say it in a few words.
+
+    A regression is a failure that was not there, and whatever was tested and is no longer: not to know is not green.
+    """
+
+    what: str
+    pair: Pair
+    old: str
+    new: str
+    regression: bool
+
+
+def compare(old: Mapping[Pair, State], new: Mapping[Pair, State], slow: float = 2.0) -> list[Change]:
+    """Every change from `old` to `new`, regressions first. `slow` is the factor from which a pair is newly slow."""
+    changes = [
+        Change(what, pair, _words(old.get(pair), what), _words(new.get(pair), what), regression)
+        for pair in dict.fromkeys([*old, *new])
+        for what, regression in _changes(old.get(pair), new.get(pair), slow)
+    ]
+    return sorted(changes, key=lambda change: (not change.regression, CHANGES.index(change.what)))
+
+
+def _changes(old: State | None, new: State | None, slow: float) -> Iterator[tuple[str, bool]]:
+    """What to say of a pair, and whether it is a regression; nothing where it is as it was."""
+    if new is None:
+        yield "vanished", True
+    elif new.outcome == "not finished":
+        yield "not finished", True
+    elif old is None or old.outcome == "not finished":
+        yield ("new failure", True) if new.outcome == "failed" else ("new pair", False)
+    elif new.outcome == "failed":
+        known = old.outcome == "failed" and not _new_names(old, new)
+        yield ("still failing", False) if known else ("new failure", True)
+    elif new.outcome == "unsupported":
+        if old.outcome != "unsupported":
+            yield "newly unsupported", old.outcome == "passed"
+    elif _new_names(old, new):
+        yield "new failure", True
+    elif old.outcome == "failed" or new.mended & old.bugs:
+        yield "fixed", False
+    elif old.outcome == "unsupported":
+        yield "new pair", False
+    else:
+        if set(new.reasons) - set(old.reasons):
+            yield "newly unsupported", False
+        if min(old.executed, new.executed) >= ENOUGH_CASES and new.rate * slow < old.rate:
+            yield "newly slow", False
+
+
+def _new_names(old: State, new: State) -> frozenset[str]:
+    """Known cases that fail now and did not, and known bugs that were mended and are back."""
+    return (new.failed_known - old.failed_known) | (new.bugs & old.mended)
+
+
+def _words(state: State | None, what: str) -> str:
+    if state is None:
+        return "–"
+    if what == "newly slow":
+        return f"{state.rate:.0f} cases/s"
+    words = f"{state.outcome} {state.executed}" if state.outcome in ("passed", "failed") else state.outcome
+    if state.outcome == "failed":
+        words += f": {state.kind} ({', '.join([state.case_id, *sorted(state.failed_known - {state.case_id})])})"
+    elif state.reasons and what == "newly unsupported":
+        words += f", unsupported: {'; '.join(state.reasons)}" if state.executed else f": {'; '.join(state.reasons)}"
+    if what in ("new failure", "fixed") and state.bugs | state.mended:
+        words += "".join(f", known bug {name} fails" for name in sorted(state.bugs))
+        words += "".join(f", known bug {name} FIXED" for name in sorted(state.mended))
+    return f"{words}, {state.detail}" if state.detail else words
+
+
+def table_of(changes: Sequence[Change]) -> str:
+    """The changes as a table; "" where there is none."""
+    if not changes:
+        return ""
+    table = Table("change", "op", "target", "old", "new", box=None, pad_edge=False)
+    for change in changes:
+        table.add_row(change.what, *(Text(cell) for cell in (*change.pair, change.old, change.new)))
+    return text_of(table)
+
+
+def summary_of(changes: Sequence[Change], old: Mapping[Pair, State], new: Mapping[Pair, State]) -> str:
+    """The last line: how many of each."""
+    pairs = {change.pair for change in changes}
+    counts = [(sum(change.what == what for change in changes), what) for what in CHANGES]
+    said = [f"{count} {what}" for count, what in counts if count]
+    regressions = sum(change.regression for change in changes)
+    unchanged = len({*old, *new} - pairs)
+    verdict = (
+        "no regression" if not regressions else "1 regression" if regressions == 1 else f"{regressions} regressions"
+    )
+    return "; ".join([verdict, ", ".join([*said, f"{unchanged} unchanged"])])

@@ -1,0 +1,189 @@
+"""The SQLite file of a history: its tables, and opening it without harm to a file that is not one.
+
+Write-ahead logging lets several processes write at once, and what is committed stays when the process is killed. Beside
+the file lie FILE-wal and FILE-shm while it is open (and after a kill, until it is opened again): they belong to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from opconform.harness.registry import UsageError
+from opconform.reports.rows import UPSTREAM
+
+VERSION = 1  #: of the tables below; a file with a higher one is from a newer Opconform
+APPLICATION_ID = 0x4F50434F  #: "OPCO", in the file's header
+BUSY_SECONDS = 30.0  #: how long to wait for another process that is writing
+
+#: What stands in `test_backend_ops` beside upstream's columns: which run and case, the kind of failure, the values'
+#: recipe and seed, and whether the case is an attempt to shrink a failure.
+OURS = {
+    "run_id": "TEXT",
+    "target": "TEXT",
+    "case_id": "TEXT",
+    "kind": "TEXT",
+    "recipe": "TEXT",
+    "seed": "INTEGER",
+    "shrinking": "INTEGER",
+}
+
+_RUNS = """CREATE TABLE runs (
+  run_id TEXT PRIMARY KEY,
+  started TEXT NOT NULL,
+  ended TEXT,
+  command TEXT NOT NULL,
+  seed INTEGER NOT NULL,
+  profile TEXT NOT NULL,
+  examples INTEGER NOT NULL,
+  shard INTEGER NOT NULL,
+  shards INTEGER NOT NULL,
+  opconform TEXT NOT NULL,
+  devices TEXT NOT NULL,
+  pairs TEXT NOT NULL
+)"""
+
+_RESULTS = """CREATE TABLE results (
+  run_id TEXT NOT NULL,
+  op TEXT NOT NULL,
+  target TEXT NOT NULL,
+  device TEXT NOT NULL,
+  passed INTEGER NOT NULL,
+  failed INTEGER NOT NULL,
+  unsupported INTEGER NOT NULL,
+  reasons TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  case_id TEXT NOT NULL,
+  case_json TEXT NOT NULL,
+  failed_known TEXT NOT NULL,
+  known_bugs TEXT NOT NULL,
+  seconds REAL NOT NULL,
+  cases_per_second REAL,
+  PRIMARY KEY (run_id, op, target)
+)"""
+
+_CASES = "CREATE TABLE test_backend_ops ({})".format(
+    ", ".join(f"{name} {kind}" for name, kind in {**UPSTREAM, **OURS}.items())
+)
+
+TABLES = ("runs", "results", "test_backend_ops")
+
+
+class Unwritable(UsageError):
+    """A place where no history can be written."""
+
+
+def open_history(path: Path) -> sqlite3.Connection:
+    """The history at `path`, made where there is none, to read and to write.
+
+    Raises `Unwritable`, or `UsageError` for a file that is no history of ours, which stays as it is.
+    """
+    deadline = time.monotonic() + BUSY_SECONDS
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unwritable(f"{path}: the folder cannot be made: {error.strerror}") from None
+    while True:
+        db = None
+        try:
+            db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            _prepare(db, path)
+            return db
+        except BaseException as error:
+            if db is not None:
+                db.close()
+            if not isinstance(error, sqlite3.Error):
+                raise
+            if not ("locked" in str(error) and time.monotonic() < deadline):
+                raise _explained(path, error) from None
+        time.sleep(0.05)
+
+
+def read_history(path: Path) -> sqlite3.Connection:
+    """The history at `path`, to read only. Raises `UsageError` where there is none."""
+    if not path.is_file():
+        raise UsageError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    place = path.resolve().as_uri()
+    # With rights to write, closing it tidies up what a killed run has left. On a medium that cannot be written a file
+    # with a log beside it must not be taken as `immutable`: that overlooks what has not reached the file yet.
+    choices = [f"{place}?mode=rw", f"{place}?mode=ro", f"{place}?mode=ro&immutable=1"]
+    if Path(f"{path}-wal").exists():
+        choices.pop()
+    for choice in choices:
+        db = sqlite3.connect(choice, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            db.execute("PRAGMA query_only = ON")
+            if not _is_ours(db, path):
+                raise UsageError(f"{path}: the file is empty")
+            return db
+        except sqlite3.Error as error:
+            db.close()
+            if choice == choices[-1] or not ("unable to open" in str(error) or "readonly" in str(error)):
+                raise _explained(path, error) from None
+        except UsageError:
+            db.close()
+            raise
+    raise AssertionError
+
+
+def check_history(path: Path) -> None:
+    """Raise what `open_history` would, and leave nothing behind."""
+    if path.exists() and not (path.is_file() and path.stat().st_size == 0):
+        read_history(path).close()
+    place = next((place for place in (path, *path.parents) if place.exists()), path)
+    if not os.access(place, os.W_OK) or (place != path and not place.is_dir()):
+        raise Unwritable(f"{path}: {place} cannot be written")
+
+
+@contextlib.contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All of the block's changes or none of them; waits for other writers."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            db.execute("ROLLBACK")
+        raise
+
+
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Check whose file it is before anything in it changes, then make the tables where there are none."""
+    _is_ours(db, path)
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("PRAGMA synchronous = NORMAL")  # a power failure may take the last cases, a kill takes none
+    if not _is_ours(db, path):
+        with transaction(db):
+            if not _is_ours(db, path):
+                for statement in (_RUNS, _RESULTS, _CASES):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
+    """Whether the file is a history; False where it is empty. Raises `UsageError` for any other."""
+    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        return False
+    version = _pragma(db, "user_version")
+    if _pragma(db, "application_id") != APPLICATION_ID:
+        raise UsageError(f"{path}: an SQLite file of another program, not a history of Opconform")
+    if version > VERSION:
+        raise UsageError(f"{path}: written by a newer Opconform (history version {version}; this one has {VERSION})")
+    return True
+
+
+def _pragma(db: sqlite3.Connection, name: str) -> int:
+    return int(db.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _explained(path: Path, error: sqlite3.Error) -> UsageError:
+    text = str(error)
+    if "not a database" in text or "malformed" in text:
+        return UsageError(f"{path}: not a history: {text}")
+    return Unwritable(f"{path}: {text}")

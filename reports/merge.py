@@ -1,0 +1,85 @@
+"""Histories of several machines or shards put together, run by run."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from opconform.harness.registry import UsageError
+from opconform.reports.database import TABLES, Unwritable, check_history, open_history, read_history, transaction
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What one input gave: runs that were added, runs that replaced a shorter copy, and runs that were there."""
+
+    path: Path
+    added: int
+    replaced: int
+    known: int
+
+
+def merge(out: Path, inputs: Sequence[Path]) -> list[Merged]:
+    """Take every run of `inputs` into the history `out`, which is made where there is none.
+
+    A run that `out` has already is replaced only by a copy with more in it, so that merging again changes nothing.
+    Everything is taken or, where one input cannot be read, nothing. Raises `UsageError`.
+    """
+    for path in inputs:
+        if path.resolve() == out.resolve():
+            raise UsageError(f"{path} is both an input and the output")
+        read_history(path).close()
+    check_history(out)
+    created = not out.exists()
+    db = open_history(out)
+    try:
+        with transaction(db):
+            return [_take(db, path) for path in inputs]
+    except BaseException as error:
+        db.close()
+        if created:
+            out.unlink(missing_ok=True)
+        if isinstance(error, sqlite3.Error):
+            raise Unwritable(f"{out}: {error}") from None
+        raise
+    finally:
+        db.close()
+
+
+def _take(db: sqlite3.Connection, path: Path) -> Merged:
+    added = replaced = known = 0
+    source = read_history(path)
+    try:
+        source.execute("BEGIN")  # one state of it, even while a run is writing
+        for (run_id,) in source.execute("SELECT run_id FROM runs ORDER BY started, rowid").fetchall():
+            theirs, ours = _weight(source, run_id), _weight(db, run_id)
+            if ours is None:
+                added += 1
+            elif theirs is not None and theirs > ours:
+                replaced += 1
+            else:
+                known += 1
+                continue
+            for table in TABLES:
+                db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
+                rows = source.execute(f"SELECT * FROM {table} WHERE run_id = ? ORDER BY rowid", (run_id,))
+                db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows.description))})", rows)
+    except sqlite3.Error as error:
+        raise UsageError(f"{path}: {error}") from None
+    finally:
+        source.close()
+    return Merged(path, added, replaced, known)
+
+
+def _weight(db: sqlite3.Connection, run_id: str) -> tuple[int, int, str] | None:
+    """How much there is of a run, to compare two copies of it: cases, results, and when it ended."""
+    found = db.execute("SELECT coalesce(ended, '') FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+    if found is None:
+        return None
+    counts = [
+        db.execute(f"SELECT count(*) FROM {table} WHERE run_id = ?", (run_id,)).fetchone()[0]
+        for table in ("test_backend_ops", "results")
+    ]
+    return counts[0], counts[1], found[0]

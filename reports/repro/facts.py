@@ -1,0 +1,156 @@
+"""What a bundle is made from: a failure, the device it was seen on, and the numbers worked out anew from its case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from opconform.harness.buffers import GUARD, Plan, Slot
+from opconform.harness.case import Case
+from opconform.harness.checks import ON_REQUEST
+from opconform.harness.dtypes import F64, Mask, Raw
+from opconform.harness.failure import Failure
+from opconform.harness.op import Expected, Op
+from opconform.harness.oracle import compare, expectation
+from opconform.harness.registry import ops
+from opconform.harness.runner import Target
+from opconform.harness.values import inputs_of
+
+#: Kinds after which the process is gone: such a script runs itself in a process of its own.
+DEADLY = ("CRASH", "TIMEOUT", "SUPPORTS_OP LIES")
+TWIN = "_twin"  #: what the arguments of a second case are called, where a check compares two
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An argument where a script puts it: `start` is its first element's byte in the one memory of all arguments,
+    `first` and `end` bound its own window of it, guards included."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    start: int
+    first: int
+    end: int
+
+
+class Facts:
+    """A failure with everything that the files of its bundle say."""
+
+    def __init__(self, failure: Failure, target: Target) -> None:
+        self.failure = failure
+        self.target = target
+        self.case = failure.case
+        self.op: Op = ops()[failure.case.op]
+        self.numerics = target.device.numerics
+
+    @property
+    def is_deadly(self) -> bool:
+        return self.failure.findings[0].check == "process" and self.failure.kind != "ERROR"
+
+    @cached_property
+    def values(self) -> dict[str, Raw]:
+        """The raw elements of every input."""
+        return inputs_of(self.case, self.op)
+
+    @cached_property
+    def expected(self) -> Expected:
+        return expectation(self.case, self.op, self.values, self.numerics)
+
+    @cached_property
+    def free(self) -> Mask:
+        """Where nothing is demanded: the reference is NaN, or float32 overflows."""
+        expected = self.expected
+        return (np.isnan(expected.value) | np.isinf(expected.bound)) & ~self.exact
+
+    @cached_property
+    def bound(self) -> F64:
+        """The bound per element, infinity where nothing is demanded. For an op judged by a residual: that of the
+        reference itself, which is close to that of any answer close to it."""
+        expected, bound = self.expected, self.expected.bound
+        if self.op.judge is not None:
+            dtype = self.case.outputs[self.op.outputs[0]].type
+            with np.errstate(all="ignore"):
+                rounded = dtype.encode(expected.value)
+            bound = compare(self.case, self.op, self.values, expected, rounded, self.numerics).bound
+        bound = np.broadcast_to(bound, expected.value.shape)
+        return np.where(self.exact, 0.0, np.where(self.free, np.inf, bound))
+
+    @cached_property
+    def exact(self) -> Mask:
+        """Where the very bits are demanded."""
+        exact = self.expected.exact
+        return np.zeros(self.expected.value.shape, dtype=bool) if exact is None else exact
+
+    @cached_property
+    def plan(self) -> Plan:
+        return Plan.of(self.case)
+
+    @cached_property
+    def twin(self) -> Case | None:
+        """The second case of a check that compares two, or None."""
+        check = ON_REQUEST.get(self.failure.findings[0].check)
+        if check is None or check.name == "deterministic":
+            return None
+        return check.twin(self.case, self.op, self.values)
+
+    @cached_property
+    def twin_plan(self) -> Plan:
+        """The twin's arguments, behind those of the case in the same memory."""
+        assert self.twin is not None
+        plan, offset = Plan.of(self.twin), self.plan.size
+        slots = {name: replace(slot, start=slot.start + offset) for name, slot in plan.slots.items()}
+        return Plan(slots, plan.size)
+
+    @property
+    def parts(self) -> list[tuple[str, Case, Plan]]:
+        """The cases that a script runs, each with its suffix and its place in memory: one, or a case and its twin."""
+        alone = [("", self.case, self.plan)]
+        return alone if self.twin is None else [*alone, (TWIN, self.twin, self.twin_plan)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory that a script needs."""
+        return sum(plan.size for _, _, plan in self.parts)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [
+            _tensor(name + suffix, slot) for suffix, _, plan in self.parts for name, slot in plan.slots.items()
+        ]
+
+    @property
+    def elements(self) -> dict[str, Raw]:
+        """The raw elements of every input of a script, twins included."""
+        found: dict[str, Raw] = dict(self.values)
+        if self.twin is not None:
+            found |= {name + TWIN: raw for name, raw in inputs_of(self.twin, self.op).items()}
+        return found
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        return dict(self.failure.versions)
+
+    @property
+    def repeats(self) -> int:
+        """How often a script runs the case: once, unless it is wrong only now and then."""
+        return 50 if self.failure.kind == "NOT DETERMINISTIC" else 1
+
+
+_CODES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i32": "<i4"}
+
+
+def numpy_code(dtype: str) -> str:
+    """NumPy's name for an element type; bfloat16 as the bits that NumPy can hold."""
+    return _CODES[dtype]
+
+
+def _tensor(name: str, slot: Slot) -> Tensor:
+    layout = slot.layout
+    start = slot.start + layout.offset
+    ends = slot.start - GUARD, slot.start + slot.size + GUARD
+    return Tensor(name, numpy_code(layout.dtype), layout.shape, layout.strides, start, *ends)

@@ -1,0 +1,164 @@
+"""repro.py: a script that runs alone. What all APIs share is made here; each API adds what its template needs."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from opconform import __version__
+from opconform.harness.checks import ON_REQUEST
+from opconform.reports.repro import arrays, references
+from opconform.reports.repro.escape import docstring
+from opconform.reports.repro.facts import TWIN, Facts
+from opconform.reports.repro.rendering import render
+
+
+class CannotWriteError(Exception):
+    """This bundle has no repro.py, and why, in one line."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one API adds to the script: its template, what that needs, modules to import, and files to lie beside it."""
+
+    template: str
+    context: Mapping[str, Any]
+    imports: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+Generator = Callable[[Facts], Part]
+
+
+def script(facts: Facts, part: Part) -> str:
+    """repro.py."""
+    numbers, needs = _numbers(facts)
+    imports = {"sys", "traceback", *part.imports, *needs}
+    if facts.is_deadly:
+        imports |= {"os", "subprocess"}
+    op, (out, *_) = facts.op, facts.op.outputs
+    text = render(
+        part.template,
+        **{
+            "facts": facts,
+            "version": __version__,
+            "opening": _opening(facts),
+            "imports": sorted(imports),
+            "tensors": facts.tensors,
+            "outputs": [name + suffix for suffix, _, _ in facts.parts for name in facts.case.outputs],
+            "out": out,
+            "out_is_bf16": facts.case.outputs[out].dtype == "bf16",
+            "poison": "0xFF" if facts.case.outputs[out].type.is_float else "0xA5",
+            "deadly": facts.is_deadly,
+            "repeats": facts.repeats,
+            "twin": facts.twin and ON_REQUEST[facts.failure.findings[0].check].reason,
+            "twin_suffix": TWIN,
+            "may_refuse": False,
+            "raises": facts.failure.kind == "ERROR",
+            "judge": "residual" if references.has_residual(facts) else "difference",
+            "op": op.name,
+            "params": facts.case.params,
+            "some": _some(facts),
+            "smallest_normal": repr(facts.case.outputs[out].type.smallest_normal),
+            "residual": references.residual_context(facts),
+            "numbers": numbers.strip(),
+            "numbers_last": bool(needs),
+            "bound_note": docstring(facts.op.bound),
+            **part.context,
+        },
+    )
+    return re.sub(r"\n{4,}", "\n\n\n", text)
+
+
+def _opening(facts: Facts) -> str:
+    """The first lines of the docstring: what is wrong, with which case."""
+    failure = facts.failure
+    said = [f"{facts.op.name.upper()} on {failure.target}: {failure.kind.lower()}.", "", f"    {facts.case}", ""]
+    said += [f"{finding.detail[:1].upper()}{finding.detail[1:]}." for finding in failure.findings]
+    wrapped = [
+        part
+        for line in said
+        for part in textwrap.wrap(docstring(line), 116, break_long_words=False, subsequent_indent=_indent(line)) or [""]
+    ]
+    return "\n".join(wrapped)
+
+
+def _indent(line: str) -> str:
+    return " " * (len(line) - len(line.lstrip()))
+
+
+def _some(facts: Facts) -> dict[str, bool]:
+    """Which of the rarer rules of judging this case needs."""
+    value, exact = facts.expected.value, facts.exact
+    tiny = facts.case.outputs[facts.op.outputs[0]].type.smallest_normal
+    flushes = facts.numerics.flushes_denormals
+    with np.errstate(invalid="ignore"):
+        return {
+            "free": bool(facts.free.any()),
+            "exact_nan": bool((np.isnan(value) & exact).any()),
+            "exact_zero": bool(((value == 0) & exact).any()) and not flushes,
+            "flushed": flushes and bool(((np.abs(value) < tiny) & (value != 0) & exact).any()),
+        }
+
+
+def _numbers(facts: Facts) -> tuple[str, set[str]]:
+    """VALUES, WANT, BOUND and EXACT as source, and the modules that it needs."""
+    plain = _arrays(facts)
+    total = sum(len(source) for source in plain.values())
+    if total > arrays.PACKED:
+        made = references.made(facts)
+        if made is not None:
+            return made, {"zlib"}
+    lines = []
+    if any("unpacked(" in source for source in plain.values()):
+        lines.append(_UNPACKED)
+    lines += [f"{name} = {source}" for name, source in plain.items()]
+    return "\n".join(lines) + "\n\n", {"base64", "zlib"} if lines[0] is _UNPACKED else set()
+
+
+_UNPACKED = '''
+def unpacked(dtype, shape, text):
+    """An array from base64 of zlib data."""
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype).reshape(shape)
+
+'''
+
+
+def _arrays(facts: Facts) -> dict[str, str]:
+    values = []
+    codes = {tensor.name: tensor.dtype for tensor in facts.tensors}
+    for name, raw in facts.elements.items():
+        source = arrays.expression(np.ascontiguousarray(raw).view(codes[name]), codes[name])
+        values.append(f'    "{name}": {_indented(source)},')
+    found = {"VALUES": "{\n" + "\n".join(values) + "\n}"}
+    found["WANT"] = arrays.expression(facts.expected.value, "<f8")
+    if references.has_residual(facts):
+        if facts.free.any():
+            found["FREE"] = _mask(facts.free)
+    else:
+        bound = facts.bound
+        same = bound.size and (bound == bound.flat[0]).all()
+        found["BOUND"] = _scalar(bound.flat[0]) if same else arrays.expression(bound, "<f8")
+    if _some(facts)["exact_zero"] or _some(facts)["flushed"]:
+        found["EXACT"] = _mask(facts.exact)
+    return found
+
+
+def _mask(mask: np.ndarray) -> str:
+    if mask.all() or not mask.any():
+        return str(bool(mask.any()))
+    return arrays.expression(mask.view(np.uint8), "u1") + ".astype(bool)"
+
+
+def _scalar(value: float) -> str:
+    return "np.inf" if np.isinf(value) else repr(float(value))
+
+
+def _indented(source: str) -> str:
+    """A literal of several lines inside another; what is packed may stand at the margin."""
+    return source if arrays.is_packed(source) else source.replace("\n", "\n    ")

@@ -1,0 +1,302 @@
+"""The search: what it finds, how small that gets, what it counts, and that it ends."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis.database import InMemoryExampleDatabase
+
+from opconform.harness.case import Case
+from opconform.harness.known import KnownCase
+from opconform.harness.layouts import Layout
+from opconform.harness.registry import ops
+from opconform.harness.result import KnownBug, Result
+from opconform.harness.runner import Runner
+from opconform.harness.search import Search
+from opconform.harness.settings import Settings
+from tests.samples import acc, cases_drawn, target
+
+PADDED = Layout("f32", (1, 1, 2, 3), (32, 32, 16, 4))
+
+
+def known(name: str, case: Case) -> KnownCase:
+    return KnownCase(name, "", "", case)
+
+
+def padded_b() -> Case:
+    case = acc(3, 2)
+    return Case("acc", case.params, {**case.inputs, "b": PADDED}, case.outputs)
+
+
+def search(
+    name: str,
+    op: str = "acc",
+    *,
+    isolated: bool = False,
+    strict: bool = False,
+    cases: Sequence[KnownCase] = (),
+    database: InMemoryExampleDatabase | None = None,
+    **chosen: Any,
+) -> Result:
+    """A short search, in this process unless the backend may die."""
+    settings = Settings(**{"examples": 300, "seed": 1, "isolated": isolated, **chosen})
+    with Runner(
+        target(name), time_limit=settings.time_limit, isolated=isolated, strict=strict, max_bytes=settings.max_bytes
+    ) as runner:
+        return Search(ops()[op], runner, settings, cases, database).run()
+
+
+def kind_of(result: Result) -> str:
+    return "" if result.failure is None else result.failure.kind
+
+
+@pytest.mark.parametrize("op", ["acc", "set", "cumsum", "solve_tri"])
+def test_a_right_backend_passes_every_case(op: str) -> None:
+    result = search("Good", op)
+    assert result.failure is None
+    assert result.tally.failed == 0
+    assert result.tally.passed >= 300
+    assert not result.tally.unsupported
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_dropped_dimension_shrinks_to_two_elements(seed: int) -> None:
+    failure = search("IgnoresNe3", seed=seed).failure
+    assert failure is not None
+    assert failure.kind == "WRONG VALUES"
+    case = failure.case
+    assert (case.inputs["a"], case.inputs["b"]) == (acc(1, 1, 1, 2).inputs["a"],) * 2
+    assert (case.recipe, case.seed, case.keep, case.inplace) == ("small_int", 0, None, None)
+    assert failure.packed_twin == "is the case itself"
+    assert failure.wrong is not None
+    assert (failure.wrong.count, failure.wrong.total) == (1, 2)
+
+
+def test_an_abort_shrinks_to_a_case_that_aborts_again() -> None:
+    result = search("AbortsOnNe3", isolated=True)
+    assert result.failure is not None
+    assert result.failure.case.inputs["b"] == acc(1, 1, 1, 2).inputs["b"]
+    assert result.failure.stderr == "GGML_ASSERT(src1->ne[3] == 1) failed"
+    with Runner(target("AbortsOnNe3")) as runner:
+        assert runner.verdicts(ops()["acc"], [Case.from_json(result.failure.case.to_json())])[0].kind == "CRASH"
+
+
+def test_a_hang_shrinks_to_a_case_that_hangs_for_the_whole_limit() -> None:
+    start = time.monotonic()
+    result = search("SleepsOnOdd", isolated=True, time_limit=0.4)
+    assert time.monotonic() - start < 45
+    assert result.failure is not None
+    assert kind_of(result) == "TIMEOUT"
+    assert result.failure.case.inputs["b"].ne == (3, 1, 1, 1)
+    assert result.failure.findings[0].detail == "no answer within 0.4 s"
+
+
+@pytest.mark.parametrize(("seed", "kind", "ne"), [(1, "CRASH", (1, 1, 2, 1)), (2, "WRONG VALUES", (1, 1, 1, 2))])
+def test_a_failure_stays_of_its_kind_while_it_shrinks(seed: int, kind: str, ne: tuple[int, ...]) -> None:
+    result = search("WrongThenAborts", isolated=True, seed=seed)
+    assert result.failure is not None
+    assert (kind_of(result), result.failure.case.inputs["b"].ne) == (kind, ne)
+
+
+def test_shrinking_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opconform.harness.search.SHRINK_SECONDS", 0.0)
+    failure = search("IgnoresNe3").failure
+    assert failure is not None
+    assert failure.kind == "WRONG VALUES"
+
+
+def test_a_failure_that_does_not_repeat_is_not_deterministic() -> None:
+    failure = search("Flaky").failure
+    assert failure is not None
+    assert [finding.kind for finding in failure.findings] == ["NOT DETERMINISTIC", "WRONG VALUES"]
+    assert failure.findings[0].detail.startswith("wrong at first, then right ")
+
+
+@pytest.mark.parametrize(
+    ("check", "breaks", "kind"),
+    [
+        ("deterministic", "Jitters", "NOT DETERMINISTIC"),
+        ("batch_invariant", "SumsByBatch", "DEPENDS ON BATCH"),
+        ("layout_invariant", "SumsByLayout", "DEPENDS ON LAYOUT"),
+    ],
+)
+def test_a_check_on_request_finds_the_backend_that_breaks_it_and_no_other(check: str, breaks: str, kind: str) -> None:
+    assert kind_of(search(breaks, "cumsum")) == ""
+    assert kind_of(search(breaks, "cumsum", checks=(check,))) == kind
+    assert kind_of(search("Good", "cumsum", checks=(check,))) == ""
+
+
+def test_known_cases_are_tried_and_named_where_they_fail() -> None:
+    cases = [known("acc/fine", acc(3)), known("acc/wrong", acc(2, 1, 1, 2)), known("acc/wrong-too", acc(1, 2, 1, 3))]
+    result = search("IgnoresNe3", cases=cases)
+    assert result.failed_known == ("acc/wrong", "acc/wrong-too")
+
+
+def test_known_cases_come_first_then_earlier_failures_then_the_search() -> None:
+    database = InMemoryExampleDatabase()
+    search("IgnoresNe3", cases=[known("acc/wrong", acc(2, 1, 1, 2))], database=database, examples=1)
+    tried: list[Case] = []
+    with Runner(target("IgnoresNe3"), isolated=False) as runner:
+        Search(
+            ops()["acc"],
+            runner,
+            Settings(examples=8, seed=3),
+            [known("acc/fine", acc(3))],
+            database,
+            on_verdicts=lambda verdicts: tried.extend(verdict.case for verdict in verdicts),
+        ).run()
+    assert tried[:2] == [acc(3), acc(2, 1, 1, 2)]
+    assert len(tried) >= 10
+
+
+def test_a_known_case_that_fails_is_the_failure_where_the_search_finds_none() -> None:
+    result = search("IgnoresNe3", cases=[known("acc/wrong", acc(2, 1, 1, 2))], examples=1)
+    assert result.failure is not None
+    assert result.failure.case == acc(2, 1, 1, 2)
+
+
+def test_a_known_case_that_hangs_is_waited_for_once() -> None:
+    start = time.monotonic()
+    cases = [known(f"acc/{number}", acc(3)) for number in range(20)]
+    result = search("SleepsOnOdd", cases=cases, isolated=True, time_limit=0.5, examples=1)
+    assert time.monotonic() - start < 9
+    assert result.failed_known == ("acc/0",)
+    assert kind_of(result) == "TIMEOUT"
+
+
+def test_a_known_case_above_max_bytes_is_named_and_left_out() -> None:
+    cases = [known("acc/large", acc(3, a=(1024, 1024))), known("acc/small", acc(3))]
+    result = search("Good", cases=cases, max_bytes=1 << 20)
+    assert result.left_out == ("acc/large",)
+    assert not result.tally.unsupported
+
+
+@pytest.mark.parametrize(("name", "still_fails"), [("KnownBug", True), ("FixedBug", False)])
+def test_a_known_bug_is_tried_again_and_kept_out_of_the_search(name: str, still_fails: bool) -> None:
+    result = search(name, cases=[known("acc/kb001-view", padded_b())])
+    assert result.known_bugs == (KnownBug("acc/kb001-view", "acc reads a padded b as if it were packed", still_fails),)
+    assert result.failure is None
+    assert result.failed_known == ()
+    assert not result.tally.unsupported
+
+
+def test_a_pinned_case_that_cannot_run_does_not_count_as_fixed() -> None:
+    result = search("NarrowKnownBug", cases=[known("acc/kb001-view", padded_b())])
+    assert result.known_bugs == ()
+
+
+def test_a_strict_run_reports_a_known_bug_as_a_failure() -> None:
+    result = search("KnownBug", cases=[known("acc/kb001-view", padded_b())], strict=True)
+    assert result.failure is not None
+    assert result.failure.packed_twin == "passes"
+    assert result.known_bugs == ()
+    assert result.failed_known == ("acc/kb001-view",)
+
+
+def test_a_strict_run_catches_a_kernel_that_was_said_to_take_everything() -> None:
+    result = search("LimitedKernel", strict=True, isolated=True)
+    assert result.failure is not None
+    assert kind_of(result) == "SUPPORTS_OP LIES"
+    assert result.failure.packed_twin == "passes"
+    assert search("LimitedKernel", isolated=True).failure is None
+
+
+def test_a_failure_carries_over_to_the_next_run_and_is_gone_once_fixed() -> None:
+    database = InMemoryExampleDatabase()
+    first = search("IgnoresNe3", database=database)
+    assert first.failure is not None
+    (key,) = database.data
+    again = search("IgnoresNe3", database=database, examples=1)  # the one problem it draws does not fail
+    assert again.failure is not None
+    assert again.failure.case == first.failure.case
+    assert again.tally.failed == 1
+    fixed = key.replace(b"IgnoresNe3", b"Good")
+    for stored in database.fetch(key):
+        database.save(fixed, stored)
+    repaired = search("Good", database=database, examples=1)
+    assert repaired.failure is None
+    assert repaired.tally.passed > 1
+
+
+def test_a_failure_too_large_for_this_run_waits_for_the_next() -> None:
+    database = InMemoryExampleDatabase()
+    search("IgnoresNe3", cases=[known("acc/large", acc(600, 1, 1, 2))], database=database, examples=1)
+    assert search("IgnoresNe3", database=database, examples=1, max_bytes=4096).failure is None
+    assert kind_of(search("IgnoresNe3", database=database, examples=1)) == "WRONG VALUES"
+
+
+def test_what_cannot_be_read_in_the_database_is_dropped() -> None:
+    database = InMemoryExampleDatabase()
+    search("IgnoresNe3", database=database)
+    (key,) = database.data
+    deep, long = b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"
+    for junk in (b"", b"\xff", b"[]", b'{"format": "opconform-case/1"}', deep, long):
+        database.save(key, junk)
+    assert kind_of(search("IgnoresNe3", database=database, examples=1)) == "WRONG VALUES"
+    assert len(set(database.fetch(key))) == 1
+
+
+def test_a_seed_draws_the_same_cases_again() -> None:
+    draws = [cases_drawn(seed) for seed in (7, 7, 8)]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+    assert len(draws[0]) >= 300
+
+
+def test_a_seed_draws_the_same_cases_whatever_else_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "literals.py").write_text(f"NUMBERS = {list(range(1, 6500, 97))}\n")
+    script = "import json, literals; from tests.samples import cases_drawn; print(json.dumps(cases_drawn(7, 1200)))"
+    places = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[2])))
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, env={**os.environ, "PYTHONPATH": places}
+    )
+    assert json.loads(elsewhere.stdout) == cases_drawn(7, 1200)
+
+
+@pytest.mark.parametrize("profile", ["a", "b"])
+def test_hypothesis_settings_of_the_user_do_not_change_the_search(
+    profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hypothesis import Phase, settings
+
+    settings.register_profile("a", max_examples=1, derandomize=True)
+    settings.register_profile("b", phases=(Phase.reuse,), deadline=1)
+    plain = cases_drawn(7)
+    before = settings.get_current_profile_name()
+    settings.load_profile(profile)
+    try:
+        assert cases_drawn(7) == plain
+    finally:
+        settings.load_profile(before)
+
+
+def test_the_budget_of_seconds_is_kept_and_one_problem_is_always_tried() -> None:
+    start = time.monotonic()
+    result = search("Slow", seconds=1.0, examples=10**6)
+    assert time.monotonic() - start < 4
+    assert result.tally.executed >= 8
+    assert search("Good", seconds=0.0, examples=10**6).tally.executed == 8
+
+
+def test_unsupported_cases_are_counted_by_reason() -> None:
+    result = search("SaysNo")
+    assert result.failure is None
+    assert result.tally.executed == 0
+    assert result.tally.unsupported == {"has no kernel for acc yet": 304}
+
+
+def test_progress_is_told_as_it_goes() -> None:
+    seen: list[int] = []
+    with Runner(target("Good"), isolated=False) as runner:
+        Search(ops()["acc"], runner, Settings(examples=80), on_progress=lambda tally: seen.append(tally.executed)).run()
+    assert seen == sorted(seen)
+    assert seen[-1] == 8 * math.ceil(80 / 8)

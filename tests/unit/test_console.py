@@ -1,0 +1,219 @@
+"""What a user reads on the console, to the letter. OPCONFORM_UPDATE_SNAPSHOTS=1 writes the snapshots anew."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from opconform.harness.case import Case
+from opconform.harness.checks import Finding
+from opconform.harness.failure import Failure, Worst, Wrong
+from opconform.harness.layouts import Layout
+from opconform.harness.result import KnownBug, Result, Tally
+from opconform.harness.session import commands
+from opconform.harness.settings import Settings
+from opconform.reports.console import counts, matrix, screen
+from tests.samples import acc
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+DEVICE = "NVIDIA GeForce RTX 4090"
+VERSIONS = (("driver", "580.95.5"), ("ggml", "b7836"))
+
+
+def same_as(name: str, text: str) -> None:
+    """Hold `text` against the snapshot of that name."""
+    path = SNAPSHOTS / f"{name}.txt"
+    if os.environ.get("OPCONFORM_UPDATE_SNAPSHOTS"):
+        path.write_text(text + "\n", encoding="utf-8")
+    assert text + "\n" == path.read_text(encoding="utf-8")
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def too_wide(text: str) -> list[str]:
+    """Lines above 120 columns that are no path and no command."""
+    return [
+        line for line in text.splitlines() if len(line) > 120 and not line.startswith(("    opconform ", "    pytest "))
+    ]
+
+
+def failure(case: Case, kind: str, detail: str, **more: object) -> Failure:
+    check = "process" if kind in ("CRASH", "TIMEOUT", "ERROR") else "value"
+    found = Failure(
+        case=case,
+        target="ggml:Vulkan0",
+        device=DEVICE,
+        versions=VERSIONS,
+        findings=(Finding(check, kind, detail),),
+        wrong=None,
+        packed_twin="is the case itself",
+        bound="outside the view the bits of a; inside u·|a+b|",
+        bound_at="cases/acc.py:16",
+        stderr="",
+    )
+    return replace(found, **more)  # type: ignore[arg-type]
+
+
+def wrong(mask: np.ndarray, worst: Worst, nmse: float = 0.25) -> Wrong:
+    outer = mask.reshape(*mask.shape[:-2], -1).sum(axis=-1)
+    first = tuple(int(i) for i in np.argwhere(outer)[0])
+    return Wrong(
+        count=int(mask.sum()),
+        total=mask.size,
+        worst=worst,
+        nmse=nmse,
+        slices=tuple((tuple(map(int, index)), int(count)) for index, count in np.ndenumerate(outer)),
+        slices_wrong=int(np.count_nonzero(outer)),
+        slices_total=outer.size,
+        map_index=first,
+        map=tuple(tuple(bool(cell) for cell in row) for row in mask[first]),
+        map_origin=(0, 0),
+        map_is_cut=False,
+    )
+
+
+def show(found: Failure) -> str:
+    text = screen(found, commands(found, Settings()))
+    assert not too_wide(text)
+    return text
+
+
+def dropped_slices() -> Failure:
+    mask = np.zeros((2, 2, 3, 5), dtype=bool)
+    mask[1, :, :2, :4] = True
+    worst = Worst((1, 0, 0, 3), got=-2.0, want=1.0, error=3.0, bound=2.0**-24)
+    case = acc(4, 2, 2, 2, a=(5, 3, 2, 2))
+    return failure(
+        case,
+        "WRONG VALUES",
+        "16 of 60 elements differ from the reference by more than the bound",
+        wrong=wrong(mask, worst),
+    )
+
+
+def test_wrong_values() -> None:
+    same_as("wrong_values", show(dropped_slices()))
+
+
+def test_a_case_that_needs_its_strides_says_so() -> None:
+    case = acc(4, 2, 2, 2, a=(5, 3, 2, 2))
+    padded = Layout("f32", (2, 2, 2, 4), (128, 64, 32, 4), 256)
+    case = replace(case, inputs={**case.inputs, "b": padded}, recipe="wide", seed=3)
+    found = replace(dropped_slices(), case=case, packed_twin="passes")
+    same_as("strided", show(found))
+
+
+def test_an_element_that_allows_no_error() -> None:
+    mask = np.array([[[[False, True]]]])
+    worst = Worst((0, 0, 0, 1), got=float("nan"), want=-0.0, error=float("nan"), bound=0.0)
+    found = failure(
+        acc(2),
+        "NAN/INF",
+        "1 of 2 elements are NaN or infinite where the reference is not",
+        wrong=wrong(mask, worst, float("nan")),
+        packed_twin="fails",
+    )
+    same_as("nan", show(found))
+
+
+def test_crash() -> None:
+    said = "ggml_vulkan: Found 1 Vulkan devices:\n\x1b[31mGGML_ASSERT(src1->ne[3] == 1) failed\x1b[0m"
+    found = failure(acc(1, 1, 1, 2), "CRASH", "the process ended with signal SIGABRT", stderr=said)
+    same_as("crash", show(found))
+
+
+def test_timeout() -> None:
+    found = failure(acc(3), "TIMEOUT", "no answer within 30 s", replay_options=("--ggml-lib '/opt/my ggml'",))
+    same_as("timeout", show(found))
+
+
+def test_in_place() -> None:
+    found = failure(acc(3, inplace=True), "WROTE OUTSIDE", "4 bytes around or between the elements of out changed")
+    same_as("inplace", show(found))
+
+
+def test_keep() -> None:
+    case = replace(acc(2, 1, 2, 2), keep=3)
+    found = failure(
+        case,
+        "SLICES MIXED",
+        "2 of 8 elements took NaN from another batch slice: every slice but number 3 was NaN",
+        packed_twin="unsupported",
+    )
+    same_as("keep", show(found))
+
+
+def test_nothing_but_paths_and_commands_is_wider_than_120_columns() -> None:
+    huge = Layout("f32", (1, 1, 1, 7), (1 << 60, 1 << 60, 1 << 60, 8), 1 << 20)
+    case = Case("acc", dict.fromkeys(("nb1", "nb2", "nb3", "offset"), 1 << 60), {"a": huge, "b": huge}, {"out": huge})
+    mask = np.ones((8, 8, 24, 96), dtype=bool)
+    worst = Worst((7, 7, 23, 95), got=-1.234567890123e-30, want=-1.23456789e300, error=1e300, bound=1e-300)
+    found = failure(
+        case,
+        "WRONG VALUES",
+        "all " * 80,
+        wrong=wrong(mask, worst),
+        stderr="x" * 3000 + "\n" + "word " * 500,
+        versions=tuple((f"library{i}", "1.2.3.4") for i in range(30)),
+    )
+    text = show(found)
+    assert "\n    " + "x" * 50 not in text  # the last lines of what it said are kept, and those are words
+    for name in ("nb1", "offset", "nb_a", "offset_out"):
+        assert f"{name}=" in text
+
+
+@pytest.mark.parametrize("noise", ["\x1b[2J\x1b]0;title\x07", "\r\n\x00\x08", "\t\tindented\x1b[1;31m red"])
+def test_what_a_worker_says_cannot_drive_the_terminal(noise: str) -> None:
+    text = show(failure(acc(3), "CRASH", "the process ended with signal SIGABRT", stderr=f"a{noise}b"))
+    assert all(char.isprintable() or char == "\n" for char in text)
+
+
+def result(op: str, target: str, passed: int = 1000, found: Failure | None = None, **more: object) -> Result:
+    tally = Tally(passed, 0 if found is None else 3, Counter(more.pop("unsupported", {})))  # type: ignore[call-overload]
+    return Result(op, target, DEVICE, tally, found, **more)  # type: ignore[arg-type]
+
+
+def all_kinds_of_results() -> list[Result]:
+    crash = failure(acc(1, 1, 1, 2), "CRASH", "the process ended with signal SIGABRT")
+    many = tuple(f"acc/known-{number}" for number in range(12))
+    bugs = (KnownBug("acc/old", "reads a padded b as packed", True), KnownBug("acc/older", "drops ne3", False))
+    return [
+        result("acc", "vulkan:0", found=dropped_slices(), failed_known=("acc/kb001", "acc/kb116")),
+        result("acc", "ggml:Vulkan0", found=crash, failed_known=many),
+        result("acc", "torch:cpu", known_bugs=bugs, unsupported={"no bf16 here": 12}),
+        result("cumsum", "vulkan:0", 0, unsupported={"has no kernel for cumsum": 1000}),
+        result("cumsum", "ggml:Vulkan0", left_out=("cumsum/kb053",)),
+        result("solve_tri", "torch:cpu", unsupported={"no bf16 here": 3, "upper is not written yet": 9}),
+    ]
+
+
+def test_matrix_with_notes() -> None:
+    text = matrix(all_kinds_of_results()) + "\n" + counts(all_kinds_of_results())
+    same_as("matrix", text)
+    table, _, notes = text.partition("\n[1] ")
+    assert not too_wide(notes)
+    assert len(set(map(len, table.splitlines()))) > 1
+
+
+def test_a_matrix_of_many_devices_keeps_every_name_and_count() -> None:
+    targets = [f"/home/someone/work/backends/mine.py:Backend{number}:0" for number in range(8)]
+    text = matrix([result(op, target, 100 + 10 * i) for i, target in enumerate(targets) for op in ("acc", "set")])
+    header = text[: text.index("─")].splitlines()
+    starts = sorted({found.start() for line in header for found in re.finditer("/home", line)})
+    names = ["".join(line[start:end].strip() for line in header) for start, end in pairwise([*starts, 1000])]
+    assert names == targets
+    assert all(text.count(f"passed {100 + 10 * number}") == 2 for number in range(8))
+    assert all(len(line) <= 200 for line in text.splitlines())
+
+
+def test_no_results_are_an_empty_matrix() -> None:
+    assert counts([]) == (
+        "0 cases run, 0 passed, 0 failed, 0 unsupported; 0 of 0 pairs of op and device without a failure"
+    )
+    assert matrix([]).startswith("op")

@@ -1,0 +1,73 @@
+"""Every wrong kernel is caught within one run of the default size, and the report's head names what is wrong."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import pytest
+
+from opconform.harness.case import Case
+from opconform.harness.layouts import Layout
+from opconform.harness.settings import PROFILES
+from tests.judge import OPS, Bench, drawn_cases
+from tests.kernels.correct import Correct
+from tests.kernels.wrong import WRONG, DropsRowsAbove65535, Wrong
+
+CASES = PROFILES["default"]
+MAX_BYTES = 1 << 22
+NAMED = 60  #: how many failures are looked at for their kind
+
+
+@cache
+def all_benches(op: str) -> tuple[Bench, ...]:
+    return tuple(Bench(case) for case in drawn_cases(op, CASES, MAX_BYTES))
+
+
+def kind_of(bench: Bench, wrong: Wrong, kernel: Correct) -> str:
+    """The head of the report on one case, "" where nothing is found."""
+    if wrong.check is not None:
+        finding = bench.twin_finding(kernel, wrong.check)
+        return finding.kind if finding else ""
+    return "" if bench.passes(kernel) else bench.verdict(kernel).kind
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=str)
+def test_a_wrong_kernel_is_caught_and_named(wrong: Wrong) -> None:
+    kernel = wrong.kernel()
+    kinds: Counter[str] = Counter()
+    for bench in all_benches(wrong.op):
+        kinds[kind_of(bench, wrong, kernel)] += 1
+        if kinds.total() - kinds[""] == NAMED:
+            break
+    del kinds[""]
+    assert kinds, f"not caught in {CASES} cases"
+    assert kinds[wrong.kind] * 3 >= kinds.total(), dict(kinds)
+    assert set(kinds) <= {wrong.kind, *wrong.also}, dict(kinds)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_right_kernel_passes_the_same_cases(op: str) -> None:
+    kernel = Correct()
+    assert all(bench.passes(kernel) for bench in all_benches(op))
+
+
+@pytest.mark.parametrize("check", ["deterministic", "batch_invariant", "layout_invariant"])
+@pytest.mark.parametrize("op", OPS)
+def test_the_right_kernel_passes_the_checks_on_request(op: str, check: str) -> None:
+    kernel = Correct()
+    for bench in all_benches(op)[:300]:
+        assert bench.twin_finding(kernel, check) is None, bench.case
+
+
+def test_rows_beyond_65535_are_missed_where_a_case_has_them() -> None:
+    """KB041. No strategy draws so many rows: this shape is a known case."""
+    layout = Layout.contiguous("f32", (1, 1, 65_600, 2))
+    case = Case("cumsum", {"axis": 0, "exclusive": False, "reverse": False}, {"x": layout}, {"out": layout})
+    bench = Bench(case)
+    assert bench.passes(Correct())
+    verdict = bench.verdict(DropsRowsAbove65535())
+    assert verdict.kind == "NOT WRITTEN"
+    assert verdict.comparison is not None
+    assert np.count_nonzero(verdict.comparison.wrong) == 2 * (65_600 - 65_535)
