@@ -31,5 +31,5 @@ bench: setup  ## judged cases per second for each backend and op
 	$(BIN)/python benchmarks/throughput.py --ggml-lib $(GGML)/v0.5.0
 
 clean:  ## remove what builds and tests leave behind; .venv and .cache stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases reports/events reports/history.sqlite* reports/repro/*-*/
 	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +

@@ -158,7 +158,8 @@ def misplaced(case: Case) -> Iterator[tuple[str, Places]]:
     yield "b is ignored: the output is a", np.full_like(right, -1)
     yield "the view's offset is dropped", places(b, nb, 0)
     yield "the view's offset is counted in elements", places(b, nb, view.offset * size)
-    yield "the view's offset is divided by the element size once too often", places(b, nb, view.offset // size)
+    once_more = view.offset // size // size * size
+    yield "the view's offset is divided by the element size once too often", places(b, nb, once_more)
     nb_a, nb_b = (contiguous_strides(layout.shape[-rank:], size)[::-1] for layout in (a, b))
     for k in reversed(range(1, min(rank, len(nb_a)))):
         of_a = (*nb[:k], nb_a[k], *nb[k + 1 :])

@@ -60,7 +60,7 @@ class Elsewhere:
 
 def line(label: str, twin: str, again: Again | None, elsewhere: Sequence[Elsewhere]) -> str:
     """The evidence, and whom it puts the blame on. `twin` is `Failure.packed_twin`; `again` is None where the case was
-    not run again (it hangs)."""
+    not run again."""
     by_fate = {fate: [other for other in elsewhere if other.fate == fate] for fate in ("agrees", "fails", "silent")}
     agree, fail = by_fate["agrees"], by_fate["fails"]
     evidence = []
@@ -76,7 +76,9 @@ def line(label: str, twin: str, again: Again | None, elsewhere: Sequence[Elsewhe
     if twin in ("passes", "fails"):
         evidence.append("packed twin passes" if twin == "passes" else "packed twin fails too")
     if again is not None:
-        evidence.append(f"fails {again.fails} times of {again.runs}{'' if again.steady else ', each time otherwise'}")
+        times = "time" if again.fails == 1 else "times"
+        steady = "" if again.steady else ", each time otherwise"
+        evidence.append(f"fails {again.fails} {times} of {again.runs}{steady}")
     return f"{'; '.join(evidence)} — {_blamed(label, twin, again, agree, fail)}"
 
 
@@ -147,19 +149,16 @@ class Panel:
             worker.close()
         self._runners, self._workers = {}, {}
 
-    def line(self, op: Op, case: Case, kind: str, twin: str, own: Callable[[], Runner]) -> str:
-        """The line on a failing case: `kind` and `twin` are the failure's, `own` gives the runner of its device.
-        Whatever goes wrong here, the failure itself must still be shown."""
+    def line(self, op: Op, case: Case, kind: str, twin: str, target: Target, own: Callable[[], Runner]) -> str:
+        """The line on a case that fails on `target`: `kind` and `twin` are the failure's, `own` gives the runner of
+        that device. Whatever goes wrong here, the failure itself must still be shown."""
         if self._seconds <= 0:
             return ""
         deadline = time.monotonic() + self._seconds
         try:
             self._find_devices(deadline)
-            runner = own()
-            first, again = _again(op, case, kind, runner, deadline)
-            return line(
-                runner.target.label, twin, again, list(self._elsewhere(op, case, runner.target, first, deadline))
-            )
+            first, again = _again(op, case, kind, own, deadline)
+            return line(target.label, twin, again, list(self._elsewhere(op, case, target, first, deadline)))
         except Exception as error:
             return f"not found out ({type(error).__name__}: {error})"
 
@@ -215,11 +214,17 @@ class Panel:
             return None
 
 
-def _again(op: Op, case: Case, kind: str, runner: Runner, deadline: float) -> tuple[Comparison | None, Again | None]:
-    """What the device returns now, and how it fails; a case that hangs is not run again."""
+def _again(
+    op: Op, case: Case, kind: str, own: Callable[[], Runner], deadline: float
+) -> tuple[Comparison | None, Again | None]:
+    """What the device returns now, and how it fails. A case that hangs is not run again, nor one that cannot be because
+    it took the device along."""
     if kind == "TIMEOUT":
         return None, None
-    verdicts = _run(op, [case] * AGAIN, runner, deadline, beyond=("bug",))
+    try:
+        verdicts = _run(op, [case] * AGAIN, own(), deadline, beyond=("bug",))
+    except Unavailable:
+        return None, None
     failed = [verdict for verdict in verdicts if verdict.failed]
     steady = all(
         other.kind == failed[0].kind

@@ -154,8 +154,14 @@ def _packed(case: Case, op: Op, values: Mapping[str, Raw]) -> Case | None:
 
 
 def _first_slice(case: Case, op: Op, values: Mapping[str, Raw]) -> Case | None:
-    """The case cut to its first slice along the outermost axis, where the slices are problems of their own."""
-    if not op.alone(case) or min(layout.shape[0] for layout in case.layouts.values()) < 2:
+    """The case cut to its first slice along the outermost axis, where the slices are problems of their own.
+
+    None where the cut would change a layout's class too: then the layout could be to blame.
+    """
+    layouts = case.layouts.values()
+    if not op.alone(case) or min(layout.shape[0] for layout in layouts) < 2:
+        return None
+    if any(_cut(layout).kind is not layout.kind for layout in layouts):
         return None
     alone = {name: _cut(layout) for name, layout in case.inputs.items()}
     twin = replace(case, inputs=alone, outputs={name: _cut(layout) for name, layout in case.outputs.items()}, keep=None)

@@ -32,6 +32,8 @@ from opconform.harness.session import Session, commands, targets_of
 from opconform.harness.settings import Settings, positive
 from opconform.reports.console import counts, matrix, screen, text_of
 from opconform.reports.history import History
+from opconform.reports.repro import command as repro_command
+from opconform.reports.repro.observer import bundle_writers
 from opconform.reports.run import Run, about_devices
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,6 +87,7 @@ def main() -> None:
 
 for _command in COMMANDS:
     main.add_command(_command)
+repro_command.add_to(main, _shared)
 
 
 @main.command("list")
@@ -167,6 +170,7 @@ def test(values: dict[str, Any], minutes: float | None, output: str) -> None:
             click.echo(f"run {run.id}, recorded in {observer.path}")
     results: list[Result] = []
     lost = 0
+    observers = [*observers, *bundle_writers(settings)]
     with Session(settings, observers) as session, _Progress(len(chosen) * len(targets), settings) as progress:
         deadline = None if seconds is None else time.monotonic() + seconds
         left = len(chosen) * len(targets)
@@ -199,6 +203,7 @@ def test(values: dict[str, Any], minutes: float | None, output: str) -> None:
     "--no-isolation",
     "--strict-supports",
     "--report-dir",
+    "--also-seconds",
     "--history",
 )
 @_output

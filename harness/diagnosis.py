@@ -21,7 +21,7 @@ from opconform.harness.judging import Verdict
 from opconform.harness.numerics import Numerics
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison, compare, expectation
-from opconform.harness.probes import LARGEST_PROBE, grown, other_values, relaid
+from opconform.harness.probes import LARGEST_PROBE, grown, other_values, relaid, spread
 from opconform.harness.provenance import provenance
 from opconform.harness.runner import Runner
 
@@ -53,7 +53,7 @@ def _agrees(witness: Witness, reading: Reading, numerics: Numerics) -> Mask:
         expected = expectation(reading.case, op, reading.raw, numerics)
         if reading.source is None:
             comparison = compare(reading.case, op, reading.raw, expected, got, numerics)
-            return _as_expected(comparison) & (np.isfinite(comparison.bound) | ~witness.comparison.wrong)
+            return _as_expected(comparison) & (_told(comparison) | ~witness.comparison.wrong)
         written = reading.source >= 0
         source = reading.source[written]
         result = dtype.encode(expected.value).reshape(-1)  # what is not seen is taken as right
@@ -61,7 +61,7 @@ def _agrees(witness: Witness, reading: Reading, numerics: Numerics) -> Mask:
         comparison = compare(reading.case, op, reading.raw, expected, result.reshape(got.shape), numerics)
         agrees = np.array(got == image.before, dtype=bool)
         agrees[written] = _as_expected(comparison).reshape(-1)[source] & (result[source] == got[written])
-        agrees[written] &= np.isfinite(comparison.bound).reshape(-1)[source] | ~witness.comparison.wrong[written]
+        agrees[written] &= _told(comparison).reshape(-1)[source] | ~witness.comparison.wrong[written]
     return agrees
 
 
@@ -73,9 +73,15 @@ def _as_expected(comparison: Comparison) -> Mask:
     return same
 
 
+def _told(comparison: Comparison) -> Mask:
+    """Which elements the expectation says anything about."""
+    return ~np.isinf(comparison.bound) | np.isnan(comparison.expected.value)
+
+
 def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> tuple[str, tuple[str, ...]]:
     """`hint` and `provenance` of a failure. Whatever goes wrong here, the failure itself must still be shown."""
-    if verdict.comparison is None or not verdict.comparison.wrong.any() or verdict.case.nbytes > _LARGEST:
+    comparison = verdict.comparison
+    if comparison is None or not comparison.wrong.any() or verdict.case.nbytes > _LARGEST or runner.lost:
         return "", ()
     time_limit, runner.time_limit = runner.time_limit, min(runner.time_limit, SECONDS)
     try:
@@ -110,7 +116,7 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     affordable = int((deadline - time.monotonic()) / max(verdict.seconds, 1e-4))
     larger = list(itertools.islice(grown(op, case), max(affordable, 0)))
     close = _run(op, runner, larger)
-    others = _run(op, runner, relaid(op, [case, *larger[:2]])) if larger else []
+    others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]])) if larger else []
     others += _witnesses(op, _chosen(case, seen))
     return _told_apart(case, candidates, close, others, numerics, deadline)
 
@@ -171,10 +177,13 @@ def _told_apart(
     if rivals:
         more = f" ({len(rivals) - 2} more)" if len(rivals) > 2 else ""
         says += f"; or, for no case run here tells them apart: {'; '.join(rivals[:2])}{more}"
+    doubts = []
     if passing[best] and case.inplace and all(witness.image.case.inplace is None for witness in passing[best]):
-        says += " (in place; elsewhere it passes)"
+        doubts.append("in place only")
     elif passing[best]:
-        says += f" (not always: {len(passing[best])} cases pass that this would spoil)"
+        doubts.append(f"not always: {len(passing[best])} cases pass that this would spoil")
     if failing[best]:
-        says += f" (not the only fault: {len(failing[best])} of {failures} other failures need another reason)"
+        doubts.append(f"not all: {len(failing[best])} of {failures} other failures need another reason")
+    if doubts:
+        says += f" ({'; '.join(doubts)})"
     return says

@@ -51,11 +51,12 @@ class DType:
         """The nearest elements to float64 `values`, as raw bits."""
         if self.name == "bf16":
             near = np.ascontiguousarray(values, dtype=np.float32)
-            bits = near.view(np.uint32)
+            bits: Raw = near.view(np.uint32)
             # Truncated, with the last bit sticky, so that the second rounding cannot mistake it for a tie.
             bits = np.where(np.abs(near) > np.abs(values), bits - 1, bits) | (near != values)
             rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-            return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+            halves: Raw = np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+            return halves
         if self.name == "i32":
             return np.nan_to_num(values).astype(np.int64).astype(np.int32).view(np.uint32)
         return np.ascontiguousarray(values.astype(self.native)).view(self.raw)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import math
 import shlex
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from opconform.harness.backend import Unavailable
 from opconform.harness.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.checks import Finding
 from opconform.harness.diagnosis import examine
@@ -45,6 +48,7 @@ class Wrong:
     `slices` gives, for each of the first slices over the outer axes (outermost first), its index and how many elements
     are wrong, and `slices_total` how many slices there are; `map` is the first wrong slice, row by row, True where
     wrong, cut to a size that can be shown: its first element stands at row and column `map_origin` of the slice.
+    `mask` is all of the mask, the base64 of zlib data of its bits in C order; "" where it is larger than 2^20 elements.
     """
 
     count: int
@@ -58,15 +62,16 @@ class Wrong:
     map: tuple[tuple[bool, ...], ...]
     map_origin: tuple[int, int]
     map_is_cut: bool
+    mask: str = ""
 
 
 @dataclass(frozen=True)
 class Failure:
     """A failing case on a device, with what was found out about it.
 
-    packed_twin: "passes", "fails", "unsupported" or "is the case itself". bound and bound_at: the bound's formula and
-    where it is derived. stderr: the worker's last words, for crashes and exceptions. hint: the fault that explains
-    every wrong element, "" where none does. also: what became of the case elsewhere, and what that puts the blame on.
+    packed_twin: "passes", "fails", "unsupported", "lost" (a crash took the device along) or "is the case itself".
+    bound and bound_at: the bound's formula and where it is derived. stderr: the worker's last words, for crashes and
+    exceptions. hint: the fault that explains every wrong element, "" where none does. also: what became of the case elsewhere, and what that puts the blame on.
     provenance: which elements stand where others should, one line each.
     """
 
@@ -114,6 +119,7 @@ class Failure:
                 map=tuple(tuple(row) for row in wrong["map"]),
                 map_origin=(wrong["map_origin"][0], wrong["map_origin"][1]),
                 map_is_cut=wrong["map_is_cut"],
+                mask=wrong.get("mask", ""),
             )
         return cls(
             case=Case.from_json(plain["case"], LARGEST),
@@ -182,12 +188,16 @@ def _packed_twin(op: Op, runner: Runner, case: Case) -> str:
     twin = case.packed()
     if twin == case:
         return "is the case itself"
-    verdict = runner.verdicts(op, [twin])[0]
+    try:
+        verdict = runner.verdicts(op, [twin])[0]
+    except Unavailable:
+        return "lost"
     if verdict.unsupported is not None:
         return "unsupported"
     return "fails" if verdict.failed else "passes"
 
 
+_MASK = 1 << 20  #: the largest mask that is kept whole
 _MAP_ROWS, _MAP_COLUMNS, _MAP_SLICES = 24, 96, 64
 _MAP_MARGIN = 8  #: right elements shown before the first wrong one, where the map does not begin at 0
 
@@ -225,4 +235,5 @@ def _wrong(comparison: Comparison) -> Wrong:
         map=tuple(tuple(bool(cell) for cell in row) for row in shown),
         map_origin=(top, left),
         map_is_cut=shown.shape != rows.shape,
+        mask=base64.b64encode(zlib.compress(np.packbits(wrong).tobytes())).decode() if wrong.size <= _MASK else "",
     )

@@ -57,7 +57,8 @@ class Numerics:
     def gamma(self, n: Count) -> Count:
         """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1); infinite from n·u = 1."""
         with np.errstate(divide="ignore"):
-            return n * self.u / np.maximum(1 - n * self.u, 0.0)
+            relative: Count = n * self.u / np.maximum(1 - n * self.u, 0.0)
+        return relative
 
 
 EXACT = Numerics()

@@ -44,6 +44,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
     Option("--ggml-lib", "a directory with libggml (default: $OPCONFORM_GGML_LIB)", "DIR"),
     Option("--report-dir", "where failing cases are stored (default: reports)", "DIR"),
+    Option("--repro-dir", "where the bundle of each failure goes, or none (default: repro in --report-dir)", "DIR"),
     Option("--also-seconds", "time to try a failing case on the other backends (default 20; 0: do not)", "S", float),
     Option("--shard", "this run is part i of n that share the work; all take the same --seed", "i/n"),
     Option("--history", "the SQLite file results go to, or none (default: history.sqlite in --report-dir)", "PATH"),
@@ -65,6 +66,9 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         raise UsageError(SHARD_NEEDS_SEED)
     if values.get("shard") and values.get("case"):
         raise UsageError("--shard divides a search; with --case there is none")
+    also_seconds = 20.0 if values.get("also_seconds") is None else values["also_seconds"]
+    if also_seconds != 0:
+        positive("--also-seconds", also_seconds)
     options = {"ggml_lib": values["ggml_lib"]} if values.get("ggml_lib") else {}
     return Settings(
         examples=share_of(int(positive("--max-examples", examples)), shard),
@@ -79,5 +83,6 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         profile="" if values.get("max_examples") is not None else values.get("profile") or "default",
         shard=shard,
         history=values.get("history") or None,
-        also_seconds=20.0 if values.get("also_seconds") is None else values["also_seconds"],
+        repro_dir=values.get("repro_dir") or None,
+        also_seconds=also_seconds,
     )

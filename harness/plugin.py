@@ -62,6 +62,7 @@ class Plan:
         from opconform.harness.known import find_case
         from opconform.harness.session import Session, targets_of
         from opconform.reports.history import recorders
+        from opconform.reports.repro.observer import bundle_writers
         from opconform.reports.run import Run, about_devices
 
         settings = _settings_of(config)
@@ -71,7 +72,7 @@ class Plan:
             cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in names]
             targets, missing = targets_of(backends, settings)
             run = Run(settings, "replay" if cases else "search", about_devices(targets), id=config.stash[_RUN])
-            session = Session(settings, recorders(run))
+            session = Session(settings, [*recorders(run), *bundle_writers(settings)])
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
         if cases:

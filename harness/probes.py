@@ -11,7 +11,9 @@ from opconform.harness.op import Op
 
 LARGEST_PROBE = 1 << 18  #: bytes of a probe
 _VALUES = (("normal", 101), ("normal", 102), ("index", 0))
-_SIZES = (3, 5, 37, 1023)  #: what a size grows to; 1023 leaves another rest for every tile of 8 to 1024
+_SIZES = (3, 5, 37, 2047)  #: what a size grows to; 2047 leaves another rest for every tile of 8 to 1024
+
+Growth = Callable[[str, tuple[int, ...]], tuple[int, ...]]
 
 
 def other_values(case: Case) -> Iterator[Case]:
@@ -21,35 +23,38 @@ def other_values(case: Case) -> Iterator[Case]:
 
 
 def grown(op: Op, case: Case) -> Iterator[Case]:
-    """The case with larger sizes, as far as its op takes them: one dimension of every argument, all dimensions of one
-    size, or every dimension."""
+    """The case with larger sizes, as far as its op takes them: every dimension, one dimension of every argument or of
+    one input, or all dimensions of one size."""
     plain = next(other_values(case))
     tried = {case.key}
     for grow in _growths(case):
         larger = replace(
             plain,
-            inputs={name: _resized(layout, grow(layout.ne)) for name, layout in case.inputs.items()},
-            outputs={name: _resized(layout, grow(layout.ne)) for name, layout in case.outputs.items()},
+            inputs={name: _resized(layout, grow(name, layout.ne)) for name, layout in case.inputs.items()},
+            outputs={name: _resized(layout, grow(name, layout.ne)) for name, layout in case.outputs.items()},
         )
         if larger.key not in tried and larger.nbytes <= LARGEST_PROBE and _takes(op, larger):
             tried.add(larger.key)
             yield larger
 
 
-def _growths(case: Case) -> Iterator[Callable[[tuple[int, ...]], tuple[int, ...]]]:
-    """Functions of the sizes (innermost first) of an argument."""
+def _growths(case: Case) -> Iterator[Growth]:
+    """Functions of an argument's name and sizes (innermost first) that give its new sizes."""
 
-    def at(place: int, size: int) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
-        return lambda ne: tuple(size if k == place else n for k, n in enumerate(ne))
+    def at(place: int, size: int, *names: str) -> Growth:
+        return lambda name, ne: tuple(size if k == place and name in names else n for k, n in enumerate(ne))
 
-    def instead_of(old: int, size: int) -> Callable[[tuple[int, ...]], tuple[int, ...]]:
-        return lambda ne: tuple(size if n == old else n for n in ne)
+    def instead_of(old: int, size: int) -> Growth:
+        return lambda name, ne: tuple(size if n == old else n for n in ne)
 
-    yield lambda ne: (37, 5, 3, 2)[: len(ne)]
-    yield lambda ne: (7, 7, 3, 2)[: len(ne)]
+    yield lambda name, ne: (37, 5, 3, 2)[: len(ne)]
+    yield lambda name, ne: (7, 7, 3, 2)[: len(ne)]
+    rank = max(len(layout.shape) for layout in case.layouts.values())
+    for name in case.inputs:
+        yield at(rank - 1, 3, name, *case.outputs)
     for size in _SIZES:
-        for place in range(max(len(layout.shape) for layout in case.layouts.values())):
-            yield at(place, size)
+        for place in range(rank):
+            yield at(place, size, *case.layouts)
         for old in sorted({n for layout in case.layouts.values() for n in layout.ne}):
             yield instead_of(old, size)
 
@@ -70,6 +75,11 @@ def _takes(op: Op, case: Case) -> bool:
     except CaseError:
         return False
     return True
+
+
+def spread(case: Case) -> tuple[int, int]:
+    """How much a case shows of layouts: its dimensions of more than one element; of as many, the small ones first."""
+    return sum(n > 1 for layout in case.layouts.values() for n in layout.ne), -case.nbytes
 
 
 def relaid(op: Op, cases: Sequence[Case]) -> Iterator[Case]:

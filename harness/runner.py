@@ -96,13 +96,13 @@ class Worker:
         self._send(dict(options))
         self._devices: list[Device] | None = None
 
-    def devices(self, seconds: float = START_SECONDS) -> list[Device]:
+    def devices(self, seconds: float | None = None) -> list[Device]:
         """The backend's devices. Raises `Unavailable`, also when the time is up."""
         if self._devices is None:
             self._devices = self._reply("list its devices", seconds)
         return self._devices
 
-    def open(self, device: str, seconds: float = START_SECONDS) -> tuple[Limit, ...]:
+    def open(self, device: str, seconds: float | None = None) -> tuple[Limit, ...]:
         """Open a device; returns its limits. Raises `Unavailable`, also when the time is up."""
         self.devices(seconds)
         self._send(("open", device))
@@ -113,9 +113,10 @@ class Worker:
         with contextlib.suppress(OSError):  # a dead worker shows when its reply is waited for
             self._connection.send(request)
 
-    def _reply(self, what: str, seconds: float = START_SECONDS) -> Any:
+    def _reply(self, what: str, seconds: float | None = None) -> Any:
+        limit = START_SECONDS if seconds is None else seconds
         try:
-            found = self._connection.recv() if self._connection.poll(seconds) else self._died(seconds)
+            found = self._connection.recv() if self._connection.poll(limit) else self._died(limit)
         except (EOFError, OSError):
             found = self._died()
         if isinstance(found, Died):
@@ -193,7 +194,7 @@ class _Local:
         self._options = options
         self._arena = np.empty(0, np.uint8)
 
-    def open(self, device: str, seconds: float = START_SECONDS) -> tuple[Limit, ...]:
+    def open(self, device: str, seconds: float | None = None) -> tuple[Limit, ...]:
         self._backend = self._type(device, self._options)
         return self._backend.limits()
 
@@ -242,7 +243,7 @@ class Runner:
 
     time_limit: seconds a case may take. isolated: False runs in this process. strict: tries what the limits of kind
     "kernel" and "bug" forbid. worker: one of the target's backend that stands ready. start_seconds: how long the
-    device may take to open. `lost` turns true if it does not open any more after a crash.
+    device may take to open (default `START_SECONDS`). `lost` turns true if it does not open any more after a crash.
     """
 
     def __init__(
@@ -254,7 +255,7 @@ class Runner:
         strict: bool = False,
         max_bytes: int = DEFAULT_MAX_BYTES,
         worker: Worker | None = None,
-        start_seconds: float = START_SECONDS,
+        start_seconds: float | None = None,
     ) -> None:
         self.target = target
         self.numerics = target.device.numerics
@@ -340,6 +341,13 @@ class Runner:
         found: dict[int, Verdict] = {}
         left = list(batch)
         while left:
+            if self.lost:
+                try:
+                    self._open_again()
+                except Unavailable:
+                    if found:
+                        break  # what is known already must not be lost with the device
+                    raise
             prepared = self._prepare(op, [case for _, case in left])
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
             answers = self._exchange(prepared)
@@ -411,6 +419,9 @@ class Runner:
         self.lost = True
         self._worker = self._spare or self._start(self.target.spec, self.target.options)
         self._spare = self._start(self.target.spec, self.target.options)
+
+    def _open_again(self) -> None:
+        """Open the device on the new worker. Raises `Unavailable` where the crash has taken the device along."""
         self._worker.open(self.target.device.id)
         self.lost = False
 

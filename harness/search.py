@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 from hypothesis.internal.conjecture import providers
 
+from opconform.harness.backend import Unavailable
 from opconform.harness.case import Case, CaseError
 from opconform.harness.checks import ON_REQUEST, Finding
 from opconform.harness.failure import describe
@@ -117,9 +118,13 @@ class Search:
         bugs = tuple(bug for bug in tried if bug is not None)
         failed_known = self._try([(known.id, known.case) for known in self._known if known.id not in pinned])
         failed_before = self._try(self._carried_over())
-        smallest = self._search(start)
-        if smallest is None:
-            smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
+        smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
+        try:
+            smallest = self._search(start) or smallest
+        except Unavailable:  # a crash took the device along; what failed until then is still reported
+            smallest = self._found.verdict if self._found else smallest
+            if smallest is None:
+                raise
         failure = None
         if smallest is not None:
             seen = [*failed_known.values(), *failed_before.values(), *self._seen.values()]
@@ -145,9 +150,14 @@ class Search:
 
     def _try(self, cases: Sequence[tuple[str, Case]]) -> dict[str, Verdict]:
         """Run named cases; returns those that fail. After a hang the rest is left out, for each may take as long."""
-        failed = {}
+        failed: dict[str, Verdict] = {}
         for name, case in cases:
-            (verdict,) = self._examine([case])
+            try:
+                (verdict,) = self._examine([case])
+            except Unavailable:
+                if failed:
+                    break  # one of them took the device along
+                raise
             if verdict.failed:
                 failed[name] = verdict
             if verdict.kind == "TIMEOUT":

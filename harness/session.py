@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
 
@@ -68,6 +69,9 @@ def _options_of(spec: str, settings: Settings) -> dict[str, str]:
     return dict(settings.options) if ".py:" in spec else own
 
 
+_SUITE = "opconform.harness.conformance"
+
+
 class Session:
     """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers."""
 
@@ -118,6 +122,11 @@ class Session:
         self._tell(lambda observer: observer.begins(op, target))
         runner = self.runner(target)
         runner.time_limit = self.settings.time_limit
+        for limit in runner.limits(op):
+            if limit.pinned is not None and limit.pinned not in known_cases():
+                raise UsageError(
+                    f"{target.label} pins {limit.pinned!r}, which is no known case (opconform list --cases)"
+                )
 
         def on_verdicts(verdicts: Sequence[Verdict]) -> None:
             self._tell_verdicts(op, target, verdicts)
@@ -155,7 +164,8 @@ class Session:
     def _done(self, op: Op, target: Target, result: Result) -> Result:
         if result.failure is not None:
             failure = result.failure
-            also = self._panel.line(op, failure.case, failure.kind, failure.packed_twin, lambda: self.runner(target))
+            own = partial(self.runner, target)
+            also = self._panel.line(op, failure.case, failure.kind, failure.packed_twin, target, own)
             result = replace(result, failure=replace(failure, also=also))
             try:
                 store(failure.case, self.settings.report_dir)
@@ -176,8 +186,17 @@ class Session:
 
 def commands(failure: Failure, settings: Settings) -> list[str]:
     """The commands that reproduce a failure, as one types them in a shell."""
+    from opconform.reports.repro.place import bundle_of
+
     name = failure.case.id
     where = os.path.join(settings.report_dir, "cases", f"{name}.json")
     options = [*failure.replay_options, *(["--strict-supports"] if settings.strict else [])]
     tail = " ".join(["--backend", shlex.quote(failure.target), *options])
-    return [f"opconform replay {shlex.quote(where)} {tail}", f"pytest --case {shlex.quote(where)} {tail}"]
+    found = [
+        f"opconform replay {shlex.quote(where)} {tail}",
+        f"pytest --pyargs {_SUITE} --case {shlex.quote(where)} {tail}",
+    ]
+    bundle = bundle_of(failure, settings)
+    if bundle is not None and (bundle / "repro.py").is_file():
+        found.append(f"python {shlex.quote(str(bundle / 'repro.py'))}")
+    return found

@@ -25,6 +25,7 @@ class Settings:
     run is the i-th of n that share the work: `examples` is its share, and it draws every n-th chunk of the seed's.
     also_seconds: the time to show a failing case to the other backends, 0 for none.
     history: the file that results are appended to, "none" for none, or None for history.sqlite in `report_dir`.
+    repro_dir: where the bundle of each failure goes, "none" for nowhere, or None for repro in `report_dir`.
     """
 
     examples: int = PROFILES["default"]
@@ -41,6 +42,7 @@ class Settings:
     shard: tuple[int, int] = (1, 1)
     history: str | None = None
     also_seconds: float = 20.0
+    repro_dir: str | None = None
 
 
 def bytes_of(text: str) -> int:

@@ -23,6 +23,7 @@ CHANGES = (
     "new pair",
 )
 
+_NAMES = 3  #: names of cases shown of one pair
 ENOUGH_CASES = 50  #: fewer than these, and the speed of a pair says nothing
 
 
@@ -43,9 +44,10 @@ class Change:
 def compare(old: Mapping[Pair, State], new: Mapping[Pair, State], slow: float = 2.0) -> list[Change]:
     """Every change from `old` to `new`, regressions first. `slow` is the factor from which a pair is newly slow."""
     changes = [
-        Change(what, pair, _words(old.get(pair), what), _words(new.get(pair), what), regression)
+        Change(what, pair, _words(before, after, what), _words(after, before, what), regression)
         for pair in dict.fromkeys([*old, *new])
-        for what, regression in _changes(old.get(pair), new.get(pair), slow)
+        for before, after in [(old.get(pair), new.get(pair))]
+        for what, regression in _changes(before, after, slow)
     ]
     return sorted(changes, key=lambda change: (not change.regression, CHANGES.index(change.what)))
 
@@ -82,20 +84,28 @@ def _new_names(old: State, new: State) -> frozenset[str]:
     return (new.failed_known - old.failed_known) | (new.bugs & old.mended)
 
 
-def _words(state: State | None, what: str) -> str:
+def _words(state: State | None, other: State | None, what: str) -> str:
+    """`state` in a few words; of cases with a name only those that `other` does not have."""
     if state is None:
         return "–"
     if what == "newly slow":
         return f"{state.rate:.0f} cases/s"
     words = f"{state.outcome} {state.executed}" if state.outcome in ("passed", "failed") else state.outcome
+    other = other or State("not finished")
     if state.outcome == "failed":
-        words += f": {state.kind} ({', '.join([state.case_id, *sorted(state.failed_known - {state.case_id})])})"
+        names = sorted(state.failed_known - other.failed_known - {state.case_id})
+        words += f": {state.kind} ({_few([state.case_id, *names])})"
     elif state.reasons and what == "newly unsupported":
-        words += f", unsupported: {'; '.join(state.reasons)}" if state.executed else f": {'; '.join(state.reasons)}"
-    if what in ("new failure", "fixed") and state.bugs | state.mended:
-        words += "".join(f", known bug {name} fails" for name in sorted(state.bugs))
-        words += "".join(f", known bug {name} FIXED" for name in sorted(state.mended))
+        words += f"{', unsupported' if state.executed else ''}: {'; '.join(state.reasons)}"
+    if what in ("new failure", "fixed"):
+        for bugs, fate in ((state.bugs & other.mended, "fails again"), (state.mended & other.bugs, "FIXED")):
+            words += f", known bug {fate}: {_few(sorted(bugs))}" if bugs else ""
     return f"{words}, {state.detail}" if state.detail else words
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def table_of(changes: Sequence[Change]) -> str:

@@ -32,7 +32,7 @@ def screen(failure: Failure, commands: Sequence[str]) -> str:
         lines += _wrapped(finding.check, finding.detail)
     if wrong is not None:
         lines += _element(failure, wrong)
-        lines += _places(case, wrong)
+        lines += places(case, wrong)
     for index, line in enumerate(failure.provenance):
         lines += _wrapped("moved" if index == 0 else "", line)
     if failure.hint:
@@ -98,7 +98,8 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
     ]
 
 
-def _places(case: Case, wrong: Wrong) -> list[str]:
+def places(case: Case, wrong: Wrong) -> list[str]:
+    """Which slices are wrong, and the map of the first wrong one."""
     out = next(iter(case.outputs.values()))
     lines = [
         f"  where      {wrong.count} of {wrong.total} elements, {wrong.slices_wrong} of {wrong.slices_total} slices"
@@ -130,6 +131,7 @@ def _twin(fate: str) -> str:
         "passes": "the same values packed (contiguous, offset 0) pass: the fault lies in strides or offsets",
         "fails": "the same values packed (contiguous, offset 0) fail too: strides and offsets are not to blame",
         "unsupported": "the contiguous twin is not supported here",
+        "lost": "the device was lost with this case; its contiguous twin could not be run",
     }.get(fate, "the case is contiguous already: strides and offsets are not to blame")
 
 

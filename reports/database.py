@@ -103,8 +103,9 @@ def open_history(path: Path) -> sqlite3.Connection:
         time.sleep(0.05)
 
 
-def read_history(path: Path) -> sqlite3.Connection:
-    """The history at `path`, to read only. Raises `UsageError` where there is none."""
+def read_history(path: Path, empty: bool = False) -> sqlite3.Connection:
+    """The history at `path`, to read only. Raises `UsageError` where there is none; a file without any table passes
+    with `empty`, for another process may be making it just now."""
     if not path.is_file():
         raise UsageError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     place = path.resolve().as_uri()
@@ -117,7 +118,7 @@ def read_history(path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(choice, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             db.execute("PRAGMA query_only = ON")
-            if not _is_ours(db, path):
+            if not _is_ours(db, path) and not empty:
                 raise UsageError(f"{path}: the file is empty")
             return db
         except sqlite3.Error as error:
@@ -132,11 +133,14 @@ def read_history(path: Path) -> sqlite3.Connection:
 
 def check_history(path: Path) -> None:
     """Raise what `open_history` would, and leave nothing behind."""
-    if path.exists() and not (path.is_file() and path.stat().st_size == 0):
-        read_history(path).close()
-    place = next((place for place in (path, *path.parents) if place.exists()), path)
-    if not os.access(place, os.W_OK) or (place != path and not place.is_dir()):
-        raise Unwritable(f"{path}: {place} cannot be written")
+    if path.exists():
+        read_history(path, empty=True).close()
+    folder = next((place for place in path.parents if place.exists()), Path("."))
+    if not folder.is_dir():
+        raise Unwritable(f"{path}: {folder} is not a folder")
+    for place in (folder, path):
+        if place.exists() and not os.access(place, os.W_OK):
+            raise Unwritable(f"{path}: {place} cannot be written")
 
 
 @contextlib.contextmanager

@@ -61,10 +61,16 @@ def recorders(run: Run) -> list[Observer]:
         check_history(path)
     except Unwritable as error:
         if run.settings.history is not None:
-            raise
+            raise _with_a_way_out(error) from None
         _say(f"no history is written: {error}")
         return []
+    except UsageError as error:
+        raise _with_a_way_out(error) from None
     return [EventLog(events_path(path, run.id), run), History(path, run)]
+
+
+def _with_a_way_out(error: UsageError) -> UsageError:
+    return UsageError(f"--history {error} (--history none runs without)")
 
 
 def _say(text: str) -> None:

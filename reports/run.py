@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def now() -> str:
     """The time in UTC to the microsecond; such texts sort by time."""
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.now(timezone.utc).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 
 def new_run_id() -> str:

@@ -135,7 +135,8 @@ def _state(db: sqlite3.Connection, group: Sequence[RunRow], pair: Pair) -> State
         f"SELECT {columns} FROM results WHERE op = ? AND target = ? AND run_id IN ({marks}) ORDER BY length(case_json)",
         [*pair, *ids],
     ).fetchall()
-    kind, case_id, detail = next(((row[3], row[4], "") for row in rows if row[3]), ("", "", ""))
+    failing = ((row[3] or "FAILED", row[4], "") for row in rows if row[3] or row[2])
+    kind, case_id, detail = next(failing, ("", "", ""))
     missing = _missing(group, {row[0] for row in rows})
     if missing:
         detail = missing

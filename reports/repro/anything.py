@@ -17,6 +17,7 @@ from typing import Any
 
 from opconform.reports.repro import apis
 from opconform.reports.repro.facts import Facts
+from opconform.reports.repro.probe import START
 from opconform.reports.repro.scripts import CannotWriteError, Generator, Part
 
 _SECONDS = 30.0  #: a file that takes longer to import has no script
@@ -49,7 +50,7 @@ def _looked_at(spec: str, op: str) -> dict[str, Any]:
     """What `probe.py` says of a backend class."""
     with tempfile.TemporaryDirectory(prefix="opconform-") as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "opconform.reports.repro.probe", spec, op, str(result)]
+        command = [sys.executable, "-c", START, spec, op, str(result)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
         except subprocess.TimeoutExpired:
@@ -78,9 +79,9 @@ def _own(facts: Facts, found: Mapping[str, Any]) -> Part:
             "class_module": found["module"],
             "class_path": found["file"],
             "class_file": found["file"] or found["module"],
-            "cases_source": "[\n" + "".join(f"    ({ascii(text)}, {place}),\n" for text, place in cases) + "]",
+            "cases_source": "[\n" + "".join(f"    ({text!a}, {place}),\n" for text, place in cases) + "]",
             "may_refuse": True,
         },
-        ("importlib", "importlib.util", "json"),
+        ("functools", "importlib.util", "json"),
         files,
     )

@@ -44,7 +44,7 @@ def ggml(facts: Facts) -> Part:
     return Part(
         "ggml.py.j2",
         {
-            "library": _home(facts.target.options.get("ggml_lib") or os.environ.get("OPCONFORM_GGML_LIB", "")),
+            "library": _home(ggml_folder(facts.target.options.get("ggml_lib", ""))),
             "build": f"build {facts.versions.get('build', '')}, ggml {facts.versions.get('ggml', '')}",
             "device": facts.target.device.id,
             "types": sorted({(case.upper(), TYPES[case]) for case in (facts.case.dtype,)}),
@@ -57,7 +57,7 @@ def ggml(facts: Facts) -> Part:
             "initialised": [name for graph in graphs for name in graph.initialised],
             "may_refuse": True,
         },
-        ("ctypes", "os", "re"),
+        ("ctypes", "os", "re", *(["functools"] if facts.repeats > 1 else [])),
     )
 
 
@@ -105,6 +105,11 @@ def four_nb(layout: Layout) -> tuple[int, ...]:
 
 def _number(value: Any) -> str:
     return repr(value)
+
+
+def ggml_folder(option: str) -> str:
+    """The folder that the ggml backend has loaded: the option, else the environment's."""
+    return option or os.environ.get("OPCONFORM_GGML_LIB", "")
 
 
 def _home(path: str) -> str:
@@ -189,7 +194,7 @@ def torch(facts: Facts, function: Mapping[str, str] | None = None) -> Part:
             "device": facts.target.device.id,
             "torch_types": f"{{{types}}}",
             "parts": parts,
-            "function_source": function["source"].strip(),
+            "function_source": function["source"].removeprefix("import torch\n").strip(),
             "function_name": function["name"],
         },
         ("os",),

@@ -6,7 +6,6 @@ writing makes code read as something that it is not.
 
 from __future__ import annotations
 
-import html
 import re
 
 
@@ -64,6 +63,13 @@ def cell(text: object) -> str:
     return code(text).replace("|", "\\|")
 
 
+def prose(text: object) -> str:
+    """Words inside a line of Markdown and nothing but that: no HTML, no markup, no mention, no reference, no link."""
+    escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;")
+    escaped = re.sub(r"([\\`*_{}\[\]~|!])", r"\\\1", escaped)
+    return re.sub(r"(@|#|://|www(?=\.))", r"\1<!-- -->", escaped)
+
+
 def block(text: object, language: str = "") -> str:
     """A fenced Markdown block with a fence longer than any in the text."""
     shown = lines(text)
@@ -73,11 +79,6 @@ def block(text: object, language: str = "") -> str:
 
 def _longest_run(text: str) -> int:
     return max((len(run) for run in re.findall("`+", text)), default=0)
-
-
-def xml(text: object) -> str:
-    """Text or an attribute's value in XML and HTML."""
-    return html.escape(plain(text), quote=True)
 
 
 FILTERS = {
@@ -90,5 +91,6 @@ FILTERS = {
     "identifier": identifier,
     "code": code,
     "cell": cell,
+    "prose": prose,
     "block": block,
 }

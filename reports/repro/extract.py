@@ -73,7 +73,7 @@ def _add(name: str, value: Any, imports: dict[str, str], sources: dict[str, str]
             raise CannotExtractError(f"it uses the module {value.__name__}, which is not installed")
         imports[name] = f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}")
     elif isinstance(value, _PLAIN):
-        sources[name] = f"{name} = {ascii(value)}"
+        sources[name] = f"{name} = {value!a}"
     elif is_installed(sys.modules.get(getattr(value, "__module__", None) or "")):
         imports[name] = f"from {value.__module__} import {value.__name__}" + (
             "" if value.__name__ == name else f" as {name}"

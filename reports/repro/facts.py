@@ -119,9 +119,7 @@ class Facts:
 
     @property
     def tensors(self) -> list[Tensor]:
-        return [
-            _tensor(name + suffix, slot) for suffix, _, plan in self.parts for name, slot in plan.slots.items()
-        ]
+        return [_tensor(name + suffix, slot) for suffix, _, plan in self.parts for name, slot in plan.slots.items()]
 
     @property
     def elements(self) -> dict[str, Raw]:

@@ -1,13 +1,13 @@
 """What a backend class from a file is made of. Runs in a process of its own, for that file may do anything:
 
-    python -m opconform.reports.repro.probe SPEC OP RESULT.json
+python -m opconform.reports.repro.probe SPEC OP RESULT.json
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,12 @@ _KERNELS = {".cl", ".comp", ".cu", ".cuh", ".glsl", ".h", ".hlsl", ".metal", ".p
 _KERNEL_BYTES = 1 << 18
 
 
-def interface() -> set[str]:
-    """The modules that `import opconform` loads: those a backend is written against."""
-    command = "import sys, opconform; print('\\n'.join(name for name in sys.modules if name.startswith('opconform')))"
-    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
-
-
-def look(spec: str, op: str) -> dict[str, Any]:
-    """What there is to say of the class that `spec` names, for a script that runs `op`."""
+def look(spec: str, op: str, interface: Iterable[str]) -> dict[str, Any]:
+    """What there is to say of the class that `spec` names, for a script that runs `op`. `interface` are the modules
+    that `import opconform` has loaded: those that a backend is written against."""
     before = set(sys.modules)
     found = registry.backend_class(spec)
-    loaded = (set(sys.modules) - before) | interface()
+    loaded = (set(sys.modules) - before) | set(interface)
     files = {str(path): str(source) for name in loaded for path, source in _files_of(name, found.__module__).items()}
     answer: dict[str, Any] = {
         "class": found.__qualname__,
@@ -42,11 +36,12 @@ def look(spec: str, op: str) -> dict[str, Any]:
     }
     base = next((base for base in found.__mro__ if base.__module__.startswith("opconform.backends.")), None)
     if base is not None and _runs_as(found, base):
-        answer["api"] = base.name
+        answer["api"] = str(getattr(base, "name", ""))
         answer["kernels"] = str(getattr(found, "kernels", ""))
-        if op in getattr(found, "ops", {}):
+        functions: dict[str, Any] = dict(getattr(found, "ops", {}))
+        if op in functions:
             try:
-                answer["function"] = source_of(found.ops[op])
+                answer["function"] = source_of(functions[op])
             except CannotExtractError:
                 answer["api"] = ""
     return answer
@@ -65,9 +60,9 @@ def _files_of(name: str, own: str) -> dict[Path, Path]:
         module = __import__(name, fromlist=["_"])
     file = getattr(module, "__file__", None)
     source = Path(file or "")
-    if module is None or not source.is_absolute() or source.suffix != ".py" or is_installed(module):
+    if name.startswith("__") or module is None or is_installed(module):
         return {}
-    if not source.is_file():  # made up while running
+    if source.suffix != ".py" or not source.is_absolute() or not source.is_file():  # compiled, or made up
         return {}
     place = Path(source.name) if name == own and not _is_package_path(name) else _place(name, source)
     found = {place: source}
@@ -87,10 +82,14 @@ def _place(name: str, source: Path) -> Path:
     return parts / "__init__.py" if source.name == "__init__.py" else parts.with_suffix(".py")
 
 
-def main() -> None:
+def main(interface: Iterable[str]) -> None:
+    """Write what there is to say of argv's SPEC and OP into the file that argv names."""
     spec, op, result = sys.argv[1:]
-    Path(result).write_text(json.dumps(look(spec, op)), encoding="utf-8")
+    Path(result).write_text(json.dumps(look(spec, op, interface)), encoding="utf-8")
 
 
-if __name__ == "__main__":
-    main()
+#: How it is started: what `import opconform` loads must be known before anything else is imported.
+START = (
+    "import sys, opconform; interface = [name for name in sys.modules if name.startswith('opconform')]; "
+    "from opconform.reports.repro.probe import main; main(interface)"
+)

@@ -169,7 +169,7 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
         "test", "--backend", spec("DiesWhenOpenedAgain"), "--backend", spec("Good"), *SHORT[:-1], "--max-examples", "8"
     )
     assert found.exit_code == 1
-    assert "cannot run: the device is lost; reset it" in found.output
+    assert "CRASH  acc on" in found.output  # although nothing more can be found out about it
     assert "passed      acc on" in found.output
 
 
@@ -238,7 +238,7 @@ def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path
         time.sleep(1.0)
         workers = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
-        output, _ = process.communicate(timeout=8)
+        output, _ = process.communicate(timeout=15)
     assert process.returncode == 1
     assert "Traceback" not in output
     assert output.splitlines()[-1] == "Aborted!"

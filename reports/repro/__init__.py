@@ -1,0 +1,1 @@
+"""Bundles that show a failure to whoever can mend it: a script, a C++ test case, an issue, a picture."""

@@ -1,0 +1,93 @@
+"""A bundle: everything that a maintainer needs to see a failure, in one folder. Written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from opconform import __version__
+from opconform.harness.failure import Failure
+from opconform.harness.runner import Target
+from opconform.reports.repro import cpp
+from opconform.reports.repro.anything import part_of
+from opconform.reports.repro.facts import Facts
+from opconform.reports.repro.issue import issue
+from opconform.reports.repro.picture import picture
+from opconform.reports.repro.place import bundle_path
+from opconform.reports.repro.scripts import CannotWriteError, script
+
+FORMAT = "opconform-bundle/1"
+
+
+def write_bundle(failure: Failure, target: Target, out_dir: str | os.PathLike[str]) -> Path:
+    """Write the bundle of a failure seen on `target` below `out_dir`; returns its folder.
+
+    A bundle of the same case and target that is there is replaced. Raises OSError where it cannot be written.
+    """
+    folder = bundle_path(out_dir, failure.case.id, failure.target)
+    files = files_of(failure, target)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}-", suffix=".part"))
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        for name, content in files.items():
+            file = temporary / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        _put(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return folder
+
+
+def _put(temporary: Path, folder: Path) -> None:
+    """Move a finished folder into its place; a folder can only replace another in two steps."""
+    try:
+        os.rename(temporary, folder)
+        return
+    except OSError:
+        if not folder.is_dir():
+            raise
+    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".", suffix=".old"))
+    try:
+        os.rename(folder, old / "old")
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            os.rename(old / "old", folder)
+            raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
+    """The files of a bundle by name."""
+    facts = Facts(failure, target)
+    text: dict[str, str] = {"case.json": json.dumps(failure.case.to_json(), indent=1) + "\n"}
+    beside: Mapping[str, bytes] = {}
+    lacks = ""
+    try:
+        part = part_of(facts)
+        text["repro.py"], beside = script(facts, part), part.files
+    except CannotWriteError as reason:
+        lacks = str(reason)
+    drawn = {"test_case.cpp": cpp.test_case(facts), "test_case.txt": cpp.test_file_line(facts)}
+    text |= {name: made if made.endswith("\n") else f"{made}\n" for name, made in drawn.items() if made is not None}
+    map_svg = picture(failure)
+    if map_svg is not None:
+        text["map.svg"] = map_svg
+    text["issue.md"] = issue(facts, text, lacks)
+    about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": __version__}
+    text["bundle.json"] = json.dumps({**about, "files": sorted([*text, *beside])}, indent=1) + "\n"
+    return {**{name: made.encode("utf-8", errors="replace") for name, made in text.items()}, **beside}

@@ -1,0 +1,154 @@
+"""issue.md: what a maintainer wants to read, ready to be sent."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+from opconform import __version__
+from opconform.harness.case import Case
+from opconform.harness.failure import Failure, Wrong
+from opconform.harness.layouts import Layout, LayoutClass
+from opconform.reports.console import places
+from opconform.reports.repro.cpp import is_ggml, op_name
+from opconform.reports.repro.facts import Facts
+from opconform.reports.repro.rendering import render
+
+_INLINE = 12_000  #: a longer file is named and not shown: an issue on GitHub holds 65,536 characters
+_STDERR_LINES = 30
+
+#: What is wrong, for the title and for the first sentence.
+_WHAT = {
+    "WRONG VALUES": ("wrong values", "returns wrong values"),
+    "NAN/INF": ("NaN or infinity", "returns NaN or infinity where the result is a finite number"),
+    "NOT WRITTEN": ("elements not written", "leaves elements of the output as they were"),
+    "WROTE OUTSIDE": ("writes outside the output", "writes to memory that no element of the output owns"),
+    "INPUT MODIFIED": ("input modified", "writes into the memory of an input"),
+    "SLICES MIXED": ("batch slices mixed", "lets the values of one batch slice into another"),
+    "NOT DETERMINISTIC": ("wrong now and then", "returns wrong values in some runs and right ones in others"),
+    "DEPENDS ON BATCH": ("the result depends on the batch", "gives other bits alone than in a batch"),
+    "DEPENDS ON LAYOUT": ("the result depends on strides", "gives other bits packed than strided"),
+    "CRASH": ("the process dies", "ends the process"),
+    "TIMEOUT": ("never ends", "does not end"),
+    "ERROR": ("raises an error", "raises an error"),
+    "SUPPORTS_OP LIES": ("supports_op says yes, the kernel aborts", "is taken by supports_op, and then aborts"),
+}
+
+
+def issue(facts: Facts, files: Mapping[str, str], lacks: str) -> str:
+    """The text. `files` are the bundle's other files by name, `lacks` says why there is no repro.py, or is empty."""
+    failure, case = facts.failure, facts.case
+    return render(
+        "issue.md.j2",
+        title=title(facts),
+        does=_WHAT.get(failure.kind, ("", f"fails ({failure.kind.lower()})"))[1],
+        op=facts.op.name.upper(),
+        summary=facts.op.summary,
+        device=facts.target.device.id if is_ggml(facts) else failure.target,
+        failure=failure,
+        case=case,
+        tensors=[_tensor(name, layout, case) for name, layout in case.layouts.items()],
+        params=dict(case.params),
+        element=None if failure.wrong is None else _element(failure.wrong),
+        picture=None if failure.wrong is None else _picture(case, failure.wrong),
+        cause=_cause(failure),
+        environment=_environment(failure),
+        stderr="\n".join(failure.stderr.splitlines()[-_STDERR_LINES:]),
+        files=files,
+        lacks=lacks,
+        shown={name: text for name, text in files.items() if len(text) <= _INLINE},
+        upstream=_upstream(facts),
+        is_ggml=is_ggml(facts),
+        replay=f"opconform replay case.json --backend {shlex.quote(failure.target)}",
+        version=__version__,
+    )
+
+
+def title(facts: Facts) -> str:
+    """One line: the op, the device with its build, what is wrong, and what the case needs for it."""
+    failure = facts.failure
+    build = facts.versions.get("build", "")
+    where = f"{facts.target.device.id} ({build})" if is_ggml(facts) and build else failure.target
+    what = _WHAT.get(failure.kind, (failure.kind.lower(), ""))[0]
+    needs = features(facts.case)
+    return f"{facts.op.name.upper()} on {where}: {what}" + (f" with {', '.join(needs)}" if needs else "")
+
+
+def features(case: Case) -> list[str]:
+    """What a shrunk case still has, and its failure therefore needs."""
+    found = []
+    largest = [max(sizes) for sizes in zip(*((*layout.ne, 1, 1, 1, 1)[:4] for layout in case.layouts.values()))]
+    found += [f"ne{axis} {'> 1' if size == 2 else f'= {size}'}" for axis, size in enumerate(largest) if size != 1]
+    for name, layout in case.layouts.items():
+        if name in case.outputs and case.inplace:
+            continue
+        if layout.kind > LayoutClass.CONTIGUOUS:
+            found.append(f"{name} not contiguous")
+        if layout.offset:
+            found.append(f"{name} at an offset")
+    return found + (["the output in place"] if case.inplace else [])
+
+
+def _tensor(name: str, layout: Layout, case: Case) -> dict[str, Any]:
+    place = f"the memory of {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
+    return {
+        "name": name,
+        "dtype": layout.dtype,
+        "ne": ", ".join(map(str, layout.ne)),
+        "nb": ", ".join(map(str, layout.nb)),
+        "offset": layout.offset,
+        "place": place,
+    }
+
+
+def _element(wrong: Wrong) -> dict[str, Any]:
+    worst = wrong.worst
+    return {
+        "index": ", ".join(f"i{axis}={place}" for axis, place in enumerate(reversed(worst.index))),
+        "got": f"{worst.got:.9g}",
+        "want": f"{worst.want:.9g}",
+        "error": f"{worst.error:.3g}",
+        "bound": f"{worst.bound:.3g}",
+        "times": f"{worst.times:.3g}" if math.isfinite(worst.times) else "",
+        "nmse": f"{wrong.nmse:.3g}",
+        "whole": bool(wrong.mask),
+    }
+
+
+def _picture(case: Case, wrong: Wrong) -> str:
+    """What the console shows, without its margin."""
+    label, *rest = places(case, wrong)
+    return textwrap.dedent("\n".join([label.replace("where", "     ", 1), *rest]))
+
+
+def _cause(failure: Failure) -> str:
+    """The likely class of the fault, as far as it is known."""
+    if failure.hint:
+        return f"{failure.hint}."
+    if failure.packed_twin == "passes":
+        return "strides or offsets: the same values in contiguous tensors give the right result."
+    if failure.packed_twin == "fails":
+        return "not strides or offsets, for the same values in contiguous tensors fail too."
+    return "not known; the tensors are contiguous, so that strides and offsets are not to blame."
+
+
+def _environment(failure: Failure) -> dict[str, str]:
+    return {"device": failure.device, **dict(failure.versions)}
+
+
+def _upstream(facts: Facts) -> dict[str, str]:
+    """How test-backend-ops is run on the device."""
+    if not is_ggml(facts):
+        return {}
+    device = facts.target.device.id
+    number = re.fullmatch(r"Vulkan\d+", device) and os.environ.get("GGML_VK_VISIBLE_DEVICES", "0")
+    environment = f"GGML_VK_VISIBLE_DEVICES={shlex.quote(number)} " if number else ""
+    return {
+        "run": f"{environment}test-backend-ops test -o {op_name(facts)} -b {shlex.quote(device)}",
+        "file": f"{environment}test-backend-ops test --test-file test_case.txt -b {shlex.quote(device)}",
+    }

@@ -1,0 +1,43 @@
+"""Writes the bundle of each failure as soon as a session has it."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opconform.harness.observer import Observer
+from opconform.reports.repro.place import repro_dir
+
+if TYPE_CHECKING:
+    from opconform.harness.op import Op
+    from opconform.harness.result import Result
+    from opconform.harness.runner import Target
+    from opconform.harness.settings import Settings
+
+
+class BundleWriter(Observer):
+    """Writes into `out_dir`. What goes wrong is said on stderr: the failure itself must still be shown."""
+
+    def __init__(self, out_dir: Path) -> None:
+        self._out_dir = out_dir
+
+    def result(self, op: Op, target: Target, result: Result) -> None:
+        if result.failure is None:
+            return
+        from opconform.reports.repro.bundle import write_bundle  # it takes a while to import
+
+        what = f"the bundle of {result.failure.case.id} could not be"
+        try:
+            write_bundle(result.failure, target, self._out_dir)
+        except OSError as error:
+            print(f"{what} written: {error}", file=sys.stderr)
+        except Exception:
+            print(f"{what} made:\n{traceback.format_exc()}", file=sys.stderr)
+
+
+def bundle_writers(settings: Settings) -> list[Observer]:
+    """The observer that writes bundles; none with `--repro-dir none`."""
+    folder = repro_dir(settings)
+    return [] if folder is None else [BundleWriter(folder)]

@@ -1,0 +1,69 @@
+"""What the tests of the history share: three verdicts, the run they belong to, and a look into the file."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from opconform.harness.backend import Device
+from opconform.harness.checks import Finding
+from opconform.harness.failure import Failure
+from opconform.harness.judging import Verdict
+from opconform.harness.registry import ops
+from opconform.harness.result import Result, Tally
+from opconform.harness.runner import Target
+from opconform.harness.settings import Settings
+from opconform.reports.history import recorders
+from opconform.reports.run import Run, about_devices
+from opconform.reports.states import Pair
+from tests.samples import acc
+
+ACC = ops()["acc"]
+VULKAN = Target("ggml", Device("Vulkan0", "llvmpipe", {"build": "b7836", "ggml": "0.9.5 4baa480"}))
+PAIR: Pair = ("acc", "ggml:Vulkan0")
+PASSED = Verdict(acc(3), seconds=2e-6)
+FAILED = Verdict(acc(1, 1, 1, 2), (Finding("value", "WRONG VALUES", "1 of 2 elements\ndiffer 'here'"),))
+REFUSED = Verdict(acc(5), unsupported='takes no "b"\nof 5')
+
+
+def run_of(path: Path, **chosen: object) -> Run:
+    return Run(Settings(history=str(path), seed=7, **chosen), "search", about_devices([VULKAN]), [PAIR])  # type: ignore[arg-type]
+
+
+def failure_of(verdict: Verdict) -> Failure:
+    case = verdict.case
+    return Failure(case, VULKAN.label, "llvmpipe", (), verdict.findings, None, "is the case itself", "", "", "")
+
+
+def result_of(verdicts: Sequence[Verdict], seconds: float = 1.0, **more: object) -> Result:
+    reasons = Counter(verdict.unsupported for verdict in verdicts if verdict.unsupported is not None)
+    passed, failed = sum(v.passed for v in verdicts), [v for v in verdicts if v.failed]
+    tally = Tally(passed, len(failed), reasons, seconds=seconds)
+    failure = failure_of(failed[-1]) if failed else None
+    return Result("acc", VULKAN.label, VULKAN.about, tally, failure, **more)  # type: ignore[arg-type]
+
+
+def record(run: Run, verdicts: Sequence[Verdict], result: Result | None = None, close: bool = True) -> None:
+    """What a session tells the recorders of one op on one device."""
+    observers = recorders(run)
+    for observer in observers:
+        observer.begins(ACC, VULKAN)
+        observer.verdicts(ACC, VULKAN, verdicts)
+        if result is not None:
+            observer.result(ACC, VULKAN, result)
+        if close:
+            observer.close()
+
+
+def finished(path: Path, verdicts: Sequence[Verdict], **more: object) -> Run:
+    run = run_of(path)
+    record(run, verdicts, result_of(verdicts, **more))  # type: ignore[arg-type]
+    return run
+
+
+def query(path: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(sql).fetchall()

@@ -1,0 +1,289 @@
+"""The diagnosis: each fault it knows is named, no other is, and the elements that moved are told."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from opconform.harness import diagnosis
+from opconform.harness.backend import Device, Unavailable
+from opconform.harness.buffers import Buffers
+from opconform.harness.case import Case
+from opconform.harness.diagnosis import examine, hint
+from opconform.harness.failure import Failure, describe
+from opconform.harness.hypotheses import Hypothesis, Image, hypotheses
+from opconform.harness.judging import Verdict
+from opconform.harness.layouts import Layout
+from opconform.harness.op import Op
+from opconform.harness.runner import Runner, Target
+from opconform.harness.search import Search
+from opconform.harness.settings import Settings
+from opconform.reports.console import screen
+from tests.judge import OPS, drawn_cases
+from tests.kernels import wrong
+from tests.kernels.base import F32
+from tests.kernels.correct import Correct
+from tests.kernels.faults import FAULTS, Fault
+from tests.kernels.wrong import DropsRowsAbove65535
+from tests.samples import acc
+
+NE3 = "the outermost dimension (ne3) of b is not handled: only i3 = 0 is processed"
+
+
+def runner_of(kernel: type[Correct]) -> Runner:
+    """A runner of a kernel in this process."""
+    spec = f"{sys.modules[kernel.__module__].__file__}:{kernel.__name__}"
+    return Runner(Target(spec, Device("0", "NumPy")), isolated=False)
+
+
+def failure_found(op: str, kernel: type[Correct], seed: int = 1) -> Failure:
+    with runner_of(kernel) as runner:
+        failure = Search(OPS[op], runner, Settings(seed=seed)).run().failure
+    assert failure is not None
+    return failure
+
+
+def failure_on(case: Case, kernel: type[Correct]) -> Failure:
+    with runner_of(kernel) as runner:
+        (verdict,) = runner.verdicts(OPS[case.op], [case])
+        assert verdict.failed
+        return describe(OPS[case.op], runner, verdict)
+
+
+def cumsum(*ne: int, **layout: Any) -> Case:
+    shape = (*ne, 1, 1, 1, 1)[3::-1]
+    packed = Layout.contiguous("f32", shape)
+    params = {"axis": 0, "exclusive": False, "reverse": False}
+    return Case("cumsum", params, {"x": replace(packed, **layout)}, {"out": packed})
+
+
+# --- hints ---
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_each_fault_is_named(fault: Fault) -> None:
+    found = failure_found(fault.op, fault.kernel).hint
+    plainest, _, others = found.partition("; or, for no case run here tells them apart: ")
+    assert fault.hint in (re.sub(r" \(not .*", "", plainest), *others.split("; "))
+
+
+def pattern(says: str) -> str:
+    """A hint without its numbers and arguments."""
+    numbered = re.sub(r"\d+", "N", says.replace("the outermost dimension (ne3)", "dimension ne3"))
+    return re.sub(r"\b(a|b|x|out)\b", "ARG", numbered)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_no_hypothesis_goes_without_a_kernel_that_has_its_fault(op: str) -> None:
+    known = {pattern(fault.hint) for fault in FAULTS} | {"rows from number N on are not written"}
+    tried = {
+        pattern(hypothesis.says)
+        for case in drawn_cases(op, 400, 1 << 16)
+        for hypothesis in hypotheses(Image(case, OPS[op]))
+    }
+    assert tried <= known
+    assert len(tried) > 20
+
+
+def test_rows_beyond_a_grid_are_named() -> None:
+    assert failure_on(cumsum(1, 65_600, 2), DropsRowsAbove65535).hint == "rows from number 65535 on are not written"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("acc-FlushesUnasked", "set-CanonicalZero", "set-ThroughF16", "cumsum-TileTailOffByOne", "cumsum-HalfSums"),
+        *("cumsum-ReadsPastRow", "cumsum-TotalMinusPrefix", "cumsum-TouchesNeighbour", "cumsum-DependsOnNeighbour"),
+        *("solve_tri-OtherTriangleTimesZero", "solve_tri-HalfDots", "solve_tri-SkipsLastRow", "solve_tri-ByInverse"),
+    ],
+)
+def test_a_fault_of_another_kind_gets_no_hint(name: str) -> None:
+    (known,) = [known for known in wrong.WRONG if str(known) == name]
+    assert failure_found(known.op, known.kernel).hint == ""
+
+
+class Noise(Correct):
+    """Wrong by chance, but the same way each time."""
+
+    def write(self, buffers: Buffers, name: str, values: np.ndarray) -> None:
+        noise = np.random.default_rng(values.size).integers(-1, 2, values.shape)
+        buffers.array(name)[...] = values + noise.astype(values.dtype)
+
+
+class AllButOne(wrong.IgnoresI3):
+    """Drops ne3, except for the very last element of b."""
+
+    def write(self, buffers: Buffers, name: str, values: np.ndarray) -> None:
+        values = np.array(values)
+        values[-1, -1, -1, -1] += buffers.array("b")[-1, -1, -1, -1]
+        buffers.array(name)[...] = values
+
+
+class OneMore(wrong.IgnoresI3):
+    """Drops ne3, and one element that is not concerned is wrong as well."""
+
+    def write(self, buffers: Buffers, name: str, values: np.ndarray) -> None:
+        values = np.array(values)
+        values[0, 0, 0, 0] += np.float32(0.5)
+        buffers.array(name)[...] = values
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_noise_gets_no_hint(op: str) -> None:
+    for seed in (1, 2, 3):
+        assert failure_found(op, Noise, seed).hint == ""
+
+
+@pytest.mark.parametrize("kernel", [AllButOne, OneMore])
+def test_a_hypothesis_must_explain_every_element(kernel: type[Correct]) -> None:
+    case = acc(3, 2, 1, 2)
+    assert failure_on(case, wrong.IgnoresI3).hint == NE3
+    assert failure_on(case, kernel).hint == ""
+
+
+class ReturnsOne(Correct):
+    def write(self, buffers: Buffers, name: str, values: np.ndarray) -> None:
+        buffers.array(name)[...] = 1
+
+
+def test_chance_does_not_make_a_hint() -> None:
+    """The kernel returns 1 for 1 + 1, as it would if nothing had been added; but it returns 1 for anything."""
+    one = np.array([1.0], np.float32).tobytes()
+    assert failure_on(acc(1).with_data({"a": one, "b": one}), ReturnsOne).hint == ""
+
+
+def test_a_failure_that_does_not_repeat_gets_no_hint() -> None:
+    with runner_of(wrong.IgnoresI3) as runner:
+        (verdict,) = runner.verdicts(OPS["acc"], [acc(1, 1, 1, 2)])
+        assert hint(OPS["acc"], runner, verdict) == NE3
+        unsteady = replace(verdict, findings=(replace(verdict.findings[0], kind="NOT DETERMINISTIC"),))
+        assert hint(OPS["acc"], runner, unsteady) == ""
+
+
+def test_what_a_hypothesis_does_not_foretell_elsewhere_is_said() -> None:
+    """KB001 whole: ne3 is dropped, and b is read as if it were packed."""
+    with runner_of(wrong.VulkanAcc) as runner:
+        case = acc(1, 1, 1, 2)
+        padded = acc(3, 2, 2)
+        padded = replace(padded, inputs={**padded.inputs, "b": Layout("f32", (1, 2, 2, 3), (128, 32, 16, 4))})
+        verdict, other = runner.verdicts(OPS["acc"], [case, padded])
+        assert hint(OPS["acc"], runner, verdict) == NE3
+        found = hint(OPS["acc"], runner, verdict, [other])
+    assert re.fullmatch(re.escape(NE3) + r" \(not all: 1 of \d+ other failures need another reason\)", found)
+
+
+def test_a_fault_that_works_in_place_alone_is_said_to() -> None:
+    failure = failure_found("acc", wrong.ReadsAfterOverwrite)
+    assert failure.case.inplace == "a"
+    assert failure.hint == "b is added twice (in place only)"
+
+
+class Triples(Correct):
+    def inclusive(self, case: Case, x: F32) -> F32:
+        return np.add.accumulate(3 * x, axis=0, dtype=np.float32)
+
+
+def test_an_op_adds_hypotheses_of_its_own() -> None:
+    def tripled(image: Image) -> Iterator[Hypothesis]:
+        dtype = image.case.inputs["x"].type
+        yield Hypothesis("x is tripled", lambda: image.with_inputs(x=dtype.encode(3 * dtype.decode(image.raw["x"]))))
+
+    op: Op = replace(OPS["cumsum"], hypotheses=tripled)
+    with runner_of(Triples) as runner:
+        (verdict,) = runner.verdicts(op, [cumsum(5, 3)])
+        assert hint(op, runner, verdict) == "x is tripled"
+
+
+def test_a_diagnosis_that_breaks_does_not_take_the_failure_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(image: Image) -> Iterator[Hypothesis]:
+        raise IndexError("no such axis")
+
+    monkeypatch.setattr(diagnosis, "hypotheses", breaks)
+    failure = failure_on(acc(1, 1, 1, 2), wrong.IgnoresI3)
+    assert failure.hint == "none, for the diagnosis failed (IndexError: no such axis)"
+    assert failure.kind == "WRONG VALUES"
+
+
+def test_a_device_lost_during_a_diagnosis_does_not_take_the_failure_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with runner_of(wrong.IgnoresI3) as runner:
+        (verdict,) = runner.verdicts(OPS["acc"], [acc(1, 1, 1, 2)])
+
+        def lost(*_: object, **__: object) -> list[Verdict]:
+            raise Unavailable("the device is lost", "reset it")
+
+        monkeypatch.setattr(runner, "verdicts", lost)
+        text, moved = examine(OPS["acc"], runner, verdict)
+    assert text.startswith("none, for the diagnosis failed (Unavailable: the device is lost")
+    assert moved == ()
+
+
+# --- provenance ---
+
+
+def moved(case: Case, kernel: type[Correct]) -> tuple[str, ...]:
+    return failure_on(case, kernel).provenance
+
+
+def as_set(case: Case, **layouts: Mapping[str, Layout]) -> Case:
+    return replace(case, op="set", **layouts)
+
+
+def test_a_dropped_addend_is_missing() -> None:
+    (line,) = moved(acc(1, 1, 1, 2), wrong.IgnoresI3)
+    assert line == "out[0,0,0,1] holds a[0,0,0,1] (flat 1), should hold a[0,0,0,1] + b[0,0,0,1]"
+
+
+def test_an_element_read_from_another_place_is_named_by_its_index() -> None:
+    """b lies with its rows and columns exchanged, and is read as if it did not."""
+    case = replace(acc(2, 2), recipe="index")
+    turned = as_set(replace(case, inputs={**case.inputs, "b": Layout("f32", (1, 1, 2, 2), (16, 16, 4, 8))}))
+    assert moved(turned, wrong.ReadsPackedB) == (
+        "out[1,0,0,0] holds b[0,1,0,0] (flat 2), should hold b[1,0,0,0]",
+        "out[0,1,0,0] holds b[1,0,0,0] (flat 1), should hold b[0,1,0,0]",
+    )
+
+
+def test_gaps_unwritten_elements_and_wrong_sums_are_told() -> None:
+    case = acc(1, 1, 1, 2)
+    padded = replace(case, inputs={**case.inputs, "b": Layout("f32", (2, 1, 1, 1), (8, 4, 4, 4))})
+    assert moved(padded, wrong.ReadsPackedB)[0].startswith("out[0,0,0,1] holds NaN, as gaps do, should hold a[")
+    fault = next(fault for fault in FAULTS if fault.kernel.__name__ == "WritesViewOnly")
+    assert moved(acc(1, a=(2,)), fault.kernel) == ("out[1,0,0,0] holds what was there before, should hold a[1,0,0,0]",)
+    twice = next(fault for fault in FAULTS if fault.kernel.__name__ == "AddsTwice")
+    assert "holds a[0,0,0,0] (flat 0) + 2 (no element of b), should" in moved(acc(1), twice.kernel)[0]
+
+
+def test_only_the_first_elements_are_told_of() -> None:
+    lines = moved(acc(3, 2, 1, 2), wrong.IgnoresI3)
+    assert len(lines) == 5
+    assert lines[-1] == "and 2 more"
+
+
+def test_an_op_that_computes_has_no_provenance() -> None:
+    assert failure_found("cumsum", wrong.ReadsPackedX).provenance == ()
+
+
+# --- the failure and its screen ---
+
+
+def test_the_screen_shows_hint_provenance_and_what_happens_elsewhere() -> None:
+    failure = replace(failure_on(acc(1, 1, 1, 2), wrong.IgnoresI3), also="vulkan:0 agrees — the kernel is to blame")
+    lines = screen(failure, []).splitlines()
+    assert "  moved      out[0,0,0,1] holds a[0,0,0,1] (flat 1), should hold a[0,0,0,1] + b[0,0,0,1]" in lines
+    assert f"  hint       {NE3}" in lines
+    assert "  also       vulkan:0 agrees — the kernel is to blame" in lines
+
+
+def test_a_failure_keeps_its_diagnosis_in_json_and_old_files_read_without() -> None:
+    failure = replace(failure_on(acc(1, 1, 1, 2), wrong.IgnoresI3), also="nobody")
+    plain = failure.to_json()
+    assert Failure.from_json(plain) == failure
+    old = {name: value for name, value in plain.items() if name not in ("hint", "also", "provenance")}
+    read = Failure.from_json(old)
+    assert (read.hint, read.also, read.provenance) == ("", "", ())
