@@ -67,7 +67,7 @@ def prose(text: object) -> str:
     """Words inside a line of Markdown and nothing but that: no HTML, no markup, no mention, no reference, no link."""
     escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;")
     escaped = re.sub(r"([\\`*_{}\[\]~|!])", r"\\\1", escaped)
-    return re.sub(r"(@|#|://|www(?=\.))", r"\1<!-- -->", escaped)
+    return re.sub(r"(@|#|:(?=//)|www(?=\.))", r"\1<!-- -->", escaped)
 
 
 def block(text: object, language: str = "") -> str:

@@ -1,7 +1,4 @@
-"""What a backend class from a file is made of. Runs in a process of its own, for that file may do anything:
-
-python -m opconform.reports.repro.probe SPEC OP RESULT.json
-"""
+"""What a backend class from a file is made of. Runs in a process of its own, for that file may do anything."""
 
 from __future__ import annotations
 
