@@ -71,7 +71,8 @@ class Failure:
 
     packed_twin: "passes", "fails", "unsupported", "lost" (a crash took the device along) or "is the case itself".
     bound and bound_at: the bound's formula and where it is derived. stderr: the worker's last words, for crashes and
-    exceptions. hint: the fault that explains every wrong element, "" where none does. also: what became of the case elsewhere, and what that puts the blame on.
+    exceptions. hint: the fault that explains every wrong element, "" where none does. also: what became of the case
+    elsewhere, and what that puts the blame on.
     provenance: which elements stand where others should, one line each.
     """
 
