@@ -15,13 +15,30 @@ import numpy as np
 
 from opconform.harness.buffers import GUARD, Buffers
 from opconform.harness.case import Case
-from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.harness.layouts import Layout
 from tests.kernels import wrong
 from tests.kernels.base import F32, arena, gather, places, words
 from tests.kernels.correct import Correct
+from tests.kernels.misplaced import (
+    Place,
+    ViewOf,
+    ignored,
+    no_offset,
+    offset_divided_twice,
+    offset_in_elements,
+    packed,
+    packed_at_0,
+    right_view,
+    still,
+    swapped,
+    view_of_a,
+    view_offset,
+    view_packed,
+    view_swapped,
+    view_upon,
+)
 from tests.kernels.wrong import ReadsElsewhere, with_params
 
-Place = tuple[tuple[int, ...], int]  # strides, outermost first, and an offset
 TILES = (8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -42,61 +59,6 @@ def made(name: str, base: type[Correct], **members: Any) -> type[Correct]:
     kernel = type(name, (base,), {**members, "__module__": __name__})
     setattr(sys.modules[__name__], name, kernel)
     return kernel
-
-
-# --- wrong places of an argument: how a kernel may misunderstand a layout ---
-
-
-def packed(layout: Layout) -> Place:
-    return contiguous_strides(layout.shape, layout.type.itemsize), layout.offset
-
-
-def packed_at_0(layout: Layout) -> Place:
-    return packed(layout)[0], 0
-
-
-def no_offset(layout: Layout) -> Place:
-    return layout.strides, 0
-
-
-def offset_in_elements(layout: Layout) -> Place:
-    return layout.strides, layout.offset * layout.type.itemsize
-
-
-def offset_divided_twice(layout: Layout) -> Place:
-    size = layout.type.itemsize
-    return layout.strides, layout.offset // size // size * size
-
-
-def ignored(k: int) -> Callable[[Layout], Place]:
-    """i{k} is taken to be packed upon the dimension inside it."""
-
-    def place(layout: Layout) -> Place:
-        nb = list(layout.nb)
-        nb[k] = nb[k - 1] * layout.ne[k - 1] if k else layout.type.itemsize
-        return tuple(nb[::-1]), layout.offset
-
-    return place
-
-
-def swapped(j: int, k: int) -> Callable[[Layout], Place]:
-    def place(layout: Layout) -> Place:
-        nb = list(layout.nb)
-        nb[j], nb[k] = nb[k], nb[j]
-        return tuple(nb[::-1]), layout.offset
-
-    return place
-
-
-def still(k: int) -> Callable[[Layout], Place]:
-    """i{k} stays at 0."""
-
-    def place(layout: Layout) -> Place:
-        nb = list(layout.nb)
-        nb[k] = 0
-        return tuple(nb[::-1]), layout.offset
-
-    return place
 
 
 def reads(argument: str, place: Callable[[Layout], Place]) -> dict[str, Any]:
@@ -215,57 +177,6 @@ class View(Correct):
     def takes(self, index: tuple[int, ...]) -> bool:
         """Whether this element of b is looked at."""
         return True
-
-
-def right_view(case: Case) -> tuple[tuple[int, ...], int]:
-    names = ("nb1", "nb2", "nb3")
-    return (case.inputs["b"].type.itemsize, *(int(case.params[n]) for n in names)), int(case.params["offset"])
-
-
-def nb_of(case: Case, name: str) -> tuple[int, ...]:
-    layout = case.inputs[name]
-    return contiguous_strides(layout.shape, layout.type.itemsize)[::-1]
-
-
-View_ = Callable[[View, Case], tuple[tuple[int, ...], int]]
-
-
-def view_offset(change: Callable[[int, int], int]) -> View_:
-    def view(self: View, case: Case) -> tuple[tuple[int, ...], int]:
-        nb, offset = right_view(case)
-        return nb, change(offset, nb[0])
-
-    return view
-
-
-def view_of_a(*dimensions: int) -> View_:
-    def view(self: View, case: Case) -> tuple[tuple[int, ...], int]:
-        nb, offset = right_view(case)
-        return tuple(nb_of(case, "a")[k] if k in dimensions else nb[k] for k in range(4)), offset
-
-    return view
-
-
-def view_packed(case: Case) -> tuple[tuple[int, ...], int]:
-    return nb_of(case, "b"), right_view(case)[1]
-
-
-def view_upon(k: int) -> View_:
-    def view(self: View, case: Case) -> tuple[tuple[int, ...], int]:
-        nb, offset = right_view(case)
-        return (*nb[:k], nb[k - 1] * case.inputs["b"].ne[k - 1], *nb[k + 1 :]), offset
-
-    return view
-
-
-def view_swapped(j: int, k: int) -> View_:
-    def view(self: View, case: Case) -> tuple[tuple[int, ...], int]:
-        nb, offset = right_view(case)
-        changed = list(nb)
-        changed[j], changed[k] = nb[k], nb[j]
-        return tuple(changed), offset
-
-    return view
 
 
 def takes_first(k: int) -> Any:
@@ -399,7 +310,7 @@ def _writes() -> Iterator[Fault]:
 
 
 def _views() -> Iterator[Fault]:
-    views: dict[str, tuple[View_, str]] = {
+    views: dict[str, tuple[ViewOf, str]] = {
         "NoOffset": (view_offset(lambda offset, size: 0), "the view's offset is dropped"),
         "OffsetInElements": (
             view_offset(lambda offset, size: offset * size),
