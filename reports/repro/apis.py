@@ -6,12 +6,10 @@ there has a script too.
 
 from __future__ import annotations
 
-import base64
 import ctypes
 import os
 import re
 import textwrap
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from opconform.backends.vulkan.arguments import DISPATCHES, WORDS
 from opconform.harness.buffers import Plan
 from opconform.harness.case import Case
 from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.reports.repro.arrays import packed_text
 from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import CannotWriteError, Part
 
@@ -116,7 +115,7 @@ def _home(path: str) -> str:
     """A path with ~ for the home folder: a script is sent to strangers."""
     if not path:
         return path
-    whole, home = str(Path(path).expanduser().resolve()), str(Path.home())
+    whole, home = os.path.abspath(os.path.expanduser(path)), os.path.expanduser("~")
     return "~" + whole[len(home) :] if home != "/" and whole.startswith(home + "/") else whole
 
 
@@ -169,7 +168,7 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
             "dispatches": dispatches,
             "kernel_file": file.name,
             "kernel_source": _literal(source),
-            "spirv": "\n".join(textwrap.wrap(base64.b64encode(zlib.compress(code, 9)).decode(), 116)),
+            "spirv": packed_text(code),
         },
         ("base64", "os", "subprocess", "zlib"),
     )

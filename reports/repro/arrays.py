@@ -13,7 +13,7 @@ from opconform.harness.case import Case
 from opconform.harness.dtypes import DTYPES, Raw
 
 READABLE = 64  #: elements that are written out
-PACKED = 24_000  #: characters of base64 that a script may hold for one array before anything else is tried
+PACKED = 4096  #: elements that are packed before anything else is tried
 _WIDTH = 112
 
 
@@ -70,9 +70,13 @@ def _digits(element: np.generic) -> str:
 
 def packed(array: np.ndarray, code: str) -> str:
     """The exact bytes as base64 of zlib data."""
-    text = base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes(), 9))
-    lines = "\n".join(textwrap.wrap(text.decode(), _WIDTH))
-    return f'unpacked("{code}", {array.shape}, """\n{lines}\n""")'
+    return f'unpacked("{code}", {array.shape}, """\n{packed_text(np.ascontiguousarray(array).tobytes())}\n""")'
+
+
+def packed_text(raw: bytes) -> str:
+    """Lines of base64 of zlib data."""
+    text = base64.b64encode(zlib.compress(raw)).decode()
+    return "\n".join(text[first : first + _WIDTH] for first in range(0, len(text), _WIDTH))
 
 
 _RECIPES = {

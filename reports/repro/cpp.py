@@ -241,7 +241,7 @@ def _op_number(name: str, folder: str) -> int | None:
 
     try:
         base, registry = library_files(Path(ggml_folder(folder)))
-    except Unavailable:
+    except (Unavailable, OSError, ValueError):
         return None
     command = [sys.executable, "-c", _ASK, str(base or registry), name]
     try:

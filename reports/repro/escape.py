@@ -66,7 +66,7 @@ def cell(text: object) -> str:
 def prose(text: object) -> str:
     """Words inside a line of Markdown and nothing but that: no HTML, no markup, no mention, no reference, no link."""
     escaped = plain(text).replace("&", "&amp;").replace("<", "&lt;")
-    escaped = re.sub(r"([\\`*_{}\[\]~|!])", r"\\\1", escaped)
+    escaped = re.sub(r"([\\`*{}\[\]~|!]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", escaped)
     return re.sub(r"(@|#|:(?=//)|www(?=\.))", r"\1<!-- -->", escaped)
 
 

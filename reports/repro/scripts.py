@@ -108,12 +108,11 @@ def _some(facts: Facts) -> dict[str, bool]:
 
 def _numbers(facts: Facts) -> tuple[str, set[str]]:
     """VALUES, WANT, BOUND and EXACT as source, and the modules that it needs."""
-    plain = _arrays(facts)
-    total = sum(len(source) for source in plain.values())
-    if total > arrays.PACKED:
+    if sum(raw.size for raw in facts.elements.values()) > arrays.PACKED:
         made = references.made(facts)
         if made is not None:
             return made, {"zlib"}
+    plain = _arrays(facts)
     lines = []
     if any("unpacked(" in source for source in plain.values()):
         lines.append(_UNPACKED)
