@@ -1,6 +1,7 @@
 # `make help` lists the targets. Each one that needs the virtual environment makes it first.
 BIN := .venv/bin
 GGML := $(CURDIR)/.cache/ggml
+SEED ?= 1  # of the search in `make test`: the same cases for every change; `make run` draws new ones each time
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test lint bench clean
@@ -25,7 +26,7 @@ test: lint  ## lint, then every test, against four builds of ggml
 	OPCONFORM_GGML_LIB_OLD=$(GGML)/b6673 \
 	OPCONFORM_GGML_LIB_BROKEN=$(GGML)/b7836 \
 	OPCONFORM_GGML_LIB_FIXED=$(GGML)/b8121 \
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --seed $(SEED)
 
 bench: setup  ## judged cases per second for each backend and op
 	$(BIN)/python benchmarks/throughput.py --ggml-lib $(GGML)/v0.5.0

@@ -19,8 +19,6 @@ from opconform.harness.registry import ops
 from opconform.harness.runner import Target
 from opconform.harness.values import inputs_of
 
-#: Kinds after which the process is gone: such a script runs itself in a process of its own.
-DEADLY = ("CRASH", "TIMEOUT", "SUPPORTS_OP LIES")
 TWIN = "_twin"  #: what the arguments of a second case are called, where a check compares two
 
 
