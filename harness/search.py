@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,6 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
-from hypothesis.internal.conjecture import providers
 
 from opconform.harness.backend import Unavailable
 from opconform.harness.case import Case, CaseError
@@ -47,7 +47,9 @@ class _Failed(Exception):
     """Raised inside Hypothesis to say that an example fails."""
 
 
-_OURS: dict[str, Any] = {"_get_local_constants": getattr(providers, "Constants", None), "CONSTANTS_CACHE": {}}
+#: The names of the module of Hypothesis that keeps the literals; older versions have no such module.
+_LITERALS: dict[str, Any] = getattr(sys.modules.get("hypothesis.internal.conjecture.providers"), "__dict__", {})
+_OURS: dict[str, Any] = {"_get_local_constants": _LITERALS.get("Constants"), "CONSTANTS_CACHE": {}}
 
 
 @contextlib.contextmanager
@@ -56,13 +58,15 @@ def _the_same_everywhere() -> Iterator[None]:
 
     They differ between the command line, pytest and a worker of xdist, and a seed must draw the same cases in all.
     """
-    theirs = {name: getattr(providers, name) for name in _OURS if hasattr(providers, name)}
+    theirs = {name: _LITERALS[name] for name in _OURS if name in _LITERALS}
+    if len(theirs) < len(_OURS):  # this version of Hypothesis does no such thing
+        yield
+        return
+    _LITERALS.update(_OURS)
     try:
-        if len(theirs) == len(_OURS):  # else this version of Hypothesis does no such thing
-            vars(providers).update(_OURS)
         yield
     finally:
-        vars(providers).update(theirs)
+        _LITERALS.update(theirs)
 
 
 @dataclass
@@ -201,7 +205,7 @@ class Search:
 
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
-        if not all(self._freedom.choices("dtype", [dtype]) == [] for dtype in self._op.dtypes):
+        if self._freedom.choices("dtype", self._op.dtypes):
             index, count = self._settings.shard
             chunk = index - 1
             while not self._found and self._time_left(start) and self._drawn < self._settings.examples:
