@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
 from opconform.harness.layouts import LayoutClass
@@ -58,6 +60,8 @@ class Limit:
     def forbids(self, case: Case, traits: Mapping[str, Any]) -> bool:
         """Whether `case`, with its op's `traits`, is beyond this limit."""
         if isinstance(self.allowed, LayoutClass):
+            if self.subject not in case.layouts:  # an argument that the case leaves out
+                return False
             if case.inplace and self.subject in case.outputs:
                 return False
             return case.layouts[self.subject].kind > self.allowed
@@ -99,3 +103,10 @@ class Backend:
     def run(self, case: Case, buffers: Buffers) -> None:
         """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
         raise NotImplementedError
+
+    def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
+        """What `run` does, and the intermediates by the name of the op's `Stage`; None where there are none to show.
+
+        Called for failures only. The arrays have the shapes that the op's module gives.
+        """
+        return None

@@ -47,7 +47,8 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where every argument of a case stands in an arena of `size` bytes. An in-place output shares its input's slot."""
+    """Where every argument of a case stands in an arena of `size` bytes. An in-place output shares its input's slot,
+    and so do inputs that lie in one memory (`Case.shares`)."""
 
     slots: Mapping[str, Slot]
     size: int
@@ -57,18 +58,22 @@ class Plan:
         slots: dict[str, Slot] = {}
         position = 0
         for name, layout in case.inputs.items():
-            position = _add(slots, name, layout, position)
+            if name not in case.shares:
+                ends = [case.inputs[other].end for other, owner in case.shares.items() if owner == name]
+                position = _add(slots, name, layout, max([layout.end, *ends]), position)
+        for name, owner in case.shares.items():
+            slots[name] = Slot(name, case.inputs[name], slots[owner].start, slots[owner].size)
         for index, (name, layout) in enumerate(case.outputs.items()):
             if index == 0 and case.inplace:
                 shared = slots[case.inplace]
                 slots[name] = Slot(name, layout, shared.start, shared.size)
             else:
-                position = _add(slots, name, layout, position)
+                position = _add(slots, name, layout, layout.end, position)
         return cls(slots, position)
 
 
-def _add(slots: dict[str, Slot], name: str, layout: Layout, position: int) -> int:
-    size = -(-max(layout.end, 1) // ALIGNMENT) * ALIGNMENT
+def _add(slots: dict[str, Slot], name: str, layout: Layout, end: int, position: int) -> int:
+    size = -(-max(end, 1) // ALIGNMENT) * ALIGNMENT
     slots[name] = Slot(name, layout, position + GUARD, size)
     return position + GUARD + size + GUARD
 
@@ -109,7 +114,7 @@ class Buffers:
         case = self.case
         self.memory[:] = _pattern(self.memory.size)
         for name, layout in case.inputs.items():
-            if name == case.inplace:
+            if name == case.inplace or name in case.shares:
                 continue
             slot = self.plan.slots[name]
             poison = 0xFF if layout.type.is_float else _INTEGER_POISON

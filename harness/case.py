@@ -12,13 +12,15 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
-from opconform.harness.dtypes import DTYPES
+import numpy as np
+
+from opconform.harness.dtypes import DTYPES, Mask
 from opconform.harness.layouts import Layout
 
 FORMAT = "opconform-case/1"
@@ -49,7 +51,8 @@ class Case:
     `inputs` and `outputs` give each argument's layout, in the op's order. `inplace` names the input whose memory the
     first output takes over, or is None. Values come from `recipe` and `seed`, or, where `data` is given, from the
     exact bytes of each input's elements in C order. `keep` names the one batch slice whose values stay: all other
-    slices of every input are NaN, and must not reach it.
+    slices of every input are NaN, and must not reach it. `shares` names inputs that lie in the memory of another one,
+    from which their offsets count: parts of one tensor, as models hold q, k and v.
     """
 
     op: str
@@ -60,6 +63,7 @@ class Case:
     seed: int = 0
     keep: int | None = None
     inplace: str | None = None
+    shares: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, bytes] | None = field(default=None, compare=False)
 
     @property
@@ -75,8 +79,10 @@ class Case:
     @property
     def nbytes(self) -> int:
         """The memory that the arguments take, without guards."""
-        shared = self.inputs[self.inplace].end if self.inplace else 0
-        return sum(layout.end for layout in self.layouts.values()) - shared
+        ends = {name: layout.end for name, layout in self.layouts.items()}
+        for name, owner in self.shares.items():
+            ends[owner] = max(ends[owner], ends.pop(name))
+        return sum(ends.values()) - (self.inputs[self.inplace].end if self.inplace else 0)
 
     @cached_property
     def key(self) -> str:
@@ -94,6 +100,7 @@ class Case:
             self,
             inputs={name: layout.packed() for name, layout in self.inputs.items()},
             outputs={name: layout.packed() for name, layout in self.outputs.items()},
+            shares={},
         )
 
     def with_data(self, data: Mapping[str, bytes]) -> Case:
@@ -103,6 +110,9 @@ class Case:
     def __str__(self) -> str:
         """The case as a ggml user reads it, innermost dimension first."""
         parts = [f"type={self.dtype}"]
+        for name, layout in self.layouts.items():
+            if layout.dtype != self.dtype:
+                parts.append(f"type_{name}={layout.dtype}")
         parts += [f"ne_{name}={_list(layout.ne)}" for name, layout in self.inputs.items()]
         parts += [f"{name}={_text(value)}" for name, value in self.params.items()]
         for name, layout in (self.inputs if self.inplace else self.layouts).items():
@@ -110,6 +120,8 @@ class Case:
                 parts.append(f"nb_{name}={_list(layout.nb)}")
             if layout.offset:
                 parts.append(f"offset_{name}={layout.offset}")
+            if name in self.shares:
+                parts.append(f"in_{name}={self.shares[name]}")
         return f"{self.op.upper()}({','.join(parts)})"
 
     def to_json(self) -> dict[str, Any]:
@@ -144,8 +156,10 @@ class Case:
             seed=_natural(fields.take("seed", int), "case.seed"),
             keep=fields.take_optional("keep", int),
             inplace=fields.take_optional("inplace", str),
+            shares=fields.take_optional("shares", dict) or {},
         )
         _check_inplace(case)
+        _check_shares(case)
         if case.nbytes > max_bytes:
             raise CaseError(f"the case takes {case.nbytes} bytes; --max-bytes allows {max_bytes}")
         data = fields.take_optional("data", dict)
@@ -161,8 +175,15 @@ def _canonical(case: Case) -> str:
         f'{{"inplace":{_or_null(case.inplace)},"inputs":{{{_canonical_layouts(case.inputs)}}},'
         f'"keep":{"null" if case.keep is None else case.keep},"op":{_quoted(case.op)},'
         f'"outputs":{{{_canonical_layouts(case.outputs)}}},"params":{{{_canonical_params(case.params)}}},'
-        f'"recipe":{_quoted(case.recipe)},"seed":{case.seed}}}'
+        f'"recipe":{_quoted(case.recipe)},"seed":{case.seed}{_canonical_shares(case.shares)}}}'
     )
+
+
+def _canonical_shares(shares: Mapping[str, str]) -> str:
+    """Nothing where no argument shares its memory: a case that could be before this field was keeps its id."""
+    if not shares:
+        return ""
+    return ',"shares":{' + ",".join([f"{_quoted(name)}:{_quoted(shares[name])}" for name in sorted(shares)]) + "}"
 
 
 def _or_null(text: str | None) -> str:
@@ -200,6 +221,7 @@ def _plain(case: Case) -> dict[str, Any]:
         "seed": case.seed,
         "keep": case.keep,
         "inplace": case.inplace,
+        **({"shares": dict(case.shares)} if case.shares else {}),
     }
 
 
@@ -306,6 +328,34 @@ def _check_inplace(case: Case) -> None:
         raise CaseError(f"case.inplace is {case.inplace!r}; it must be one of {', '.join(case.inputs)}")
     if not case.outputs or case.inputs[case.inplace] != next(iter(case.outputs.values())):
         raise CaseError(f"case.inplace: the first output's layout must be that of {case.inplace!r}")
+
+
+def _check_shares(case: Case) -> None:
+    """Inputs may lie in the memory of another input, of their type, that has its own, and apart from each other."""
+    for name, owner in case.shares.items():
+        if name not in case.inputs or owner not in case.inputs:
+            raise CaseError(f"case.shares: {name!r} in {owner!r}; both must be of {', '.join(case.inputs)}")
+        if owner in case.shares or owner == name or case.inplace in (name, owner):
+            raise CaseError(f"case.shares: {name!r} in {owner!r}, which must have memory of its own, not in place")
+        if case.inputs[name].dtype != case.inputs[owner].dtype:
+            raise CaseError(f"case.shares: {name!r} in {owner!r}; both must have one dtype")
+    for owner in sorted(set(case.shares.values())):
+        together = [case.inputs[name] for name in (owner, *(n for n, at in case.shares.items() if at == owner))]
+        if _any_twice(together):
+            raise CaseError(f"case.shares: two arguments in {owner!r} have elements at the same bytes")
+
+
+def _any_twice(layouts: Sequence[Layout]) -> bool:
+    """Whether elements of two of the layouts (of one memory and one type) share an address."""
+    size = layouts[0].type.itemsize
+    taken = np.zeros(max(layout.end for layout in layouts) // size, dtype=bool)
+    for layout in layouts:
+        strides = tuple(stride // size for stride in layout.strides)
+        mine: Mask = np.ndarray(layout.shape, bool, taken.data, layout.offset // size, strides)
+        if mine.any():
+            return True
+        mine[...] = True
+    return False
 
 
 def _data(plain: dict[str, Any], inputs: Mapping[str, Layout]) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from opconform.harness.buffers import GUARD, Buffers, unwritten
 from opconform.harness.case import Case
-from opconform.harness.dtypes import Mask, Raw
+from opconform.harness.dtypes import F64, Mask, Raw
 from opconform.harness.layouts import Layout
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run of a case, as the checks see it: the memory before and after, and the comparison."""
+    """One finished run of a case, as the checks see it: the memory before and after, and one output's comparison."""
 
     case: Case
     op: Op
@@ -48,6 +48,24 @@ class Check:
     name: str
     reason: str
     look: Callable[[Run], Finding | None]
+
+
+Again = Callable[[Case], Mapping[str, F64] | None]
+
+
+@dataclass(frozen=True)
+class Metamorphic:
+    """A relation between runs that holds for every right kernel of an op.
+
+    `look` gets a packed case that passed, its inputs, its comparisons by output, and a function that runs another case
+    (of any op) on the same device: its outputs as float64, or None where it is unsupported or fails. It returns the
+    detail of what it found, or None.
+    """
+
+    name: str
+    reason: str
+    kind: str
+    look: Callable[[Op, Case, Mapping[str, Raw], Mapping[str, Comparison], Again], str | None]
 
 
 @dataclass(frozen=True)
@@ -67,32 +85,33 @@ def _non_finite(run: Run) -> Mask:
 
 
 def _unwritten(run: Run) -> Mask:
-    dtype = run.case.outputs[run.op.outputs[0]].type
+    dtype = run.case.outputs[run.comparison.name].type
     untouched: Mask = run.comparison.raw == unwritten(dtype)
     return run.comparison.wrong & untouched & (run.case.inplace is None)
 
 
-def _count(mask: Mask) -> str:
-    return f"{int(np.count_nonzero(mask))} of {mask.size} elements"
+def _count(run: Run, mask: Mask) -> str:
+    of = f" of {run.comparison.name}" if len(run.op.outputs) > 1 else ""
+    return f"{int(np.count_nonzero(mask))} of {mask.size} elements{of}"
 
 
 def _value(run: Run) -> Finding | None:
     wrong = run.comparison.wrong & ~_non_finite(run) & ~_unwritten(run)
     if not wrong.any():
         return None
-    return Finding("value", "WRONG VALUES", f"{_count(wrong)} differ from the reference by more than the bound")
+    return Finding("value", "WRONG VALUES", f"{_count(run, wrong)} differ from the reference by more than the bound")
 
 
 def _finite(run: Run) -> Finding | None:
     missing = _unwritten(run)
     if missing.any():
-        return Finding("finite", "NOT WRITTEN", f"{_count(missing)} still hold what was there before the run")
+        return Finding("finite", "NOT WRITTEN", f"{_count(run, missing)} still hold what was there before the run")
     bad = _non_finite(run)
     if run.case.keep is not None:
         bad &= np.isinf(run.comparison.got)
     if not bad.any():
         return None
-    return Finding("finite", "NAN/INF", f"{_count(bad)} are NaN or infinite where the reference is not")
+    return Finding("finite", "NAN/INF", f"{_count(run, bad)} are NaN or infinite where the reference is not")
 
 
 def _isolation(run: Run) -> Finding | None:
@@ -102,7 +121,7 @@ def _isolation(run: Run) -> Finding | None:
     return Finding(
         "isolation",
         "SLICES MIXED",
-        f"{_count(bad)} took NaN from another batch slice: every slice but number {run.case.keep} was NaN",
+        f"{_count(run, bad)} took NaN from another batch slice: every slice but number {run.case.keep} was NaN",
     )
 
 

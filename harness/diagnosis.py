@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +19,7 @@ from opconform.harness.dtypes import Mask
 from opconform.harness.hypotheses import Hypothesis, Image, Reading, hypotheses, named
 from opconform.harness.judging import Verdict
 from opconform.harness.numerics import Numerics
-from opconform.harness.op import Op
+from opconform.harness.op import Expected, Op
 from opconform.harness.oracle import Comparison, compare, expectation
 from opconform.harness.probes import LARGEST_PROBE, grown, other_values, relaid, spread
 from opconform.harness.provenance import provenance
@@ -32,36 +32,49 @@ _SEEN = 24  #: how many of the verdicts seen are looked at
 
 @dataclass(frozen=True)
 class Witness:
-    """What a backend returned for a case."""
+    """What a backend returned for a case: a comparison per output."""
 
     image: Image
-    comparison: Comparison
+    comparisons: Mapping[str, Comparison]
+
+    @property
+    def failed(self) -> bool:
+        return any(comparison.wrong.any() for comparison in self.comparisons.values())
 
     def bears_out(self, hypothesis: Hypothesis | None, numerics: Numerics) -> bool:
         """Whether the hypothesis (None: it does not concern this case) foretells every element that came back."""
         if hypothesis is None:
-            return not self.comparison.wrong.any()
-        return bool(_agrees(self, hypothesis.reading(), numerics).all())
+            return not self.failed
+        return _foretold(self, hypothesis.reading(), numerics)
 
 
-def _agrees(witness: Witness, reading: Reading, numerics: Numerics) -> Mask:
-    """Which elements are what the reading foretells. An element of which it foretells nothing must be right."""
-    image, got = witness.image, witness.comparison.raw
-    dtype = image.case.outputs[image.out].type
+def _foretold(witness: Witness, reading: Reading, numerics: Numerics) -> bool:
+    """Whether every element of every output is what the reading foretells."""
+    image = witness.image
+    op = image.op if reading.expect is None else replace(image.op, expect=reading.expect, judge=None)
     with np.errstate(all="ignore"):
-        op = image.op if reading.expect is None else replace(image.op, expect=reading.expect, judge=None)
         expected = expectation(reading.case, op, reading.raw, numerics)
-        if reading.source is None:
-            comparison = compare(reading.case, op, reading.raw, expected, got, numerics)
-            return _as_expected(comparison) & (_told(comparison) | ~witness.comparison.wrong)
-        written = reading.source >= 0
-        source = reading.source[written]
-        result = dtype.encode(expected.value).reshape(-1)  # what is not seen is taken as right
-        result[source] = got[written]
-        comparison = compare(reading.case, op, reading.raw, expected, result.reshape(got.shape), numerics)
-        agrees = np.array(got == image.before, dtype=bool)
-        agrees[written] = _as_expected(comparison).reshape(-1)[source] & (result[source] == got[written])
-        agrees[written] &= _told(comparison).reshape(-1)[source] | ~witness.comparison.wrong[written]
+        return all(
+            bool(_agrees(image, op, reading, expected, comparison, numerics).all())
+            for comparison in witness.comparisons.values()
+        )
+
+
+def _agrees(image: Image, op: Op, reading: Reading, expected: Expected, seen: Comparison, numerics: Numerics) -> Mask:
+    """Which elements of one output are as foretold. An element of which the reading says nothing must be right."""
+    name, got = seen.name, seen.raw
+    if reading.source is None or name != image.out:
+        comparison = compare(reading.case, op, reading.raw, expected, got, numerics, name)
+        return _as_expected(comparison) & (_told(comparison) | ~seen.wrong)
+    first = expected if name == op.outputs[0] else expected.others[name]
+    written = reading.source >= 0
+    source = reading.source[written]
+    result = image.case.outputs[name].type.encode(first.value).reshape(-1)  # what is not seen is taken as right
+    result[source] = got[written]
+    comparison = compare(reading.case, op, reading.raw, expected, result.reshape(got.shape), numerics, name)
+    agrees = np.array(got == image.before, dtype=bool)
+    agrees[written] = _as_expected(comparison).reshape(-1)[source] & (result[source] == got[written])
+    agrees[written] &= _told(comparison).reshape(-1)[source] | ~seen.wrong[written]
     return agrees
 
 
@@ -101,7 +114,8 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     case, numerics = verdict.case, runner.numerics
     if verdict.comparison is None or verdict.kind == "NOT DETERMINISTIC":
         return ""
-    first = Witness(Image(case, op), verdict.comparison)
+    out = verdict.comparison.name
+    first = Witness(Image(case, op, out), _by_output(verdict))
     candidates = []
     for name, hypothesis in named(hypotheses(first.image)).items():
         if time.monotonic() > deadline:
@@ -109,28 +123,32 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
         if first.bears_out(hypothesis, numerics):
             candidates.append(name)
     if candidates:
-        for witness in _run(op, runner, other_values(case)):
+        for witness in _run(op, runner, other_values(case), out):
             candidates = _borne_out(witness, candidates, numerics)
     if not candidates:
         return ""
     affordable = int((deadline - time.monotonic()) / max(verdict.seconds, 1e-4))
     larger = list(itertools.islice(grown(op, case), max(affordable, 0)))
-    close = _run(op, runner, larger)
-    others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]])) if larger else []
-    others += _witnesses(op, _chosen(case, seen))
+    close = _run(op, runner, larger, out)
+    others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
+    others += _witnesses(op, _chosen(case, seen), out)
     return _told_apart(case, candidates, close, others, numerics, deadline)
 
 
-def _run(op: Op, runner: Runner, cases: Iterable[Case]) -> list[Witness]:
-    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True))
+def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:
+    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True), out)
 
 
-def _witnesses(op: Op, verdicts: Iterable[Verdict]) -> list[Witness]:
+def _witnesses(op: Op, verdicts: Iterable[Verdict], out: str) -> list[Witness]:
     return [
-        Witness(Image(verdict.case, op), verdict.comparison)
+        Witness(Image(verdict.case, op, out), _by_output(verdict))
         for verdict in verdicts
-        if verdict.comparison is not None and verdict.kind != "NOT DETERMINISTIC"
+        if verdict.comparisons and verdict.kind != "NOT DETERMINISTIC"
     ]
+
+
+def _by_output(verdict: Verdict) -> dict[str, Comparison]:
+    return {comparison.name: comparison for comparison in verdict.comparisons}
 
 
 def _chosen(case: Case, seen: Sequence[Verdict]) -> list[Verdict]:
@@ -162,7 +180,7 @@ def _told_apart(
         if time.monotonic() > deadline or not candidates:
             break
         borne_out = _borne_out(witness, candidates, numerics)
-        failed = bool(witness.comparison.wrong.any())
+        failed = witness.failed
         failures += failed
         for name in set(candidates).difference(borne_out):
             (failing if failed else passing)[name].append(witness)

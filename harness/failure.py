@@ -22,6 +22,7 @@ from opconform.harness.known import LARGEST
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison
 from opconform.harness.runner import Runner
+from opconform.harness.stages import first_wrong_stage
 from opconform.harness.values import data_of, inputs_of
 
 
@@ -45,6 +46,8 @@ class Worst:
 class Wrong:
     """Where an output is wrong: the mask of wrong elements as nested rows of the output's last two axes.
 
+    `output` is its name; a case may have several, and this is the first wrong one.
+
     `slices` gives, for each of the first slices over the outer axes (outermost first), its index and how many elements
     are wrong, and `slices_total` how many slices there are; `map` is the first wrong slice, row by row, True where
     wrong, cut to a size that can be shown: its first element stands at row and column `map_origin` of the slice.
@@ -63,6 +66,7 @@ class Wrong:
     map_origin: tuple[int, int]
     map_is_cut: bool
     mask: str = ""
+    output: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,8 @@ class Failure:
     bound and bound_at: the bound's formula and where it is derived. stderr: the worker's last words, for crashes and
     exceptions. hint: the fault that explains every wrong element, "" where none does. also: what became of the case
     elsewhere, and what that puts the blame on.
-    provenance: which elements stand where others should, one line each.
+    provenance: which elements stand where others should, one line each. stage: the first step of a composite op that
+    is wrong by itself, "" where the backend shows none.
     """
 
     case: Case
@@ -90,6 +95,7 @@ class Failure:
     hint: str = ""
     also: str = ""
     provenance: tuple[str, ...] = ()
+    stage: str = ""
 
     @property
     def kind(self) -> str:
@@ -121,6 +127,7 @@ class Failure:
                 map_origin=(wrong["map_origin"][0], wrong["map_origin"][1]),
                 map_is_cut=wrong["map_is_cut"],
                 mask=wrong.get("mask", ""),
+                output=wrong.get("output") or next(iter(plain["case"]["outputs"])),
             )
         return cls(
             case=Case.from_json(plain["case"], LARGEST),
@@ -137,6 +144,7 @@ class Failure:
             hint=plain.get("hint", ""),
             also=plain.get("also", ""),
             provenance=tuple(plain.get("provenance", ())),
+            stage=plain.get("stage", ""),
         )
 
 
@@ -175,6 +183,7 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
         replay_options=_replay_options(runner, case),
         hint=hint,
         provenance=provenance,
+        stage=first_wrong_stage(op, runner, case),
     )
 
 
@@ -237,4 +246,5 @@ def _wrong(comparison: Comparison) -> Wrong:
         map_origin=(top, left),
         map_is_cut=shown.shape != rows.shape,
         mask=base64.b64encode(zlib.compress(np.packbits(wrong).tobytes())).decode() if wrong.size <= _MASK else "",
+        output=comparison.name,
     )

@@ -32,7 +32,7 @@ class Reading:
     """A case as a wrong kernel understands it.
 
     The kernel computes the op on `case` (other parameters) and `raw` (other elements of the inputs), or, where it is
-    given, what `expect` says. `source` tells for each element of the output which element of that result (a flat
+    given, what `expect` says. `source` tells for each element of `Image.out` which element of that result (a flat
     index) stands there, or -1 where nothing was written; without it each stands where it belongs.
     """
 
@@ -51,13 +51,16 @@ class Hypothesis:
 
 
 class Image:
-    """The memory of a case as the backend got it, and what stands at any place of it. `raw`: the inputs' elements."""
+    """The memory of a case as the backend got it, and what stands at any place of it.
 
-    def __init__(self, case: Case, op: Op) -> None:
+    `raw`: the inputs' elements. `out`: the output that wrong writes are looked for in; by default the first.
+    """
+
+    def __init__(self, case: Case, op: Op, out: str = "") -> None:
         self.case = case
         self.op = op
         self.raw = inputs_of(case, op)
-        self.out = op.outputs[0]
+        self.out = out or op.outputs[0]
 
     @cached_property
     def _buffers(self) -> Buffers:

@@ -21,15 +21,21 @@ class Verdict:
     """What became of a case.
 
     `unsupported` is the reason why it was not run, or None. `findings` are empty where it passed; the first one heads
-    the report. `comparison` is there if the backend returned. `stderr` is what the worker printed, kept for failures.
+    the report. `comparisons`, one per output, are there if the backend returned. `stderr` is what the worker printed,
+    kept for failures.
     """
 
     case: Case
     findings: tuple[Finding, ...] = ()
     unsupported: str | None = None
-    comparison: Comparison | None = field(default=None, compare=False)
+    comparisons: tuple[Comparison, ...] = field(default=(), compare=False)
     stderr: str = ""
     seconds: float = 0.0
+
+    @property
+    def comparison(self) -> Comparison | None:
+        """The comparison of the first output that is wrong, or of the first output; None if the backend died."""
+        return next((it for it in self.comparisons if it.wrong.any()), next(iter(self.comparisons), None))
 
     @property
     def failed(self) -> bool:
@@ -61,9 +67,11 @@ def judge(
     """
     left = Buffers(case, after)
     expected = expected or expectation(case, op, values, numerics)
-    comparison = compare(case, op, values, expected, np.array(left.raw(op.outputs[0])), numerics)
-    run = Run(case, op, values, Buffers(case, before, left.plan), left, comparison)
-    if run_intact(run) and not comparison.wrong.any():
-        return Verdict(case, comparison=comparison)
-    findings = tuple(found for check in ALWAYS if (found := check.look(run)) is not None)
-    return Verdict(case, findings, comparison=comparison)
+    comparisons = tuple(
+        compare(case, op, values, expected, np.array(left.raw(name)), numerics, name) for name in op.outputs
+    )
+    runs = [Run(case, op, values, Buffers(case, before, left.plan), left, comparison) for comparison in comparisons]
+    if run_intact(runs[0]) and not any(comparison.wrong.any() for comparison in comparisons):
+        return Verdict(case, comparisons=comparisons)
+    found = (next((found for run in runs if (found := check.look(run)) is not None), None) for check in ALWAYS)
+    return Verdict(case, tuple(finding for finding in found if finding is not None), comparisons=comparisons)

@@ -49,7 +49,7 @@ def checked(case: Case) -> Case:
     if op is None:
         raise CaseError(f"case.op is {case.op!r}; there are {', '.join(ops())}")
     for what, got, wanted in (("inputs", case.inputs, op.inputs), ("outputs", case.outputs, op.outputs)):
-        if set(got) != set(wanted):
+        if not set(wanted) - set(op.optional) <= set(got) <= set(wanted):
             raise CaseError(f"case.{what} are {', '.join(got) or 'none'}; {case.op} has {', '.join(wanted)}")
     if set(case.params) != set(op.params):
         raise CaseError(f"case.params are {', '.join(case.params)}; {case.op} has {', '.join(op.params)}")
@@ -58,10 +58,10 @@ def checked(case: Case) -> Case:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise CaseError(f"case.params.{name} is {value!r}; it must be of type {kind.__name__}")
     for name, layout in case.layouts.items():
-        if layout.dtype not in op.dtypes or layout.dtype != case.dtype:
-            raise CaseError(
-                f"{name} has dtype {layout.dtype}; {case.op} takes one of {', '.join(op.dtypes)} throughout"
-            )
+        allowed = op.argument_dtypes.get(name, (case.dtype,))
+        if case.dtype not in op.dtypes or layout.dtype not in allowed:
+            types = op.dtypes if case.dtype not in op.dtypes else allowed
+            raise CaseError(f"{name} has dtype {layout.dtype}; {case.op} takes {' or '.join(types)} there")
         if len(layout.shape) != MAX_RANK:
             raise CaseError(f"{name} has {len(layout.shape)} dimensions; it must have {MAX_RANK}")
     op.check(case)

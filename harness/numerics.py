@@ -8,6 +8,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from opconform.harness.dtypes import F64
+
 Count = TypeVar("Count", float, npt.NDArray[np.float64])
 
 
@@ -18,13 +20,20 @@ class Numerics:
     flushes_denormals: results and operands below 2^-126 may become 0 (Vulkan without DenormPreserve, OpenCL without
     CL_FP_DENORM). any_rounding: a correctly rounded result may be either neighbour (Vulkan promises no rounding mode
     without RoundingModeRTE). division_ulps: the error of a division in units in the last place (2.5 in the Vulkan
-    and OpenCL specifications, 0.5 where it is correctly rounded). roundoff: the unit roundoff of an operation in the
-    compute precision, before `any_rounding`.
+    and OpenCL specifications, 0.5 where it is correctly rounded). exp_ulps, exp_ulps_per_unit: the error of exp(x) is
+    exp_ulps + exp_ulps_per_unit·|x| units in the last place. No usual library exceeds the default 3 of the OpenCL C
+    specification ("Relative error as ULPs", full profile; the CUDA C++ Programming Guide says 2, glibc's manual 1);
+    the Vulkan specification ("Precision of core SPIR-V instructions") has 3 + 2·|x|. sqrt_ulps: the error of a square
+    root (OpenCL 3 unless asked for better; Vulkan that of 1 / inversesqrt: 2 and a division). roundoff: the unit
+    roundoff of an operation in the compute precision, before `any_rounding`.
     """
 
     flushes_denormals: bool = False
     any_rounding: bool = False
     division_ulps: float = 0.5
+    exp_ulps: float = 3.0
+    exp_ulps_per_unit: float = 0.0
+    sqrt_ulps: float = 0.5
     roundoff: float = 2.0**-24
 
     @property
@@ -48,6 +57,15 @@ class Numerics:
     def division_roundings(self) -> float:
         """The relative error of a division in units of `u`: one rounding at least."""
         return max(1.0, 2 * self.division_ulps * self.roundoff / self.u)
+
+    def exp_error(self, x: F64) -> F64:
+        """The relative error of a computed exp(x) for exact x, element by element."""
+        return 2 * self.roundoff * (self.exp_ulps + self.exp_ulps_per_unit * np.abs(x))
+
+    @property
+    def sqrt_error(self) -> float:
+        """The relative error of a computed square root of an exact number: one rounding at least."""
+        return max(self.u, 2 * self.roundoff * self.sqrt_ulps)
 
     @property
     def conversions(self) -> int:

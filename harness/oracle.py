@@ -15,12 +15,13 @@ from opconform.harness.op import Expected, Op
 
 @dataclass(frozen=True)
 class Comparison:
-    """One output against its reference, element by element (all arrays of the output's shape).
+    """One output (`name`) against its reference, element by element (all arrays of the output's shape).
 
     `error` and `bound` are float64; `wrong` marks the elements that no correct backend returns; `free` counts those
     of which nothing can be demanded, because float32 overflows there or the reference is NaN.
     """
 
+    name: str
     got: F64
     raw: Raw
     expected: Expected
@@ -44,13 +45,16 @@ def expectation(case: Case, op: Op, raw: Mapping[str, Raw], numerics: Numerics) 
 
 
 def compare(
-    case: Case, op: Op, raw: Mapping[str, Raw], expected: Expected, got_raw: Raw, numerics: Numerics
+    case: Case, op: Op, raw: Mapping[str, Raw], expected: Expected, got_raw: Raw, numerics: Numerics, name: str = ""
 ) -> Comparison:
-    """Hold a backend's output (raw elements of the output's shape) against `expected`."""
-    dtype = case.outputs[op.outputs[0]].type
+    """Hold the output `name` (raw elements of its shape; by default the first) against the op's expectation."""
+    name = name or op.outputs[0]
+    first = name == op.outputs[0]
+    expected = expected if first else expected.others[name]
+    dtype = case.outputs[name].type
     with np.errstate(all="ignore"):
         got = dtype.decode(got_raw)
-        if op.judge is None:
+        if op.judge is None or not first:
             error, bound = np.abs(got - expected.value), expected.bound
         else:
             residual = op.judge(case, raw, expected, got, numerics)
@@ -61,7 +65,7 @@ def compare(
             same = _same_bits(expected.bits, got_raw, expected.value, got, numerics, dtype.smallest_normal)
             right = np.where(expected.exact, same, right)
             free = free & ~expected.exact
-    return Comparison(got, got_raw, expected, error, bound, ~right, int(np.count_nonzero(free)))
+    return Comparison(name, got, got_raw, expected, error, bound, ~right, int(np.count_nonzero(free)))
 
 
 def _same_bits(bits: Raw, got_bits: Raw, value: F64, got: F64, numerics: Numerics, smallest_normal: float) -> Mask:

@@ -32,6 +32,7 @@ def grown(op: Op, case: Case) -> Iterator[Case]:
             plain,
             inputs={name: _resized(layout, grow(name, layout.ne)) for name, layout in case.inputs.items()},
             outputs={name: _resized(layout, grow(name, layout.ne)) for name, layout in case.outputs.items()},
+            shares={},
         )
         if larger.key not in tried and larger.nbytes <= LARGEST_PROBE and _takes(op, larger):
             tried.add(larger.key)
@@ -95,6 +96,7 @@ def relaid(op: Op, cases: Sequence[Case]) -> Iterator[Case]:
                     plain,
                     inputs={key: _moved(it, offset, gaps, key in together) for key, it in case.inputs.items()},
                     outputs={key: _moved(it, offset, gaps, key in together) for key, it in case.outputs.items()},
+                    shares={},
                 )
                 if moved.nbytes <= 2 * LARGEST_PROBE and _takes(op, moved):
                     yield moved

@@ -27,13 +27,13 @@ from opconform.harness.backend import Device, Limit, Unavailable
 from opconform.harness.buffers import Buffers, Plan
 from opconform.harness.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.checks import Finding, TwinCheck
-from opconform.harness.dtypes import Raw
+from opconform.harness.dtypes import F64, Raw
 from opconform.harness.judging import Verdict, judge
 from opconform.harness.op import Op
 from opconform.harness.oracle import expectation
-from opconform.harness.registry import UsageError, backend_class
+from opconform.harness.registry import UsageError, backend_class, ops
 from opconform.harness.values import inputs_of
-from opconform.harness.worker import Answer, answer
+from opconform.harness.worker import Answer, answer, shown_stages
 
 START_SECONDS = 120.0  #: how long a backend may take to list and open its devices
 _EXIT_SECONDS = 5.0  #: how long a worker that hung up may take to end
@@ -153,6 +153,15 @@ class Worker:
         reasons: list[str | None] = self._reply("say what it supports")
         return reasons
 
+    def stages(self, case: Case, seconds: float) -> dict[str, np.ndarray] | str | None:
+        """The intermediates of the case that stands at the start of the arena; text where they cannot be had."""
+        self._send(("stages", self._arena.size, case, 0))
+        try:
+            found = self._connection.recv() if self._connection.poll(seconds) else self._died(seconds)
+        except (EOFError, OSError):
+            found = self._died()
+        return found.detail if isinstance(found, Died) else found
+
     def _died(self, seconds: float | None = None, mark: int = 0) -> Died:
         if seconds is not None:
             self._process.kill()
@@ -168,6 +177,9 @@ class Worker:
             return Died("TIMEOUT", f"no answer within {seconds:g} s", said)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         return Died("CRASH", f"the process ended with {how}", said)
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def close(self) -> None:
         """End the process."""
@@ -209,6 +221,9 @@ class _Local:
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         return [self._backend.supports(case) for case in cases]
+
+    def stages(self, case: Case, seconds: float) -> dict[str, np.ndarray] | str | None:
+        return shown_stages(self._backend, case, self._arena)
 
     def close(self) -> None:
         pass
@@ -430,14 +445,46 @@ class Runner:
         found = []
         for check in checks:
             twin = check.twin(verdict.case, op, inputs_of(verdict.case, op))
-            if twin is None or verdict.comparison is None:
+            if twin is None:
                 continue
             other = self.verdicts(op, [twin])[0]
             if other.failed:
                 found.append(Finding(check.name, check.kind, f"its twin fails: {other.findings[0].detail}"))
-            elif other.comparison is not None and not check.same(twin, verdict.comparison.raw, other.comparison.raw):
+            elif not all(
+                check.same(twin, one.raw, two.raw) for one, two in zip(verdict.comparisons, other.comparisons)
+            ):
                 found.append(Finding(check.name, check.kind, f"not {check.reason}"))
         return tuple(found)
+
+    def metamorphic_findings(self, op: Op, verdict: Verdict) -> tuple[Finding, ...]:
+        """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed."""
+        case = verdict.case
+        if not op.metamorphic or case.keep is not None or case.packed() != case:
+            return ()
+        values = inputs_of(case, op)
+        comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
+        details = ((check, check.look(op, case, values, comparisons, self._outputs)) for check in op.metamorphic)
+        return tuple(Finding(check.name, check.kind, detail) for check, detail in details if detail is not None)
+
+    def _outputs(self, case: Case) -> dict[str, F64] | None:
+        """What the device returns for another case; None where it does not take it or fails."""
+        verdict = self.verdicts(ops()[case.op], [case])[0]
+        return {comparison.name: comparison.got for comparison in verdict.comparisons} if verdict.passed else None
+
+    def stages(self, op: Op, case: Case) -> dict[str, np.ndarray] | str | None:
+        """The device's intermediates of a case by stage, its outputs among them, each decoded to float64.
+
+        None where the backend shows none, text where they cannot be had.
+        """
+        (item,) = self._prepare(op, [case])
+        shown = self._worker.stages(case if case.data is None else replace(case, data=None), self.time_limit)
+        if not isinstance(shown, dict):
+            if shown is not None and isinstance(self._worker, Worker) and not self._worker.is_alive():
+                self._replace_worker()
+            return shown
+        buffers = Buffers(case, self._worker.arena(0), item.plan)
+        outputs = {name: layout.type.decode(np.array(buffers.raw(name))) for name, layout in case.outputs.items()}
+        return {**{name: np.asarray(values, np.float64) for name, values in shown.items()}, **outputs}
 
 
 def devices_of(spec: str, options: Mapping[str, str], isolated: bool = True) -> list[Device]:

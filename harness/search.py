@@ -30,6 +30,7 @@ from opconform.harness.result import KnownBug, Result, Tally
 from opconform.harness.runner import Runner
 from opconform.harness.settings import Settings
 from opconform.harness.strategies import Freedom, batches
+from opconform.harness.values import recipes_of
 from opconform.harness.variants import VARIANTS, Variant, variants
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
@@ -172,8 +173,8 @@ class Search:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
         verdicts = []
         for verdict in self._runner.verdicts(self._op, cases, until_death=until_death):
-            if verdict.passed and self._checks:
-                verdict = replace(verdict, findings=self._runner.twin_findings(self._op, verdict, self._checks))
+            if verdict.passed:
+                verdict = self._related(verdict)
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
@@ -181,6 +182,12 @@ class Search:
         self._on_verdicts(verdicts)
         self._on_progress(self._tally)
         return verdicts
+
+    def _related(self, verdict: Verdict) -> Verdict:
+        """A verdict that passed, with what other runs of the same or a related case say of it."""
+        findings = self._runner.twin_findings(self._op, verdict, self._checks)
+        findings += self._runner.metamorphic_findings(self._op, verdict)
+        return replace(verdict, findings=findings) if findings else verdict
 
     def _again(self, verdict: Verdict) -> Verdict:
         """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""
@@ -291,7 +298,7 @@ class Search:
         improved = True
         while improved:
             improved = False
-            for simpler in found.variant.simpler():
+            for simpler in found.variant.simpler(recipes_of(self._op, found.problem.dtype)):
                 verdict = self._verdict_while_shrinking(simpler.case(self._op, found.problem))
                 if verdict is not None and verdict.kind in found.kinds:
                     found.variant, found.verdict, improved = simpler, verdict, True

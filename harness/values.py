@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import F64, DType, Raw
+from opconform.harness.dtypes import DTYPES, F64, DType, Raw
 from opconform.harness.layouts import Layout, LayoutClass
 from opconform.harness.op import Op
 
@@ -69,6 +69,11 @@ RECIPES: dict[str, Recipe] = {
 INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
 
 
+def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
+    """The recipes that an op is tried with on elements of a type, the simplest first."""
+    return op.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
+
+
 def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     """The raw elements of every input, C-contiguous and of its shape.
 
@@ -76,9 +81,10 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     """
     if case.data is not None:
         return {name: _as_stored(_from_bytes(case.data[name], layout), layout) for name, layout in case.inputs.items()}
-    if case.recipe not in RECIPES:
-        raise CaseError(f"case.recipe is {case.recipe!r}; it must be one of {', '.join(RECIPES)}")
-    recipe = RECIPES[case.recipe]
+    if case.recipe not in RECIPES and case.recipe not in op.recipes:
+        known = dict.fromkeys([*op.recipes, *RECIPES])
+        raise CaseError(f"case.recipe is {case.recipe!r}; it must be one of {', '.join(known)}")
+    recipe = RECIPES.get(case.recipe, _normal)
     rng = np.random.default_rng(case.seed)
     values = {
         name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())

@@ -6,6 +6,7 @@ sends is the list of the backend's devices, or the exception that stood in the w
     ("open", device id, options)     → the device's limits
     ("run", size, [(case, offset)])  → one `Answer` per case, as soon as each is finished
     ("supports", [case])             → one reason or None per case
+    ("stages", size, case, offset)   → the intermediates by stage, None, or what stood in the way as text
 """
 
 from __future__ import annotations
@@ -51,6 +52,15 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
     except Exception as error:
         return Answer(error=_own_frames(error), seconds=time.perf_counter() - start)
     return Answer(seconds=time.perf_counter() - start)
+
+
+def shown_stages(backend: Backend, case: Case, memory: np.ndarray) -> dict[str, np.ndarray] | str | None:
+    """The backend's intermediates of one case, computed on `memory`; what went wrong where that raises."""
+    try:
+        shown = backend.stages(case, Buffers(case, memory))
+    except Exception as error:
+        return _own_frames(error)
+    return None if shown is None else {name: np.array(values) for name, values in shown.items()}
 
 
 def _own_frames(error: Exception) -> str:
@@ -124,3 +134,6 @@ def main() -> None:
                 case ("supports", cases):
                     assert backend is not None
                     connection.send([backend.supports(case) for case in cases])
+                case ("stages", size, case, offset):
+                    assert backend is not None
+                    connection.send(shown_stages(backend, case, memory.up_to(size)[offset:]))

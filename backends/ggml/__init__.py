@@ -19,7 +19,9 @@ from opconform.harness.numerics import Numerics
 #: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
 #: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp.
 CPU_NUMERICS = Numerics(flushes_denormals=True)
-GPU_NUMERICS = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5)
+GPU_NUMERICS = Numerics(
+    flushes_denormals=True, any_rounding=True, division_ulps=2.5, exp_ulps_per_unit=2.0, sqrt_ulps=5.0
+)
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 

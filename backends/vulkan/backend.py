@@ -16,7 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from opconform.backends.vulkan import shaders
-from opconform.backends.vulkan.arguments import DISPATCHES, DTYPES, INVOCATIONS, WORDS, Dispatch
+from opconform.backends.vulkan.arguments import (
+    ARGUMENT_DTYPES,
+    DISPATCHES,
+    DTYPES,
+    INVOCATIONS,
+    TABLE_WORDS,
+    TABLES,
+    WORDS,
+    Dispatch,
+    with_scratch,
+)
 from opconform.backends.vulkan.physical import Physical, physical_devices
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import Buffers, Plan
@@ -34,18 +44,20 @@ _SMALLEST = 1 << 16  #: bytes; copying fewer takes no less time
 #: What Vulkan promises of float32 where no execution mode says more (Vulkan 1.3, "Precision and Operation of SPIR-V
 #: Instructions"): denormals may be flushed, + − × may round either way, a division is off by up to 2.5 ulp. Kompute
 #: cannot ask for the float controls that promise more.
-_NUMERICS = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5)
+_NUMERICS = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5, exp_ulps_per_unit=2.0, sqrt_ulps=5.0)
 
 
 @dataclass
 class _Arena:
     """Device memory of one capacity with its pipelines.
 
-    `staging` is the host's side of the tensor, as bytes; `upload` is the recorded copy of all of it to the device.
+    `staging` is the host's side of the tensor, as bytes, and `table` that of the table beside it, as words; `upload` is
+    the recorded copy of all of both to the device.
     """
 
-    tensor: Any
+    tensors: list[Any]
     staging: np.ndarray
+    table: np.ndarray
     upload: Any
     algorithms: dict[tuple[str, int], Any] = field(default_factory=dict)
 
@@ -85,15 +97,27 @@ class VulkanBackend(Backend):
     def supports(self, case: Case) -> str | None:
         if case.op not in DISPATCHES:
             return f"no kernel for {case.op}: add backends/vulkan/{case.op}.comp and its words to arguments.py"
-        if case.dtype not in DTYPES[case.op]:
-            return f"{case.op}.comp computes {', '.join(DTYPES[case.op])}, not {case.dtype}"
-        size = _capacity(Plan.of(case).size)
+        for name, layout in case.layouts.items():
+            types = ARGUMENT_DTYPES.get((case.op, name), DTYPES[case.op])
+            if layout.dtype not in types:
+                return f"{case.op}.comp computes {', '.join(types)}, not {layout.dtype}"
+        size = _capacity(with_scratch(case, Plan.of(case)).size)
         if size > self._physical.max_buffer or size > 1 << 31:  # Kompute counts bytes in 32 bits
             return f"the case takes {size} bytes; a storage buffer of this device has {self._physical.max_buffer}"
         return None
 
     def run(self, case: Case, buffers: Buffers) -> None:
-        """Upload, dispatch, download.
+        self._compute(case, buffers, with_scratch(case, buffers.plan))
+
+    def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
+        """Run the case again; its intermediate results by name."""
+        plan = with_scratch(case, buffers.plan)
+        memory = self._compute(case, buffers, plan)
+        slots = {name: slot for name, slot in plan.slots.items() if name not in buffers.plan.slots}
+        return {name: slot.layout.array(memory[slot.start :], np.dtype(np.float32)) for name, slot in slots.items()}
+
+    def _compute(self, case: Case, buffers: Buffers, plan: Plan) -> np.ndarray:
+        """Upload, dispatch, download; gives back all of the memory, intermediate results included.
 
         The upload and every dispatch is a submission of its own that the host waits for: the barriers that Kompute
         records inside a sequence cover neither a shader that writes where an upload wrote nor one that reads what
@@ -101,15 +125,20 @@ class VulkanBackend(Backend):
         Kompute's must not be recorded twice.
         """
         size = buffers.memory.size
-        arena = self._arena(_capacity(size))
+        arena = self._arena(_capacity(plan.size))
         arena.staging[:size] = buffers.memory
+        arena.staging[size : plan.size] = 0xFF  # NaN: who counts on zeros, or on an earlier case, is found out
+        if case.op in TABLES:
+            table = TABLES[case.op](case, plan)
+            arena.table[: len(table)] = table
         arena.upload.eval()
-        dispatches = DISPATCHES[case.op](case, buffers.plan)
+        dispatches = DISPATCHES[case.op](case, plan)
         *first, last = [self._dispatch(arena, case.op, dispatch) for dispatch in dispatches]
         for sequence in first:
             sequence.eval()
-        last.record(self._kp.OpTensorSyncLocal([arena.tensor])).eval()
+        last.record(self._kp.OpTensorSyncLocal(arena.tensors[:1])).eval()
         buffers.memory[:] = arena.staging[:size]
+        return arena.staging
 
     def _dispatch(self, arena: _Arena, op: str, dispatch: Dispatch) -> Any:
         """The dispatch, recorded as a sequence."""
@@ -120,9 +149,10 @@ class VulkanBackend(Backend):
 
     def _arena(self, capacity: int) -> _Arena:
         if capacity not in self._arenas:
-            tensor = self._manager.tensor_t(np.zeros(capacity // 4, dtype=np.uint32))
-            upload = self._manager.sequence().record(self._kp.OpTensorSyncDevice([tensor]))
-            self._arenas[capacity] = _Arena(tensor, tensor.data().view(np.uint8), upload)
+            tensors = [self._manager.tensor_t(np.zeros(size, dtype=np.uint32)) for size in (capacity // 4, TABLE_WORDS)]
+            upload = self._manager.sequence().record(self._kp.OpTensorSyncDevice(tensors))
+            memory, table = (tensor.data() for tensor in tensors)
+            self._arenas[capacity] = _Arena(tensors, memory.view(np.uint8), table, upload)
         return self._arenas[capacity]
 
     def _algorithm(self, arena: _Arena, op: str, items: int) -> Any:
@@ -133,7 +163,7 @@ class VulkanBackend(Backend):
                 self._shaders[op] = shaders.spirv(self.kernels / f"{op}.comp")
             no_constants, words = np.zeros(0, dtype=np.uint32), np.zeros(WORDS, dtype=np.uint32)
             arena.algorithms[op, groups] = self._manager.algorithm(
-                [arena.tensor], self._shaders[op], (groups, 1, 1), no_constants, words
+                arena.tensors, self._shaders[op], (groups, 1, 1), no_constants, words
             )
         return arena.algorithms[op, groups]
 
