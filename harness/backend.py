@@ -104,6 +104,11 @@ class Backend:
         """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
         raise NotImplementedError
 
+    def numerics(self, case: Case) -> Numerics | None:
+        """The arithmetic of one case where it is lower than what `Device.numerics` promises (products in float16, say);
+        None where it is not. The bound follows it, and a failure says so."""
+        return None
+
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
         """What `run` does, and the intermediates by the name of the op's `Stage`; None where there are none to show.
 

@@ -181,7 +181,8 @@ class Panel:
         self, op: Op, case: Case, target: Target, first: Comparison | None, deadline: float
     ) -> Iterator[Elsewhere]:
         for label, other in self._targets.items():
-            if label == target.label or label in self._silent:
+            itself = (other.spec, other.device.id) == (target.spec, target.device.id)
+            if itself or label in self._silent:
                 continue
             same = is_same_device(target, other)
             verdict = self._verdict(op, case, other, deadline)

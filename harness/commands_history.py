@@ -1,4 +1,4 @@
-"""The commands that read histories: `opconform runs`, `compare` and `merge`."""
+"""The commands that read histories: `opconform runs`, `compare`, `merge` and `report`."""
 
 from __future__ import annotations
 
@@ -78,6 +78,24 @@ def merge_command(out: Path, inputs: tuple[Path, ...]) -> None:
         click.echo(f"{merged.path}: {merged.added} runs added, {merged.replaced} completed, {merged.known} known")
 
 
+@click.command("report")
+@click.argument("run", required=False)
+@_history_option
+@click.option("--out", type=Path, metavar="FILE", help="where the page goes (default: report.html beside the history)")
+@_with_usage_errors
+def report_command(run: str | None, history: str, out: Path | None) -> None:
+    """Make one HTML page of a history, to read without a network: the last state of each op on each device, or RUN."""
+    from opconform.reports.html.data import report_of  # both take a while to import
+    from opconform.reports.html.page import write_report
+
+    path = Path(history)
+    report = report_of(path, run)
+    out = out or path.parent / "report.html"
+    write_report(report, out)
+    failing = len({shown.pair for shown in report.failures})
+    click.echo(f"{out}  {failing} of {len(report.entries)} pairs of op and device fail")
+
+
 @click.command("runs")
 @_history_option
 @_with_usage_errors
@@ -98,4 +116,4 @@ SELECT run_id, substr(started, 1, 19), coalesce(substr(ended, 1, 19), 'unfinishe
 FROM runs ORDER BY started, rowid
 """
 
-COMMANDS = (compare_command, merge_command, runs_command)
+COMMANDS = (compare_command, merge_command, report_command, runs_command)

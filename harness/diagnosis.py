@@ -111,7 +111,7 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     `seen` are verdicts on other cases of the same op and device, passed or failed.
     """
     deadline = time.monotonic() + SECONDS
-    case, numerics = verdict.case, runner.numerics
+    case, numerics = verdict.case, verdict.numerics
     if verdict.comparison is None or verdict.kind == "NOT DETERMINISTIC":
         return ""
     out = verdict.comparison.name

@@ -19,6 +19,7 @@ from opconform.harness.checks import Finding
 from opconform.harness.diagnosis import examine
 from opconform.harness.judging import Verdict
 from opconform.harness.known import LARGEST
+from opconform.harness.numerics import EXACT, Numerics
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison
 from opconform.harness.runner import Runner
@@ -66,7 +67,7 @@ class Wrong:
     map_origin: tuple[int, int]
     map_is_cut: bool
     mask: str = ""
-    output: str = ""
+    output: str = "out"
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Failure:
     exceptions. hint: the fault that explains every wrong element, "" where none does. also: what became of the case
     elsewhere, and what that puts the blame on.
     provenance: which elements stand where others should, one line each. stage: the first step of a composite op that
-    is wrong by itself, "" where the backend shows none.
+    is wrong by itself, "" where the backend shows none. numerics: what the bound is made with.
     """
 
     case: Case
@@ -96,6 +97,7 @@ class Failure:
     also: str = ""
     provenance: tuple[str, ...] = ()
     stage: str = ""
+    numerics: Numerics = EXACT
 
     @property
     def kind(self) -> str:
@@ -145,6 +147,7 @@ class Failure:
             also=plain.get("also", ""),
             provenance=tuple(plain.get("provenance", ())),
             stage=plain.get("stage", ""),
+            numerics=Numerics(**plain.get("numerics", {})),
         )
 
 
@@ -183,7 +186,8 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
         replay_options=_replay_options(runner, case),
         hint=hint,
         provenance=provenance,
-        stage=first_wrong_stage(op, runner, case),
+        stage=first_wrong_stage(op, runner, case, verdict.numerics),
+        numerics=verdict.numerics if verdict.comparisons else runner.numerics,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from opconform.harness.buffers import GUARD, Buffers
-from opconform.harness.case import Case
+from opconform.harness.case import Case, Param
 from opconform.harness.dtypes import Raw
 from opconform.harness.layouts import Layout, contiguous_strides
 from opconform.harness.op import Expect, Op
@@ -100,7 +100,7 @@ class Image:
         """The op computed as it should be, on other elements."""
         return Reading(self.case, {**self.raw, **changed})
 
-    def with_params(self, **changed: bool | int) -> Reading:
+    def with_params(self, **changed: Param) -> Reading:
         """The op computed with other parameters."""
         return Reading(replace(self.case, params={**self.case.params, **changed}), self.raw)
 

@@ -11,7 +11,7 @@ from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
 from opconform.harness.checks import ALWAYS, Finding, Run, run_intact
 from opconform.harness.dtypes import Raw
-from opconform.harness.numerics import Numerics
+from opconform.harness.numerics import EXACT, Numerics
 from opconform.harness.op import Expected, Op
 from opconform.harness.oracle import Comparison, compare, expectation
 
@@ -21,14 +21,15 @@ class Verdict:
     """What became of a case.
 
     `unsupported` is the reason why it was not run, or None. `findings` are empty where it passed; the first one heads
-    the report. `comparisons`, one per output, are there if the backend returned. `stderr` is what the worker printed,
-    kept for failures.
+    the report. `comparisons`, one per output, are there if the backend returned; they were made with `numerics`.
+    `stderr` is what the worker printed, kept for failures.
     """
 
     case: Case
     findings: tuple[Finding, ...] = ()
     unsupported: str | None = None
     comparisons: tuple[Comparison, ...] = field(default=(), compare=False)
+    numerics: Numerics = EXACT
     stderr: str = ""
     seconds: float = 0.0
 
@@ -72,6 +73,7 @@ def judge(
     )
     runs = [Run(case, op, values, Buffers(case, before, left.plan), left, comparison) for comparison in comparisons]
     if run_intact(runs[0]) and not any(comparison.wrong.any() for comparison in comparisons):
-        return Verdict(case, comparisons=comparisons)
+        return Verdict(case, comparisons=comparisons, numerics=numerics)
     found = (next((found for run in runs if (found := check.look(run)) is not None), None) for check in ALWAYS)
-    return Verdict(case, tuple(finding for finding in found if finding is not None), comparisons=comparisons)
+    findings = tuple(finding for finding in found if finding is not None)
+    return Verdict(case, findings, comparisons=comparisons, numerics=numerics)

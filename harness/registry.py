@@ -1,11 +1,13 @@
 """What exists: ops and backends, registered by entry point, and backends named by a file.
 
-A backend is named `NAME`, `NAME:DEVICE`, `path/to/file.py:Class` or `path/to/file.py:Class:DEVICE`.
+A backend is named `NAME`, `NAME:DEVICE`, `path/to/file.py:Class` or `path/to/file.py:Class:DEVICE`. `@ALIAS` after
+it is a name for the build that is tested, under which its results stand: `ggml@pinned`, `ggml:Vulkan0@pinned`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -55,21 +57,29 @@ def chosen_ops(names: Iterable[str]) -> list[Op]:
     return [op for name, op in ops().items() if not wanted or name in wanted]
 
 
-def split_target(target: str) -> tuple[str, str | None]:
-    """A backend's spec and device: `ggml:Vulkan0` is ("ggml", "Vulkan0"); the device is None where none is named.
+def parts_of(target: str) -> tuple[str, str, str]:
+    """A backend's spec, device and alias: `ggml:Vulkan0@old` is ("ggml", "Vulkan0", "old"); "" for what is not named."""
+    alias = re.search(r"@([^@:/\\]*)$", target)
+    name = target[: alias.start()] if alias else target
+    path, is_file, rest = name.partition(".py:")
+    spec, _, device = (rest if is_file else name).partition(":")
+    return (f"{path}.py:{spec}" if is_file else spec), device, alias[1] if alias else ""
 
-    Raises `UsageError` for a backend that does not exist.
+
+def split_target(target: str) -> tuple[str, str | None, str]:
+    """A backend's spec, device and alias, as `parts_of` has them; the device is None where none is named.
+
+    Raises `UsageError` for a backend that does not exist, and for an alias that no file or shell would like.
     """
-    if ".py:" in target:
-        path, _, rest = target.partition(".py:")
-        name, _, device = rest.partition(":")
-        if not Path(path + ".py").is_file():
-            raise UsageError(f"no file {path}.py, named by --backend {target}")
-        return f"{path}.py:{name}", device or None
-    name, _, device = target.partition(":")
-    if name not in backend_names():
-        raise UsageError(f"no backend {name!r}; there are {', '.join(backend_names())}, or path/to/file.py:Class")
-    return name, device or None
+    spec, device, alias = parts_of(target)
+    path, is_file, _ = spec.partition(".py:")
+    if is_file and not Path(path + ".py").is_file():
+        raise UsageError(f"no file {path}.py, named by --backend {target}")
+    if not is_file and spec not in backend_names():
+        raise UsageError(f"no backend {spec!r}; there are {', '.join(backend_names())}, or path/to/file.py:Class")
+    if "@" in target[len(spec) + len(device) :] and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
+        raise UsageError(f"--backend {target}: {alias!r} is no alias; it takes letters, digits, dots, dashes and _")
+    return spec, device or None, alias
 
 
 def backend_class(spec: str) -> type[Backend]:

@@ -11,8 +11,9 @@ from opconform.harness.failure import Failure
 
 @dataclass
 class Tally:
-    """Counts of one op on one device. Every case that ran is passed or failed; the others have a reason.
+    """Counts of one op on one device. Every case that ran is passed, failed or known; the others have a reason.
 
+    known: failing cases that entries of known_failures.toml cover.
     free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN).
     """
 
@@ -21,10 +22,11 @@ class Tally:
     unsupported: Counter[str] = field(default_factory=Counter)
     free: int = 0
     seconds: float = 0.0
+    known: int = 0
 
     @property
     def executed(self) -> int:
-        return self.passed + self.failed
+        return self.passed + self.failed + self.known
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,29 @@ class KnownBug:
     id: str
     reason: str
     still_fails: bool
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """An entry of known_failures.toml that matches this op and device, and what its pinned case does here.
+
+    entry: the file and the number of the entry. expires: its last day; an `expired` entry covers nothing. covered: how
+    many failing cases of the run it covers. fate: of the pinned case: "fails", "passes", or why it was not run.
+    """
+
+    entry: str
+    case: str
+    reason: str
+    link: str
+    expires: str
+    expired: bool
+    covered: int
+    fate: str
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the entry has nothing left to cover."""
+        return self.fate == "passes" and not self.covered
 
 
 @dataclass(frozen=True)
@@ -52,6 +77,13 @@ class Result:
     known_bugs: tuple[KnownBug, ...] = ()
     limits: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    known_failures: tuple[KnownFailure, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether it fails in expected ways only."""
+        listed = any(known.fate == "fails" and not known.expired for known in self.known_failures)
+        return self.failure is None and (listed or self.tally.known > 0)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -65,6 +97,7 @@ class Result:
             "known_bugs": [asdict(bug) for bug in self.known_bugs],
             "limits": list(self.limits),
             "left_out": list(self.left_out),
+            "known_failures": [asdict(known) for known in self.known_failures],
         }
         return plain
 
@@ -82,4 +115,5 @@ class Result:
             known_bugs=tuple(KnownBug(**bug) for bug in plain["known_bugs"]),
             limits=tuple(plain["limits"]),
             left_out=tuple(plain["left_out"]),
+            known_failures=tuple(KnownFailure(**known) for known in plain.get("known_failures", ())),
         )

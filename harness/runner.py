@@ -52,16 +52,17 @@ class Died:
 
 @dataclass(frozen=True)
 class Target:
-    """A device to test: the backend's spec, the device, and the options it is opened with."""
+    """A device to test: the backend's spec, the device, the options it is opened with, and the user's alias for it."""
 
     spec: str
     device: Device
     options: Mapping[str, str] = field(default_factory=dict)
+    alias: str = ""
 
     @property
     def label(self) -> str:
-        """What `--backend` takes: `ggml:Vulkan0`."""
-        return f"{self.spec}:{self.device.id}"
+        """What `--backend` takes: `ggml:Vulkan0`, or `ggml:Vulkan0@pinned`."""
+        return f"{self.spec}:{self.device.id}{f'@{self.alias}' if self.alias else ''}"
 
     @property
     def about(self) -> str:
@@ -413,9 +414,10 @@ class Runner:
             finding = Finding("process", self._blame(op, item.case) or "ERROR", lines[-1])
             return Verdict(item.case, (finding,), stderr=result.error, seconds=result.seconds)
         start = time.perf_counter()
-        expected = expectation(item.case, op, item.values, self.numerics)
+        numerics = result.numerics or self.numerics
+        expected = expectation(item.case, op, item.values, numerics)
         middle = time.perf_counter()
-        verdict = judge(item.case, op, item.values, before, after, self.numerics, expected)
+        verdict = judge(item.case, op, item.values, before, after, numerics, expected)
         self.clock.reference += middle - start
         self.clock.judging += time.perf_counter() - middle
         return replace(verdict, seconds=result.seconds)

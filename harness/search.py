@@ -25,8 +25,9 @@ from opconform.harness.checks import ON_REQUEST, Finding
 from opconform.harness.failure import describe
 from opconform.harness.judging import Verdict
 from opconform.harness.known import LARGEST, KnownCase, checked
+from opconform.harness.known_failures import Entry
 from opconform.harness.op import Op, Problem
-from opconform.harness.result import KnownBug, Result, Tally
+from opconform.harness.result import KnownBug, KnownFailure, Result, Tally
 from opconform.harness.runner import Runner
 from opconform.harness.settings import Settings
 from opconform.harness.strategies import Freedom, batches
@@ -85,7 +86,8 @@ class Search:
     """One op on one device.
 
     After every batch `on_verdicts` gets its verdicts and `on_progress` the tally; `on_shrinking` gets the failure that
-    the search has found, before it is shrunk.
+    the search has found, before it is shrunk. `listed` are the expected failures of this op and device: what they cover
+    is counted, and neither ends the search nor is shrunk to.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class Search:
         on_progress: Callable[[Tally], None] = lambda tally: None,
         on_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
         on_shrinking: Callable[[Verdict], None] = lambda verdict: None,
+        listed: Sequence[Entry] = (),
     ) -> None:
         self._op = op
         self._runner = runner
@@ -108,6 +111,8 @@ class Search:
         self._on_progress = on_progress
         self._on_verdicts = on_verdicts
         self._on_shrinking = on_shrinking
+        self._listed = listed
+        self._covered = dict.fromkeys(listed, 0)
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
@@ -121,8 +126,9 @@ class Search:
         pinned = {limit.pinned: limit for limit in self._freedom.limits if limit.pinned}
         tried = [self._known_bug(known, pinned[known.id].reason) for known in self._known if known.id in pinned]
         bugs = tuple(bug for bug in tried if bug is not None)
-        failed_known = self._try([(known.id, known.case) for known in self._known if known.id not in pinned])
-        failed_before = self._try(self._carried_over())
+        fates = [self._fate(entry) for entry in self._listed]
+        failed_known = self._failing([(known.id, known.case) for known in self._known if known.id not in pinned])
+        failed_before = self._failing_still()
         smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
         try:
             smallest = self._search(start) or smallest
@@ -146,6 +152,7 @@ class Search:
             bugs,
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
             self._left_out,
+            tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
         )
 
     def _known_bug(self, known: KnownCase, reason: str) -> KnownBug | None:
@@ -153,21 +160,54 @@ class Search:
         verdict = self._runner.verdicts(self._op, [known.case], beyond=("bug",))[0]
         return None if verdict.unsupported is not None else KnownBug(known.id, reason, verdict.failed)
 
+    def _fate(self, entry: Entry) -> str:
+        """What the case that pins an expected failure does now; see `KnownFailure`."""
+        verdict = self._runner.verdicts(self._op, [entry.case], beyond=("bug",))[0]
+        return verdict.unsupported or ("fails" if verdict.failed else "passes")
+
+    def _known_failure(self, entry: Entry, fate: str) -> KnownFailure:
+        expires, covered = entry.expires.isoformat(), self._covered[entry]
+        return KnownFailure(
+            entry.place, entry.case_name, entry.reason, entry.link, expires, entry.expired(), covered, fate
+        )
+
+    def _covering(self, verdict: Verdict) -> Entry | None:
+        """The entry of known_failures.toml that covers a failing case; None where it is a new failure."""
+        covering = (entry for entry in self._listed if entry.covers(self._op, verdict.case, verdict.kind))
+        return next(covering, None) if verdict.failed else None
+
+    def _is_new(self, verdict: Verdict) -> bool:
+        return verdict.failed and self._covering(verdict) is None
+
     def _try(self, cases: Sequence[tuple[str, Case]]) -> dict[str, Verdict]:
-        """Run named cases; returns those that fail. After a hang the rest is left out, for each may take as long."""
-        failed: dict[str, Verdict] = {}
+        """Run named cases; returns their verdicts. After a hang the rest is left out, for each may take as long."""
+        tried: dict[str, Verdict] = {}
         for name, case in cases:
             try:
-                (verdict,) = self._examine([case])
+                (tried[name],) = self._examine([case])
             except Unavailable:
-                if failed:
+                if any(verdict.failed for verdict in tried.values()):
                     break  # one of them took the device along
                 raise
-            if verdict.failed:
-                failed[name] = verdict
-            if verdict.kind == "TIMEOUT":
+            if tried[name].kind == "TIMEOUT":
                 break
-        return failed
+        return tried
+
+    def _failing(self, cases: Sequence[tuple[str, Case]]) -> dict[str, Verdict]:
+        """Of named cases those that fail, unexpectedly."""
+        return {name: verdict for name, verdict in self._try(cases).items() if self._is_new(verdict)}
+
+    def _failing_still(self) -> dict[str, Verdict]:
+        """Of the failures of earlier runs those that still fail; one that always passes now is forgotten."""
+        stored = self._carried_over()
+        tried = self._try([(case.id, case) for case in stored.values()])
+        for text, case in stored.items():
+            verdict = tried.get(case.id)
+            if verdict is not None and verdict.passed:
+                again = self._runner.verdicts(self._op, [case] * _REPEATS)
+                if all(other.passed for other in again) and self._database is not None:
+                    self._database.delete(self._database_key(), text)
+        return {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
@@ -204,6 +244,9 @@ class Search:
     def _count(self, verdict: Verdict) -> None:
         if verdict.unsupported is not None:
             self._tally.unsupported[verdict.unsupported] += 1
+        elif (entry := self._covering(verdict)) is not None:
+            self._tally.known += 1
+            self._covered[entry] += 1
         elif verdict.failed:
             self._tally.failed += 1
         else:
@@ -252,14 +295,14 @@ class Search:
             self._drawn += len(drawn)
             verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
             for variant, verdict in zip(drawn, verdicts):
-                if verdict.failed:
+                if self._is_new(verdict):
                     self._begin_to_shrink(variant, problem, verdict)
                     break
             else:
                 return False
         assert self._found is not None
         shrunk = self._verdict_while_shrinking(self._found.variant.case(self._op, problem))
-        if shrunk is None or shrunk.kind not in self._found.kinds:
+        if shrunk is None or shrunk.kind not in self._found.kinds or not self._is_new(shrunk):
             return False
         self._found.problem, self._found.verdict = problem, shrunk
         return True
@@ -300,7 +343,7 @@ class Search:
             improved = False
             for simpler in found.variant.simpler(recipes_of(self._op, found.problem.dtype)):
                 verdict = self._verdict_while_shrinking(simpler.case(self._op, found.problem))
-                if verdict is not None and verdict.kind in found.kinds:
+                if verdict is not None and verdict.kind in found.kinds and self._is_new(verdict):
                     found.variant, found.verdict, improved = simpler, verdict, True
                     break
 
@@ -319,15 +362,14 @@ class Search:
     def _database_key(self) -> bytes:
         return f"opconform/{self._op.name}/{self._runner.target.label}".encode()
 
-    def _carried_over(self) -> list[tuple[str, Case]]:
-        """Failures of earlier runs that still fit this op; what can no longer be read is dropped."""
+    def _carried_over(self) -> dict[bytes, Case]:
+        """Failures of earlier runs that still fit this op, by their stored text; what cannot be read is dropped."""
         if self._database is None:
-            return []
-        found = []
+            return {}
+        found = {}
         for stored in list(self._database.fetch(self._database_key())):
             try:
-                case = checked(Case.from_json(json.loads(stored), LARGEST))
-                found.append((case.id, case))
+                found[stored] = checked(Case.from_json(json.loads(stored), LARGEST))
             except (ValueError, RecursionError):
                 self._database.delete(self._database_key(), stored)
         return found

@@ -45,7 +45,7 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
     found: dict[str, Target] = {}
     missing = []
     for name in wanted or backend_names():
-        spec, device_id = split_target(name)
+        spec, device_id, alias = split_target(name)
         try:
             devices = devices_of(spec, _options_of(spec, settings), settings.isolated)
         except Unavailable as error:
@@ -58,7 +58,7 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
             ids = ", ".join(f"{spec}:{device.id}" for device in devices)
             raise UsageError(f"--backend {name}: no such device; there are {ids}")
         for device in chosen:
-            target = Target(spec, device, _options_of(spec, settings))
+            target = Target(spec, device, _options_of(spec, settings), alias)
             found[target.label] = target
     return list(found.values()), missing
 

@@ -14,7 +14,7 @@ from opconform.harness.runner import Runner
 from opconform.harness.values import inputs_of
 
 
-def first_wrong_stage(op: Op, runner: Runner, case: Case) -> str:
+def first_wrong_stage(op: Op, runner: Runner, case: Case, numerics: Numerics) -> str:
     """The first stage of a failing case that is wrong by itself, in words; "" where the backend shows none.
 
     Whatever goes wrong here, the failure itself must still be shown.
@@ -25,7 +25,7 @@ def first_wrong_stage(op: Op, runner: Runner, case: Case) -> str:
         shown = runner.stages(op, case)
         if isinstance(shown, str):
             return f"not known, for the backend cannot show its stages ({shown.splitlines()[-1]})"
-        return "" if shown is None else judged_stages(op, case, shown, runner.numerics)
+        return "" if shown is None else judged_stages(op, case, shown, numerics)
     except Exception as error:
         return f"not known, for the diagnosis failed ({type(error).__name__}: {error})"
 
@@ -56,14 +56,14 @@ def _what_is_wrong(stage: Stage, case: Case, values: Mapping[str, F64], got: F64
         want = expected.value
         if got.shape != want.shape:
             return f"the backend shows {list(got.shape)} elements instead of {list(want.shape)}"
-        error = np.abs(got - want)
-        right = (error <= expected.bound) | np.isnan(want) | np.isinf(expected.bound) | (got == want)
-        times = np.where(right, -1.0, np.nan_to_num(error / expected.bound, nan=np.inf, posinf=np.inf))
+        error, bound = np.abs(got - want), np.broadcast_to(expected.bound, want.shape)
+        right = (error <= bound) | np.isnan(want) | np.isinf(bound) | (got == want)
+        times = np.where(right, -1.0, np.nan_to_num(error / bound, nan=np.inf, posinf=np.inf))
     if right.all():
         return ""
     worst = np.unravel_index(int(np.argmax(times)), times.shape)
     place = ",".join(str(int(i)) for i in worst[::-1])
     return (
         f"{int(np.count_nonzero(~right))} of {right.size} elements are wrong, the worst at [{place}]: "
-        f"got {got[worst]:g}, want {want[worst]:g} (bound {expected.bound[worst]:.3g})"
+        f"got {got[worst]:g}, want {want[worst]:g} (bound {bound[worst]:.3g})"
     )

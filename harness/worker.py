@@ -29,16 +29,19 @@ import numpy as np
 from opconform.harness.backend import Backend, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
+from opconform.harness.numerics import Numerics
 from opconform.harness.registry import UsageError, backend_class
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one case: run, not supported for a reason, or ended by a Python exception."""
+    """What became of one case: run, not supported for a reason, or ended by a Python exception. `numerics` are the
+    case's own, where they are not the device's."""
 
     unsupported: str | None = None
     error: str | None = None
     seconds: float = 0.0
+    numerics: Numerics | None = None
 
 
 def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
@@ -51,7 +54,7 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
         backend.run(case, Buffers(case, memory))
     except Exception as error:
         return Answer(error=_own_frames(error), seconds=time.perf_counter() - start)
-    return Answer(seconds=time.perf_counter() - start)
+    return Answer(seconds=time.perf_counter() - start, numerics=backend.numerics(case))
 
 
 def shown_stages(backend: Backend, case: Case, memory: np.ndarray) -> dict[str, np.ndarray] | str | None:

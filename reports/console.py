@@ -35,15 +35,19 @@ def screen(failure: Failure, commands: Sequence[str]) -> str:
         lines += places(case, wrong)
     for index, line in enumerate(failure.provenance):
         lines += _wrapped("moved" if index == 0 else "", line)
+    if failure.stage:
+        lines += _wrapped("stage", failure.stage)
     if failure.hint:
         lines += _wrapped("hint", failure.hint)
-    lines += _wrapped("packed", _twin(failure.packed_twin))
+    lines += _wrapped("packed", twin(failure.packed_twin))
     if failure.also:
         lines += _wrapped("also", failure.also)
     if failure.versions:
         lines += _wrapped("versions", ", ".join(f"{name} {value}" for name, value in failure.versions))
     if failure.stderr:
-        said = [part for line in failure.stderr.splitlines() for part in textwrap.wrap(_plain(line), WIDTH - 4) or [""]]
+        said = [
+            part for line in failure.stderr.splitlines() for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]
+        ]
         lines += ["", "  it said", *(f"    {line}" for line in said[-_STDERR_LINES:])]
     lines += ["", "  again with", *(f"    {command}" for command in commands)]
     return "\n".join(line.rstrip() for line in lines)
@@ -62,7 +66,7 @@ def _case(case: Case) -> list[str]:
     return [line.replace(", ", ",") for line in _wrapped("case", spaced)]
 
 
-def _plain(line: str) -> str:
+def clean(line: str) -> str:
     """A line of a worker's output without colours and what else a terminal would act on."""
     return "".join(char for char in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.expandtabs()) if char.isprintable())
 
@@ -75,6 +79,7 @@ def _layouts(case: Case) -> list[str]:
     lines = []
     for name, layout in case.layouts.items():
         place = f"is {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
+        place = f"in the memory of {case.shares[name]}" if name in case.shares else place
         at = f"strides={_tuple(layout.strides)} offset={layout.offset}  {place}"
         lines += _wrapped(name, f"{layout.dtype} shape={_tuple(layout.shape)} {at}")
     return lines
@@ -90,19 +95,23 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
     if worst.bound > 0 and not math.isfinite(worst.error):
         times = "not a finite error"
     i = tuple(reversed(worst.index))
+    of = wrong.output if len(failure.case.outputs) > 1 else ""
+    u = failure.numerics.roundoff
+    precision = f"; u = 2^{math.log2(u):g}, as the backend declares for this case" if u > 2.0**-24 else ""
     return [
-        f"  worst      at [{','.join(map(str, i))}] (i0,i1,…): got {worst.got:.9g}, want {worst.want:.9g}",
+        f"  worst      at {of}[{','.join(map(str, i))}] (i0,i1,…): got {worst.got:.9g}, want {worst.want:.9g}",
         f"             error {worst.error:.3g}, bound {worst.bound:.3g}: {times}",
-        *_wrapped("bound", f"{failure.bound}   [{failure.bound_at}]"),
+        *_wrapped("bound", f"{failure.bound}{precision}   [{failure.bound_at}]"),
         f"  nmse       {wrong.nmse:.3g} over the whole output, as upstream computes it",
     ]
 
 
 def places(case: Case, wrong: Wrong) -> list[str]:
     """Which slices are wrong, and the map of the first wrong one."""
-    out = next(iter(case.outputs.values()))
+    out = case.outputs[wrong.output]
+    of = f" of {wrong.output}" if len(case.outputs) > 1 else ""
     lines = [
-        f"  where      {wrong.count} of {wrong.total} elements, {wrong.slices_wrong} of {wrong.slices_total} slices"
+        f"  where      {wrong.count} of {wrong.total} elements{of}, {wrong.slices_wrong} of {wrong.slices_total} slices"
     ]
     if wrong.slices_total > 1:
         shown = " ".join(f"{_outer(index)}:{_state(count)}" for index, count in wrong.slices)
@@ -126,7 +135,8 @@ def _state(count: int) -> str:
     return "right" if count == 0 else f"{count} wrong"
 
 
-def _twin(fate: str) -> str:
+def twin(fate: str) -> str:
+    """What the fate of the contiguous twin means."""
     return {
         "passes": "the same values packed (contiguous, offset 0) pass: the fault lies in strides or offsets",
         "fails": "the same values packed (contiguous, offset 0) fail too: strides and offsets are not to blame",

@@ -44,7 +44,7 @@ class Facts:
         self.target = target
         self.case = failure.case
         self.op: Op = ops()[failure.case.op]
-        self.numerics = target.device.numerics
+        self.numerics = failure.numerics
 
     @property
     def is_deadly(self) -> bool:
@@ -55,9 +55,16 @@ class Facts:
         """The raw elements of every input."""
         return inputs_of(self.case, self.op)
 
+    @property
+    def out(self) -> str:
+        """The output that is wrong; the first one where nothing was compared."""
+        return self.failure.wrong.output if self.failure.wrong else self.op.outputs[0]
+
     @cached_property
     def expected(self) -> Expected:
-        return expectation(self.case, self.op, self.values, self.numerics)
+        """What is expected of `out`."""
+        whole = expectation(self.case, self.op, self.values, self.numerics)
+        return whole if self.out == self.op.outputs[0] else whole.others[self.out]
 
     @cached_property
     def free(self) -> Mask:
@@ -70,8 +77,8 @@ class Facts:
         """The bound per element, infinity where nothing is demanded. For an op judged by a residual: that of the
         reference itself, which is close to that of any answer close to it."""
         expected, bound = self.expected, self.expected.bound
-        if self.op.judge is not None:
-            dtype = self.case.outputs[self.op.outputs[0]].type
+        if self.op.judge is not None and self.out == self.op.outputs[0]:
+            dtype = self.case.outputs[self.out].type
             with np.errstate(all="ignore"):
                 rounded = dtype.encode(expected.value)
             bound = compare(self.case, self.op, self.values, expected, rounded, self.numerics).bound

@@ -60,8 +60,8 @@ def picture(failure: Failure) -> str | None:
     """The SVG; None where nothing was compared (a crash)."""
     if failure.wrong is None:
         return None
-    wrong, out = failure.wrong, next(iter(failure.case.outputs.values()))
-    name = next(iter(failure.case.outputs))
+    wrong, name = failure.wrong, failure.wrong.output
+    out = failure.case.outputs[name]
     title = f"{name} of {failure.case.op.upper()} on {failure.target}: {wrong.count} of {wrong.total} elements wrong"
     mask = whole_mask(wrong, out.shape)
     if mask is None:

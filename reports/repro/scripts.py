@@ -41,7 +41,7 @@ def script(facts: Facts, part: Part) -> str:
     imports = {"sys", "traceback", *part.imports, *needs}
     if facts.is_deadly:
         imports |= {"os", "subprocess"}
-    op, (out, *_) = facts.op, facts.op.outputs
+    op, out = facts.op, facts.out
     text = render(
         part.template,
         **{
@@ -95,7 +95,7 @@ def _indent(line: str) -> str:
 def _some(facts: Facts) -> dict[str, bool]:
     """Which of the rarer rules of judging this case needs."""
     value, exact = facts.expected.value, facts.exact
-    tiny = facts.case.outputs[facts.op.outputs[0]].type.smallest_normal
+    tiny = facts.case.outputs[facts.out].type.smallest_normal
     flushes = facts.numerics.flushes_denormals
     with np.errstate(invalid="ignore"):
         return {
