@@ -4,7 +4,7 @@ GGML := $(CURDIR)/.cache/ggml
 SEED ?= 1  # of the search in `make test`: the same cases for every change; `make run` draws new ones each time
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench clean
+.PHONY: help setup run test nightly lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -28,9 +28,12 @@ test: lint  ## lint, then every test, against four builds of ggml
 	OPCONFORM_GGML_LIB_FIXED=$(GGML)/b8121 \
 	$(BIN)/python -m pytest --seed $(SEED)
 
+nightly: setup  ## the nightly run, here: BUDGET minutes, SHARDS, GGML_LIB, EXTRA_GGML="NAME=FOLDER …" (tools/nightly.sh)
+	@GGML_LIB=$(or $(GGML_LIB),$(GGML)/v0.5.0) tools/nightly.sh
+
 bench: setup  ## judged cases per second for each backend and op
 	$(BIN)/python benchmarks/throughput.py --ggml-lib $(GGML)/v0.5.0
 
 clean:  ## remove what builds and tests leave behind; .venv and .cache stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases reports/events reports/history.sqlite* reports/repro/*-*/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases reports/events reports/history.sqlite* reports/report.html reports/repro/*-*/
 	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +

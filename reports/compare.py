@@ -19,6 +19,7 @@ CHANGES = (
     "newly unsupported",
     "newly slow",
     "still failing",
+    "known failure",
     "fixed",
     "new pair",
 )
@@ -58,6 +59,9 @@ def _changes(old: State | None, new: State | None, slow: float) -> Iterator[tupl
         yield "vanished", True
     elif new.outcome == "not finished":
         yield "not finished", True
+    elif new.outcome == "known":
+        if old is None or old.outcome != "known":
+            yield "known failure", False
     elif old is None or old.outcome == "not finished":
         yield ("new failure", True) if new.outcome == "failed" else ("new pair", False)
     elif new.outcome == "failed":
@@ -65,10 +69,10 @@ def _changes(old: State | None, new: State | None, slow: float) -> Iterator[tupl
         yield ("still failing", False) if known else ("new failure", True)
     elif new.outcome == "unsupported":
         if old.outcome != "unsupported":
-            yield "newly unsupported", old.outcome == "passed"
+            yield "newly unsupported", old.outcome in ("passed", "known")
     elif _new_names(old, new):
         yield "new failure", True
-    elif old.outcome == "failed" or new.mended & old.bugs:
+    elif old.outcome in ("failed", "known") or new.mended & old.bugs:
         yield "fixed", False
     elif old.outcome == "unsupported":
         yield "new pair", False
@@ -90,11 +94,14 @@ def _words(state: State | None, other: State | None, what: str) -> str:
         return "–"
     if what == "newly slow":
         return f"{state.rate:.0f} cases/s"
-    words = f"{state.outcome} {state.executed}" if state.outcome in ("passed", "failed") else state.outcome
+    ran = state.outcome in ("passed", "failed", "known")
+    words = f"{state.outcome} {state.executed}" if ran else state.outcome
     other = other or State("not finished")
     if state.outcome == "failed":
         names = sorted(state.failed_known - other.failed_known - {state.case_id})
         words += f": {state.kind} ({_few([state.case_id, *names])})"
+    elif state.outcome == "known":
+        words += f": {_few(list(dict.fromkeys(f'{known.reason} ({known.entry})' for known in state.listed)))}"
     elif state.reasons and what == "newly unsupported":
         words += f"{', unsupported' if state.executed else ''}: {'; '.join(state.reasons)}"
     if what in ("new failure", "fixed"):

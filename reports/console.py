@@ -15,7 +15,7 @@ from rich.text import Text
 
 from opconform.harness.case import Case
 from opconform.harness.failure import Failure, Wrong
-from opconform.harness.result import Result
+from opconform.harness.result import KnownFailure, Result
 
 WIDTH = 110
 _STDERR_LINES = 12
@@ -45,9 +45,7 @@ def screen(failure: Failure, commands: Sequence[str]) -> str:
     if failure.versions:
         lines += _wrapped("versions", ", ".join(f"{name} {value}" for name, value in failure.versions))
     if failure.stderr:
-        said = [
-            part for line in failure.stderr.splitlines() for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]
-        ]
+        said = [part for line in failure.stderr.splitlines() for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]]
         lines += ["", "  it said", *(f"    {line}" for line in said[-_STDERR_LINES:])]
     lines += ["", "  again with", *(f"    {command}" for command in commands)]
     return "\n".join(line.rstrip() for line in lines)
@@ -178,6 +176,8 @@ def _cell(result: Result | None, notes: dict[str, int]) -> str:
     if tally.executed == 0:
         return f"unsupported {reasons}".rstrip()
     cell = f"passed {tally.executed}"
+    if result.known:
+        cell = f"known ({tally.executed})"
     if result.failure is not None:
         cell = f"FAILED ({tally.executed}) {result.failure.kind}"
     if tally.unsupported:
@@ -191,7 +191,23 @@ def _cell(result: Result | None, notes: dict[str, int]) -> str:
         fate = "known bug" if bug.still_fails else "FIXED"
         about = "kept out of the search" if bug.still_fails else "its pinned case passes now"
         cell += f", {fate} {_mark(notes, f'{fate}, {about}: {bug.reason} (case {bug.id})')}"
+    for listed in result.known_failures:
+        cell += f", {'FIXED' if listed.fixed else 'known failure'} {_mark(notes, _about_known(listed))}"
     return cell
+
+
+def _about_known(listed: KnownFailure) -> str:
+    """What became of an expected failure, and where it is listed."""
+    if listed.fixed:
+        fate = f"FIXED, its case {listed.case} passes now and nothing else fails"
+    elif listed.fate == "passes":
+        fate = f"known failure, though its case {listed.case} passes: pin one of the {listed.covered} that fail"
+    elif listed.fate == "fails":
+        fate = f"known failure, its case {listed.case} fails; it covers {listed.covered} failing cases of this run"
+    else:
+        fate = f"known failure, its case {listed.case} was not run ({listed.fate})"
+    until = f"EXPIRED on {listed.expires}" if listed.expired else f"until {listed.expires}"
+    return f"{fate}: {listed.reason} ({listed.entry}; {until}; {listed.link})"
 
 
 def _mark(notes: dict[str, int], note: str) -> str:
@@ -200,12 +216,18 @@ def _mark(notes: dict[str, int], note: str) -> str:
 
 def counts(results: Sequence[Result]) -> str:
     """The last line: what ran, and what became of it."""
-    passed = sum(result.tally.passed for result in results)
+    tallies = [result.tally for result in results]
     failing = sum(result.failure is not None for result in results)
-    unsupported = sum(result.tally.unsupported.total() for result in results)
-    executed = sum(result.tally.executed for result in results)
+    executed, passed, failed, known, unsupported = (
+        sum(tally.executed for tally in tallies),
+        sum(tally.passed for tally in tallies),
+        sum(tally.failed for tally in tallies),
+        sum(tally.known for tally in tallies),
+        sum(tally.unsupported.total() for tally in tallies),
+    )
     pairs = f"{len(results) - failing} of {len(results)} pairs of op and device without a failure"
-    return f"{executed} cases run, {passed} passed, {executed - passed} failed, {unsupported} unsupported; {pairs}"
+    expected = f", {known} failed as expected" if known else ""
+    return f"{executed} cases run, {passed} passed, {failed} failed{expected}, {unsupported} unsupported; {pairs}"
 
 
 def text_of(table: Table, width: int = 200) -> str:

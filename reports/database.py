@@ -16,7 +16,7 @@ from pathlib import Path
 from opconform.harness.registry import UsageError
 from opconform.reports.rows import UPSTREAM
 
-VERSION = 1  #: of the tables below; a file with a higher one is from a newer Opconform
+VERSION = 2  #: of the tables below; a file with a higher one is from a newer Opconform
 APPLICATION_ID = 0x4F50434F  #: "OPCO", in the file's header
 BUSY_SECONDS = 30.0  #: how long to wait for another process that is writing
 
@@ -70,7 +70,19 @@ _CASES = "CREATE TABLE test_backend_ops ({})".format(
     ", ".join(f"{name} {kind}" for name, kind in {**UPSTREAM, **OURS}.items())
 )
 
-TABLES = ("runs", "results", "test_backend_ops")
+#: What makes the tables of each version from those of the one before; 0 is an empty file. New columns have defaults, so
+#: that rows of an older version stay as they are. `options`: where the run's files went, and what its commands need;
+#: `result`: all of the result (`Result.to_json`), but for the bytes of the failing case's inputs.
+_STEPS = {
+    1: (_RUNS, _RESULTS, _CASES, f"PRAGMA application_id = {APPLICATION_ID}"),
+    2: (
+        "ALTER TABLE runs ADD COLUMN options TEXT NOT NULL DEFAULT '{}'",
+        "ALTER TABLE results ADD COLUMN result TEXT NOT NULL DEFAULT ''",
+    ),
+}
+
+CASES = "test_backend_ops"
+TABLES = ("runs", "results", CASES)
 
 
 class Unwritable(UsageError):
@@ -118,7 +130,7 @@ def read_history(path: Path, empty: bool = False) -> sqlite3.Connection:
         db = sqlite3.connect(choice, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             db.execute("PRAGMA query_only = ON")
-            if not _is_ours(db, path) and not empty:
+            if not _version(db, path) and not empty:
                 raise UsageError(f"{path}: the file is empty")
             return db
         except sqlite3.Error as error:
@@ -157,29 +169,28 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Check whose file it is before anything in it changes, then make the tables where there are none."""
-    _is_ours(db, path)
+    """Check whose file it is before anything in it changes, then make the tables, or bring them up to date."""
+    _version(db, path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")  # a power failure may take the last cases, a kill takes none
-    if not _is_ours(db, path):
+    if _version(db, path) < VERSION:
         with transaction(db):
-            if not _is_ours(db, path):
-                for statement in (_RUNS, _RESULTS, _CASES):
+            for version in range(_version(db, path) + 1, VERSION + 1):
+                for statement in _STEPS[version]:
                     db.execute(statement)
-                db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                db.execute(f"PRAGMA user_version = {VERSION}")
+                db.execute(f"PRAGMA user_version = {version}")
 
 
-def _is_ours(db: sqlite3.Connection, path: Path) -> bool:
-    """Whether the file is a history; False where it is empty. Raises `UsageError` for any other."""
+def _version(db: sqlite3.Connection, path: Path) -> int:
+    """The version of a history's tables; 0 where the file is empty. Raises `UsageError` for any other file."""
     if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-        return False
+        return 0
     version = _pragma(db, "user_version")
     if _pragma(db, "application_id") != APPLICATION_ID:
         raise UsageError(f"{path}: an SQLite file of another program, not a history of Opconform")
     if version > VERSION:
         raise UsageError(f"{path}: written by a newer Opconform (history version {version}; this one has {VERSION})")
-    return True
+    return version
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:

@@ -11,6 +11,7 @@ import os
 import sqlite3
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 LARGEST_CASE = 1 << 16  #: a longer case is kept without the bytes of its inputs; its file in reports/cases has them
 
 _INSERT_CASE = f"INSERT INTO test_backend_ops VALUES ({', '.join('?' * (len(UPSTREAM) + len(OURS)))})"
-_INSERT_RUN = "INSERT OR IGNORE INTO runs VALUES (?, ?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_INSERT_RESULT = f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * 15)})"
+_INSERT_RUN = "INSERT OR IGNORE INTO runs VALUES (?, ?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT_RESULT = f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * 16)})"
 
 
 def history_path(settings: Settings) -> Path | None:
@@ -147,7 +148,7 @@ class History(Recorder):
         run, settings = self._run, self._run.settings
         values = (
             *(run.id, run.started, run.command, settings.seed, settings.profile, settings.examples, *settings.shard),
-            *(__version__, json.dumps(run.devices), json.dumps(run.pairs)),
+            *(__version__, json.dumps(run.devices), json.dumps(run.pairs), json.dumps(_options(settings))),
         )
         with transaction(self._db):
             self._db.execute(_INSERT_RUN, values)
@@ -175,6 +176,7 @@ class History(Recorder):
             "" if failure is None else _case_text(failure.case),
             *(json.dumps(result.failed_known), json.dumps([[bug.id, bug.still_fails] for bug in result.known_bugs])),
             *(tally.seconds, tally.executed / tally.seconds if tally.seconds > 0 else None),
+            json.dumps(_without_data(result).to_json()),
         )
         with transaction(self._db):
             self._db.execute(_INSERT_RESULT, values)
@@ -183,6 +185,19 @@ class History(Recorder):
         with transaction(self._db):
             self._db.execute("UPDATE runs SET ended = ? WHERE run_id = ?", (now(), self._run.id))
         self._db.close()
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """The settings that the commands of `session.commands` follow from."""
+    return {"report_dir": settings.report_dir, "repro_dir": settings.repro_dir, "strict": settings.strict}
+
+
+def _without_data(result: Result) -> Result:
+    """The result without the bytes of the failing case's inputs, which `case_json` keeps."""
+    failure = result.failure
+    return (
+        result if failure is None else replace(result, failure=replace(failure, case=replace(failure.case, data=None)))
+    )
 
 
 def _case_text(case: Case) -> str:

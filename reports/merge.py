@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from opconform.harness.registry import UsageError
-from opconform.reports.database import TABLES, Unwritable, check_history, open_history, read_history, transaction
+from opconform.reports.database import CASES, TABLES, Unwritable, check_history, open_history, read_history, transaction
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class Merged:
     known: int
 
 
-def merge(out: Path, inputs: Sequence[Path]) -> list[Merged]:
-    """Take every run of `inputs` into the history `out`, which is made where there is none.
+def merge(out: Path, inputs: Sequence[Path], cases: bool = True) -> list[Merged]:
+    """Take every run of `inputs` into the history `out`, which is made where there is none; without the row of each
+    case where `cases` is false, which makes it small enough to keep for years.
 
     A run that `out` has already is replaced only by a copy with more in it, so that merging again changes nothing.
     Everything is taken or, where one input cannot be read, nothing. Raises `UsageError`.
@@ -36,7 +37,8 @@ def merge(out: Path, inputs: Sequence[Path]) -> list[Merged]:
     db = open_history(out)
     try:
         with transaction(db):
-            return [_take(db, path) for path in inputs]
+            tables = [table for table in TABLES if cases or table != CASES]
+            return [_take(db, path, tables) for path in inputs]
     except BaseException as error:
         db.close()
         if created:
@@ -48,13 +50,13 @@ def merge(out: Path, inputs: Sequence[Path]) -> list[Merged]:
         db.close()
 
 
-def _take(db: sqlite3.Connection, path: Path) -> Merged:
+def _take(db: sqlite3.Connection, path: Path, tables: Sequence[str]) -> Merged:
     added = replaced = known = 0
     source = read_history(path)
     try:
         source.execute("BEGIN")  # one state of it, even while a run is writing
         for (run_id,) in source.execute("SELECT run_id FROM runs ORDER BY started, rowid").fetchall():
-            theirs, ours = _weight(source, run_id), _weight(db, run_id)
+            theirs, ours = _weight(source, run_id, tables), _weight(db, run_id, tables)
             if ours is None:
                 added += 1
             elif theirs is not None and theirs > ours:
@@ -62,10 +64,12 @@ def _take(db: sqlite3.Connection, path: Path) -> Merged:
             else:
                 known += 1
                 continue
-            for table in TABLES:
+            for table in tables:
                 db.execute(f"DELETE FROM {table} WHERE run_id = ?", (run_id,))
                 rows = source.execute(f"SELECT * FROM {table} WHERE run_id = ? ORDER BY rowid", (run_id,))
-                db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(rows.description))})", rows)
+                names = [column[0] for column in rows.description]  # an older history has fewer
+                marks = ", ".join("?" * len(names))
+                db.executemany(f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", rows)
     except sqlite3.Error as error:
         raise UsageError(f"{path}: {error}") from None
     finally:
@@ -73,13 +77,10 @@ def _take(db: sqlite3.Connection, path: Path) -> Merged:
     return Merged(path, added, replaced, known)
 
 
-def _weight(db: sqlite3.Connection, run_id: str) -> tuple[int, int, str] | None:
-    """How much there is of a run, to compare two copies of it: cases, results, and when it ended."""
+def _weight(db: sqlite3.Connection, run_id: str, tables: Sequence[str]) -> tuple[str | int, ...] | None:
+    """How much there is of a run, to compare two copies of it: rows of each table, and when it ended."""
     found = db.execute("SELECT coalesce(ended, '') FROM runs WHERE run_id = ?", (run_id,)).fetchone()
     if found is None:
         return None
-    counts = [
-        db.execute(f"SELECT count(*) FROM {table} WHERE run_id = ?", (run_id,)).fetchone()[0]
-        for table in ("test_backend_ops", "results")
-    ]
-    return counts[0], counts[1], found[0]
+    counts = [db.execute(f"SELECT count(*) FROM {table} WHERE run_id = ?", (run_id,)).fetchone()[0] for table in tables]
+    return *reversed(counts), found[0]

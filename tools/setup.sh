@@ -83,6 +83,7 @@ can_load() { "$PYTHON" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" >/
 has_icd() { compgen -G "/usr/share/vulkan/icd.d/$1" >/dev/null || compgen -G "/etc/vulkan/icd.d/$1" >/dev/null; }
 has_opencl_icd() { compgen -G '/etc/OpenCL/vendors/*.icd' >/dev/null; }
 has_python_headers() { [[ -e $("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]; }
+has_browser() { command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; }
 has_glsl_compiler() { command -v glslc >/dev/null || command -v glslangValidator >/dev/null; }
 
 # What has to be there: the Debian package that brings it, a test for it, what it is for.
@@ -101,6 +102,8 @@ pieces=(
   "ocl-icd-libopencl1|can_load libOpenCL.so.1|the OpenCL loader"
   "pocl-opencl-icd|has_opencl_icd|an OpenCL driver; PoCL runs on the CPU"
   "npm|command -v npm|fetching prebuilt ggml libraries"
+  "chromium|has_browser|a test that opens the HTML report"
+  "chromium-driver|command -v chromedriver|the same"
 )
 
 # Sets `missing` (packages) and `wanted` (lines that say what each is for).
@@ -135,8 +138,13 @@ install_system_packages() {
   if ((${#root[@]})); then
     step "apt-get update" "${root[@]}" apt-get update
     for index in "${!missing[@]}"; do
-      # Ubuntu before 24.04 has no package glslc.
-      if [[ ${missing[index]} == glslc ]] && ! has_package glslc; then missing[index]=glslang-tools; fi
+      # Ubuntu before 24.04 has no package glslc, and calls Chromium's packages something else.
+      has_package "${missing[index]}" && continue
+      case ${missing[index]} in
+        glslc) missing[index]=glslang-tools ;;
+        chromium) missing[index]=chromium-browser ;;
+        chromium-driver) missing[index]=chromium-chromedriver ;;
+      esac
     done
     step "apt-get install ${missing[*]}" \
       "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}"
@@ -266,7 +274,7 @@ mkdir -p "$cache/ggml"
 : >"$log"
 cat <<END
 Setting up Opconform; what is already there is kept.
-  system   compilers, a Vulkan and an OpenCL driver for the CPU, npm (by apt-get; only what is missing)
+  system   compilers, a Vulkan and an OpenCL driver for the CPU, npm, Chromium (by apt-get; only what is missing)
   .venv    opconform itself with its tools, pyopencl, $TORCH_SPEC, $KP_SPEC
   .cache   four prebuilt ggml builds, 25 MB each to fetch, 75 MB each on disk
 END

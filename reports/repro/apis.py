@@ -7,6 +7,7 @@ there has a script too.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import re
 import textwrap
@@ -16,8 +17,8 @@ from typing import Any
 
 from opconform.backends.ggml.graph import TYPES
 from opconform.backends.ggml.ops import OPS
-from opconform.backends.opencl.arguments import LAUNCHES
-from opconform.backends.vulkan.arguments import DISPATCHES, WORDS
+from opconform.backends.opencl.arguments import LAUNCHES, SCRATCH
+from opconform.backends.vulkan.arguments import DISPATCHES, TABLE_WORDS, TABLES, WORDS, with_scratch
 from opconform.harness.buffers import Plan
 from opconform.harness.case import Case
 from opconform.harness.layouts import Layout, contiguous_strides
@@ -125,17 +126,21 @@ def opencl(facts: Facts, kernels: Path | None = None) -> Part:
 
     file = (kernels or OpenCLBackend.kernels) / f"{facts.op.name}.cl"
     source = _read(file)
-    launches = []
+    launches, scratch = [], {}
     for suffix, case, _ in facts.parts:
+        made = SCRATCH[case.op](case) if case.op in SCRATCH else {}
+        scratch |= {name + suffix: max(4 * math.prod(shape), 4) for name, shape in made.items()}
         for launch in LAUNCHES[case.op](case):
             fields = _annotated(launch.fields, _fields(source, r"struct\s+arguments\s*\{(.*?)\}"))
-            names = [name + suffix for name in launch.buffers]
+            there = {*case.layouts, *made}
+            names = [name + suffix if name in there else None for name in launch.buffers]
             launches.append({"kernel": launch.kernel, "work": launch.items, "fields": fields, "buffers": names})
     return Part(
         "opencl.py.j2",
         {
             "device": facts.target.device.id,
             "launches": launches,
+            "scratch": scratch,
             "kernel_file": file.name,
             "kernel_source": _literal(source),
         },
@@ -155,16 +160,26 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
         code = shaders.spirv(file)
     except (Unavailable, RuntimeError, OSError) as error:
         raise CannotWriteError(f"{file.name} cannot be compiled: {error}") from None
-    dispatches = []
-    for _, case, plan in facts.parts:
-        for dispatch in DISPATCHES[case.op](case, plan):
+    dispatches, tables, end = [], [], facts.size
+    for number, (_, case, plan) in enumerate(facts.parts):
+        laid_out = with_scratch(case, Plan(plan.slots, end))  # all scratch lies behind all arguments
+        end = laid_out.size
+        if case.op in TABLES:
+            words = TABLES[case.op](case, laid_out)
+            tables.append(_annotated(words, _fields(source, r"buffer\s+Table\s*\{(.*?)\}")))
+        for dispatch in DISPATCHES[case.op](case, laid_out):
             fields = _annotated(dispatch.words, _fields(source, r"uniform\s+Arguments\s*\{(.*?)\}"))
-            dispatches.append({"groups": groups_of(dispatch.items), "fields": fields})
+            groups = groups_of(dispatch.items)
+            dispatches.append({"groups": groups, "table": number, "part": dispatch.part, "fields": fields})
     return Part(
         "vulkan.py.j2",
         {
             "device": facts.target.device.id,
             "words": WORDS,
+            "table_words": TABLE_WORDS,
+            "tables": tables,
+            "parts": any(dispatch["part"] for dispatch in dispatches),
+            "scratch": end - facts.size,
             "dispatches": dispatches,
             "kernel_file": file.name,
             "kernel_source": _literal(source),

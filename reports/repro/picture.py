@@ -110,7 +110,7 @@ def _drawn(page: Page, marked: Mask, worst: tuple[int, ...] | None) -> str:
             label = f"i2={i2}, i3={i3}" if several else ""
             paths = _paths(here, there, (across, down), page.cell)
             page.slices.append(Slice(*place, *size, label, bool(here.any()), *paths, _times(mark, page.cell)))
-    page.width = max(_GAP + len(columns) * step[0], 7 * max(len(page.title), *map(len, page.notes), 60) + 2 * _GAP)
+    page.width = max(_GAP + len(columns) * step[0], 7 * max(len(page.title), *map(len, page.notes), 64) + 2 * _GAP)
     page.height = page.top + len(rows) * step[1] + _TEXT
     return render("map.svg.j2", page=page)
 

@@ -78,7 +78,7 @@ def test_a_bad_input_leaves_the_output_as_it_was(tmp_path: Path) -> None:
     one, bad, out = (tmp_path / f"{name}.sqlite" for name in ("one", "bad", "out"))
     finished(one, [PASSED])
     with closing(open_history(bad)) as db:  # one that is found to be broken only when its rows are read
-        db.execute("INSERT INTO runs VALUES ('r', '2026', NULL, 'search', 1, '', 1, 1, 1, '', '{}', '[]')")
+        db.execute("INSERT INTO runs VALUES ('r', '2026', NULL, 'search', 1, '', 1, 1, 1, '', '{}', '[]', '{}')")
         db.execute("DROP TABLE results")
     with pytest.raises(UsageError, match=r"bad.sqlite: no such table: results"):
         merge(out, [one, bad])

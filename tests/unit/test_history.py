@@ -225,7 +225,7 @@ def text(path: Path) -> None:
     ("make", "message"),
     [
         (foreign, "an SQLite file of another program, not a history of Opconform"),
-        (newer, "written by a newer Opconform (history version 2; this one has 1)"),
+        (newer, "written by a newer Opconform (history version 3; this one has 2)"),
         (text, "not a history: file is not a database"),
         (Path.mkdir, "is not a file"),
     ],

@@ -1,0 +1,1 @@
+"""The HTML report: one file made from a history, which needs neither network nor script."""
