@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -13,17 +13,33 @@ from opconform.harness.case import Case
 from opconform.harness.layouts import LayoutClass
 from opconform.harness.numerics import Numerics
 
+if TYPE_CHECKING:
+    from opconform.harness.sanitizer import Sanitizer
+
 
 class Unavailable(Exception):
-    """A backend that cannot run here: `reason` says why, `remedy` what would make it run."""
+    """A backend that cannot run here: `reason` says why, `remedy` what would make it run. `hardware`: what is missing
+    is a machine, which no installation brings, so that CI does without it."""
 
-    def __init__(self, reason: str, remedy: str) -> None:
+    def __init__(self, reason: str, remedy: str, hardware: bool = False) -> None:
         super().__init__(f"{reason}; {remedy}")
         self.reason = reason
         self.remedy = remedy
+        self.hardware = hardware
 
-    def __reduce__(self) -> tuple[type[Unavailable], tuple[str, str]]:
-        return Unavailable, (self.reason, self.remedy)
+    def __reduce__(self) -> tuple[type[Unavailable], tuple[str, str, bool]]:
+        return Unavailable, (self.reason, self.remedy, self.hardware)
+
+
+class KernelFault(Exception):
+    """What a backend has seen a kernel do that its API does not define; raised by `Backend.run`.
+
+    `kind` is one of `sanitizer.KINDS` and becomes that of the verdict; the text says the file and line.
+    """
+
+    def __init__(self, kind: str, says: str) -> None:
+        super().__init__(says)
+        self.kind = kind
 
 
 @dataclass(frozen=True)
@@ -91,6 +107,11 @@ class Backend:
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
         """The devices here. Raises `Unavailable` where there is none."""
         return [Device("0", cls.name or cls.__name__)]
+
+    @classmethod
+    def sanitizer(cls) -> Sanitizer:
+        """The checker of this backend's API. Raises `Unavailable` where it is not installed, or there is none."""
+        raise Unavailable(f"the backend {cls.name} has no checker to run under", "leave it out, or --sanitize")
 
     def limits(self) -> tuple[Limit, ...]:
         """What this device does not take. The search steers by it, so that no draw is wasted."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from opconform.harness.buffers import GUARD, Buffers, unwritten
 from opconform.harness.case import Case
-from opconform.harness.dtypes import F64, Mask, Raw
+from opconform.harness.dtypes import Mask, Raw
 from opconform.harness.layouts import Layout
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison
@@ -50,7 +50,7 @@ class Check:
     look: Callable[[Run], Finding | None]
 
 
-Again = Callable[[Case], Mapping[str, F64] | None]
+Again = Callable[[Case], Mapping[str, Comparison] | None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Metamorphic:
     """A relation between runs that holds for every right kernel of an op.
 
     `look` gets a packed case that passed, its inputs, its comparisons by output, and a function that runs another case
-    (of any op) on the same device: its outputs as float64, or None where it is unsupported or fails. It returns the
+    (of any op) on the same device: its comparisons by output, or None where it is unsupported or fails. It returns the
     detail of what it found, or None.
     """
 

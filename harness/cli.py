@@ -20,15 +20,18 @@ from rich.text import Text
 
 from opconform import __version__
 from opconform.harness.backend import Unavailable
+from opconform.harness.changes import DEFAULT_BASE, changed_files, ops_concerned
+from opconform.harness.commands_ci import add_to as add_matrix_to
 from opconform.harness.commands_history import COMMANDS
 from opconform.harness.known import find_case, known_cases
+from opconform.harness.known_failures import fixed, load, problems
 from opconform.harness.op import Op
 from opconform.harness.options import OPTIONS, Option, settings_from
 from opconform.harness.output import FORMATS, reporting
 from opconform.harness.registry import UsageError, chosen_ops, ops
 from opconform.harness.result import Result, Tally
 from opconform.harness.runner import Target
-from opconform.harness.session import Session, commands, targets_of
+from opconform.harness.session import Session, commands, on_device, targets_of
 from opconform.harness.settings import Settings, positive
 from opconform.reports.console import counts, matrix, screen, text_of
 from opconform.reports.history import History
@@ -88,6 +91,7 @@ def main() -> None:
 for _command in COMMANDS:
     main.add_command(_command)
 repro_command.add_to(main, _shared)
+add_matrix_to(main, _shared)
 
 
 @main.command("list")
@@ -147,9 +151,18 @@ def support(values: dict[str, Any]) -> None:
 @main.command()
 @_shared(*(option.name for option in OPTIONS))
 @click.option("--minutes", type=float, metavar="M", help="share this much time among all ops and devices")
+@click.option(
+    "--changed-ops",
+    is_flag=False,
+    flag_value=DEFAULT_BASE,
+    metavar="[BASE]",
+    help="only ops whose files differ from this commit (default: origin/main); the profile is quick unless chosen",
+)
 @_output
-def test(values: dict[str, Any], minutes: float | None, output: str) -> None:
+def test(values: dict[str, Any], minutes: float | None, changed_ops: str | None, output: str) -> None:
     """Search for failing cases of each op on each device; ends with the matrix."""
+    if changed_ops is not None:
+        values = {**values, "profile": values["profile"] or "quick"}
     settings = settings_from(values)
     chosen = chosen_ops(values["op"])
     cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values["case"]]
@@ -157,7 +170,11 @@ def test(values: dict[str, Any], minutes: float | None, output: str) -> None:
         chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
     seconds = None if minutes is None else 60 * positive("--minutes", minutes)
     targets, missing = targets_of(values["backend"], settings)
-    pairs = [(op.name, target.label) for target in targets for op in chosen]
+    todo = [(op, target) for target in targets for op in chosen]
+    if changed_ops is not None:
+        todo = _changed(todo, changed_ops)
+    pairs = [(op.name, target.label) for op, target in todo]
+    listed = () if cases else load(settings.known_failures)
     run = Run(settings, "replay" if cases else "search", about_devices(targets), pairs)
     observers = click.get_current_context().with_resource(reporting(run, output))
     click.echo(f"seed {settings.seed}: --seed {settings.seed} draws the same cases again")
@@ -171,26 +188,24 @@ def test(values: dict[str, Any], minutes: float | None, output: str) -> None:
     results: list[Result] = []
     lost = 0
     observers = [*observers, *bundle_writers(settings)]
-    with Session(settings, observers) as session, _Progress(len(chosen) * len(targets), settings) as progress:
+    with Session(settings, observers, listed) as session, _Progress(len(todo), settings) as progress:
         deadline = None if seconds is None else time.monotonic() + seconds
-        left = len(chosen) * len(targets)
-        for target in targets:
-            for op in chosen:
-                if deadline is not None:
-                    share = max(deadline - time.monotonic(), 0.0) / left
-                    session.settings = replace(settings, seconds=share, examples=sys.maxsize)
-                left -= 1
-                here = [(name, case) for name, case in cases if case.op == op.name]
-                try:
-                    with progress.of(op, target) as on_progress:
-                        result = session.replay(op, target, here) if cases else session.search(op, target, on_progress)
-                except Unavailable as error:
-                    click.echo(f"FAILED      {op.name} on {target.label} cannot run: {error}", err=True)
-                    lost += 1
-                    continue
-                progress.show(result)
-                results.append(result)
-    _finish(results, lost)
+        for index, (op, target) in enumerate(todo):
+            if deadline is not None:
+                share = max(deadline - time.monotonic(), 0.0) / (len(todo) - index)
+                session.settings = replace(settings, seconds=share, examples=sys.maxsize)
+            here = [(name, case) for name, case in cases if case.op == op.name]
+            try:
+                with progress.of(op, target) as on_progress:
+                    result = session.replay(op, target, here) if cases else session.search(op, target, on_progress)
+            except Unavailable as error:
+                click.echo(f"FAILED      {op.name} on {target.label} cannot run: {error}", err=True)
+                lost += 1
+                continue
+            progress.show(result)
+            results.append(result)
+    about = {(op.name, target.label): on_device(target) for op, target in todo}
+    _finish(results, lost, problems(listed, about, results))
 
 
 @main.command()
@@ -202,6 +217,7 @@ def test(values: dict[str, Any], minutes: float | None, output: str) -> None:
     "--time-limit",
     "--no-isolation",
     "--strict-supports",
+    "--sanitize",
     "--report-dir",
     "--also-seconds",
     "--history",
@@ -226,15 +242,35 @@ def replay(values: dict[str, Any], case: str, output: str) -> None:
     _finish(results)
 
 
-def _finish(results: Sequence[Result], lost: int = 0) -> None:
-    """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all."""
+def _changed(todo: Sequence[tuple[Op, Target]], base: str) -> list[tuple[Op, Target]]:
+    """Those of `todo` that a change since `base` concerns. Where it concerns none there is nothing to test: that is
+    said, and is no failure."""
+    root, files = changed_files(base)
+    names = list(dict.fromkeys(op.name for op, _ in todo))
+    concerned = {spec: ops_concerned(files, root, spec, names) for spec in {target.spec for _, target in todo}}
+    left = [(op, target) for op, target in todo if op.name in concerned[target.spec]]
+    said = ", ".join(dict.fromkeys(op.name for op, _ in left)) or "none that is tested here"
+    click.echo(f"{len(files)} files differ from {base}; they concern {said}")
+    if not left:
+        click.echo("nothing to test")
+        sys.exit(0)
+    return left
+
+
+def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()) -> None:
+    """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all; `faults`
+    are those of the list of expected failures."""
     click.echo()
     click.echo(matrix(results))
     click.echo(counts(results))
+    for line in fixed(results):
+        click.echo(line)
+    for fault in faults:
+        click.echo(fault, err=True)
     if not sum(result.tally.executed for result in results):
         click.echo("nothing was executed: that is a failure, not a pass", err=True)
         sys.exit(1)
-    if lost or any(result.failure is not None for result in results):
+    if lost or faults or any(result.failure is not None for result in results):
         sys.exit(1)
 
 
@@ -270,7 +306,8 @@ class _Progress:
         """Say what came of one op on one device, with the screen of its failure."""
         write = self._bar.console.out if self._bar is not None else click.echo
         tally = result.tally
-        state = "FAILED" if result.failure else "passed" if tally.executed else "unsupported"
+        state = "passed" if tally.executed else "unsupported"
+        state = "FAILED" if result.failure else "known" if result.known else state
         write(f"{state:<11} {result.op} on {result.target}: {tally.executed} cases in {tally.seconds:.1f} s")
         if result.failure is not None:
             write("\n" + screen(result.failure, commands(result.failure, self._settings)) + "\n")

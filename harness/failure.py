@@ -23,6 +23,7 @@ from opconform.harness.numerics import EXACT, Numerics
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison
 from opconform.harness.runner import Runner
+from opconform.harness.sanitizer import OPTION as SANITIZE
 from opconform.harness.stages import first_wrong_stage
 from opconform.harness.values import data_of, inputs_of
 
@@ -192,7 +193,10 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
 
 
 def _replay_options(runner: Runner, case: Case) -> tuple[str, ...]:
-    options = [f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in runner.target.options.items()]
+    options = [
+        f"--{name.replace('_', '-')} {shlex.quote(value)}" if name != SANITIZE else f"--{name}"
+        for name, value in runner.target.options.items()
+    ]
     if case.nbytes > DEFAULT_MAX_BYTES:
         options.append(f"--max-bytes {runner.max_bytes}")
     return tuple(options)

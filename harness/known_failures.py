@@ -34,6 +34,7 @@ from opconform.harness.checks import ON_REQUEST
 from opconform.harness.known import LARGEST, case_from_file, known_cases
 from opconform.harness.op import Op
 from opconform.harness.registry import UsageError, backend_names, op_names, ops, parts_of
+from opconform.harness.result import KnownFailure, Result
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +47,7 @@ DEFAULT_FILE = "known_failures.toml"
 ENDS = ("CRASH", "TIMEOUT", "ERROR", "SUPPORTS_OP LIES")
 _WRONG = ("WRONG VALUES", "NAN/INF", "NOT WRITTEN", "WROTE OUTSIDE", "INPUT MODIFIED", "SLICES MIXED")
 
+_SHORT = 40  #: versions that are longer are left out of a message
 _NEEDED = ("backend", "op", "case", "reason", "link", "expires")
 _FIELDS = (*_NEEDED, "device", "build", "kind", "where")
 _COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -106,6 +108,19 @@ def _number(text: str) -> Any:
 
 
 @dataclass(frozen=True)
+class OnDevice:
+    """A device as a run or a history tells of it: what `--backend` takes, its description and versions."""
+
+    target: str
+    description: str
+    versions: Mapping[str, str]
+
+    def __str__(self) -> str:
+        names = ", ".join(value for value in self.versions.values() if len(value) <= _SHORT)
+        return f"{self.target} is {self.description}{f' ({names})' if names else ''}"
+
+
+@dataclass(frozen=True)
 class Entry:
     """One expected failure; the module's docstring says what each field means. `place` names file and entry."""
 
@@ -134,12 +149,12 @@ class Entry:
         wanted, found = parts_of(self.backend), parts_of(target)
         return op == self.op and all(fnmatchcase(name, pattern or "*") for name, pattern in zip(found, wanted))
 
-    def matches(self, op: str, target: str, description: str, versions: Mapping[str, str]) -> bool:
+    def matches(self, op: str, device: OnDevice) -> bool:
         """Whether the entry speaks of this op on this very device and build."""
-        builds = [text for name, value in versions.items() for text in (value, f"{name} {value}")]
+        builds = [text for name, value in device.versions.items() for text in (value, f"{name} {value}")]
         return (
-            self.is_about(op, target)
-            and fnmatchcase(description, self.device)
+            self.is_about(op, device.target)
+            and fnmatchcase(device.description, self.device)
             and (self.build == "*" or any(fnmatchcase(build, self.build) for build in builds))
         )
 
@@ -151,19 +166,7 @@ class Entry:
         return all(condition.holds(facts) for condition in self.where)
 
 
-@dataclass(frozen=True)
-class Tested:
-    """A device as a run or a history tells of it: what `--backend` takes, its description and versions."""
-
-    target: str
-    description: str
-    versions: Mapping[str, str]
-
-    def __str__(self) -> str:
-        return f"{self.target} is {self.description} ({', '.join(self.versions.values())})"
-
-
-def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], Tested], today: date | None = None) -> list[str]:
+def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], today: date | None = None) -> list[str]:
     """What is wrong with entries in the light of a run; `tested` has every op and target that it tested.
 
     An entry is judged only where its op was tested on a backend and device that its `backend` names: then one of those
@@ -176,7 +179,7 @@ def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], Tested], to
             continue
         if entry.expired(today):
             found.append(f"{entry.title} expired on {entry.expires}: {entry.reason}; renew it or remove it")
-        if not any(entry.matches(op, device.target, device.description, device.versions) for op, device in about):
+        if not any(entry.matches(op, device) for op, device in about):
             patterns = [f"{name} {value!r}" for name in ("device", "build") if (value := getattr(entry, name)) != "*"]
             seen = "; ".join(
                 f"{device.target} is {device.description} ({', '.join(device.versions.values())})"
@@ -184,6 +187,34 @@ def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], Tested], to
             )
             found.append(f"{entry.title} matches nothing: {' and '.join(patterns)}, but {seen}; remove or mend it")
     return found
+
+
+def problems(
+    entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], results: Iterable[Result]
+) -> list[str]:
+    """What is wrong with the entries after a run, one line each: they are stale, or their case cannot be run."""
+    refused = [
+        f"{known.entry}: its case {known.case} is not supported by {result.target}: {known.fate}"
+        for result in results
+        for known in result.known_failures
+        if known.fate not in ("fails", "passes") and "--max-bytes" not in known.fate
+    ]
+    return [*stale(entries, tested), *refused]
+
+
+def fixed(results: Iterable[Result]) -> list[str]:
+    """The entries that have nothing left to cover, one line for each device."""
+    return [
+        fixed_line(result.op, result.target, known)
+        for result in results
+        for known in result.known_failures
+        if known.fixed
+    ]
+
+
+def fixed_line(op: str, target: str, known: KnownFailure) -> str:
+    """What to say of an entry that has nothing left to cover on a device."""
+    return f"FIXED: {known.entry}: {op} on {target} passes {known.case} now; remove the entry, or narrow it"
 
 
 def load(name: str | None) -> tuple[Entry, ...]:

@@ -25,7 +25,9 @@ class Numerics:
     specification ("Relative error as ULPs", full profile; the CUDA C++ Programming Guide says 2, glibc's manual 1);
     the Vulkan specification ("Precision of core SPIR-V instructions") has 3 + 2·|x|. sqrt_ulps: the error of a square
     root (OpenCL 3 unless asked for better; Vulkan that of 1 / inversesqrt: 2 and a division). roundoff: the unit
-    roundoff of an operation in the compute precision, before `any_rounding`.
+    roundoff of an operation in the compute precision, before `any_rounding`. narrow_operands: a product with an f16 or
+    bf16 tensor first rounds its other operand to that type, and adds up in float32 (ggml's matrix products and
+    attention on the CPU). narrow_sums: attention adds up the weighted rows of an f16 tensor in f16 (ggml's on the CPU).
     """
 
     flushes_denormals: bool = False
@@ -35,6 +37,8 @@ class Numerics:
     exp_ulps_per_unit: float = 0.0
     sqrt_ulps: float = 0.5
     roundoff: float = 2.0**-24
+    narrow_operands: bool = False
+    narrow_sums: bool = False
 
     @property
     def u(self) -> float:

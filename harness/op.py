@@ -80,10 +80,10 @@ Expect = Callable[[Case, Mapping[str, Raw], Numerics], Expected]
 class Stage:
     """One step on an op's way to its outputs, which a backend may show (`Backend.stages`).
 
-    `expect` gets the values (float64) of the inputs and of the earlier stages as the backend itself showed them, so
-    that what went wrong before is not held against this stage and its bound stays that of one step. `needs` names the
-    stages it reads: where one of them is not shown, this one is not judged. An output of the case is a stage too
-    where one has its name. `says` is what a report calls the stage.
+    `expect` gets the values (float64) of the inputs and of the stages as the backend itself showed them, so that what
+    went wrong before is not held against this stage and its bound stays that of one step. `needs` names the stages it
+    reads (a recurrence reads what its own stage held a token before): where one is not shown, this one is not judged.
+    An output of the case is a stage too where one has its name. `says` is what a report calls the stage.
     """
 
     name: str

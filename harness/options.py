@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,15 +39,18 @@ OPTIONS: tuple[Option, ...] = (
     Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
     Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
-    Option("--max-bytes", "memory a case may take (default 64M)", "SIZE"),
+    Option("--max-bytes", "memory a case may take (default 64M; 64K with --sanitize)", "SIZE"),
     Option("--time-limit", "seconds a case may take (default 30)", "S", float),
     Option("--no-isolation", "run the backend in this process, for debugging", flag=True),
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
+    Option("--sanitize", "run each backend under its API's checker: Oclgrind, Vulkan's validation layer", flag=True),
     Option("--ggml-lib", "a directory with libggml (default: $OPCONFORM_GGML_LIB)", "DIR"),
     Option("--report-dir", "where failing cases are stored (default: reports)", "DIR"),
     Option("--repro-dir", "where the bundle of each failure goes, or none (default: repro in --report-dir)", "DIR"),
     Option("--also-seconds", "time to try a failing case on the other backends (default 20; 0: do not)", "S", float),
+    Option("--database", "where failing cases wait for the next run: folder, none, redis://…, github:OWNER/NAME", "DB"),
     Option("--shard", "this run is part i of n that share the work; all take the same --seed", "i/n"),
+    Option("--known-failures", "expected failures, or none (default: known_failures.toml where there is one)", "FILE"),
     Option("--history", "the SQLite file results go to, or none (default: history.sqlite in --report-dir)", "PATH"),
 )
 
@@ -69,11 +73,14 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     also_seconds = 20.0 if values.get("also_seconds") is None else values["also_seconds"]
     if also_seconds != 0:
         positive("--also-seconds", also_seconds)
+    sanitize = bool(values.get("sanitize"))
+    if sanitize and values.get("no_isolation"):
+        raise UsageError("--sanitize starts the backend in a process under its checker; --no-isolation has none")
     options = {"ggml_lib": values["ggml_lib"]} if values.get("ggml_lib") else {}
     return Settings(
         examples=share_of(int(positive("--max-examples", examples)), shard),
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
-        max_bytes=bytes_of(values.get("max_bytes") or "64M"),
+        max_bytes=bytes_of(values.get("max_bytes") or ("64K" if sanitize else "64M")),
         time_limit=positive("--time-limit", 30.0 if values.get("time_limit") is None else values["time_limit"]),
         isolated=not values.get("no_isolation"),
         strict=bool(values.get("strict_supports")),
@@ -85,4 +92,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         history=values.get("history") or None,
         repro_dir=values.get("repro_dir") or None,
         also_seconds=also_seconds,
+        known_failures=values.get("known_failures") or None,
+        database=values.get("database") or os.environ.get("OPCONFORM_DATABASE") or None,
+        sanitize=sanitize,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from opconform.reports.run import new_run_id
 
 if TYPE_CHECKING:
     from opconform.harness.case import Case
+    from opconform.harness.known_failures import Entry
     from opconform.harness.op import Op
     from opconform.harness.result import Result
     from opconform.harness.runner import Target
@@ -55,11 +56,13 @@ class Plan:
     cases: list[tuple[str, Case]]
     session: Session
     run: Run
+    listed: tuple[Entry, ...] = ()
 
     @classmethod
     def of(cls, config: pytest.Config) -> Plan:
         """The plan that the options make. Raises `pytest.UsageError` (exit status 4) for one that cannot be."""
         from opconform.harness.known import find_case
+        from opconform.harness.known_failures import load
         from opconform.harness.session import Session, targets_of
         from opconform.reports.history import recorders
         from opconform.reports.repro.observer import bundle_writers
@@ -72,12 +75,22 @@ class Plan:
             cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in names]
             targets, missing = targets_of(backends, settings)
             run = Run(settings, "replay" if cases else "search", about_devices(targets), id=config.stash[_RUN])
-            session = Session(settings, [*recorders(run), *bundle_writers(settings)])
+            listed = () if cases else load(settings.known_failures)
+            session = Session(settings, [*recorders(run), *bundle_writers(settings)], listed)
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
         if cases:
             chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
-        return cls(settings, chosen, targets, missing, cases, session, run)
+        return cls(settings, chosen, targets, missing, cases, session, run, listed)
+
+    def problems(self, results: Sequence[Result]) -> list[str]:
+        """What is wrong with the list of expected failures, after a run."""
+        from opconform.harness.known_failures import problems
+        from opconform.harness.session import on_device
+
+        ran = {(result.op, result.target) for result in results}
+        about = {(op.name, target.label): on_device(target) for target in self.targets for op in self.ops}
+        return problems(self.listed, {pair: device for pair, device in about.items() if pair in ran}, results)
 
 
 def _settings_of(config: pytest.Config) -> Settings:
@@ -107,6 +120,11 @@ class State:
     def asked(self) -> bool:
         """Whether a backend, op or case is asked for by name: then nothing but conformance tests runs."""
         return any(self._config.getoption(f"opconform_{key}") for key in ("backend", "op", "case"))
+
+    @property
+    def faults(self) -> list[str]:
+        """What is wrong with the list of expected failures; found out once the results are in."""
+        return self._plan.problems(self.results) if self._plan is not None else []
 
     @property
     def executed(self) -> int:
@@ -152,6 +170,9 @@ class Pair:
         failure = self.result.failure
         if failure is not None:
             pytest.fail(screen(failure, commands(failure, plan.settings)), pytrace=False)
+        if self.result.known:
+            listed = self.result.known_failures
+            pytest.xfail("; ".join(f"{known.reason} ({known.entry}; {known.link})" for known in listed))
         if not self.result.tally.executed:
             pytest.skip(f"unsupported: {'; '.join(self.result.tally.unsupported)}")
 
@@ -203,7 +224,8 @@ def opconform_pair(request: pytest.FixtureRequest) -> Generator[Pair]:
     plan = request.config.stash[_STATE].plan
     if not isinstance(request.param, tuple):
         absent = request.param
-        end = pytest.fail if os.environ.get("CI", "").lower() in ("1", "true") else pytest.skip
+        demanded = os.environ.get("CI", "").lower() in ("1", "true") and not absent.hardware
+        end = pytest.fail if demanded else pytest.skip
         end(f"{absent.spec} is not available: {absent.reason}; {absent.remedy}")
     op_name, label = request.param
     pair = Pair(ops()[op_name], next(target for target in plan.targets if target.label == label), plan)
@@ -246,6 +268,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"opconform: no case was executed: that is a failure, not a pass{hint}", red=True)
     if not state.results:
         return
+    from opconform.harness.known_failures import fixed
     from opconform.reports.console import counts, matrix
     from opconform.reports.history import history_path
 
@@ -253,16 +276,22 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     results = sorted(state.results, key=lambda result: (result.op, result.target))  # xdist brings them in any order
     terminalreporter.write_line(matrix(results))
     terminalreporter.write_line(counts(results))
+    for line in fixed(results):
+        terminalreporter.write_line(line, green=True)
+    for fault in state.faults:
+        terminalreporter.write_line(fault, red=True)
     history = history_path(_settings_of(config))
     if history is not None and history.exists():
         terminalreporter.write_line(f"run {config.stash[_RUN]}, recorded in {history}")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Nothing executed is red: a run that was asked for a backend must have run a case."""
+    """Nothing executed is red: a run that was asked for a backend must have run a case. So is an expected failure that
+    has expired or that no device matches."""
     state = session.config.stash[_STATE]
     only_looking = session.config.option.collectonly or hasattr(session.config, "workerinput")
-    if state.asked and exitstatus in (0, 5) and not state.executed and not only_looking:
+    nothing = state.asked and not state.executed
+    if exitstatus in (0, 5) and not only_looking and (nothing or state.faults):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 

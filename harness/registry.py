@@ -58,7 +58,7 @@ def chosen_ops(names: Iterable[str]) -> list[Op]:
 
 
 def parts_of(target: str) -> tuple[str, str, str]:
-    """A backend's spec, device and alias: `ggml:Vulkan0@old` is ("ggml", "Vulkan0", "old"); "" for what is not named."""
+    """A backend's spec, device and alias: `ggml:Vulkan0@old` is ("ggml", "Vulkan0", "old"); "" where one is missing."""
     alias = re.search(r"@([^@:/\\]*)$", target)
     name = target[: alias.start()] if alias else target
     path, is_file, rest = name.partition(".py:")
@@ -80,6 +80,13 @@ def split_target(target: str) -> tuple[str, str | None, str]:
     if "@" in target[len(spec) + len(device) :] and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
         raise UsageError(f"--backend {target}: {alias!r} is no alias; it takes letters, digits, dots, dashes and _")
     return spec, device or None, alias
+
+
+def folder_of(spec: str) -> str:
+    """The folder (the last package) that a backend's code is in; "" for one that a file holds."""
+    if ".py:" in spec:
+        return ""
+    return _entry_points("opconform.backends")[spec].module.rpartition(".")[2]
 
 
 def backend_class(spec: str) -> type[Backend]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ from opconform.harness.backend import Device, Limit, Unavailable
 from opconform.harness.buffers import Buffers, Plan
 from opconform.harness.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.checks import Finding, TwinCheck
-from opconform.harness.dtypes import F64, Raw
+from opconform.harness.dtypes import Raw
 from opconform.harness.judging import Verdict, judge
 from opconform.harness.op import Op
-from opconform.harness.oracle import expectation
+from opconform.harness.oracle import Comparison, expectation
 from opconform.harness.registry import UsageError, backend_class, ops
+from opconform.harness.sanitizer import LOG, OPTION
 from opconform.harness.values import inputs_of
 from opconform.harness.worker import Answer, answer, shown_stages
 
@@ -84,9 +86,11 @@ class Worker:
         self._arena = np.empty(0, np.uint8)
         ours, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), str(self._memory_fd), spec]
-        command = [sys.executable, "-c", _START, *arguments]
+        before, environment, self._log = _under_sanitizer(spec, options)
+        command = [*before, sys.executable, "-c", _START, *arguments]
         self._process = subprocess.Popen(
             command,
+            env={**os.environ, **environment},
             stdin=subprocess.DEVNULL,
             stdout=self._stderr,
             stderr=self._stderr,
@@ -189,6 +193,20 @@ class Worker:
         self._process.wait()
         self._stderr.close()
         os.close(self._memory_fd)
+        if self._log:
+            Path(self._log).unlink(missing_ok=True)
+
+
+def _under_sanitizer(spec: str, options: Mapping[str, str]) -> tuple[Sequence[str], Mapping[str, str], str]:
+    """The words before a worker's command, its environment, and the path of the checker's log; nothing where it runs
+    under none. Raises `Unavailable`."""
+    if OPTION not in options:
+        return (), {}, ""
+    sanitizer = backend_class(spec).sanitizer()
+    handle, log = tempfile.mkstemp(prefix="opconform-", suffix=".log")
+    os.close(handle)
+    before, environment = sanitizer.start(log)
+    return before, {**environment, LOG: log}, log
 
 
 def _memory_file() -> int:
@@ -281,6 +299,7 @@ class Runner:
         self.slowest = 0.0
         self._strict = strict
         self.lost = False
+        self._sanitizer = backend_class(target.spec).sanitizer() if OPTION in target.options else None
         self._start = Worker if isolated else _Local
         self._worker: Worker | _Local = worker or self._start(target.spec, target.options)
         self._spare: Worker | _Local | None = None
@@ -404,6 +423,15 @@ class Runner:
         return answers
 
     def _verdict(self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray) -> Verdict:
+        verdict = self._own_verdict(op, item, result, before, after)
+        if self._sanitizer is None or not isinstance(result, Answer) or not result.log:
+            return verdict
+        findings = self._sanitizer.findings(result.log, item.case)
+        return replace(verdict, findings=(*findings, *verdict.findings)) if findings else verdict
+
+    def _own_verdict(
+        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray
+    ) -> Verdict:
         if isinstance(result, Died):
             finding = Finding("process", self._blame(op, item.case) or result.kind, result.detail)
             return Verdict(item.case, (finding,), stderr=result.stderr, seconds=self.time_limit)
@@ -411,7 +439,7 @@ class Runner:
             return Verdict(item.case, unsupported=result.unsupported)
         if result.error is not None:
             lines = result.error.splitlines()
-            finding = Finding("process", self._blame(op, item.case) or "ERROR", lines[-1])
+            finding = Finding("process", self._blame(op, item.case) or result.kind, lines[-1])
             return Verdict(item.case, (finding,), stderr=result.error, seconds=result.seconds)
         start = time.perf_counter()
         numerics = result.numerics or self.numerics
@@ -468,10 +496,10 @@ class Runner:
         details = ((check, check.look(op, case, values, comparisons, self._outputs)) for check in op.metamorphic)
         return tuple(Finding(check.name, check.kind, detail) for check, detail in details if detail is not None)
 
-    def _outputs(self, case: Case) -> dict[str, F64] | None:
+    def _outputs(self, case: Case) -> dict[str, Comparison] | None:
         """What the device returns for another case; None where it does not take it or fails."""
         verdict = self.verdicts(ops()[case.op], [case])[0]
-        return {comparison.name: comparison.got for comparison in verdict.comparisons} if verdict.passed else None
+        return {comparison.name: comparison for comparison in verdict.comparisons} if verdict.passed else None
 
     def stages(self, op: Op, case: Case) -> dict[str, np.ndarray] | str | None:
         """The device's intermediates of a case by stage, its outputs among them, each decoded to float64.

@@ -12,6 +12,7 @@ import contextlib
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -112,7 +113,7 @@ class Search:
         self._on_verdicts = on_verdicts
         self._on_shrinking = on_shrinking
         self._listed = listed
-        self._covered = dict.fromkeys(listed, 0)
+        self._covered: Counter[str] = Counter()
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
@@ -166,7 +167,7 @@ class Search:
         return verdict.unsupported or ("fails" if verdict.failed else "passes")
 
     def _known_failure(self, entry: Entry, fate: str) -> KnownFailure:
-        expires, covered = entry.expires.isoformat(), self._covered[entry]
+        expires, covered = entry.expires.isoformat(), self._covered[entry.place]
         return KnownFailure(
             entry.place, entry.case_name, entry.reason, entry.link, expires, entry.expired(), covered, fate
         )
@@ -198,15 +199,21 @@ class Search:
         return {name: verdict for name, verdict in self._try(cases).items() if self._is_new(verdict)}
 
     def _failing_still(self) -> dict[str, Verdict]:
-        """Of the failures of earlier runs those that still fail; one that always passes now is forgotten."""
-        stored = self._carried_over()
+        """Of the failures of earlier runs those that still fail; one that always passes now is forgotten.
+
+        The others are kept once more, for a database that is only read (`databases.py`) may be older next time.
+        """
+        database, key = self._database, self._database_key()
+        if database is None:
+            return {}
+        stored = self._carried_over(database)
         tried = self._try([(case.id, case) for case in stored.values()])
         for text, case in stored.items():
-            verdict = tried.get(case.id)
-            if verdict is not None and verdict.passed:
-                again = self._runner.verdicts(self._op, [case] * _REPEATS)
-                if all(other.passed for other in again) and self._database is not None:
-                    self._database.delete(self._database_key(), text)
+            passes = case.id in tried and tried[case.id].passed
+            if passes and all(other.passed for other in self._runner.verdicts(self._op, [case] * _REPEATS)):
+                database.delete(key, text)
+            else:
+                database.save(key, text)
         return {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
@@ -246,7 +253,7 @@ class Search:
             self._tally.unsupported[verdict.unsupported] += 1
         elif (entry := self._covering(verdict)) is not None:
             self._tally.known += 1
-            self._covered[entry] += 1
+            self._covered[entry.place] += 1
         elif verdict.failed:
             self._tally.failed += 1
         else:
@@ -362,16 +369,14 @@ class Search:
     def _database_key(self) -> bytes:
         return f"opconform/{self._op.name}/{self._runner.target.label}".encode()
 
-    def _carried_over(self) -> dict[bytes, Case]:
+    def _carried_over(self, database: ExampleDatabase) -> dict[bytes, Case]:
         """Failures of earlier runs that still fit this op, by their stored text; what cannot be read is dropped."""
-        if self._database is None:
-            return {}
         found = {}
-        for stored in list(self._database.fetch(self._database_key())):
+        for stored in list(database.fetch(self._database_key())):
             try:
                 found[stored] = checked(Case.from_json(json.loads(stored), LARGEST))
             except (ValueError, RecursionError):
-                self._database.delete(self._database_key(), stored)
+                database.delete(self._database_key(), stored)
         return found
 
     def _carry_over(self, case: Case) -> None:

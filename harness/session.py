@@ -9,31 +9,33 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from hypothesis.database import DirectoryBasedExampleDatabase, ExampleDatabase
-
 from opconform.harness.backend import Unavailable
 from opconform.harness.blame import Panel
 from opconform.harness.case import Case
+from opconform.harness.databases import database_of
 from opconform.harness.failure import Failure, describe
 from opconform.harness.interrupts import uninterrupted
 from opconform.harness.judging import Verdict
 from opconform.harness.known import known_cases, store
+from opconform.harness.known_failures import Entry, OnDevice
 from opconform.harness.observer import Observer
 from opconform.harness.op import Op
 from opconform.harness.registry import UsageError, backend_names, split_target
 from opconform.harness.result import Result, Tally
 from opconform.harness.runner import Runner, Target, devices_of
+from opconform.harness.sanitizer import ALIAS, OPTION
 from opconform.harness.search import Search
 from opconform.harness.settings import Settings
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A backend that cannot run here, and what would make it run."""
+    """A backend that cannot run here, and what would make it run. `hardware`: it takes a machine that CI may lack."""
 
     spec: str
     reason: str
     remedy: str
+    hardware: bool = False
 
 
 def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target], list[Missing]]:
@@ -51,36 +53,44 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
         except Unavailable as error:
             if wanted:
                 raise UsageError(f"--backend {name} cannot run: {error.reason}; {error.remedy}") from None
-            missing.append(Missing(spec, error.reason, error.remedy))
+            missing.append(Missing(spec, error.reason, error.remedy, error.hardware))
             continue
         chosen = [device for device in devices if device_id in (None, device.id)]
         if not chosen:
             ids = ", ".join(f"{spec}:{device.id}" for device in devices)
             raise UsageError(f"--backend {name}: no such device; there are {ids}")
         for device in chosen:
-            target = Target(spec, device, _options_of(spec, settings), alias)
+            target = Target(spec, device, _options_of(spec, settings), alias or (ALIAS if settings.sanitize else ""))
             found[target.label] = target
     return list(found.values()), missing
 
 
 def _options_of(spec: str, settings: Settings) -> dict[str, str]:
     """The options that are a backend's own: `ggml_lib` is ggml's, by its prefix. A backend from a file sees all."""
-    own = {name: value for name, value in settings.options.items() if name.startswith(f"{spec}_")}
-    return dict(settings.options) if ".py:" in spec else own
+    own = {name: value for name, value in settings.options.items() if ".py:" in spec or name.startswith(f"{spec}_")}
+    return {**own, OPTION: "yes"} if settings.sanitize else own
+
+
+def on_device(target: Target) -> OnDevice:
+    """A device, as the entries of known_failures.toml look at it."""
+    return OnDevice(target.label, target.device.description, target.device.versions)
 
 
 _SUITE = "opconform.harness.conformance"
 
 
 class Session:
-    """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers."""
+    """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers.
 
-    def __init__(self, settings: Settings, observers: Sequence[Observer] = ()) -> None:
+    `listed` are the expected failures; they hold for searches, and not for cases that are replayed. Raises `UsageError`
+    for a database of examples that cannot be.
+    """
+
+    def __init__(self, settings: Settings, observers: Sequence[Observer] = (), listed: Sequence[Entry] = ()) -> None:
         self.settings = settings
+        self._listed = listed
         self._observers = observers
-        self._database: ExampleDatabase = DirectoryBasedExampleDatabase(
-            os.path.join(os.environ.get("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis"), "opconform")
-        )
+        self._database = database_of(settings.database)
         self._runners: dict[str, Runner] = {}
         self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
 
@@ -134,9 +144,11 @@ class Session:
         def on_shrinking(verdict: Verdict) -> None:
             self._tell(lambda observer: observer.shrinking(op, target, verdict))
 
+        about = on_device(target)
+        listed = [entry for entry in self._listed if entry.matches(op.name, about)]
         try:
             result = Search(
-                op, runner, self.settings, known, self._database, on_progress, on_verdicts, on_shrinking
+                op, runner, self.settings, known, self._database, on_progress, on_verdicts, on_shrinking, listed
             ).run()
         except Unavailable:  # the device was lost; the next op opens it afresh
             self._runners.pop(target.label).close()

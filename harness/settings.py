@@ -23,8 +23,11 @@ class Settings:
     checks: the names of the checks on request. time_limit: seconds a case may take. strict: try what limits of kind
     "kernel" and "bug" forbid. profile: the name of the profile that gave `examples`, or "". shard: (i, n) where this
     run is the i-th of n that share the work: `examples` is its share, and it draws every n-th chunk of the seed's.
+    sanitize: each backend runs under its API's checker.
     also_seconds: the time to show a failing case to the other backends, 0 for none.
     history: the file that results are appended to, "none" for none, or None for history.sqlite in `report_dir`.
+    known_failures: the file of expected failures, "none" for none, or None for known_failures.toml in this folder.
+    database: where failing cases wait for the next run, as `databases.database_of` takes it.
     repro_dir: where the bundle of each failure goes, "none" for nowhere, or None for repro in `report_dir`.
     """
 
@@ -43,6 +46,9 @@ class Settings:
     history: str | None = None
     also_seconds: float = 20.0
     repro_dir: str | None = None
+    known_failures: str | None = None
+    database: str | None = None
+    sanitize: bool = False
 
 
 def bytes_of(text: str) -> int:

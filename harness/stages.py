@@ -34,7 +34,7 @@ def judged_stages(op: Op, case: Case, shown: Mapping[str, F64], numerics: Numeri
     """The first stage in `shown` that is beyond the bound of its own step; who was right, where none is."""
     assert op.stages is not None
     raw = inputs_of(case, op)
-    values = {name: layout.type.decode(raw[name]) for name, layout in case.inputs.items()}
+    values = {**shown, **{name: layout.type.decode(raw[name]) for name, layout in case.inputs.items()}}
     right: list[str] = []
     for stage in op.stages(case):
         if stage.name not in shown or any(name not in values for name in stage.needs):
@@ -44,7 +44,6 @@ def judged_stages(op: Op, case: Case, shown: Mapping[str, F64], numerics: Numeri
         if wrong:
             before = f"; right before it: {', '.join(right)}" if right else ""
             return f"{stage.says or stage.name}: {wrong}{before}"
-        values[stage.name] = got
         right.append(stage.name)
     return f"none is wrong by itself of {', '.join(right)}" if right else ""
 

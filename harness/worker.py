@@ -20,28 +20,31 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
-from opconform.harness.backend import Backend, Unavailable
+from opconform.harness.backend import Backend, KernelFault, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
 from opconform.harness.numerics import Numerics
 from opconform.harness.registry import UsageError, backend_class
+from opconform.harness.sanitizer import LOG
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one case: run, not supported for a reason, or ended by a Python exception. `numerics` are the
-    case's own, where they are not the device's."""
+    """What became of one case: run, not supported for a reason, or ended by a Python exception, which is of a `kind`.
+    `numerics` are the case's own, where they are not the device's. `log` is what the sanitizer wrote while it ran."""
 
     unsupported: str | None = None
     error: str | None = None
+    kind: str = "ERROR"
     seconds: float = 0.0
     numerics: Numerics | None = None
+    log: str = ""
 
 
 def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
@@ -52,6 +55,8 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
         if reason is not None:
             return Answer(unsupported=reason)
         backend.run(case, Buffers(case, memory))
+    except KernelFault as fault:
+        return Answer(error=str(fault), kind=fault.kind, seconds=time.perf_counter() - start)
     except Exception as error:
         return Answer(error=_own_frames(error), seconds=time.perf_counter() - start)
     return Answer(seconds=time.perf_counter() - start, numerics=backend.numerics(case))
@@ -85,9 +90,30 @@ class _Memory:
         return self._bytes
 
 
-def _answers(backend: Backend, cases: Sequence[tuple[Case, int]], memory: np.ndarray) -> Iterator[Answer]:
+class _Log:
+    """What the sanitizer writes, where the worker runs under one."""
+
+    def __init__(self) -> None:
+        self._path = os.environ.get(LOG)
+        self._read = 0
+
+    def news(self) -> str:
+        """What it has written since this was last asked."""
+        if self._path is None or not os.path.exists(self._path):
+            return ""
+        ctypes.CDLL(None).fflush(None)  # a layer that writes through the C library
+        with open(self._path, "rb") as file:
+            file.seek(self._read)
+            news = file.read()
+        self._read += len(news)
+        return news.decode(errors="replace")
+
+
+def _answers(backend: Backend, cases: Sequence[tuple[Case, int]], memory: np.ndarray, log: _Log) -> Iterator[Answer]:
     for case, offset in cases:
-        yield answer(backend, case, memory[offset:])
+        result = answer(backend, case, memory[offset:])
+        news = log.news()
+        yield replace(result, log=news) if news else result
 
 
 def _die_with_parent() -> None:
@@ -105,7 +131,7 @@ def main() -> None:
     for descriptor in (connection_fd, memory_fd):  # a program that the backend starts must not keep them open
         os.set_inheritable(descriptor, False)
     connection: Connection[Any, Any] = Connection(connection_fd)
-    memory = _Memory(memory_fd)
+    memory, log = _Memory(memory_fd), _Log()
     options: Mapping[str, str] = connection.recv()
     try:
         backend_type = backend_class(spec)
@@ -125,14 +151,16 @@ def main() -> None:
                 case ("open", device):
                     try:
                         backend = backend_type(device, options)
-                        connection.send(backend.limits())
+                        limits = backend.limits()
+                        log.news()  # what opening the device gave rise to is no case's
+                        connection.send(limits)
                     except Unavailable as reason:
                         connection.send(reason)
                     except Exception as error:
                         connection.send(Unavailable(_own_frames(error), f"opening device {device} failed"))
                 case ("run", size, cases):
                     assert backend is not None
-                    for result in _answers(backend, cases, memory.up_to(size)):
+                    for result in _answers(backend, cases, memory.up_to(size), log):
                         connection.send(result)
                 case ("supports", cases):
                     assert backend is not None

@@ -54,7 +54,7 @@ def one_failure(where: Target | None = None, **changes: Any) -> Failure:
     """That failure as if it had been seen on `where`."""
     where = where or target()
     device = {"device": where.device.description, "versions": tuple(where.device.versions.items())}
-    return replace(seen(), **{"target": where.label, **device, **changes})
+    return replace(seen(), **{"target": where.label, "numerics": where.device.numerics, **device, **changes})
 
 
 def module_of(failure: Failure, where: Target) -> dict[str, Any]:
@@ -70,7 +70,17 @@ def described(case: Case, where: Target, kind: str = "WRONG VALUES") -> Failure:
     bench = Bench(case)
     data = {name: np.ascontiguousarray(raw).tobytes() for name, raw in bench.values.items()}
     return Failure(
-        case.with_data(data), where.label, "a GPU", (), (Finding("value", kind, "wrong"),), None, "fails", "", "", ""
+        case.with_data(data),
+        where.label,
+        "a GPU",
+        (),
+        (Finding("value", kind, "wrong"),),
+        None,
+        "fails",
+        "",
+        "",
+        "",
+        numerics=where.device.numerics,
     )
 
 
