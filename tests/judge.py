@@ -20,6 +20,7 @@ from opconform.harness.judging import Verdict, judge
 from opconform.harness.numerics import EXACT, Numerics
 from opconform.harness.op import Expected, Op, Problem
 from opconform.harness.oracle import Comparison, compare, expectation
+from opconform.harness.registry import ops
 from opconform.harness.strategies import Freedom, batches
 from opconform.harness.values import inputs_of
 from opconform.harness.variants import VARIANTS, variants
@@ -32,7 +33,7 @@ class Bench:
 
     def __init__(self, case: Case, values: Mapping[str, Raw] | None = None) -> None:
         self.case = case
-        self.op = OPS[case.op]
+        self.op = ops()[case.op]
         self.op.check(case)
         self.values = dict(values) if values is not None else inputs_of(case, self.op)
         self.plan = Plan.of(case)
@@ -80,7 +81,7 @@ class Bench:
 @lru_cache(maxsize=16)
 def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[Case, ...]:
     """`count` cases of an op from its own strategy and the harness' variants; the same for the same arguments."""
-    freedom = Freedom(max_bytes=max_bytes)
+    freedom, its = Freedom(max_bytes=max_bytes), ops()[op]
     found: list[Case] = []
 
     @seed(number)
@@ -91,10 +92,10 @@ def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[C
         deadline=None,
         suppress_health_check=list(HealthCheck),
     )
-    @given(batches(OPS[op], freedom))
+    @given(batches(its, freedom))
     def draw(drawn: tuple[Problem, int]) -> None:
         problem, variant_seed = drawn
-        found.extend(variant.case(OPS[op], problem) for variant in variants(OPS[op], problem, variant_seed, freedom))
+        found.extend(variant.case(its, problem) for variant in variants(its, problem, variant_seed, freedom))
 
     draw()
     return tuple(found[:count])

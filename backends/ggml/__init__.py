@@ -6,10 +6,12 @@ import ctypes
 from collections.abc import Mapping
 from typing import ClassVar
 
+from opconform.backends.ggml import delta_net
+from opconform.backends.ggml.composite import Build, RefusedError
 from opconform.backends.ggml.graph import TYPES, Arena, Graph
 from opconform.backends.ggml.library import CPU_DEVICE, Library, load
 from opconform.backends.ggml.limits import limits_of
-from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
+from opconform.backends.ggml.ops import LARGEST_PARAM, OPS, OpBinding
 from opconform.harness.backend import Backend, Device, Limit, Unavailable
 from opconform.harness.buffers import ALIGNMENT, Buffers
 from opconform.harness.case import Case
@@ -24,6 +26,12 @@ GPU_NUMERICS = Numerics(
 )
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
+
+#: The ops that take a graph of several nodes.
+GRAPHS: Mapping[str, Build] = {
+    "gated_delta_net": delta_net.recurrent,
+    "gated_delta_net_chunk": delta_net.chunked,
+}
 
 _ELEMENT = Layout.contiguous("f32", (1, 1, 1, 1))
 _PLAIN_SET = Case("set", {"nb1": 4, "nb2": 4, "nb3": 4, "offset": 0}, {"a": _ELEMENT, "b": _ELEMENT}, {"out": _ELEMENT})
@@ -53,7 +61,7 @@ class GgmlBackend(Backend):
         self._graph: Graph | None = None
         self._limits: tuple[Limit, ...] = ()
         driver = library.log.driver.get(device, "")
-        self._limits = limits_of(device, self.supports(_PLAIN_SET) is None, driver)
+        self._limits = limits_of(device, self.supports(_PLAIN_SET) is None, driver, library.build)
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -70,48 +78,74 @@ class GgmlBackend(Backend):
         reason = self._refusal(case)
         if reason:
             return reason
-        self._graph = self._arena.build(case, OPS[case.op])
-        if not self._library.ggml_backend_dev_supports_op(self._device, self._graph.out):
+        if case.op in GRAPHS:
+            try:
+                self._graph = self._build(case)
+            except RefusedError as refused:
+                return str(refused)
+            return None
+        self._graph = self._build(case)
+        if not self._library.ggml_backend_dev_supports_op(self._device, self._graph.outs[0]):
             return f"{self.device} of ggml {self._library.build} says no to {case.op.upper()} through supports_op"
         return None
 
     def run(self, case: Case, buffers: Buffers) -> None:
         """Upload the whole arena, compute, download the whole arena."""
-        library = self._library
         graph = self._graph
         if graph is None or graph.case is not case:
-            graph = self._graph = self._arena.build(case, OPS[case.op])
+            graph = self._graph = self._build(case)
+        self._compute(graph, buffers)
+
+    def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
+        """The intermediate results of a graph of many nodes, which keep their memory this time until it has run."""
+        if case.op not in GRAPHS:
+            return None
+        graph = self._graph = self._arena.compose(case, GRAPHS[case.op], shown=True)
+        self._compute(graph, buffers)
+        return dict(self._arena.shown(graph))
+
+    def _build(self, case: Case) -> Graph:
+        build = GRAPHS.get(case.op)
+        return self._arena.compose(case, build) if build else self._arena.build(case, OPS[case.op])
+
+    def _compute(self, graph: Graph, buffers: Buffers) -> None:
         if graph.handle is None:
             self._arena.place(graph, buffers.plan)
         self._arena.upload(buffers.memory)
-        status = library.ggml_backend_graph_compute(self._handle, graph.handle)
+        status = self._library.ggml_backend_graph_compute(self._handle, graph.handle)
         if status != 0:
             raise RuntimeError(f"ggml_backend_graph_compute returned {status} (0 is success)")
         self._arena.download(buffers.memory)
 
     def _refusal(self, case: Case) -> str | None:
-        build = self._library.build
-        op = OPS.get(case.op)
-        if op is None:
-            return f"the ggml backend does not know the op {case.op}; it has {', '.join(OPS)}"
+        if case.op not in OPS and case.op not in GRAPHS:
+            return f"the ggml backend does not know the op {case.op}; it has {', '.join((*OPS, *GRAPHS))}"
+        reason = self._refused_by_constructor(case, OPS[case.op]) if case.op in OPS else None
+        if reason:
+            return reason
+        for name, layout in case.layouts.items():
+            if layout.dtype not in TYPES:
+                return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
+        if self._arena.alignment > ALIGNMENT:
+            return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
+        for limit in self._limits:
+            told = limit.subject in (*case.layouts, *case.params, "dtype")  # not a trait, which only the op knows
+            if limit.op == case.op and limit.kind == "api" and told and limit.forbids(case, {}):
+                return f"{limit.reason} ({limit.source})"
+        return None
+
+    def _refused_by_constructor(self, case: Case, op: OpBinding) -> str | None:
         symbol = op.symbol_for(case)
         if symbol is None:
             return f"ggml has no in-place {case.op}"
         if getattr(self._library, symbol) is None:
-            return f"this libggml ({build}) has no {symbol}"
+            return f"this libggml ({self._library.build}) has no {symbol}"
         for name, value in case.params.items():
             if not isinstance(value, str) and value > LARGEST_PARAM:
                 return f"{name} is {value}; ggml keeps it in 32 bits and takes at most {LARGEST_PARAM}"
         for name, layout in case.layouts.items():
-            if layout.dtype not in TYPES:
-                return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
-            if layout.dtype != case.dtype:
+            if layout.dtype != case.dtype and not op.into:
                 return f"{name} is {layout.dtype} and the output {case.dtype}; ggml's {case.op} takes one type"
-        if self._arena.alignment > ALIGNMENT:
-            return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
-        for limit in self._limits:
-            if limit.op == case.op and limit.kind == "api" and limit.forbids(case, {}):
-                return f"{limit.reason} ({limit.source})"
         return None
 
 

@@ -1,13 +1,20 @@
-"""Tensors at chosen addresses: one backend buffer that takes a case's whole arena, and the graph of one op in it."""
+"""Tensors at chosen addresses: one backend buffer that takes a case's whole arena, and the graph of an op in it.
+
+The arguments stand in the arena, at their places and strides. What a graph of many nodes has besides, ggml allocates
+itself, as it does for a model: a tensor that nobody reads any more gives its memory to a later one.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
+from opconform.backends.ggml.composite import NODES, Build, Nodes, RefusedError, Shown
 from opconform.backends.ggml.library import InitParams, Library
 from opconform.backends.ggml.ops import OpBinding
 from opconform.harness.buffers import Plan
@@ -16,8 +23,7 @@ from opconform.harness.layouts import Layout, contiguous_strides
 
 TYPES = {"f32": 0, "f16": 1, "bf16": 30, "i32": 26}  #: enum ggml_type
 _I8 = 24
-_TENSORS = 16  # the most tensors one case needs, with room to spare
-_NODES = 16
+_TENSORS = 16  # the most tensors a case of one node needs, with room to spare
 _SIZES = struct.Struct("=8q")  # ne[4] and nb[4] as they stand in struct ggml_tensor
 _PROBE_NE = (3, 5, 7, 11)
 _MEMORY_ALIGNMENT = 64
@@ -26,10 +32,11 @@ _MEMORY_ALIGNMENT = 64
 class Context:
     """A ggml context in memory of our own, so that a tensor's sizes and strides can be written where they stand."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, library: Library, tensors: int = _TENSORS) -> None:
+        """Room for so many tensors and a graph of them."""
         self._library = library
         overhead = library.ggml_tensor_overhead()
-        size = _TENSORS * overhead + library.ggml_graph_overhead_custom(_NODES, False)
+        size = tensors * overhead + library.ggml_graph_overhead_custom(tensors, False)
         self._memory = ctypes.create_string_buffer(size + _MEMORY_ALIGNMENT)
         self._start = ctypes.addressof(self._memory)
         aligned = -(-self._start // _MEMORY_ALIGNMENT) * _MEMORY_ALIGNMENT
@@ -68,16 +75,64 @@ class Context:
         """Give a tensor these sizes and byte strides (innermost first)."""
         _SIZES.pack_into(self._memory, tensor - self._start + self._sizes_at, *ne, *nb)
 
+    def sizes(self, tensor: int) -> tuple[int, ...]:
+        """A tensor's ne[4], then its nb[4]."""
+        return _SIZES.unpack_from(self._memory, tensor - self._start + self._sizes_at)
+
 
 @dataclass
 class Graph:
-    """One case as ggml tensors: those that own memory with their argument's name, and the views of them."""
+    """One case as ggml tensors: those that own memory with their argument's name, the views of them, and the nodes
+    that write the outputs. `inner`: how many tensors it has whose memory ggml is to find; `stages` are among them."""
 
     case: Case
-    owners: list[tuple[int, str]]
-    views: list[int]
-    out: int
+    context: Context
+    owners: list[tuple[int, str]] = field(default_factory=list)
+    views: list[int] = field(default_factory=list)
+    outs: list[int] = field(default_factory=list)
+    inner: int = 0
+    stages: list[Shown] = field(default_factory=list)
     handle: int | None = None  #: the graph itself, once the tensors stand in memory
+
+
+class _Inner:
+    """Memory for the intermediate results of one graph at a time, found by ggml's own allocator; it grows."""
+
+    def __init__(self, library: Library, buffer_type: int) -> None:
+        self._library = library
+        self._type = buffer_type
+        self._measure = library.ggml_gallocr_new(buffer_type)
+        self._allocator = library.ggml_gallocr_new(buffer_type)
+        self._size = 0
+
+    def allocate(self, graph: int) -> None:
+        """Give every tensor of `graph` that has no memory a place. Raises MemoryError."""
+        library = self._library
+        needed = ctypes.c_size_t()
+        library.ggml_gallocr_reserve_n_size(self._measure, graph, None, None, ctypes.byref(needed))
+        if needed.value > self._size:
+            self._size = _grown(needed.value)
+            self._allocator = library.ggml_gallocr_new(self._type)
+            self._reserve(self._one_tensor(self._size))
+        # Without this the allocator takes a graph with as many nodes of such sizes for the one before.
+        self._reserve(graph)
+        library.ggml_gallocr_alloc_graph(self._allocator, graph)
+
+    def _reserve(self, graph: int) -> None:
+        if not self._library.ggml_gallocr_reserve(self._allocator, graph):
+            raise MemoryError("the device gives no memory for the graph's intermediate results")
+
+    def _one_tensor(self, size: int) -> int:
+        library, self._context = self._library, Context(self._library)
+        graph = library.ggml_new_graph_custom(self._context.handle, _TENSORS, False)
+        library.ggml_build_forward_expand(graph, library.ggml_new_tensor_1d(self._context.handle, _I8, size))
+        return int(graph)
+
+
+def _grown(size: int) -> int:
+    """A size for a buffer to grow to. Buffers are never freed: after one was, lavapipe (Mesa 22.3.6) still uses it where
+    a later shader binds fewer buffers, and corrupts the heap. As sizes double, they are half of all memory at most."""
+    return max(1 << 20, 1 << (size - 1).bit_length())
 
 
 class Arena:
@@ -85,6 +140,7 @@ class Arena:
 
     def __init__(self, library: Library, device: int) -> None:
         self._library = library
+        self._device = device
         self._type = library.ggml_backend_dev_buffer_type(device)
         self.alignment = int(library.ggml_backend_buft_get_alignment(self._type))
         self._buffer: int | None = None
@@ -96,19 +152,49 @@ class Arena:
         """The tensors of `case`, without memory yet. The graph built before is gone."""
         library, context = self._library, self._context
         context.reset()
-        graph = Graph(case, [], [], 0)
-        tensors = [self._input(graph, name, layout) for name, layout in case.inputs.items()]
+        graph = Graph(case, context)
+        tensors = [self._argument(graph, name, layout) for name, layout in case.inputs.items()]
+        name, layout = next(iter(case.outputs.items()))
+        if op.into:
+            tensors.append(self._argument(graph, name, layout))
         make = getattr(library, op.inplace if case.inplace else op.symbol)  # type: ignore[arg-type]
-        graph.out = make(context.handle, *tensors, *op.params(case))
-        if case.inplace:
-            graph.views.append(graph.out)
+        out = make(context.handle, *tensors, *op.params(case))
+        graph.outs.append(out)
+        if case.inplace or op.into:
+            graph.views.append(out)
         else:
-            graph.owners.append((graph.out, next(iter(case.outputs))))
+            graph.owners.append((out, name))
         return graph
 
-    def _input(self, graph: Graph, name: str, layout: Layout) -> int:
-        """A tensor for an input: a plain one where ggml itself would lay it out so, else a view of its whole memory."""
-        library, context = self._library, self._context
+    def compose(self, case: Case, build: Build, shown: bool = False) -> Graph:
+        """The same for a graph of many nodes. Its stages can be read after a run where it is built to be `shown`.
+
+        Raises `RefusedError` where the build or the device does not take it.
+        """
+        if self._library.ggml_gallocr_reserve_n_size is None:
+            raise RefusedError(
+                f"this libggml ({self._library.build}) has no ggml_gallocr_reserve_n_size, which a graph of many nodes needs"
+            )
+        context = self._large_context
+        context.reset()
+        graph = Graph(case, context)
+        arguments = {name: self._argument(graph, name, layout) for name, layout in case.layouts.items()}
+        nodes = Nodes(self._library, self._device, context, case, arguments, shown=shown)
+        build(nodes)
+        graph.outs, graph.inner, graph.stages = nodes.outs, nodes.count, nodes.stages
+        return graph
+
+    @cached_property
+    def _large_context(self) -> Context:
+        return Context(self._library, NODES + 2 * _TENSORS)
+
+    @cached_property
+    def _inner(self) -> _Inner:
+        return _Inner(self._library, self._type)
+
+    def _argument(self, graph: Graph, name: str, layout: Layout) -> int:
+        """A tensor for an argument: a plain one where ggml itself would lay it out so, else a view of its memory."""
+        library, context = self._library, graph.context
         number = TYPES[layout.dtype]
         ne = (*layout.ne, 1, 1, 1, 1)[:4]
         packed = contiguous_strides(layout.shape, layout.type.itemsize)
@@ -135,18 +221,29 @@ class Arena:
             library.ggml_backend_tensor_alloc(self._buffer, tensor, base + plan.slots[name].start)
         for view in graph.views:
             library.ggml_backend_view_init(view)
-        graph.handle = library.ggml_new_graph_custom(self._context.handle, _NODES, False)
-        library.ggml_build_forward_expand(graph.handle, graph.out)
+        handle = library.ggml_new_graph_custom(graph.context.handle, graph.inner + _TENSORS, False)
+        for out in graph.outs:
+            library.ggml_build_forward_expand(handle, out)
+        if graph.inner:
+            self._inner.allocate(handle)
+        graph.handle = handle
+
+    def shown(self, graph: Graph) -> Iterator[tuple[str, np.ndarray]]:
+        """The stages of a graph that was built to be shown and has run, as float32."""
+        for stage in graph.stages:
+            yield stage.name, stage.assemble([self._read(graph.context, tensor) for tensor in stage.tensors])
+
+    def _read(self, context: Context, tensor: int) -> np.ndarray:
+        array = np.empty(context.sizes(tensor)[3::-1], np.float32)
+        self._library.ggml_backend_tensor_get(tensor, _address(array), 0, array.nbytes)
+        return array
 
     def reserve(self, size: int) -> None:
         """Make the buffer at least `size` bytes large. Tensors placed before must be placed again if it grew."""
         if size <= self._size:
             return
         library = self._library
-        if self._buffer:
-            library.ggml_backend_buffer_free(self._buffer)
-            self._buffer, self._size = None, 0
-        wanted = max(1 << 20, 1 << (size - 1).bit_length())
+        wanted = _grown(size)
         self._buffer = library.ggml_backend_buft_alloc_buffer(self._type, wanted)
         if not self._buffer:
             raise MemoryError(f"the device gives no buffer of {wanted} bytes")

@@ -16,10 +16,12 @@ from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opconform.backends.ggml.composite import FUNCTIONS
 from opconform.backends.ggml.ops import OPS
 from opconform.harness.backend import Unavailable
 
 VARIABLE = "OPCONFORM_GGML_LIB"
+FLOAT16_VARIABLE = "OPCONFORM_GGML_F16"  #: set to anything: GPUs may compute products of float32 in float16
 REMEDY = (
     f"set {VARIABLE} (or --ggml-lib) to a folder with libggml-base.so and libggml.so: "
     "`npm pack @node-llama-cpp/linux-x64-vulkan@3.16.2`, unpacked, has one in package/bins/linux-x64-vulkan; "
@@ -61,7 +63,6 @@ _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "ggml_backend_buft_get_alignment": (c_size_t, c_void_p),
     "ggml_backend_buft_alloc_buffer": (c_void_p, c_void_p, c_size_t),
     "ggml_backend_buffer_get_base": (c_void_p, c_void_p),
-    "ggml_backend_buffer_free": (None, c_void_p),
     "ggml_backend_tensor_alloc": (c_int, c_void_p, c_void_p, c_void_p),
     "ggml_backend_view_init": (c_int, c_void_p),
     "ggml_backend_tensor_set": (None, c_void_p, c_void_p, c_size_t, c_size_t),
@@ -77,11 +78,16 @@ _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "ggml_new_graph_custom": (c_void_p, c_void_p, c_size_t, c_bool),
     "ggml_build_forward_expand": (None, c_void_p, c_void_p),
     "ggml_backend_graph_compute": (c_int, c_void_p, c_void_p),
+    "ggml_set_output": (None, c_void_p),
+    "ggml_gallocr_new": (c_void_p, c_void_p),
+    "ggml_gallocr_reserve": (c_bool, c_void_p, c_void_p),
+    "ggml_gallocr_alloc_graph": (c_bool, c_void_p, c_void_p),
 }
 _OPTIONAL: Mapping[str, tuple[Any, ...]] = {
     "ggml_version": (c_char_p,),
     "ggml_commit": (c_char_p,),
     "ggml_log_set": (None, _LOG_CALLBACK, c_void_p),
+    "ggml_gallocr_reserve_n_size": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
 }
 
 
@@ -100,6 +106,11 @@ class Library:
         # and an abort would start a debugger to print a backtrace.
         os.environ.setdefault("GGML_VK_VISIBLE_DEVICES", "0")
         os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+        # On a device with 16-bit floats Vulkan's matrix products round float32 operands to float16. With that a bound
+        # is some thousand times wider, so it is done only where a person asks for it.
+        self.float16 = bool(os.environ.get(FLOAT16_VARIABLE))
+        if not self.float16:
+            os.environ.setdefault("GGML_VK_DISABLE_F16", "1")
         try:
             self._handles = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in (base, registry) if path]
         except OSError as error:
@@ -120,6 +131,8 @@ class Library:
         for op in OPS.values():
             for symbol in op.symbols:
                 setattr(self, symbol, self._find(symbol, (c_void_p, *op.arguments)))
+        for symbol, arguments in FUNCTIONS.items():
+            setattr(self, symbol, self._find(symbol, (c_void_p, c_void_p, *arguments)))
 
     def _find(self, name: str, signature: tuple[Any, ...]) -> Any:
         for handle in self._handles:

@@ -6,11 +6,15 @@ measured on it (builds b7836, b8121 and v0.5.0; CPU, and Vulkan on lavapipe).
 
 from __future__ import annotations
 
+import re
+
 from opconform.harness.backend import Limit
 from opconform.harness.layouts import LayoutClass
 
+_TYPES = ("f32", "f16", "bf16", "i32")
 _FRESH = "ggml makes a fresh output itself, packed"
 _VK_SHADER = "src/ggml-vulkan/vulkan-shaders/acc.comp"
+_VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"f16", "bf16"})
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 
@@ -32,12 +36,62 @@ CONSTRUCTORS: tuple[Limit, ...] = (
     Limit("solve_tri", "a", LayoutClass.CONTIGUOUS, "ggml_solve_tri asserts contiguity", "src/ggml.c, ggml_solve_tri"),
     Limit("solve_tri", "b", LayoutClass.CONTIGUOUS, "ggml_solve_tri asserts contiguity", "src/ggml.c, ggml_solve_tri"),
     Limit("solve_tri", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_solve_tri (ggml_new_tensor_4d)"),
+    Limit("tri", "dtype", ("f32",), "ggml_tri takes f32 only", "src/ggml.c, ggml_tri"),
+    Limit("tri", "x", LayoutClass.CONTIGUOUS, "ggml_tri asserts contiguity", "src/ggml.c, ggml_tri"),
+    Limit("tri", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_tri (ggml_dup_tensor)"),
+    Limit("diag", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_diag (ggml_new_tensor)"),
+    Limit("pad", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_pad_ext (ggml_new_tensor_4d)"),
+    Limit(
+        "l2_norm",
+        "eps_mode",
+        ("max",),
+        "ggml's eps is the least norm: x / max(norm, eps)",
+        "include/ggml.h, ggml_l2_norm",
+    ),
+    Limit("l2_norm", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_l2_norm_impl (ggml_dup_tensor)"),
+    Limit("ssm_conv", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_ssm_conv (ggml_new_tensor_3d)"),
+    Limit("sum_rows", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_sum_rows (ggml_new_tensor)"),
+    Limit("cont", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_cont_impl (ggml_dup_tensor)"),
 )
+
+_VIEW_FITS = "ggml asserts that a view's elements, packed, fit into what it views: no stride 0"
+_DELTA_INPUTS = ("q", "k", "v", "g", "beta", "state")
+_DELTA_NET = "src/ggml.c, ggml_gated_delta_net"
+_DELTA_NET_CPU = "src/ggml-cpu/ops.cpp, ggml_compute_forward_gated_delta_net_one_chunk"
+
+#: What the graphs of many nodes do not take.
+GRAPHS: tuple[Limit, ...] = (
+    *(
+        Limit("gated_delta_net", name, LayoutClass.ROWS, "ggml_gated_delta_net asserts contiguous rows", _DELTA_NET)
+        for name in ("q", "k", "v")
+    ),
+    *(
+        Limit("gated_delta_net", name, LayoutClass.CONTIGUOUS, "ggml_gated_delta_net asserts contiguity", _DELTA_NET)
+        for name in ("g", "beta", "state")
+    ),
+    Limit("gated_delta_net", "heads", ("tiled",), "ggml_gated_delta_net shares heads as h % H_k", _DELTA_NET_CPU),
+    Limit("gated_delta_net", "state_layout", ("vk",), "ggml_gated_delta_net holds states as [V,K]", _DELTA_NET_CPU),
+    Limit("gated_delta_net", "square", (True,), "ggml_gated_delta_net wants K = V", _DELTA_NET),
+    Limit("gated_delta_net", "usual_scale", (True,), "the scale of ggml_gated_delta_net is 1/√V", _DELTA_NET_CPU),
+    Limit("gated_delta_net", "gate", ("log",), "ggml_gated_delta_net takes log gates", _DELTA_NET_CPU),
+    *(
+        Limit("gated_delta_net_chunk", name, LayoutClass.STRIDED, _VIEW_FITS, "src/ggml.c, ggml_new_tensor_impl")
+        for name in _DELTA_INPUTS
+    ),
+    Limit(
+        "gated_delta_net_chunk", "gate", ("log",), "llama.cpp's graph sums log gates",
+        "llama.cpp, src/models/delta-net-base.cpp, build_delta_net_chunking",
+    ),
+)  # fmt: skip
 
 #: What a device's supports_op refuses.
 DEVICES: tuple[Limit, ...] = (
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    Limit("diag", "dtype", ("f32",), "Vulkan's diag takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
 
 #: What a kernel wants although supports_op said yes.
@@ -66,6 +120,45 @@ KERNELS: tuple[Limit, ...] = (
     Limit(
         "cumsum", "x", LayoutClass.ROWS, "the CPU's CUMSUM aborts unless x's nb0 is the element size",
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_cumsum_f32", kind="kernel", device="CPU",
+    ),
+    Limit(
+        "diag", "dtype", ("f32",), "the CPU's DIAG aborts for every type but f32",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_diag", kind="kernel", device="CPU",
+    ),
+    Limit(
+        "diag", "x", LayoutClass.ROWS, "the CPU's DIAG aborts unless x's nb0 is the element size",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_diag_f32", kind="kernel", device="CPU",
+    ),
+    Limit(
+        "pad", "dtype", ("f32",), "the CPU's PAD aborts for every type but f32",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad", kind="kernel", device="CPU",
+    ),
+    Limit(
+        "ssm_conv", "x", LayoutClass.CONTIGUOUS,
+        "the CPU's SSM_CONV aborts unless x's nb0 is the element size and its nb1 a row's",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_ssm_conv_f32", kind="kernel", device="CPU",
+    ),
+    Limit(
+        "ssm_conv", "c", LayoutClass.ROWS, "the CPU's SSM_CONV aborts unless c's nb0 is the element size",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_ssm_conv_f32", kind="kernel", device="CPU",
+    ),
+    *(
+        Limit(
+            "ssm_conv", name, LayoutClass.ROWS,
+            "SSM_CONV wants contiguous rows: the CPU and CUDA kernels assert it; Vulkan's reads on as if it had them",
+            "src/ggml-vulkan/vulkan-shaders/ssm_conv.comp; src/ggml-cuda/ssm-conv.cu", kind="kernel", device="Vulkan",
+        )
+        for name in ("x", "c")
+    ),
+    Limit(
+        "ssm_conv", "aligned", (True,),
+        "Vulkan's SSM_CONV aborts for an argument that does not start where a storage buffer may "
+        "(minStorageBufferOffsetAlignment, 256 bytes at most)",
+        "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
+    ),
+    Limit(
+        "sum_rows", "x", LayoutClass.ROWS, "the CPU's SUM_ROWS aborts unless x's nb0 is the element size",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_sum_rows_f32", kind="kernel", device="CPU",
     ),
 )  # fmt: skip
 
@@ -103,6 +196,72 @@ OLD_ACC_BUGS: tuple[Limit, ...] = (
     ),
 )  # fmt: skip
 
+#: A wrong answer of every build so far (b6673 to v0.5.0).
+SSM_CONV_BUGS: tuple[Limit, ...] = (
+    Limit(
+        "ssm_conv", "c", LayoutClass.CONTIGUOUS, "the CPU's SSM_CONV reads c as if its rows stood side by side",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_ssm_conv_f32",
+        kind="bug", device="CPU", pinned="ssm_conv/cpu-padded-filter",
+    ),
+)  # fmt: skip
+
+_OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pull request 20350 (10 Mar 2026)"
+
+#: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
+#: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
+SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
+    (
+        range(8121),
+        Limit(
+            "pad", "x", LayoutClass.ROWS, "the CPU's PAD aborts unless x's nb0 is the element size",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "l2_norm", "x", LayoutClass.ROWS, "the CPU's L2_NORM aborts unless x's nb0 is the element size",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_l2_norm_f32", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(8121),
+        Limit(
+            "l2_norm", "aligned", (True,),
+            "Vulkan's L2_NORM aborts for an argument that does not start where a storage buffer may "
+            "(minStorageBufferOffsetAlignment, 256 bytes at most)",
+            "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
+        ),
+    ),
+    (
+        range(8121),
+        Limit(
+            "l2_norm", "x", LayoutClass.CONTIGUOUS, "Vulkan's L2_NORM wants x contiguous, which b6673 only asserts",
+            "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
+        ),
+    ),
+    (
+        range(8121, 10361),
+        Limit("l2_norm", "x", LayoutClass.ROWS, "Vulkan's l2_norm wants whole rows", _VK_SUPPORTS, device="Vulkan"),
+    ),
+    (
+        range(8390),
+        Limit(
+            "l2_norm", "eps", (0.0,), "Vulkan's L2_NORM compares eps with the sum of squares, not with the norm",
+            _OLD_L2_NORM, kind="bug", device="Vulkan", pinned="l2_norm/kb106",
+        ),
+    ),
+    (
+        range(8121, 10361),
+        Limit(
+            "l2_norm", "aligned", (True,),
+            "Vulkan's L2_NORM drops the part of an offset that the start of a storage buffer cannot have",
+            "src/ggml-vulkan/vulkan-shaders/l2_norm.comp after llama.cpp pull request 19604",
+            kind="bug", device="Vulkan", pinned="l2_norm/vulkan-offset",
+        ),
+    ),
+)  # fmt: skip
+
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
     Limit(
@@ -115,12 +274,16 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
 )  # fmt: skip
 
 
-def limits_of(device: str, has_set: bool, driver: str) -> tuple[Limit, ...]:
-    """The limits for a device (its id) that takes SET, or does not, and for what its driver says of itself.
+def limits_of(device: str, has_set: bool, driver: str, build: str) -> tuple[Limit, ...]:
+    """The limits for a device (its id) that takes SET, or does not, for what its driver says of itself, and for a build
+    of llama.cpp ("b8121"; any other name is taken for a newer one).
 
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
-    limits = [*CONSTRUCTORS, *DEVICES, *KERNELS, *ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS)]
+    limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS)]
+    limits += SSM_CONV_BUGS
+    if number := re.fullmatch(r"b(\d+)", build):
+        limits += [limit for builds, limit in SOME_BUILDS if int(number[1]) in builds]
     if "llvmpipe" in driver:
         limits += LAVAPIPE_BUGS
     return tuple(limit for limit in limits if device.startswith(limit.device))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ctypes import c_bool, c_size_t, c_void_p
+from ctypes import c_bool, c_float, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +18,15 @@ class OpBinding:
     """How ggml's graph gets an op.
 
     symbol: the constructor; `inplace` its in-place twin. arguments: their C types, the context first. params: the
-    values after the tensors, from the case's parameters. The tensors are the case's inputs, in order.
+    values after the tensors, from the case's parameters. The tensors are the case's inputs, in order; where `into`,
+    then the output, which the op writes where it stands.
     """
 
     symbol: str
     arguments: tuple[Any, ...]
     params: Callable[[Case], tuple[Any, ...]]
     inplace: str | None = None
+    into: bool = False
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -43,6 +45,12 @@ def _triangle(case: Case) -> tuple[Any, ...]:
     return case.params["left"], case.params["lower"], case.params["unit"]
 
 
+def _pads(case: Case) -> tuple[Any, ...]:
+    return tuple(case.params[f"{side}{k}"] for k in range(4) for side in ("lp", "rp"))
+
+
+TRI_TYPES = {"upper_diag": 0, "upper": 1, "lower_diag": 2, "lower": 3}  #: enum ggml_tri_type
+
 _WRITE_VIEW = (c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_size_t, c_size_t)
 
 OPS: Mapping[str, OpBinding] = {
@@ -50,4 +58,12 @@ OPS: Mapping[str, OpBinding] = {
     "set": OpBinding("ggml_set", _WRITE_VIEW, _view, inplace="ggml_set_inplace"),
     "cumsum": OpBinding("ggml_cumsum", (c_void_p, c_void_p), lambda case: ()),
     "solve_tri": OpBinding("ggml_solve_tri", (c_void_p, c_void_p, c_void_p, c_bool, c_bool, c_bool), _triangle),
+    "tri": OpBinding("ggml_tri", (c_void_p, c_void_p, c_int), lambda case: (TRI_TYPES[str(case.params["kind"])],)),
+    "diag": OpBinding("ggml_diag", (c_void_p, c_void_p), lambda case: ()),
+    "pad": OpBinding("ggml_pad_ext", (c_void_p, c_void_p, *([c_int] * 8)), _pads),
+    "l2_norm": OpBinding("ggml_l2_norm", (c_void_p, c_void_p, c_float), lambda case: (case.params["eps"],)),
+    "ssm_conv": OpBinding("ggml_ssm_conv", (c_void_p, c_void_p, c_void_p), lambda case: ()),
+    "sum_rows": OpBinding("ggml_sum_rows", (c_void_p, c_void_p), lambda case: ()),
+    "cpy": OpBinding("ggml_cpy", (c_void_p, c_void_p, c_void_p), lambda case: (), into=True),
+    "cont": OpBinding("ggml_cont", (c_void_p, c_void_p), lambda case: ()),
 }

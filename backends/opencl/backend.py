@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.opencl.arguments import DTYPES, LAUNCHES, Launch
+from opconform.backends.opencl.arguments import ARGUMENT_DTYPES, DTYPES, LAUNCHES, SCRATCH, Launch
+from opconform.backends.opencl.sanitizer import oclgrind
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
 from opconform.harness.case import Case
 from opconform.harness.numerics import Numerics
+from opconform.harness.sanitizer import Sanitizer
 
 _LOCAL_SIZE = 64
 _CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
@@ -56,31 +59,64 @@ class OpenCLBackend(Backend):
             for index, found in enumerate(_opencl_devices())
         ]
 
+    @classmethod
+    def sanitizer(cls) -> Sanitizer:
+        return oclgrind()
+
     def supports(self, case: Case) -> str | None:
         if case.op not in LAUNCHES:
             return f"no kernel for {case.op}: add backends/opencl/{case.op}.cl and its fields to arguments.py"
-        if case.dtype not in DTYPES[case.op]:
-            return f"{case.op}.cl computes {', '.join(DTYPES[case.op])}, not {case.dtype}"
+        for name, layout in case.layouts.items():
+            types = ARGUMENT_DTYPES.get((case.op, name), DTYPES[case.op])
+            if layout.dtype not in types:
+                return f"{case.op}.cl computes {', '.join(types)}, not {layout.dtype}"
+        most = self._device.max_mem_alloc_size
         largest = max(slot.size for slot in Plan.of(case).slots.values()) + 2 * GUARD
-        if largest > self._device.max_mem_alloc_size:
-            return f"an argument takes {largest} bytes; a buffer of this device has {self._device.max_mem_alloc_size}"
+        if largest > most:
+            return f"an argument takes {largest} bytes; a buffer of this device has {most}"
+        for name, shape in _scratch(case).items():
+            if 4 * math.prod(shape) > most:
+                return f"the intermediate {name} takes {4 * math.prod(shape)} bytes; a buffer of this device has {most}"
         return None
 
     def run(self, case: Case, buffers: Buffers) -> None:
+        self._compute(case, buffers)
+
+    def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
+        """Run the case again; its intermediate results by name."""
+        shown = {}
+        for name, memory in self._compute(case, buffers).items():
+            shown[name] = np.empty(_scratch(case)[name], np.float32)
+            if shown[name].size:
+                self._cl.enqueue_copy(self._queue, shown[name], memory)
+        return shown
+
+    def _compute(self, case: Case, buffers: Buffers) -> dict[str, Any]:
+        """Upload, launch, download; gives back the scratch buffers, still on the device."""
         slots = buffers.plan.slots
         memory = {slot.start: _window(buffers, slot) for slot in slots.values()}  # in place, two slots are one
-        device = {start: self._upload(window) for start, window in memory.items()}
+        arguments = {start: self._upload(window) for start, window in memory.items()}
+        scratch = {name: self._nothing_but_nan(shape) for name, shape in _scratch(case).items()}
+        device = {name: arguments[slot.start] for name, slot in slots.items()} | scratch
         for launch in LAUNCHES[case.op](case):
             kernel = self._kernel(case.op, launch.kernel)
             fields = np.array(launch.fields, dtype=np.uint64)
-            kernel.set_args(fields, *(device[slots[name].start] for name in launch.buffers))
+            kernel.set_args(fields, *(device.get(name) for name in launch.buffers))  # None is a null pointer
             self._cl.enqueue_nd_range_kernel(self._queue, kernel, (_whole_groups(launch),), (_LOCAL_SIZE,))
         for start, window in memory.items():
-            self._cl.enqueue_copy(self._queue, window, device[start])
+            self._cl.enqueue_copy(self._queue, window, arguments[start])
+        return scratch
 
     def _upload(self, window: np.ndarray) -> Any:
         flags = self._cl.mem_flags
         return self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=window)
+
+    def _nothing_but_nan(self, shape: tuple[int, ...]) -> Any:
+        """A buffer of float32, every bit set: a kernel that counts on zeros, or on an earlier case, is found out."""
+        size = max(4 * math.prod(shape), 4)
+        buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
+        self._cl.enqueue_fill_buffer(self._queue, buffer, np.uint32(0xFFFFFFFF), 0, size)
+        return buffer
 
     def _kernel(self, op: str, name: str) -> Any:
         """A kernel of `op`. Each file is built once per process; across processes pyopencl caches the binary under a
@@ -91,6 +127,11 @@ class OpenCLBackend(Backend):
             program = self._cl.Program(self._context, source).build(options)
             self._kernels |= {kernel.function_name: kernel for kernel in program.all_kernels()}
         return self._kernels[name]
+
+
+def _scratch(case: Case) -> Mapping[str, tuple[int, ...]]:
+    """The names and shapes of the case's intermediate results."""
+    return SCRATCH[case.op](case) if case.op in SCRATCH else {}
 
 
 def _window(buffers: Buffers, slot: Slot) -> np.ndarray:
@@ -139,4 +180,5 @@ def _numerics(device: Any) -> Numerics:
         flushes_denormals=not config & offered.DENORM,
         any_rounding=not config & offered.ROUND_TO_NEAREST,
         division_ulps=0.5 if _divides_correctly(device) else 2.5,
+        sqrt_ulps=0.5 if _divides_correctly(device) else 3.0,
     )

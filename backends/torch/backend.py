@@ -6,7 +6,9 @@ import platform
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from opconform.backends.torch import ops
+import numpy as np
+
+from opconform.backends.torch import delta_net, ops, small_ops
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
@@ -17,11 +19,24 @@ if TYPE_CHECKING:
 
 REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/cpu)"
 
-_OPS: Mapping[str, Callable[[Case, Mapping[str, torch.Tensor]], torch.Tensor]] = {
+#: What computes an op: the case's tensors by argument name to the output, or to outputs and stages by name.
+Computes = Callable[[Case, Mapping[str, "torch.Tensor"]], "torch.Tensor | dict[str, torch.Tensor]"]
+
+_OPS: Mapping[str, Computes] = {
     "acc": ops.acc,
     "set": ops.set_,
     "cumsum": ops.cumsum,
     "solve_tri": ops.solve_tri,
+    "tri": small_ops.tri,
+    "diag": small_ops.diag,
+    "pad": small_ops.pad,
+    "l2_norm": small_ops.l2_norm,
+    "ssm_conv": small_ops.ssm_conv,
+    "sum_rows": small_ops.sum_rows,
+    "cpy": small_ops.cpy,
+    "cont": small_ops.cont,
+    "gated_delta_net": delta_net.gated_delta_net,
+    "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
 }
 
 
@@ -34,7 +49,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     needs = "pip install torch"
-    ops: ClassVar[Mapping[str, Callable[[Case, Mapping[str, torch.Tensor]], torch.Tensor]]] = _OPS
+    ops: ClassVar[Mapping[str, Computes]] = _OPS
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -60,13 +75,26 @@ class TorchBackend(Backend):
         return None if case.op in self.ops else f"the torch backend has no {case.op}; it has {', '.join(self.ops)}"
 
     def run(self, case: Case, buffers: Buffers) -> None:
+        self._computed(case, buffers)
+
+    def stages(self, case: Case, buffers: Buffers) -> dict[str, np.ndarray] | None:
+        found = self._computed(case, buffers)
+        shown = {name: tensor.cpu().numpy() for name, tensor in found.items() if name not in case.outputs}
+        return shown or None
+
+    def _computed(self, case: Case, buffers: Buffers) -> dict[str, torch.Tensor]:
+        """What the op's function returns, by name; the outputs among it are written."""
         host = self.torch.from_numpy(buffers.memory)
         arena = host if self.device == "cpu" else host.to(self.device)
         tensors = {name: self._tensor(arena, buffers, name) for name in case.layouts}
-        (out,) = case.outputs
-        tensors[out].copy_(self.ops[case.op](case, tensors))
+        found = self.ops[case.op](case, tensors)
+        if not isinstance(found, dict):
+            found = {next(iter(case.outputs)): found}
+        for name in case.outputs:
+            tensors[name].copy_(found[name])
         if arena is not host:
             host.copy_(arena)
+        return found
 
     def _tensor(self, arena: torch.Tensor, buffers: Buffers, name: str) -> torch.Tensor:
         """An argument's elements where they lie in the arena."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,10 +29,12 @@ from opconform.backends.vulkan.arguments import (
     with_scratch,
 )
 from opconform.backends.vulkan.physical import Physical, physical_devices
+from opconform.backends.vulkan.sanitizer import validation_layer
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import Buffers, Plan
 from opconform.harness.case import Case
 from opconform.harness.numerics import Numerics
+from opconform.harness.sanitizer import OPTION, Sanitizer
 
 _LOCAL_SIZE = 64  #: local_size_x of every shader
 _GROUPS = (
@@ -59,7 +62,7 @@ class _Arena:
     staging: np.ndarray
     table: np.ndarray
     upload: Any
-    algorithms: dict[tuple[str, int], Any] = field(default_factory=dict)
+    algorithms: dict[tuple[str, int, int], Any] = field(default_factory=dict)
 
 
 class VulkanBackend(Backend):
@@ -71,6 +74,9 @@ class VulkanBackend(Backend):
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
+        self._checked = OPTION in options
+        if not self._checked:
+            _without_layers()
         found = _physical()
         if not device.isdecimal() or int(device) >= len(found):
             raise Unavailable(f"there is no Vulkan device {device!r}", f"choose one from 0 to {len(found) - 1}")
@@ -93,6 +99,10 @@ class VulkanBackend(Backend):
             Device(str(index), found.name, {"driver": found.driver, "vulkan": found.api, **kompute}, _NUMERICS)
             for index, found in enumerate(_physical())
         ]
+
+    @classmethod
+    def sanitizer(cls) -> Sanitizer:
+        return validation_layer()
 
     def supports(self, case: Case) -> str | None:
         if case.op not in DISPATCHES:
@@ -125,7 +135,7 @@ class VulkanBackend(Backend):
         Kompute's must not be recorded twice.
         """
         size = buffers.memory.size
-        arena = self._arena(_capacity(plan.size))
+        arena = self._arena(plan.size if self._checked else _capacity(plan.size))  # the layer sees where it ends
         arena.staging[:size] = buffers.memory
         arena.staging[size : plan.size] = 0xFF  # NaN: who counts on zeros, or on an earlier case, is found out
         if case.op in TABLES:
@@ -144,7 +154,7 @@ class VulkanBackend(Backend):
         """The dispatch, recorded as a sequence."""
         words = np.zeros(WORDS, dtype=np.uint32)  # as uint32 all the way: as floats, some would pass for NaNs
         words[: len(dispatch.words)] = dispatch.words
-        algorithm = self._algorithm(arena, op, dispatch.items)
+        algorithm = self._algorithm(arena, op, dispatch)
         return self._manager.sequence().record(self._kp.OpAlgoDispatch(algorithm, words))
 
     def _arena(self, capacity: int) -> _Arena:
@@ -155,17 +165,17 @@ class VulkanBackend(Backend):
             self._arenas[capacity] = _Arena(tensors, memory.view(np.uint8), table, upload)
         return self._arenas[capacity]
 
-    def _algorithm(self, arena: _Arena, op: str, items: int) -> Any:
-        """The pipeline of `op` on `arena`, with workgroups for `items` or as many as a dispatch gets."""
-        groups = groups_of(items)
-        if (op, groups) not in arena.algorithms:
+    def _algorithm(self, arena: _Arena, op: str, dispatch: Dispatch) -> Any:
+        """The pipeline of a part of `op` on `arena`, with workgroups for all items or as many as a dispatch gets."""
+        groups = groups_of(dispatch.items)
+        if (op, dispatch.part, groups) not in arena.algorithms:
             if op not in self._shaders:
                 self._shaders[op] = shaders.spirv(self.kernels / f"{op}.comp")
-            no_constants, words = np.zeros(0, dtype=np.uint32), np.zeros(WORDS, dtype=np.uint32)
-            arena.algorithms[op, groups] = self._manager.algorithm(
-                arena.tensors, self._shaders[op], (groups, 1, 1), no_constants, words
+            part, words = np.array([dispatch.part], dtype=np.uint32), np.zeros(WORDS, dtype=np.uint32)
+            arena.algorithms[op, dispatch.part, groups] = self._manager.algorithm(
+                arena.tensors, self._shaders[op], (groups, 1, 1), part, words
             )
-        return arena.algorithms[op, groups]
+        return arena.algorithms[op, dispatch.part, groups]
 
 
 def groups_of(items: int) -> int:
@@ -177,6 +187,12 @@ def _capacity(size: int) -> int:
     """The power of two that holds an arena of `size` bytes. One tensor per capacity, so that a small case never pays
     for copying what a large one needed."""
     return max(1 << (size - 1).bit_length(), _SMALLEST)
+
+
+def _without_layers() -> None:
+    """Hide the explicit layers from this process: Kompute turns the validation layer on wherever it is installed."""
+    if "VK_INSTANCE_LAYERS" not in os.environ:
+        os.environ.setdefault("VK_LAYER_PATH", os.devnull)
 
 
 def _physical() -> list[Physical]:

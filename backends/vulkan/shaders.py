@@ -1,23 +1,20 @@
 """GLSL to SPIR-V, with a cache on disk.
 
-An entry is keyed by all that its bytes depend on: the source, the compiler's version, and the options. It is written
-to a temporary file and moved into place, so that no reader meets half of one; what is not whole SPIR-V all the same is
-compiled anew. A cache that cannot be written costs time and nothing else.
+An entry is keyed by all that its bytes depend on: the source, the compiler's version, and the options. What is not
+whole SPIR-V all the same is compiled anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from opconform.backends.cache import cache_folder, keep, key_of
 from opconform.harness.backend import Unavailable
 
 #: What Kompute asks of Vulkan. SPIR-V for 1.1 runs on every later version.
@@ -44,25 +41,12 @@ def find_compiler() -> str:
 
 @cache
 def compiler_at(path: str) -> Compiler:
-    """The compiler at `path`; its version is asked once per process."""
+    """The compiler at `path`; its version is asked once per process. Shaders keep their lines (-g), for the validation
+    layer to name."""
     version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
     if Path(path).stem == "glslc":
-        return Compiler((path, "-fshader-stage=compute", f"--target-env={_TARGET}", "-", "-o"), version)
-    return Compiler((path, "-V", "--target-env", _TARGET, "--stdin", "-S", "comp", "-o"), version)
-
-
-def cache_folder() -> Path:
-    """Where compiled shaders are kept: under OPCONFORM_CACHE, or else the place where this system keeps caches."""
-    chosen = os.environ.get("OPCONFORM_CACHE")
-    if chosen:
-        return Path(chosen) / "spirv"
-    if sys.platform == "win32":
-        home = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        home = Path.home() / "Library" / "Caches"
-    else:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "opconform" / "spirv"
+        return Compiler((path, "-g", "-fshader-stage=compute", f"--target-env={_TARGET}", "-", "-o"), version)
+    return Compiler((path, "-V", "-g", "--target-env", _TARGET, "--stdin", "-S", "comp", "-o"), version)
 
 
 def spirv(source: Path) -> bytes:
@@ -78,15 +62,15 @@ def spirv(source: Path) -> bytes:
         if is_whole(kept):
             return kept
     fresh = _compile(source, text, compiler)
-    _keep(entry, fresh)
+    keep(entry, fresh)
     return fresh
 
 
 def _entry(name: str, text: bytes, compiler: Compiler) -> Path:
     """The cache file of a shader with this source, made by this compiler."""
     options = "\0".join(compiler.command[1:])
-    key = hashlib.sha256(b"\0".join((text, compiler.version.encode(), options.encode())))
-    return cache_folder() / f"{name}-{key.hexdigest()[:32]}.spv"
+    key = key_of(text, compiler.version.encode(), options.encode())
+    return cache_folder("spirv") / f"{name}-{key}.spv"
 
 
 def is_whole(code: bytes) -> bool:
@@ -105,15 +89,3 @@ def _compile(source: Path, text: bytes, compiler: Compiler) -> bytes:
     if not is_whole(code):
         raise RuntimeError(f"{compiler.command[0]} made something other than SPIR-V of {source}")
     return code
-
-
-def _keep(entry: Path, code: bytes) -> None:
-    with suppress(OSError):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=entry.parent, prefix=entry.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(code)
-            os.replace(temporary, entry)
-        except OSError:
-            os.unlink(temporary)

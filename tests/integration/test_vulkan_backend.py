@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from opconform.backends.vulkan import VulkanBackend, shaders
+from opconform.backends.vulkan.arguments import DISPATCHES
 from opconform.harness.backend import Device, Unavailable
 from opconform.harness.buffers import Buffers, Plan
 from opconform.harness.case import Case
@@ -79,7 +80,7 @@ def short_lines(lines: int) -> Case:
     return Case("cumsum", {"axis": 3, "exclusive": False, "reverse": False}, {"x": x}, {"out": x}, recipe="index")
 
 
-@pytest.mark.parametrize("op", ["acc", "set", "cumsum", "solve_tri"])
+@pytest.mark.parametrize("op", DISPATCHES)
 def test_every_drawn_case_passes(backend: VulkanBackend, device: Device, op: str) -> None:
     for case in drawn_cases(op, 200, 1 << 20):
         assert backend.supports(case) is None

@@ -1,0 +1,292 @@
+"""The CUDA kernels on the CPU: every .cu file as it is, built by g++ with host.h, run and watched by host.cpp.
+
+It shows what a kernel computes and how it uses memory and barriers, on any machine. What it does not show: what
+depends on the hardware (warps that diverge, fused operations, registers) and how fast anything is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from opconform.backends.cache import cache_folder, keep, key_of
+from opconform.backends.cuda.arguments import Launch
+from opconform.backends.cuda.backend import NUMERICS, CudaKernels, scratch_of
+from opconform.backends.cuda.source import complaint, kernels_in, source_of
+from opconform.harness.backend import Device, KernelFault, Unavailable
+from opconform.harness.buffers import GUARD, Buffers
+from opconform.harness.case import Case
+from opconform.harness.sanitizer import Sanitizer
+
+_HERE = Path(__file__).parent
+_COMMON = ("-std=c++17", "-O2", "-g1", "-fPIC", "-U_FORTIFY_SOURCE")  # fortified, longjmp refuses to change stacks
+#: Every access to memory is reported to host.cpp, every index and every alignment checked. Nothing is fused.
+_CHECKED = ("-fsanitize=thread", "-fsanitize=bounds,alignment", "-ffp-contract=off", "-fno-math-errno", f"-I{_HERE}")
+_MOST_SHARED = (
+    48 << 10
+)  #: bytes of shared memory that a kernel may declare (CUDA C++ Programming Guide, compute limits)
+_MOST_BLOCKS = (2**31 - 1, 65535, 65535)
+_MOST_THREADS = (1024, 1024, 64)
+
+
+class CudaHostBackend(CudaKernels):
+    """The kernels beside this file on the CPU, one thread at a time, in the worker's own memory."""
+
+    name = "cuda-host"
+    needs = "g++ on Linux"
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        super().__init__(device, options)
+        if device != "0":
+            raise Unavailable(f"there is no device {device!r}", "there is one: cuda-host:0")
+        self._runtime = _runtime()
+        self._libraries: dict[str, _Library] = {}
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", f"the CUDA kernels on the CPU ({platform.machine()})", {"g++": compiler()[1]}, NUMERICS)]
+
+    @classmethod
+    def sanitizer(cls) -> Sanitizer:
+        """Nothing to run under: host.cpp checks every run."""
+        cannot = "what depends on warps, and atomics, which no kernel here uses"
+        return Sanitizer("host.cpp", lambda log: ((), {}), lambda log, case: [], cannot=cannot)
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        self._compute(case, buffers)
+
+    def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
+        """Run the case again; its intermediate results by name."""
+        return self._compute(case, buffers)
+
+    def _compute(self, case: Case, buffers: Buffers) -> dict[str, np.ndarray]:
+        scratch = {name: np.empty(shape, np.float32) for name, shape in scratch_of(case).items()}
+        for intermediate in scratch.values():
+            intermediate.view(np.uint8).fill(0xFF)
+        base = buffers.memory.ctypes.data
+        windows = {name: base + slot.start - GUARD for name, slot in buffers.plan.slots.items()}
+        windows |= {name: intermediate.ctypes.data for name, intermediate in scratch.items()}
+        regions = list(_regions(case, buffers, scratch))
+        self._runtime.host_case((_Region * len(regions))(*(region.as_c() for region in regions)), len(regions))
+        library = self._library(case.op)
+        for launch in self.launches[case.op](case):
+            library.check(launch)
+            if not library.run(launch, windows):
+                fault = _Fault.in_dll(self._runtime, "host_found")
+                raise _in_words(fault, library, [region.name for region in regions])
+        return scratch
+
+    def _library(self, op: str) -> _Library:
+        if op not in self._libraries:
+            self._libraries[op] = _Library(self.kernels / f"{op}.cu")
+        return self._libraries[op]
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+@cache
+def compiler() -> tuple[str, str]:
+    """The path of g++ and its version. Raises `Unavailable` where PATH has none."""
+    path = shutil.which("g++")
+    if path is None:
+        raise Unavailable("there is no g++ on PATH", "apt-get install g++")
+    return path, subprocess.run([path, "-dumpfullversion"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def build(file: Path, text: str, options: tuple[str, ...]) -> Path:
+    """The shared library that g++ makes of `text`, the source of `file`; from the cache where it is there.
+
+    Raises `RuntimeError` with the compiler's words where it refuses the source.
+    """
+    path, version = compiler()
+    key = key_of(text.encode(), " ".join(options).encode(), version.encode(), platform.machine().encode())
+    entry = cache_folder("cuda-host") / f"{file.stem}-{key}.so"
+    if entry.exists():
+        return entry
+    folder = Path(tempfile.mkdtemp(prefix="opconform-"))
+    made, whole = folder / "kernels.o", folder / entry.name
+    command = [path, *_COMMON, *options, "-x", "c++", "-c", "-", "-o", str(made)]
+    done = subprocess.run(command, input=text, capture_output=True, text=True)
+    if done.returncode != 0:
+        shutil.rmtree(folder)
+        raise complaint(file, done.stderr)
+    subprocess.run([path, "-shared", "-Wl,-Bsymbolic", str(made), "-lm", "-o", str(whole)], check=True)
+    keep(entry, whole.read_bytes())
+    if not entry.exists():  # the cache cannot be written
+        return whole
+    shutil.rmtree(folder)
+    return entry
+
+
+@cache
+def _runtime() -> ctypes.CDLL:
+    """host.cpp, loaded so that the kernels' libraries find it."""
+    file = _HERE / "host.cpp"
+    runtime = ctypes.CDLL(str(build(file, source_of(file), ())), mode=ctypes.RTLD_GLOBAL)
+    runtime.host_case.restype = None
+    return runtime
+
+
+class _Library:
+    """The kernels of one file, built and loaded. `_runtime` must have been called."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        source = source_of(file)
+        names = kernels_in(source)
+        exported = "".join(f"HOST_KERNEL({name})\n" for name in names)
+        self._path = build(file, f"{source_of(_HERE / 'host.h')}{source}{exported}", _CHECKED)
+        self._loaded = ctypes.CDLL(str(self._path))
+        self._shared = _shared_bytes(self._path, names)
+
+    def run(self, launch: Launch, windows: Mapping[str, int]) -> bool:
+        """Run a kernel on buffers at these addresses. False where it does what it must not."""
+        fields = (ctypes.c_uint64 * len(launch.fields))(*launch.fields)
+        pointers = [ctypes.c_void_p(windows.get(name)) for name in launch.buffers]
+        values = [ctypes.addressof(fields), *(ctypes.addressof(pointer) for pointer in pointers)]
+        geometry = (ctypes.c_uint * 6)(*launch.blocks, *launch.threads)
+        arguments = (ctypes.c_void_p * len(values))(*values)
+        return bool(getattr(self._loaded, f"{launch.kernel}_launch")(geometry, arguments) == 0)
+
+    def check(self, launch: Launch) -> None:
+        """Raises `KernelFault` for a launch that CUDA refuses (CUDA C++ Programming Guide, compute capabilities)."""
+        where = f"{self._place(launch.kernel)}: {launch.kernel} is launched with"
+        for axis, blocks, most in zip("xyz", launch.blocks, _MOST_BLOCKS):
+            if not 1 <= blocks <= most:
+                raise KernelFault("API MISUSE", f"{where} {blocks} blocks along {axis}; CUDA takes 1 to {most}")
+        for axis, threads, most in zip("xyz", launch.threads, _MOST_THREADS):
+            if not 1 <= threads <= most:
+                raise KernelFault("API MISUSE", f"{where} {threads} threads along {axis}; CUDA takes 1 to {most}")
+        if math.prod(launch.threads) > 1024:
+            raise KernelFault("API MISUSE", f"{where} {math.prod(launch.threads)} threads in a block; CUDA takes 1024")
+        shared = self._shared.get(launch.kernel, 0)
+        if shared > _MOST_SHARED:
+            raise KernelFault("API MISUSE", f"{where} {shared} bytes of shared memory; CUDA takes {_MOST_SHARED}")
+
+    def _place(self, kernel: str) -> str:
+        lines = self.file.read_text(encoding="utf-8").splitlines()
+        found = (number for number, line in enumerate(lines, start=1) if f" {kernel}(" in line)
+        return f"{self.file.name}:{next(found, 1)}"
+
+    def line_at(self, address: int) -> str:
+        """The file and line of the call before a place in the code, counted from the start of the library."""
+        if shutil.which("addr2line") is None:
+            return self.file.name
+        command = ["addr2line", "-e", str(self._path), hex(address - 1)]
+        return subprocess.run(command, capture_output=True, text=True).stdout.split(" ")[0].strip()
+
+
+def _shared_bytes(library: Path, kernels: list[str]) -> dict[str, int]:
+    """The bytes of shared memory that each kernel declares; what functions that it may call declare is in each."""
+    said = subprocess.run(["nm", "-S", "-C", str(library)], capture_output=True, text=True).stdout
+    found = dict.fromkeys(kernels, 0)
+    for size, owner in re.findall(r"^\w+ (\w+) d (\w+)(?:\(.*\))?::", said, re.MULTILINE):
+        for name in [owner] if owner in kernels else kernels:
+            found[name] += int(size, 16)
+    return found
+
+
+# ---- what host.cpp is told, and what it says -------------------------------------------------------------------------
+
+
+class _Region(ctypes.Structure):
+    _fields_ = (
+        ("begin", ctypes.c_size_t),
+        ("size", ctypes.c_size_t),
+        ("fresh", ctypes.c_uint32),
+        ("shift", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Memory that the kernels of a case may use. `fresh`: nothing in it may be read before it is written."""
+
+    name: str
+    begin: int
+    size: int
+    fresh: bool
+    itemsize: int
+
+    def as_c(self) -> _Region:
+        return _Region(self.begin, self.size, int(self.fresh), self.itemsize.bit_length() - 1)
+
+
+def _regions(case: Case, buffers: Buffers, scratch: Mapping[str, np.ndarray]) -> Iterator[_Memory]:
+    """The arguments' own memory, from offset 0 to the end of the last element, and the intermediates'."""
+    base = buffers.memory.ctypes.data
+    together: dict[int, list[str]] = {}
+    for name, slot in buffers.plan.slots.items():
+        together.setdefault(slot.start, []).append(name)
+    for start, names in together.items():
+        layouts = [case.layouts[name] for name in names]
+        size = max(layout.end if layout.size else 0 for layout in layouts)
+        fresh = all(name in case.outputs for name in names)
+        yield _Memory(", ".join(names), base + start, size, fresh, layouts[0].type.itemsize)
+    for name, intermediate in scratch.items():
+        yield _Memory(name, intermediate.ctypes.data, intermediate.nbytes, True, 4)
+
+
+class _Place(ctypes.Structure):
+    _fields_ = (("file", ctypes.c_char_p), ("line", ctypes.c_uint32), ("column", ctypes.c_uint32))
+
+    def __str__(self) -> str:
+        return f"{(self.file or b'?').decode()}:{self.line}"
+
+
+class _Fault(ctypes.Structure):
+    """`host_fault` of host.cpp, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in ("kind", "writes", "other_writes", "region", "count")),
+        *((name, ctypes.c_uint32) for name in ("at", "other_at", "thread", "other_thread")),
+        ("block", ctypes.c_uint32 * 3),
+        ("value", ctypes.c_int64),
+        ("place", _Place),
+        ("other_place", _Place),
+    )
+
+
+_OUT_OF_BOUNDS, _RACE, _UNINITIALISED, _BARRIER, _INDEX = range(1, 6)  #: `Kind` of host.cpp
+_SEVERAL = 2047  #: in place of a thread: more than one
+
+
+def _in_words(fault: _Fault, library: _Library, names: list[str]) -> KernelFault:
+    """The kind, and one line: the file and line, which thread, and what it does."""
+    who = f"thread {fault.thread} of block ({','.join(map(str, fault.block))})"
+    at = library.line_at(fault.at) if fault.at else str(fault.place)
+    memory = names[fault.region] if fault.region >= 0 else "shared memory"
+    verb = "writes" if fault.writes else "reads"
+    if fault.kind == _OUT_OF_BOUNDS:
+        beyond = f"byte {fault.value} of {memory}" if fault.region >= 0 else "memory of nobody"
+        says = f"{at}: {who} {verb} {fault.count} bytes at {beyond}, where no element is"
+        return KernelFault("OUT OF BOUNDS", says)
+    if fault.kind == _RACE:
+        several = fault.other_thread == _SEVERAL
+        other = "other threads" if several else f"thread {fault.other_thread}"
+        other += " of another block" if fault.count else ""
+        does = ("write" if fault.other_writes else "read") + ("" if several else "s")
+        there = library.line_at(fault.other_at)
+        says = f"{at}: {who} {verb} in {memory} what {other} {does} at {there}, with no barrier between"
+        return KernelFault("DATA RACE", says)
+    if fault.kind == _UNINITIALISED:
+        return KernelFault("UNINITIALISED READ", f"{at}: {who} reads in {memory} what nobody has written")
+    if fault.kind == _BARRIER:
+        others = f"wait at {fault.other_place}" if fault.other_place.file else "have ended"
+        says = f"{at}: only {fault.count} threads of a block wait at this barrier; others {others}"
+        return KernelFault("API MISUSE", says)
+    if fault.kind == _INDEX:
+        return KernelFault("OUT OF BOUNDS", f"{at}: {who} uses index {fault.value}, which the array does not have")
+    return KernelFault("API MISUSE", f"{at}: {who} uses an address that its type's alignment forbids")

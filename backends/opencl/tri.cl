@@ -1,0 +1,52 @@
+// TRI: one triangle of square matrices, zeros in the other. Elements of 2 or 4 bytes are moved as bits.
+//
+// One work-item writes one element.
+
+// Every *_start and *_nb is in bytes from the start of the argument's buffer, every *_ne in elements; innermost first.
+struct arguments {
+    ulong out_ne[4];
+    ulong out_start;
+    ulong out_nb[4];
+    ulong x_ne[4];
+    ulong x_start;
+    ulong x_nb[4];
+    ulong itemsize;  // 2 or 4
+    ulong lower;     // 0 or 1
+    ulong diagonal;  // 0 or 1: whether the triangle has its diagonal
+};
+
+void move(ulong itemsize, __global uchar *to, __global const uchar *from) {
+    if (itemsize == 2) {
+        *(__global ushort *)to = *(__global const ushort *)from;
+    } else {
+        *(__global uint *)to = *(__global const uint *)from;
+    }
+}
+
+void clear(ulong itemsize, __global uchar *to) {
+    if (itemsize == 2) {
+        *(__global ushort *)to = 0;
+    } else {
+        *(__global uint *)to = 0;
+    }
+}
+
+__kernel void tri(const struct arguments p, __global const uchar *x, __global uchar *out) {
+    const ulong id = get_global_id(0);
+    if (id >= p.out_ne[0] * p.out_ne[1] * p.out_ne[2] * p.out_ne[3]) {
+        return;
+    }
+    const ulong i0 = id % p.out_ne[0];
+    const ulong i1 = id / p.out_ne[0] % p.out_ne[1];
+    const ulong i2 = id / (p.out_ne[0] * p.out_ne[1]) % p.out_ne[2];
+    const ulong i3 = id / (p.out_ne[0] * p.out_ne[1] * p.out_ne[2]);
+    const ulong to = p.out_start + i0 * p.out_nb[0] + i1 * p.out_nb[1] + i2 * p.out_nb[2] + i3 * p.out_nb[3];
+    const ulong from = p.x_start + i0 * p.x_nb[0] + i1 * p.x_nb[1] + i2 * p.x_nb[2] + i3 * p.x_nb[3];
+
+    const bool inside = p.lower ? i0 < i1 : i0 > i1;
+    if (inside || (p.diagonal && i0 == i1)) {
+        move(p.itemsize, out + to, x + from);
+    } else {
+        clear(p.itemsize, out + to);
+    }
+}

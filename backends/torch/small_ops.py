@@ -1,0 +1,70 @@
+"""The small ops around the delta nets in torch's terms. Each takes the case's tensors by argument name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opconform.backends.torch.ops import Tensors
+from opconform.harness.case import Case
+
+if TYPE_CHECKING:
+    import torch
+
+
+def tri(case: Case, tensors: Tensors) -> torch.Tensor:
+    """One triangle of x, with the diagonal or without it."""
+    kind = str(case.params["kind"])
+    without = not kind.endswith("_diag")
+    if kind.startswith("lower"):
+        return tensors["x"].tril(-1 if without else 0)
+    return tensors["x"].triu(1 if without else 0)
+
+
+def diag(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x along the diagonals of square matrices."""
+    import torch
+
+    return torch.diag_embed(tensors["x"].squeeze(2))
+
+
+def pad(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x with zeros around it: torch counts axes from the innermost, as the parameters do."""
+    import torch
+
+    sizes = [int(case.params[f"{side}{k}"]) for k in range(4) for side in ("lp", "rp")]
+    return torch.nn.functional.pad(tensors["x"], sizes)
+
+
+def l2_norm(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Rows over their norm; eps a lower limit of it, or added to its square."""
+    x, eps = tensors["x"], float(case.params["eps"])
+    if case.params["eps_mode"] == "max":
+        return x / x.square().sum(-1, keepdim=True).sqrt().clamp_min(eps)
+    return x / (x.square().sum(-1, keepdim=True) + eps).sqrt()
+
+
+def ssm_conv(case: Case, tensors: Tensors) -> torch.Tensor:
+    """A convolution with a group for each channel (torch's conv1d slides the filter without turning it round)."""
+    import torch
+
+    x, c = tensors["x"][0], tensors["c"][0, 0]
+    if x.numel() == 0 or c.shape[-1] > x.shape[-1]:
+        return torch.zeros_like(tensors["out"])
+    found = torch.nn.functional.conv1d(x, c[:, None, :], groups=c.shape[0])
+    return found.transpose(1, 2)[None]
+
+
+def sum_rows(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The sum of each row."""
+    return tensors["x"].sum(-1, keepdim=True)
+
+
+def cpy(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x in flat order, in the output's shape and type."""
+    out = tensors["out"]
+    return tensors["x"].reshape(out.shape).to(out.dtype)
+
+
+def cont(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x, packed."""
+    return tensors["x"].contiguous()

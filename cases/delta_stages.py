@@ -1,0 +1,355 @@
+"""The stages of the two delta-net ops: what each step gives for what the backend itself had before it, and its bound.
+
+A bound here is that of one step on the backend's own intermediate results: γ_n times the step's sum of magnitudes
+(Higham 2002, section 3.1), the errors of exp and of the normalisation as in `delta_rule`, and underflow.
+Tokens beyond the last one, where a chunk has room for them, are not judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from opconform.cases import delta_rule
+from opconform.cases.delta_chunks import gaps_of, inverse, log_error, products
+from opconform.cases.delta_rule import EXP_UNDERFLOW, Rule, initial_state, stored_state, times, token_order
+from opconform.harness.case import Case
+from opconform.harness.dtypes import F32, F64
+from opconform.harness.numerics import Numerics
+from opconform.harness.op import Expected, Stage
+
+Values = Mapping[str, F64]
+
+
+def recurrent(case: Case) -> tuple[Stage, ...]:
+    """The stages of `gated_delta_net`, each per token: q_norm and k_norm [B, T, H_k, K], decay [B, T, H_v, 1 or K],
+    delta [B, T, H_v, V], states [B, T, H_v, K, V], then the outputs."""
+    norms = _norms(case)
+    decay: tuple[Stage, ...] = ()
+    if case.params["gate"] == "log":
+        decay = (Stage("decay", (), _decay, "decay: exp of the log gate"),)
+    before = tuple(stage.name for stage in (*norms, *decay))
+    return (
+        *norms,
+        *decay,
+        Stage("delta", (*before, "states"), _delta, "delta: β(v − Sᵀk) with the decayed state S"),
+        Stage("states", (*before, "delta", "states"), _states, "states: S after each token, diag(a) S + k deltaᵀ"),
+        Stage("out", (*before, "delta", "states"), _out, "out: scale·Sᵀq, S after the token's own update"),
+        Stage("state_out", ("states",), _state_out, "state_out: the last states, newest first, in their layout"),
+    )
+
+
+def chunked(case: Case) -> tuple[Stage, ...]:
+    """The stages of `gated_delta_net_chunk`: q_norm and k_norm [B, T, H_k, K]; with N chunks of C tokens
+    G [B, H_v, N, C, 1 or K], decay [B, H_v, N, C, C] (one gate per head only), Akk, Aqk and T [B, H_v, N, C, C],
+    w [B, H_v, N, C, K], u and v_new [B, H_v, N, C, V], states [B, H_v, N, K, V]; then the outputs."""
+    norms = _norms(case)
+    before = tuple(stage.name for stage in norms)
+    how = ""
+    if case.params["form"] == "blockwise":
+        how = f", its 16×16 blocks placed with {str(case.params['place']).upper()}"
+    return (
+        *norms,
+        Stage("G", (), _chunk(_sums), "G: sums of the log gates in each chunk"),
+        *((Stage("decay", ("G",), _chunk(_gammas), "decay: e^(G_i − G_j), i ≥ j"),) if _per_head(case) else ()),
+        Stage("Akk", (*before, "G"), _chunk(_akk), f"Akk: β_i Σ k_i k_j e^(G_i − G_j), i > j{how}"),
+        Stage("Aqk", (*before, "G"), _chunk(_aqk), f"Aqk: Σ q_i k_j e^(G_i − G_j), i ≥ j{how}"),
+        Stage("T", ("Akk",), _chunk(_inverse), "T: (I + Akk)^-1"),
+        Stage("w", (*before, "G", "Akk"), _chunk(_w), "w: (I + Akk)^-1 (β e^G k), a triangular solve"),
+        Stage("u", ("Akk",), _chunk(_u), "u: (I + Akk)^-1 (β v), a triangular solve"),
+        Stage("v_new", ("w", "u", "states"), _chunk(_v_new), "v_new: u − w S, S before the chunk"),
+        Stage(
+            "states",
+            (*before, "G", "v_new", "states"),
+            _chunk(_chunk_states),
+            "states: S after each chunk, from tokens up to the last one only",
+        ),
+        Stage(
+            "out",
+            (*before, "G", "Aqk", "v_new", "states"),
+            _chunk(_chunk_out),
+            "out: scale·((q e^G) S + Aqk v_new), S before the chunk",
+        ),
+        Stage("state_out", ("states",), _chunk(_chunk_state_out), "state_out: the state after the last chunk"),
+    )
+
+
+def _per_head(case: Case) -> bool:
+    return case.inputs["g"].shape[3] == 1
+
+
+def _norms(case: Case) -> tuple[Stage, ...]:
+    if not case.params["l2norm"]:
+        return ()
+    return tuple(Stage(f"{x}_norm", (), partial(_norm, x), f"{x}_norm: {x} / √(Σ{x}² + eps)") for x in ("q", "k"))
+
+
+def _norm(argument: str, case: Case, values: Values, numerics: Numerics) -> Expected:
+    x = values[argument]
+    sums = np.sum(x * x, axis=-1, keepdims=True) + float(case.params["eps"])
+    value = x / np.sqrt(sums)
+    bound = delta_rule.norm_error(x.shape[-1], numerics) * np.abs(value) + numerics.underflow * (1 + 1 / np.sqrt(sums))
+    return Expected(value, np.where(sums > F32.largest / 2, np.inf, bound))
+
+
+def _rule(case: Case, values: Values, numerics: Numerics) -> Rule:
+    """The rule with q and k as the backend normalised them."""
+    shown = {name: values.get(f"{name}_norm", values[name]) for name in ("q", "k")}
+    return delta_rule.rule_of(case, {**values, **shown}, numerics, normalised=True)
+
+
+def _count(numerics: Numerics, n: int) -> float:
+    return float(numerics.gamma(float(n + 2 * numerics.conversions)))
+
+
+# --- token by token ---
+
+
+def _decay(case: Case, values: Values, numerics: Numerics) -> Expected:
+    g = values["g"]
+    return Expected(np.exp(g), numerics.exp_error(g) * np.exp(g) + EXP_UNDERFLOW)
+
+
+def _token(case: Case, values: Values, numerics: Numerics) -> tuple[Rule, F64, F64, F64]:
+    """The rule, and as the backend showed them: the decay, and the states before each token and after it."""
+    rule = _rule(case, values, numerics)
+    decay = delta_rule.tokens_first(values["decay"]) if "decay" in values else rule.gate
+    after = delta_rule.tokens_first(values["states"])
+    before = np.concatenate([rule.state[None], after[:-1]])
+    return rule, decay, before, after
+
+
+def _delta(case: Case, values: Values, numerics: Numerics) -> Expected:
+    rule, decay, before, _ = _token(case, values, numerics)
+    decayed, beta = decay[..., None] * before, np.abs(rule.beta)
+    value = rule.beta * (rule.v - times(rule.k, decayed))
+    sizes = np.abs(rule.v) + times(np.abs(rule.k), np.abs(decayed))
+    small = np.sum(np.abs(rule.k), axis=2, keepdims=True) + 2 * np.sum(np.abs(before), axis=2)
+    lost = numerics.underflow * (2 * rule.keys + 4 + np.abs(rule.v) + small)
+    bound = _count(numerics, rule.keys + 3) * beta * sizes + (1 + beta) * lost
+    return Expected(token_order(case, value), token_order(case, bound))
+
+
+def _states(case: Case, values: Values, numerics: Numerics) -> Expected:
+    rule, decay, before, _ = _token(case, values, numerics)
+    delta = delta_rule.tokens_first(values["delta"])
+    decayed, update = decay[..., None] * before, rule.k[..., None] * delta[:, :, None, :]
+    small = 4 + np.abs(before) + np.abs(delta)[:, :, None, :]
+    bound = _count(numerics, 3) * (np.abs(decayed) + np.abs(update)) + numerics.underflow * small
+    return Expected(token_order(case, decayed + update), token_order(case, bound))
+
+
+def _out(case: Case, values: Values, numerics: Numerics) -> Expected:
+    rule, decay, before, after = _token(case, values, numerics)
+    delta = np.abs(delta_rule.tokens_first(values["delta"]))
+    q, k, scale = np.abs(rule.q), np.abs(rule.k), abs(rule.scale)
+    sizes = times(q, np.abs(decay[..., None] * before)) + np.sum(q * k, axis=2, keepdims=True) * delta
+    small = 2 * rule.keys + 4 + np.sum(q, axis=2, keepdims=True) + np.sum(np.abs(after), axis=2)
+    # 3 more: the state shown has been rounded, which a kernel that adds (q·k) delta does not use
+    bound = _count(numerics, rule.keys + 7) * scale * sizes + numerics.underflow * max(1.0, scale) * small
+    return Expected(token_order(case, rule.scale * times(rule.q, after)), token_order(case, bound))
+
+
+def _state_out(case: Case, values: Values, numerics: Numerics) -> Expected:
+    kept = int(case.params["snapshots"])
+    newest_first = delta_rule.tokens_first(values["states"])[: -kept - 1 : -1]
+    value, bound = (np.full((kept, *newest_first.shape[1:]), fill) for fill in (0.0, np.inf))
+    value[: len(newest_first)] = newest_first
+    bound[: len(newest_first)] = numerics.u * np.abs(newest_first) + numerics.underflow
+    value, bound = (stored_state(case, x.reshape(-1, *x.shape[2:])) for x in (value, bound))
+    return Expected(value, bound)
+
+
+# --- in chunks: everything per value head, [G, N, C, …] ---
+
+Step = Callable[["_Chunks"], Expected]
+
+
+class _Chunks:
+    """What a backend had before a stage, cut into chunks [G, N, C, …], zeros beyond the last token."""
+
+    def __init__(self, case: Case, values: Values, numerics: Numerics) -> None:
+        self.case, self.values, self.numerics = case, values, numerics
+        self.rule = _rule(case, values, numerics)
+        self.size = int(case.params["chunk"])
+        self.number = -(-self.rule.tokens // self.size)
+        self.q, self.k, self.v, self.beta = (
+            self.cut(x) for x in (self.rule.q, self.rule.k, self.rule.v, self.rule.beta)
+        )
+        self.log_gate = self.cut(self.rule.log_gate)
+        tokens = np.arange(self.number * self.size).reshape(self.number, self.size)
+        self.real = (tokens < self.rule.tokens)[..., None]
+        self.last = np.minimum(self.rule.tokens - 1, tokens[:, -1]) - tokens[:, 0]
+
+    def cut(self, x: F64) -> F64:
+        padded = np.zeros((self.number * self.size, *x.shape[1:]))
+        padded[: len(x)] = x
+        return np.moveaxis(padded.reshape(self.number, self.size, *x.shape[1:]), 2, 0)
+
+    def shown(self, name: str) -> F64:
+        """A stage [B, H_v, N, …] as [G, N, …]; what stands beyond the last token is 0."""
+        x = self.values[name].reshape(-1, *self.values[name].shape[2:])
+        if name == "states":
+            return x
+        x = np.where(self.real, x, 0.0)
+        return np.where(self.real.swapaxes(-1, -2), x, 0.0) if x.shape[-1] == self.size and name in _SQUARE else x
+
+    def before(self) -> F64:
+        """The states that the chunks begin with [G, N, K, V]."""
+        first = initial_state(self.case, self.values)[:, None]
+        return np.concatenate([first, self.shown("states")[:, :-1]], axis=1)
+
+    def solve(self) -> tuple[F64, F64]:
+        """(I + Akk)^-1 and the bound of its error for one right-hand side of size 1 after the other: by a substitution
+        or by an inverse that is multiplied with (see `delta_chunks.chunk_tolerance`)."""
+        lower = self.shown("Akk") * np.tri(self.size, self.size, -1)
+        value = inverse(lower)
+        size, eye = np.abs(value), np.eye(self.size)
+        wrong = _count(self.numerics, self.size) * (size @ (np.abs(lower) + eye))
+        radius = wrong.sum(axis=3).max(axis=2)[..., None, None]
+        first = (wrong + _count(self.numerics, self.size) * eye) @ size
+        first = first + radius / np.maximum(1 - radius, 0) * first.max(axis=2, keepdims=True)
+        lost = self.numerics.underflow * self.size * (size @ (1 + size))
+        return value, np.where(radius < 1, first + lost, np.inf)
+
+    def expected(self, value: F64, bound: F64, free: F64 | None = None) -> Expected:
+        """A stage as the case holds it, free beyond the last token."""
+        bound = np.where(self.real if free is None else free, bound, np.inf)
+        shape = (*self.case.inputs["v"].shape[::2][:2], *value.shape[1:])
+        return Expected(value.reshape(shape), bound.reshape(shape))
+
+
+_SQUARE = ("decay", "Akk", "Aqk", "T")
+
+
+def _chunk(step: Step) -> Callable[[Case, Values, Numerics], Expected]:
+    return lambda case, values, numerics: step(_Chunks(case, values, numerics))
+
+
+def _sums(it: _Chunks) -> Expected:
+    rows = np.arange(1.0, it.size + 1)[:, None]
+    sizes = np.cumsum(np.abs(it.log_gate), axis=2)
+    bound = it.numerics.gamma(rows - 1 + it.numerics.conversions) * sizes + 2 * rows * it.numerics.underflow
+    if it.rule.exact_gate:
+        bound = bound + np.cumsum(it.cut(log_error(it.rule)), axis=2)
+    return it.expected(np.cumsum(it.log_gate, axis=2), bound)
+
+
+def _exp(numerics: Numerics, exponent: F64) -> tuple[F64, F64]:
+    """exp of a difference of two sums and its relative error: the difference rounded, or two exps multiplied."""
+    size = np.where(np.isinf(exponent), 0.0, np.abs(exponent))
+    error = (1 + numerics.exp_error(size)) ** 2 * (1 + numerics.u) * np.exp(numerics.u * size) - 1
+    return np.exp(exponent), error
+
+
+def _gammas(it: _Chunks) -> Expected:
+    value, error = _exp(it.numerics, gaps_of(it.shown("G"))[..., 0])
+    below = np.tri(it.size, dtype=bool) & it.real & it.real.swapaxes(-1, -2)
+    return it.expected(value, error * value + EXP_UNDERFLOW, below)
+
+
+def _square(it: _Chunks, left: F64, factor: F64) -> tuple[F64, F64]:
+    """factor_i Σ_d left_id k_jd e^{G_id − G_jd} and its bound, one head after the other: these are large."""
+    count = _count(it.numerics, it.rule.keys + 2)
+    values, bounds = [], []
+    for head in range(len(left)):
+        q, k = left[head], it.k[head]
+        if "decay" in it.values:
+            decay = np.tril(it.shown("decay")[head])[..., None]
+            error = np.zeros(decay.shape)
+        else:
+            decay, error = _exp(it.numerics, gaps_of(it.shown("G")[head]))
+        weight = ((1 + error) * (1 + count) - 1) * decay
+        sizes = 1 + np.abs(q).sum(axis=2)[..., :, None] + np.abs(k).sum(axis=2)[..., None, :]
+        lost = (EXP_UNDERFLOW + it.numerics.underflow) * 2 * (it.rule.keys + 2) * sizes**2
+        values.append(factor[head] * products(q, k, decay))
+        bounds.append(np.abs(factor[head]) * products(np.abs(q), np.abs(k), weight) + (1 + np.abs(factor[head])) * lost)
+    return np.stack(values), np.stack(bounds)
+
+
+def _akk(it: _Chunks) -> Expected:
+    value, bound = _square(it, it.k, it.beta)
+    below = np.tri(it.size, it.size, -1, dtype=bool) & it.real & it.real.swapaxes(-1, -2)
+    return it.expected(value, bound, below)
+
+
+def _aqk(it: _Chunks) -> Expected:
+    value, bound = _square(it, it.q, np.ones(it.beta.shape))
+    bound = np.where(np.tri(it.size, dtype=bool), bound, 0.0)  # what is above the diagonal comes after token i
+    return it.expected(value, bound, it.real & it.real.swapaxes(-1, -2))
+
+
+def _inverse(it: _Chunks) -> Expected:
+    value, bound = it.solve()
+    return it.expected(value, bound, it.real & it.real.swapaxes(-1, -2))
+
+
+def _solved(it: _Chunks, right: F64, error: F64) -> Expected:
+    value, bound = it.solve()
+    lost = 2 * it.size * it.numerics.underflow
+    bound = bound @ np.abs(right) + np.abs(value) @ (error + lost * (1 + np.abs(right))) + lost
+    return it.expected(value @ right, np.where(np.isnan(bound), np.inf, bound))
+
+
+def _w(it: _Chunks) -> Expected:
+    decay, error = _exp(it.numerics, it.shown("G"))
+    right = it.beta * decay * it.k
+    error = ((1 + error) * (1 + _count(it.numerics, 2)) - 1) * np.abs(right)
+    lost = 2 * (EXP_UNDERFLOW + it.numerics.underflow) * (1 + np.abs(it.k)) * (1 + np.abs(it.beta))
+    return _solved(it, right, error + lost)
+
+
+def _u(it: _Chunks) -> Expected:
+    right = it.beta * it.v
+    error = _count(it.numerics, 1) * np.abs(right)
+    return _solved(it, right, error + it.numerics.underflow * (1 + np.abs(it.v) + np.abs(it.beta)))
+
+
+def _v_new(it: _Chunks) -> Expected:
+    w, u, state = it.shown("w"), it.shown("u"), it.before()
+    sizes = np.abs(u) + np.abs(w) @ np.abs(state)
+    small = np.abs(w).sum(axis=3, keepdims=True) + np.abs(state).sum(axis=2, keepdims=True)
+    lost = it.numerics.underflow * (2 * it.rule.keys + 1 + small)
+    return it.expected(u - w @ state, _count(it.numerics, it.rule.keys + 1) * sizes + lost)
+
+
+def _chunk_states(it: _Chunks) -> Expected:
+    sums, state, new = it.shown("G"), it.before(), it.shown("v_new")
+    end = np.take_along_axis(sums, it.last[None, :, None, None], axis=2)
+    kept, kept_error = _exp(it.numerics, end)
+    ended, ended_error = _exp(it.numerics, np.where(it.real, end - sums, -np.inf))
+    keys, kept, kept_error = (x.swapaxes(-1, -2) for x in (ended * it.k, kept, kept_error))
+    count = _count(it.numerics, it.size + 3)
+    error = ((1 + ended_error) * (1 + count) - 1).swapaxes(-1, -2)
+    bound = (np.abs(keys) * error) @ np.abs(new) + ((1 + kept_error) * (1 + count) - 1) * np.abs(kept * state)
+    small = np.abs(state) + (1 + np.abs(it.k).sum(axis=3, keepdims=True)).swapaxes(-1, -2) @ np.abs(new)
+    lost = EXP_UNDERFLOW * small + it.numerics.underflow * 2 * (it.size + 2)
+    return it.expected(kept * state + keys @ new, bound + lost, np.ones((1, 1), bool))
+
+
+def _chunk_out(it: _Chunks) -> Expected:
+    decay, error = _exp(it.numerics, it.shown("G"))
+    state, new, aqk, scale = it.before(), it.shown("v_new"), np.tril(it.shown("Aqk")), abs(it.rule.scale)
+    keyed = it.q * decay
+    count = _count(it.numerics, it.rule.keys + it.size + 4)
+    bound = (np.abs(keyed) * ((1 + error) * (1 + count) - 1)) @ np.abs(state) + count * (np.abs(aqk) @ np.abs(new))
+    small = np.abs(aqk).sum(axis=3, keepdims=True) + np.abs(new).sum(axis=2, keepdims=True)
+    lost = it.numerics.underflow * (2 * (it.rule.keys + it.size + 2) + small)
+    lost = lost + EXP_UNDERFLOW * ((1 + np.abs(it.q)) @ np.abs(state))
+    value = it.rule.scale * (keyed @ state + aqk @ new)
+    return Expected(_as_tokens(it, value), _as_tokens(it, scale * bound + max(1.0, scale) * lost))
+
+
+def _as_tokens(it: _Chunks, x: F64) -> F64:
+    """[G, N, C, V] as the case's out."""
+    tokens = np.moveaxis(x, 0, 2).reshape(-1, len(x), x.shape[3])[: it.rule.tokens]
+    return token_order(it.case, tokens)
+
+
+def _chunk_state_out(it: _Chunks) -> Expected:
+    state = it.shown("states")[:, -1]
+    return Expected(
+        stored_state(it.case, state), stored_state(it.case, it.numerics.u * np.abs(state) + it.numerics.underflow)
+    )

@@ -1,0 +1,45 @@
+"""What the plain ops share: sizes of four axes, and an output that has memory of its own."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import strategies as st
+
+from opconform.harness.case import Case, CaseError
+from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
+
+
+def check_out(case: Case, shape: tuple[int, ...]) -> None:
+    """Raises `CaseError` unless the output has `shape` and does not lie in an input's memory."""
+    out = case.outputs["out"]
+    if out.shape != shape:
+        raise CaseError(f"out has shape {out.shape}; {case.op} of these inputs and parameters gives {shape}")
+    if case.inplace is not None:
+        raise CaseError(f"case.inplace must be null: {case.op} does not work in place")
+
+
+def is_aligned(case: Case) -> bool:
+    """Whether every argument starts at a multiple of 256 bytes, the most that a Vulkan device may want of a storage
+    buffer (minStorageBufferOffsetAlignment)."""
+    return all(layout.offset % 256 == 0 for layout in case.layouts.values())
+
+
+@st.composite
+def rows(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
+    """Shapes of four axes, the innermost up to 1025 and longest, now and then empty; shrinks to one element."""
+    ne = [draw(inner_sizes(draw(scales()))), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
+    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+        ne[draw(st.integers(0, 3))] = 0
+    return within(ne, itemsize, freedom)[::-1]
+
+
+@st.composite
+def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
+    """Shapes of square matrices, up to 257 wide, in two outer dimensions; shrinks to one element."""
+    outer = (draw(outer_sizes()), draw(outer_sizes()))
+    largest = math.isqrt(max(freedom.max_bytes // 16 // itemsize // (outer[0] * outer[1]), 1))
+    n = min(draw(inner_sizes(min(draw(scales()), 257))), largest)
+    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+        n = 0
+    return (outer[1], outer[0], n, n)
