@@ -11,6 +11,8 @@ from typing import Any
 from opconform.harness.registry import UsageError
 from opconform.harness.settings import PROFILES, Settings, bytes_of, chosen_checks, positive, shard_of, share_of
 
+NIGHTLY_KNOWN = 1 << 30  #: the nightly profile runs known cases up to this size: the shapes of whole models
+
 SHARD_NEEDS_SEED = "--shard needs --seed: the shards of one run must all draw from the same seed"
 
 
@@ -39,7 +41,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
     Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
-    Option("--max-bytes", "memory a case may take (default 64M; 64K with --sanitize)", "SIZE"),
+    Option("--max-bytes", "memory a case may take (default 64M; 64K with --sanitize; known cases nightly 1G)", "SIZE"),
     Option("--time-limit", "seconds a case may take (default 30)", "S", float),
     Option("--no-isolation", "run the backend in this process, for debugging", flag=True),
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
@@ -73,14 +75,16 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     also_seconds = 20.0 if values.get("also_seconds") is None else values["also_seconds"]
     if also_seconds != 0:
         positive("--also-seconds", also_seconds)
-    sanitize = bool(values.get("sanitize"))
+    sanitize, asked = bool(values.get("sanitize")), values.get("max_bytes")
+    max_bytes = bytes_of(asked or ("64K" if sanitize else "64M"))
     if sanitize and values.get("no_isolation"):
         raise UsageError("--sanitize starts the backend in a process under its checker; --no-isolation has none")
     options = {"ggml_lib": values["ggml_lib"]} if values.get("ggml_lib") else {}
     return Settings(
         examples=share_of(int(positive("--max-examples", examples)), shard),
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
-        max_bytes=bytes_of(values.get("max_bytes") or ("64K" if sanitize else "64M")),
+        max_bytes=max_bytes,
+        known_max_bytes=NIGHTLY_KNOWN if values.get("profile") == "nightly" and not (asked or sanitize) else None,
         time_limit=positive("--time-limit", 30.0 if values.get("time_limit") is None else values["time_limit"]),
         isolated=not values.get("no_isolation"),
         strict=bool(values.get("strict_supports")),

@@ -106,8 +106,9 @@ class Search:
         self._op = op
         self._runner = runner
         self._settings = settings
-        self._known = [known for known in known if known.case.nbytes <= settings.max_bytes]
-        self._left_out = tuple(known.id for known in known if known.case.nbytes > settings.max_bytes)
+        most = settings.known_max_bytes or settings.max_bytes
+        self._known = [known for known in known if known.case.nbytes <= most]
+        self._left_out = tuple(known.id for known in known if known.case.nbytes > most)
         self._database = database
         self._on_progress = on_progress
         self._on_verdicts = on_verdicts

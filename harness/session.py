@@ -116,7 +116,7 @@ class Session:
                 time_limit=settings.time_limit,
                 isolated=settings.isolated,
                 strict=settings.strict,
-                max_bytes=settings.max_bytes,
+                max_bytes=settings.known_max_bytes or settings.max_bytes,
             )
         return self._runners[target.label]
 

@@ -19,6 +19,7 @@ _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 class Settings:
     """What holds for every op and device of a run.
 
+    max_bytes: the memory of a case; known_max_bytes: of a known case, where more is allowed.
     examples: cases per op and device. seconds: the time for one op on one device, or None. seed: of the search.
     checks: the names of the checks on request. time_limit: seconds a case may take. strict: try what limits of kind
     "kernel" and "bug" forbid. profile: the name of the profile that gave `examples`, or "". shard: (i, n) where this
@@ -35,6 +36,7 @@ class Settings:
     seconds: float | None = None
     seed: int = 0
     max_bytes: int = 64 << 20
+    known_max_bytes: int | None = None
     time_limit: float = 30.0
     isolated: bool = True
     strict: bool = False

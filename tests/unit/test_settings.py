@@ -104,3 +104,10 @@ def test_every_option_has_help_and_its_own_key() -> None:
     assert len(set(keys)) == len(keys)
     assert all(option.help and option.name.startswith("--") for option in OPTIONS)
     assert all(key.isidentifier() for key in keys)
+
+
+def test_the_nightly_profile_runs_known_cases_of_whole_models() -> None:
+    assert settings_from({"profile": "nightly"}).known_max_bytes == 1 << 30
+    assert settings_from({"profile": "nightly", "max_bytes": "1M"}).known_max_bytes is None
+    assert settings_from({"profile": "nightly", "sanitize": True}).known_max_bytes is None
+    assert settings_from({}).known_max_bytes is None
