@@ -29,11 +29,11 @@ test: lint  ## lint, then every test, against four builds of ggml
 	$(BIN)/python -m pytest --seed $(SEED)
 
 nightly: setup  ## the nightly run, here: BUDGET minutes, SHARDS, GGML_LIB, EXTRA_GGML="NAME=FOLDER …" (tools/nightly.sh)
-	@GGML_LIB=$(or $(GGML_LIB),$(GGML)/v0.5.0) tools/nightly.sh
+	@GGML_LIB='$(or $(GGML_LIB),$(GGML)/v0.5.0)' tools/nightly.sh
 
 bench: setup  ## judged cases per second for each backend and op
 	$(BIN)/python benchmarks/throughput.py --ggml-lib $(GGML)/v0.5.0
 
 clean:  ## remove what builds and tests leave behind; .venv and .cache stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases reports/events reports/history.sqlite* reports/report.html reports/repro/*-*/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases reports/events reports/nightly reports/history.sqlite* reports/report.html reports/repro/*-*/
 	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""One package per API that can compute the ops: ggml, vulkan (Kompute), opencl (pyopencl) and torch."""
+"""One package per API that can compute the ops: ggml, vulkan (Kompute), opencl (pyopencl), cuda (CuPy) and torch."""

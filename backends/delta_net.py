@@ -1,4 +1,4 @@
-"""What the delta-net kernels of OpenCL and Vulkan get alike: their intermediate results, sizes and places.
+"""What the delta-net kernels of all APIs get alike: their intermediate results, sizes and places.
 
 Both ops take the same arguments; `gated_delta_net` walks over the tokens one by one, `gated_delta_net_chunk` over
 chunks of them. Where q and k are normalised, or a log gate makes the decay, the kernels that follow read the
@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
+from opconform.backends.fields import bits
 from opconform.harness.case import Case
 
 BLOCK = 16  #: rows and columns of a block of Akk and Aqk in the blockwise form
@@ -79,7 +78,7 @@ def fields(case: Case, place: Place) -> list[int]:
     """The fields that the kernels of both ops begin with."""
     n, params = Sizes(case), case.params
     found = [n.sequences, n.tokens, n.key_heads, n.heads, n.keys, n.values, n.gates]
-    found += [int(params["heads"] == "interleaved"), _bits(float(params["scale"])), _bits(float(params["eps"]))]
+    found += [int(params["heads"] == "interleaved"), bits(float(params["scale"])), bits(float(params["eps"]))]
     for name in ("q", "k", used(case, "q"), used(case, "k"), "v", "g", "beta"):
         found += place(name)
     found += [int("state" in case.inputs), *(_state(case, place("state")) if "state" in case.inputs else [0] * 5)]
@@ -90,8 +89,3 @@ def _state(case: Case, place: list[int]) -> list[int]:
     """The strides of a state along values, keys, heads and sequences, whichever of the first two is innermost."""
     start, inner, outer, *rest = place
     return [start, inner, outer, *rest] if case.params["state_layout"] == "kv" else [start, outer, inner, *rest]
-
-
-def _bits(value: float) -> int:
-    """A number as float32, as the word that holds it."""
-    return int(np.float32(value).view(np.uint32))

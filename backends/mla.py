@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
+from opconform.backends.fields import bits
 from opconform.harness.case import Case
 
 TYPES = ("f32", "f16", "bf16", "none")  #: the kernels' numbers for the types of the cache and of the mask
@@ -49,12 +48,7 @@ def fields(case: Case, place: Place) -> list[int]:
     found = [n.sequences, n.heads, n.queries, n.rows, n.kv_len, n.d_n, n.d_r, n.d_c, n.d_v]
     found += [int(params["causal"]), TYPES.index(case.inputs["c_kv"].dtype)]
     found += [TYPES.index(case.inputs["mask"].dtype if "mask" in case.inputs else "none")]
-    found += [_bits(float(params["scale"]) * float(params["k_scale"])), _bits(float(params["v_scale"]))]
+    found += [bits(float(params["scale"]) * float(params["k_scale"])), bits(float(params["v_scale"]))]
     for name in ARGUMENTS:
         found += place(name) if name in case.layouts else [0] * 5
     return found
-
-
-def _bits(value: float) -> int:
-    """A number as float32, as the word that holds it."""
-    return int(np.float32(value).view(np.uint32))

@@ -39,7 +39,8 @@ def cut(rule: Rule, x: F64, chunk: int) -> F64:
 
 def joined(rule: Rule, x: F64) -> F64:
     """[N, G, C, n] as [T, G, n]."""
-    return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])[: rule.tokens]
+    found: F64 = x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])[: rule.tokens]
+    return found
 
 
 def chunks_of(rule: Rule, chunk: int) -> Chunks:
@@ -68,7 +69,7 @@ def products(left: F64, right: F64, decay: F64) -> F64:
 def inverse(lower: F64) -> F64:
     """(I + A)^-1 for strictly lower triangular A, by substitution."""
     size = lower.shape[-1]
-    found = np.broadcast_to(np.eye(size), lower.shape).copy()
+    found: F64 = np.broadcast_to(np.eye(size), lower.shape).copy()
     for i in range(1, size):
         found[..., i, :i] = -(lower[..., i : i + 1, :i] @ found[..., :i, :i])[..., 0, :]
     return found

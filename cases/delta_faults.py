@@ -23,15 +23,13 @@ class Wrong:
     """What a wrong kernel does otherwise.
 
     decays_late: S decays after the update. reads: which S the output is made of, "updated" (right), "decayed" or
-    "previous". restarts: the state of each chunk is the first one. runs_on: tokens beyond the last one of the last
-    chunk are those that follow in a packed tensor. reads_transposed, writes_transposed: the state's last two axes,
-    where the heads are square. oldest_first: the order of snapshots. turned: sequences in reverse order.
+    "previous". restarts: the state of each chunk is the first one. reads_transposed, writes_transposed: the state's
+    last two axes, where the heads are square. oldest_first: the order of snapshots. turned: sequences in reverse order.
     """
 
     decays_late: bool = False
     reads: str = "updated"
     restarts: bool = False
-    runs_on: bool = False
     reads_transposed: bool = False
     writes_transposed: bool = False
     oldest_first: bool = False
@@ -99,8 +97,6 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         yield other_way("the sequences are in the wrong order", turned=True)
     if chunked and shape[1] > int(params["chunk"]):
         yield other_way("each chunk starts from the initial state: none is carried on", restarts=True)
-    if chunked and shape[1] % int(params["chunk"]):
-        yield other_way("the last chunk is not masked: tokens beyond the last one change the state", runs_on=True)
 
 
 def expect(wrong: Wrong, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -108,9 +104,7 @@ def expect(wrong: Wrong, case: Case, raw: Mapping[str, Raw], numerics: Numerics)
     values = delta_rule.decoded(case, raw)
     if wrong.reads_transposed:
         values["state"] = values["state"].swapaxes(-1, -2)
-    tokens, chunk = case.inputs["v"].shape[1], int(case.params.get("chunk", 0))
-    if wrong.runs_on:
-        case, values = _run_on(case, values, -tokens % chunk)
+    chunk = int(case.params.get("chunk", 0))
     rule = delta_rule.rule_of(case, values, numerics)
     exact = _walk(rule, wrong, chunk)
     if chunk:
@@ -118,8 +112,8 @@ def expect(wrong: Wrong, case: Case, raw: Mapping[str, Raw], numerics: Numerics)
     else:
         tolerance = delta_rule.recurrent_tolerance(rule, exact, numerics)
     kept = min(int(case.params.get("snapshots", 1)), rule.tokens)
-    out, state_out = _outputs(case, wrong, exact.out[:tokens], exact.states[-kept:], 0.0)
-    out_bound, state_bound = _outputs(case, wrong, 4 * tolerance.out[:tokens], 4 * tolerance.states[-kept:], np.inf)
+    out, state_out = _outputs(case, wrong, exact.out, exact.states[-kept:], 0.0)
+    out_bound, state_bound = _outputs(case, wrong, 4 * tolerance.out, 4 * tolerance.states[-kept:], np.inf)
     return Expected(out, out_bound, others={"state_out": Expected(state_out, state_bound)})
 
 
@@ -137,21 +131,6 @@ def _outputs(case: Case, wrong: Wrong, out: F64, states: F64, fill: float) -> tu
         out = out[::-1]
         state_out = state_out.reshape(-1, sequences, *state_out.shape[1:])[:, ::-1].reshape(state_out.shape)
     return out, state_out
-
-
-def _run_on(case: Case, values: Mapping[str, F64], more: int) -> tuple[Case, dict[str, F64]]:
-    """The case with `more` tokens of what follows in packed tensors; after the last sequence there is nothing: NaN."""
-    longer = {}
-    for name, x in values.items():
-        if name == "state":
-            longer[name] = x
-            continue
-        sequences, tokens = x.shape[:2]
-        flat = np.concatenate([x.reshape(-1, *x.shape[2:]), np.full((tokens + more, *x.shape[2:]), np.nan)])
-        starts = np.arange(sequences)[:, None] * tokens
-        longer[name] = flat[starts + np.arange(tokens + more)]
-    inputs = {name: replace(case.inputs[name], shape=x.shape) for name, x in longer.items()}
-    return replace(case, inputs=inputs), longer
 
 
 def _walk(rule: Rule, wrong: Wrong, chunk: int) -> Walk:

@@ -138,10 +138,12 @@ def _first_apart(found: Found, other: Found, parts: Mapping[str, tuple[slice, ..
 
 
 def _apart(name: str, one: F64, other: F64, bound: F64, how: str) -> str | None:
-    apart = np.abs(one - other) > bound
+    free = np.isinf(bound) | np.isnan(one)
+    apart = ~((np.abs(one - other) <= bound) | free)
     if not apart.any():
         return None
-    return f"{int(np.count_nonzero(apart))} of {apart.size} elements of {name} differ between {how}"
+    count = int(np.count_nonzero(apart))
+    return f"{count} of {apart.size} elements of {name} differ by more than the bounds between {how}"
 
 
 _SEQUENCES = Metamorphic(

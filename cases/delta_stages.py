@@ -22,6 +22,8 @@ from opconform.harness.op import Expected, Stage
 
 Values = Mapping[str, F64]
 
+BLOCK = 16  #: rows and columns of a block of Akk and Aqk in the blockwise form
+
 
 def recurrent(case: Case) -> tuple[Stage, ...]:
     """The stages of `gated_delta_net`, each per token: q_norm and k_norm [B, T, H_k, K], decay [B, T, H_v, 1 or K],
@@ -44,7 +46,8 @@ def recurrent(case: Case) -> tuple[Stage, ...]:
 def chunked(case: Case) -> tuple[Stage, ...]:
     """The stages of `gated_delta_net_chunk`: q_norm and k_norm [B, T, H_k, K]; with N chunks of C tokens
     G [B, H_v, N, C, 1 or K], decay [B, H_v, N, C, C] (one gate per head only), Akk, Aqk and T [B, H_v, N, C, C],
-    w [B, H_v, N, C, K], u and v_new [B, H_v, N, C, V], states [B, H_v, N, K, V]; then the outputs."""
+    w [B, H_v, N, C, K], u and v_new [B, H_v, N, C, V], states [B, H_v, N, K, V]; then the outputs. Blockwise
+    there are Akk_blocks and Aqk_blocks [B, H_v, N, blocks, 16, 16]: the lower ones row by row, not placed yet."""
     norms = _norms(case)
     before = tuple(stage.name for stage in norms)
     how = ""
@@ -54,6 +57,7 @@ def chunked(case: Case) -> tuple[Stage, ...]:
         *norms,
         Stage("G", (), _chunk(_sums), "G: sums of the log gates in each chunk"),
         *((Stage("decay", ("G",), _chunk(_gammas), "decay: e^(G_i − G_j), i ≥ j"),) if _per_head(case) else ()),
+        *(_blockwise(before) if case.params["form"] == "blockwise" else ()),
         Stage("Akk", (*before, "G"), _chunk(_akk), f"Akk: β_i Σ k_i k_j e^(G_i − G_j), i > j{how}"),
         Stage("Aqk", (*before, "G"), _chunk(_aqk), f"Aqk: Σ q_i k_j e^(G_i − G_j), i ≥ j{how}"),
         Stage("T", ("Akk",), _chunk(_inverse), "T: (I + Akk)^-1"),
@@ -73,6 +77,13 @@ def chunked(case: Case) -> tuple[Stage, ...]:
             "out: scale·((q e^G) S + Aqk v_new), S before the chunk",
         ),
         Stage("state_out", ("states",), _chunk(_chunk_state_out), "state_out: the state after the last chunk"),
+    )
+
+
+def _blockwise(norms: tuple[str, ...]) -> tuple[Stage, ...]:
+    return (
+        Stage("Akk_blocks", (*norms, "G"), _chunk(_in_blocks(_akk)), "Akk's 16×16 blocks, before they are placed"),
+        Stage("Aqk_blocks", (*norms, "G"), _chunk(_in_blocks(_aqk)), "Aqk's 16×16 blocks, before they are placed"),
     )
 
 
@@ -196,6 +207,14 @@ class _Chunks:
         x = np.where(self.real, x, 0.0)
         return np.where(self.real.swapaxes(-1, -2), x, 0.0) if x.shape[-1] == self.size and name in _SQUARE else x
 
+    def end(self) -> tuple[F64, F64]:
+        """The sum of each chunk's gates [G, N, 1, 1 or K] and how far off it may be: in the last row of a chunk, zeros
+        have been added to it, which gives another rounding where sums are made in another order."""
+        sums = self.values["G"].reshape(-1, *self.values["G"].shape[2:])
+        end = np.take_along_axis(sums, self.last[None, :, None, None], axis=2)
+        apart = np.abs(sums[:, :, -1:] - end)
+        return end, np.where(apart <= 2 * _count(self.numerics, self.size) * np.abs(end), apart, 0.0)
+
     def before(self) -> F64:
         """The states that the chunks begin with [G, N, K, V]."""
         first = initial_state(self.case, self.values)[:, None]
@@ -281,6 +300,20 @@ def _aqk(it: _Chunks) -> Expected:
     return it.expected(value, bound, it.real & it.real.swapaxes(-1, -2))
 
 
+def _in_blocks(step: Step) -> Step:
+    """The blocks on and below the diagonal of what a step gives, row by row."""
+
+    def cut(x: F64, size: int) -> F64:
+        places = [(i, j) for i in range(0, size, BLOCK) for j in range(0, i + 1, BLOCK)]
+        return np.stack([x[..., i : i + BLOCK, j : j + BLOCK] for i, j in places], axis=3)
+
+    def blocks(it: _Chunks) -> Expected:
+        whole = step(it)
+        return Expected(cut(whole.value, it.size), cut(whole.bound, it.size))
+
+    return blocks
+
+
 def _inverse(it: _Chunks) -> Expected:
     value, bound = it.solve()
     return it.expected(value, bound, it.real & it.real.swapaxes(-1, -2))
@@ -317,9 +350,10 @@ def _v_new(it: _Chunks) -> Expected:
 
 def _chunk_states(it: _Chunks) -> Expected:
     sums, state, new = it.shown("G"), it.before(), it.shown("v_new")
-    end = np.take_along_axis(sums, it.last[None, :, None, None], axis=2)
+    end, apart = it.end()
     kept, kept_error = _exp(it.numerics, end)
     ended, ended_error = _exp(it.numerics, np.where(it.real, end - sums, -np.inf))
+    kept_error, ended_error = ((1 + error) * np.exp(apart) - 1 for error in (kept_error, ended_error))
     keys, kept, kept_error = (x.swapaxes(-1, -2) for x in (ended * it.k, kept, kept_error))
     count = _count(it.numerics, it.size + 3)
     error = ((1 + ended_error) * (1 + count) - 1).swapaxes(-1, -2)

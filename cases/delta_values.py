@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.harness.case import Case, CaseError, Param
 from opconform.harness.dtypes import F64
+from opconform.harness.layouts import Layout
 from opconform.harness.op import Problem
 from opconform.harness.strategies import Freedom, outer_sizes
 
@@ -50,7 +51,8 @@ def problems(draw: st.DrawFn, freedom: Freedom, tokens: st.SearchStrategy[int], 
         draw(st.sampled_from((1, 2, 3))),
         draw(st.sampled_from(freedom.choices("heads_per_key", (1, 2, 3)))),
     ]
-    while np.prod(counts) * keys * width > _BUDGET and max(counts) > 1:
+    budget = min(_BUDGET, freedom.max_bytes // 16)
+    while math.prod(counts) * keys * width > budget and max(counts) > 1:
         largest = max(range(4), key=counts.__getitem__)
         counts[largest] = max(counts[largest] // 2, 1)
     length, sequences, key_heads, shared = counts
@@ -158,7 +160,8 @@ def _shape_gates(case: Case, values: dict[str, F64], rng: np.random.Generator) -
 
 
 def traits(case: Case) -> Mapping[str, Any]:
-    """What limits may speak of: sizes, the kind of gate, whether there is a state, whether the scale is 1/√K."""
+    """What limits may speak of: sizes, the kind of gate, whether there is a state, whether the scale is 1/√K, and
+    whether q and k are laid out alike."""
     keys, width = case.inputs["k"].shape[3], case.inputs["v"].shape[3]
     return {
         "gda": case.inputs["g"].shape[3] == 1,
@@ -166,8 +169,14 @@ def traits(case: Case) -> Mapping[str, Any]:
         "head_size": keys,
         "heads_per_key": case.inputs["v"].shape[2] // case.inputs["k"].shape[2],
         "has_state": "state" in case.inputs,
+        "alike": _steps(case.inputs["q"]) == _steps(case.inputs["k"]),
         "usual_scale": bool(np.float32(case.params["scale"]) == np.float32(usual_scale(keys))),
     }
+
+
+def _steps(layout: Layout) -> list[int]:
+    """The strides that are ever taken."""
+    return [stride for size, stride in zip(layout.shape, layout.strides) if size > 1]
 
 
 def check(case: Case, snapshots: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -50,17 +49,15 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
     """Faults of DIAG's own: another diagonal, every row a copy, zeros left out."""
     case = image.case
-    n = case.inputs["x"].shape[-1]
-    if n > 1:
-        for above, words in ((1, "above"), (-1, "below")):
-            says = f"the diagonal stands one place {words} its own"
-            yield Hypothesis(says, partial(image.with_expect, moves.moves(source(case, above))))
+    for above, words in ((1, "above"), (-1, "below")):
+        says = f"the diagonal stands one place {words} its own"
+        yield Hypothesis(says, partial(image.with_expect, moves.moves(source(case, above))))
+    if case.inputs["x"].shape[-1] > 1:
         turned = np.where(source(case) < 0, -1, source(case)[..., ::-1, ::-1])
         yield Hypothesis("the diagonal runs backwards", partial(image.with_expect, moves.moves(turned)))
         rows = np.broadcast_to(moves.flat(case.inputs["x"]), case.outputs["out"].shape)
         yield Hypothesis("every row is x: there are no zeros", partial(image.with_expect, moves.moves(rows)))
-        whole = np.arange(math.prod(case.outputs["out"].shape)).reshape(case.outputs["out"].shape)
-        only = np.where(source(case) < 0, -1, whole)
+        only = np.where(source(case) < 0, -1, moves.flat(case.outputs["out"]))
         yield Hypothesis("the diagonal is written, the zeros are not", partial(image.with_source, only))
 
 

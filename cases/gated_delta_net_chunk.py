@@ -16,7 +16,7 @@ from opconform.harness.op import Expected, Op, Problem
 from opconform.harness.strategies import Freedom
 
 CHUNKS = (16, 32, 64)
-BLOCK = 16  #: rows and columns of a block of the blockwise form
+BLOCK = delta_stages.BLOCK
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

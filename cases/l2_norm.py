@@ -102,11 +102,10 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
 
 
 def _rms(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
-    """x / √(Σx²/n + eps)."""
-    n = case.inputs["x"].shape[-1]
-    as_added = Case(case.op, {"eps": float(case.params["eps"]) * n, "eps_mode": "add"}, case.inputs, case.outputs)
-    found = _normalised(as_added, F32.decode(raw["x"]), numerics)
-    return Expected(found.value * np.sqrt(n), (found.bound + 2 * numerics.u * np.abs(found.value)) * np.sqrt(n))
+    """x over the divisor that Σx²/n gives: √n·y / D for y = x / √n."""
+    root = np.sqrt(case.inputs["x"].shape[-1])
+    found = _normalised(case, F32.decode(raw["x"]) / root, numerics)
+    return Expected(found.value * root, (found.bound + 2 * numerics.u * np.abs(found.value)) * root)
 
 
 def _copied(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

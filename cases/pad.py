@@ -90,8 +90,7 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         if start != after:
             turned = moves.moves(_placed(case, [*before[:k], after, *before[k + 1 :]]))
             yield Hypothesis(f"lp{k} and rp{k} are exchanged", partial(image.with_expect, turned))
-    whole = np.arange(math.prod(case.outputs["out"].shape)).reshape(case.outputs["out"].shape)
-    only = np.where(source(case) < 0, -1, whole)
+    only = np.where(source(case) < 0, -1, moves.flat(case.outputs["out"]))
     yield Hypothesis("x is written, the padding is not", partial(image.with_source, only))
 
 

@@ -86,12 +86,12 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
     """Faults of SSM_CONV's own: windows off by one, a filter turned round, the state of another sequence."""
     case = image.case
     d = case.inputs["c"].shape[-1]
+    yield Hypothesis("the last tap is left out", partial(image.with_expect, _without(-1)))
+    yield Hypothesis("the first tap is left out", partial(image.with_expect, _without(0)))
+    yield Hypothesis("the window starts one token late", partial(image.with_inputs, x=_later(image.raw["x"])))
     if d > 1:
         turned = image.raw["c"][..., ::-1]
         yield Hypothesis("the taps are read backwards", partial(image.with_inputs, c=turned))
-        yield Hypothesis("the last tap is left out", partial(image.with_expect, _without(-1)))
-        yield Hypothesis("the first tap is left out", partial(image.with_expect, _without(0)))
-        yield Hypothesis("the window starts one token late", partial(image.with_inputs, x=_later(image.raw["x"])))
     if d > 1 and case.inputs["x"].shape[1] > 1:
         state = np.broadcast_to(image.raw["x"][:, :1, :, : d - 1], image.raw["x"][..., : d - 1].shape)
         x = np.concatenate([state, image.raw["x"][..., d - 1 :]], axis=-1)

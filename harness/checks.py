@@ -58,8 +58,8 @@ class Metamorphic:
     """A relation between runs that holds for every right kernel of an op.
 
     `look` gets a packed case that passed, its inputs, its comparisons by output, and a function that runs another case
-    (of any op) on the same device: its comparisons by output, or None where it is unsupported or fails. It returns the
-    detail of what it found, or None.
+    (of any op) on the same device: its comparisons by output, right or wrong, or None where nothing came back. It
+    returns the detail of what it found, or None.
     """
 
     name: str

@@ -15,7 +15,8 @@
 A failing case that an entry covers does not make a run red, and the search goes on after it: it looks for failures that
 no entry covers, and shrinks one only to cases that none covers. What an entry does hide is another fault of the same
 kind in the very cases that it describes; so `where` and `kind` should say no more than they must. An entry without
-`kind` covers wrong results, never the end of a process (CRASH, TIMEOUT, ERROR, SUPPORTS_OP LIES).
+`kind` covers wrong results, never the end of a process (CRASH, TIMEOUT, ERROR, SUPPORTS_OP LIES). Covered cases are run
+all the same: an expected CRASH costs a new process each, an expected TIMEOUT the whole time limit.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Condition:
                 if self.wanted.startswith(sign):
                     return compare(value, _number(self.wanted[len(sign) :].strip()))
         choices = self.wanted if isinstance(self.wanted, list) else [self.wanted]
-        return any(type(choice) is type(value) and choice == value for choice in choices)
+        return any(isinstance(choice, bool) is isinstance(value, bool) and choice == value for choice in choices)
 
     def __str__(self) -> str:
         return f"{self.fact} = {self.wanted!r}"

@@ -13,6 +13,9 @@ from opconform.harness.settings import PROFILES, Settings, bytes_of, chosen_chec
 
 NIGHTLY_KNOWN = 1 << 30  #: the nightly profile runs known cases up to this size: the shapes of whole models
 
+#: A simulator takes a thousand times as long; so a sanitized case is small, and each op gets a minute on each device.
+SANITIZED_BYTES, SANITIZED_SECONDS, SANITIZED_LIMIT = "16K", 60.0, 300.0
+
 SHARD_NEEDS_SEED = "--shard needs --seed: the shards of one run must all draw from the same seed"
 
 
@@ -41,8 +44,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
     Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
-    Option("--max-bytes", "memory a case may take (default 64M; 64K with --sanitize; known cases nightly 1G)", "SIZE"),
-    Option("--time-limit", "seconds a case may take (default 30)", "S", float),
+    Option("--max-bytes", "memory a case may take (default 64M; 16K with --sanitize; known cases nightly 1G)", "SIZE"),
+    Option("--time-limit", "seconds a case may take (default 30; 300 with --sanitize)", "S", float),
     Option("--no-isolation", "run the backend in this process, for debugging", flag=True),
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
     Option("--sanitize", "run each backend under its API's checker: Oclgrind, Vulkan's validation layer", flag=True),
@@ -76,7 +79,10 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
     if also_seconds != 0:
         positive("--also-seconds", also_seconds)
     sanitize, asked = bool(values.get("sanitize")), values.get("max_bytes")
-    max_bytes = bytes_of(asked or ("64K" if sanitize else "64M"))
+    time_limit = values.get("time_limit")
+    if time_limit is None:
+        time_limit = SANITIZED_LIMIT if sanitize else 30.0
+    max_bytes = bytes_of(asked or (SANITIZED_BYTES if sanitize else "64M"))
     if sanitize and values.get("no_isolation"):
         raise UsageError("--sanitize starts the backend in a process under its checker; --no-isolation has none")
     options = {"ggml_lib": values["ggml_lib"]} if values.get("ggml_lib") else {}
@@ -85,7 +91,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         seed=random.SystemRandom().randrange(1 << 31) if seed is None else seed,
         max_bytes=max_bytes,
         known_max_bytes=NIGHTLY_KNOWN if values.get("profile") == "nightly" and not (asked or sanitize) else None,
-        time_limit=positive("--time-limit", 30.0 if values.get("time_limit") is None else values["time_limit"]),
+        time_limit=positive("--time-limit", time_limit),
         isolated=not values.get("no_isolation"),
         strict=bool(values.get("strict_supports")),
         checks=chosen_checks(values.get("check") or (), ON_REQUEST),
@@ -99,4 +105,5 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         known_failures=values.get("known_failures") or None,
         database=values.get("database") or os.environ.get("OPCONFORM_DATABASE") or None,
         sanitize=sanitize,
+        seconds=SANITIZED_SECONDS if sanitize else None,
     )

@@ -65,7 +65,8 @@ class KnownFailure:
 class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
 
-    failed_known: ids of known cases that fail. left_out: ids of known cases larger than --max-bytes.
+    failed_known: ids of known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes,
+    or large and without time.
     """
 
     op: str

@@ -497,9 +497,9 @@ class Runner:
         return tuple(Finding(check.name, check.kind, detail) for check, detail in details if detail is not None)
 
     def _outputs(self, case: Case) -> dict[str, Comparison] | None:
-        """What the device returns for another case; None where it does not take it or fails."""
+        """What the device returns for another case, right or wrong; None where nothing came back."""
         verdict = self.verdicts(ops()[case.op], [case])[0]
-        return {comparison.name: comparison for comparison in verdict.comparisons} if verdict.passed else None
+        return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
     def stages(self, op: Op, case: Case) -> dict[str, np.ndarray] | str | None:
         """The device's intermediates of a case by stage, its outputs among them, each decoded to float64.

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,7 +130,7 @@ class Search:
         tried = [self._known_bug(known, pinned[known.id].reason) for known in self._known if known.id in pinned]
         bugs = tuple(bug for bug in tried if bug is not None)
         fates = [self._fate(entry) for entry in self._listed]
-        failed_known = self._failing([(known.id, known.case) for known in self._known if known.id not in pinned])
+        failed_known = self._failing(self._in_turn([known for known in self._known if known.id not in pinned], start))
         failed_before = self._failing_still()
         smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
         try:
@@ -181,7 +182,20 @@ class Search:
     def _is_new(self, verdict: Verdict) -> bool:
         return verdict.failed and self._covering(verdict) is None
 
-    def _try(self, cases: Sequence[tuple[str, Case]]) -> dict[str, Verdict]:
+    def _in_turn(self, known: Sequence[KnownCase], start: float) -> Iterator[tuple[str, Case]]:
+        """Known cases by name. Those too large for the search come last, in the seed's order and in the first half of
+        the time for this op and device only: another night they have their turn."""
+        large = [each for each in known if each.case.nbytes > self._settings.max_bytes]
+        yield from ((each.id, each.case) for each in known if each not in large)
+        random.Random(self._settings.seed).shuffle(large)
+        for each in large:
+            seconds = self._settings.seconds
+            if seconds is None or time.monotonic() - start < seconds / 2:
+                yield each.id, each.case
+            else:
+                self._left_out += (each.id,)
+
+    def _try(self, cases: Iterable[tuple[str, Case]]) -> dict[str, Verdict]:
         """Run named cases; returns their verdicts. After a hang the rest is left out, for each may take as long."""
         tried: dict[str, Verdict] = {}
         for name, case in cases:
@@ -195,7 +209,7 @@ class Search:
                 break
         return tried
 
-    def _failing(self, cases: Sequence[tuple[str, Case]]) -> dict[str, Verdict]:
+    def _failing(self, cases: Iterable[tuple[str, Case]]) -> dict[str, Verdict]:
         """Of named cases those that fail, unexpectedly."""
         return {name: verdict for name, verdict in self._try(cases).items() if self._is_new(verdict)}
 

@@ -159,7 +159,7 @@ def matrix(results: Sequence[Result]) -> str:
     lines += [line for note, number in notes.items() for line in _note(number, note)]
     left_out = dict.fromkeys(name for result in results for name in result.left_out)
     if left_out:
-        lines += textwrap.wrap(f"left out, larger than --max-bytes: {', '.join(left_out)}", WIDTH)
+        lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {', '.join(left_out)}", WIDTH)
     return "\n".join(lines)
 
 

@@ -81,6 +81,7 @@ is_done() {
 can_include() { printf '#include <%s>\n' "$1" | g++ -E -x c++ - >/dev/null 2>&1; }
 can_load() { "$PYTHON" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$1" >/dev/null 2>&1; }
 has_icd() { compgen -G "/usr/share/vulkan/icd.d/$1" >/dev/null || compgen -G "/etc/vulkan/icd.d/$1" >/dev/null; }
+has_validation_layer() { compgen -G "/usr/share/vulkan/explicit_layer.d/VkLayer_khronos_validation.json" >/dev/null; }
 has_opencl_icd() { compgen -G '/etc/OpenCL/vendors/*.icd' >/dev/null; }
 has_python_headers() { [[ -e $("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h ]]; }
 has_browser() { command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; }
@@ -90,7 +91,7 @@ has_glsl_compiler() { command -v glslc >/dev/null || command -v glslangValidator
 pieces=(
   "python3-venv|$PYTHON -c 'import ensurepip, venv'|virtual environments"
   "python3-dev|has_python_headers|building Kompute"
-  "g++|command -v g++|building Kompute"
+  "g++|command -v g++|building Kompute, and CUDA kernels for the CPU"
   "make|command -v make|building Kompute"
   "cmake|command -v cmake|building Kompute"
   "libfmt-dev|can_include fmt/core.h|building Kompute"
@@ -101,6 +102,8 @@ pieces=(
   "spirv-tools|command -v spirv-val|validating the compiled shaders"
   "ocl-icd-libopencl1|can_load libOpenCL.so.1|the OpenCL loader"
   "pocl-opencl-icd|has_opencl_icd|an OpenCL driver; PoCL runs on the CPU"
+  "oclgrind|command -v oclgrind|checking OpenCL kernels (--sanitize)"
+  "vulkan-validationlayers|has_validation_layer|checking Vulkan (--sanitize)"
   "npm|command -v npm|fetching prebuilt ggml libraries"
   "chromium|has_browser|a test that opens the HTML report"
   "chromium-driver|command -v chromedriver|the same"

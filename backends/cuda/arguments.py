@@ -15,9 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from opconform.backends import delta_net, mla
+from opconform.backends.fields import bits, four_nb, four_ne, view_of
 from opconform.harness.buffers import GUARD
 from opconform.harness.case import Case
 from opconform.harness.layouts import Layout
@@ -56,40 +55,16 @@ def _blocks(kernel: str, blocks: int, threads: int, fields: list[int], buffers: 
     return Launch(kernel, (max(blocks, 1), 1, 1), (threads, 1, 1), fields, buffers)
 
 
-def as_float(value: float) -> int:
-    """A number as float32, as the field that holds it."""
-    return int(np.float32(value).view(np.uint32))
-
-
-def _ne(layout: Layout) -> list[int]:
-    """Four sizes, innermost first."""
-    return [*layout.ne, 1, 1, 1, 1][:4]
-
-
-def _nb(layout: Layout) -> list[int]:
-    """Four byte strides, innermost first; 0 along an axis of one element, where the stride is any number at all."""
-    steps = [stride if size > 1 else 0 for size, stride in zip(layout.ne, layout.nb)]
-    return [*steps, 0, 0, 0, 0][:4]
-
-
 def _place(case: Case, name: str) -> list[int]:
     """Where an argument's elements stand in its buffer: the first one, and the strides."""
     layout = case.layouts[name]
-    return [GUARD + layout.offset, *_nb(layout)]
-
-
-def _view(case: Case) -> list[int]:
-    """Where b's elements stand in a packed a: the first one, and the strides. Zeros where b has no elements."""
-    b, params = case.inputs["b"], case.params
-    if b.size == 0:
-        return [0, 0, 0, 0, 0]
-    steps = [b.type.itemsize, int(params["nb1"]), int(params["nb2"]), int(params["nb3"])]
-    return [int(params["offset"]), *(step if size > 1 else 0 for size, step in zip(_ne(b), steps))]
+    return [GUARD + layout.offset, *four_nb(layout)]
 
 
 def _through_view(case: Case, more: list[int]) -> list[Launch]:
     a, b = case.inputs["a"], case.inputs["b"]
-    fields = [*_ne(a), *_place(case, "a"), *_place(case, "out"), *_ne(b), *_place(case, "b"), *_view(case), *more]
+    fields = [*four_ne(a), *_place(case, "a"), *_place(case, "out"), *four_ne(b), *_place(case, "b")]
+    fields += [*view_of(case), *more]
     copy = _each(f"{case.op}_copy", a.size, fields, ("a", "out"))
     view = _each(f"{case.op}_view", b.size, fields, ("b", "out"))
     return [view] if case.inplace else [copy, view]
@@ -105,16 +80,16 @@ def _set(case: Case) -> list[Launch]:
 
 def _cumsum(case: Case) -> list[Launch]:
     x, axis = case.inputs["x"], int(case.params["axis"])
-    length = _ne(x)[axis]
-    fields = [*_ne(x), *_place(case, "x"), *_place(case, "out"), axis]
+    length = four_ne(x)[axis]
+    fields = [*four_ne(x), *_place(case, "x"), *_place(case, "out"), axis]
     fields += [int(case.params["exclusive"]), int(case.params["reverse"])]
     return [_blocks("cumsum", x.size // max(length, 1), _threads(length), fields, ("x", "out"))]
 
 
 def _solve_tri(case: Case) -> list[Launch]:
     b, params = case.inputs["b"], case.params
-    unknowns = _ne(b)[1 if params["left"] else 0]
-    fields = [*_ne(b), *_place(case, "a"), *_place(case, "b"), *_place(case, "out")]
+    unknowns = four_ne(b)[1 if params["left"] else 0]
+    fields = [*four_ne(b), *_place(case, "a"), *_place(case, "b"), *_place(case, "out")]
     fields += [int(params["left"]), int(params["lower"]), int(params["unit"])]
     return [_each("solve_tri", b.size // max(unknowns, 1), fields, ("a", "b", "out"))]
 
@@ -124,7 +99,7 @@ def _delta_net(case: Case, *more: int) -> list[int]:
     scratch = SCRATCH[case.op](case)
 
     def place(name: str) -> list[int]:
-        return [0, *_nb(Layout.contiguous("f32", scratch[name]))] if name in scratch else _place(case, name)
+        return [0, *four_nb(Layout.contiguous("f32", scratch[name]))] if name in scratch else _place(case, name)
 
     decay = place("decay" if case.params["gate"] == "log" else "g") if case.op == "gated_delta_net" else []
     return [*delta_net.fields(case, place), *decay, *more]
@@ -186,7 +161,7 @@ def _gated_delta_net_chunk(case: Case) -> list[Launch]:
 def _elements(case: Case, *more: int) -> list[int]:
     """The fields that all ops from x to out begin with, then those of the op's own."""
     x, out = case.inputs["x"], case.outputs["out"]
-    return [*_ne(out), *_place(case, "out"), *_ne(x), *_place(case, "x"), *more]
+    return [*four_ne(out), *_place(case, "out"), *four_ne(x), *_place(case, "x"), *more]
 
 
 def _moves(case: Case, *more: int) -> list[Launch]:
@@ -212,12 +187,12 @@ def _cpy(case: Case) -> list[Launch]:
 def _rows(case: Case, *more: int) -> list[Launch]:
     """An op on rows: a block for each row of x."""
     x = case.inputs["x"]
-    n0, n1, n2, n3 = _ne(x)
+    n0, n1, n2, n3 = four_ne(x)
     return [_blocks(case.op, n1 * n2 * n3, _threads(n0), _elements(case, *more), ("x", "out"))]
 
 
 def _l2_norm(case: Case) -> list[Launch]:
-    return _rows(case, as_float(float(case.params["eps"])), int(case.params["eps_mode"] == "add"))
+    return _rows(case, bits(float(case.params["eps"])), int(case.params["eps_mode"] == "add"))
 
 
 def _ssm_conv(case: Case) -> list[Launch]:

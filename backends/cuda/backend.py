@@ -21,7 +21,7 @@ from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
 from opconform.harness.case import Case
 from opconform.harness.numerics import Numerics
-from opconform.harness.sanitizer import Sanitizer
+from opconform.harness.sanitizer import OPTION, Sanitizer
 
 #: What NVRTC gets. No fast math: CUDA then divides and takes roots as IEEE 754 does, and keeps denormals; a product and
 #: a sum may become one fused operation, which every bound allows. With the lines, compute-sanitizer names them.
@@ -57,7 +57,8 @@ class CudaKernels(Backend):
 class CudaBackend(CudaKernels):
     """The kernels on one CUDA device.
 
-    Every case gets fresh buffers of just the size of its arguments with their guards, from CuPy's pool.
+    Every case gets fresh buffers of just the size of its arguments with their guards: from CuPy's pool, or, so that
+    a checker sees where each one ends, from CUDA itself.
     """
 
     name = "cuda"
@@ -71,6 +72,8 @@ class CudaBackend(CudaKernels):
         self._cupy.cuda.Device(int(device)).use()
         self._memory = int(self._cupy.cuda.runtime.getDeviceProperties(int(device))["totalGlobalMem"])
         self._modules: dict[str, Any] = {}
+        if OPTION in options:
+            self._cupy.cuda.set_allocator(None)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:
@@ -133,7 +136,8 @@ class CudaBackend(CudaKernels):
     def _nothing_but_nan(self, shape: tuple[int, ...]) -> Any:
         """A buffer of float32, every bit set: a kernel that counts on zeros, or on an earlier case, is found out."""
         buffer = self._cupy.empty(4 * math.prod(shape), np.uint8)
-        buffer.data.memset(0xFF, buffer.nbytes)
+        if buffer.nbytes:
+            buffer.data.memset(0xFF, buffer.nbytes)
         return buffer
 
     def _end_if_lost(self, error: Exception) -> None:

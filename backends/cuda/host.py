@@ -6,14 +6,16 @@ depends on the hardware (warps that diverge, fused operations, registers) and ho
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import math
 import platform
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,17 +27,17 @@ from opconform.backends.cuda.arguments import Launch
 from opconform.backends.cuda.backend import NUMERICS, CudaKernels, scratch_of
 from opconform.backends.cuda.source import complaint, kernels_in, source_of
 from opconform.harness.backend import Device, KernelFault, Unavailable
-from opconform.harness.buffers import GUARD, Buffers
+from opconform.harness.buffers import GUARD, Buffers, Plan
 from opconform.harness.case import Case
 from opconform.harness.sanitizer import Sanitizer
 
 _HERE = Path(__file__).parent
-_COMMON = ("-std=c++17", "-O2", "-g1", "-fPIC", "-U_FORTIFY_SOURCE")  # fortified, longjmp refuses to change stacks
+#: Lines as addr2line reads them where #line names the file; fortified, longjmp would refuse to change stacks.
+COMMON = ("-std=c++17", "-O2", "-g1", "-gdwarf-4", "-fPIC", "-U_FORTIFY_SOURCE")
 #: Every access to memory is reported to host.cpp, every index and every alignment checked. Nothing is fused.
-_CHECKED = ("-fsanitize=thread", "-fsanitize=bounds,alignment", "-ffp-contract=off", "-fno-math-errno", f"-I{_HERE}")
-_MOST_SHARED = (
-    48 << 10
-)  #: bytes of shared memory that a kernel may declare (CUDA C++ Programming Guide, compute limits)
+CHECKED = ("-fsanitize=thread", "-fsanitize=bounds,alignment", "-ffp-contract=off", "-fno-math-errno")
+#: What a launch may ask for on every device (CUDA C++ Programming Guide, "Compute Capabilities").
+_MOST_SHARED = 48 << 10  # bytes that a kernel declares
 _MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 _MOST_THREADS = (1024, 1024, 64)
 
@@ -77,14 +79,17 @@ class CudaHostBackend(CudaKernels):
         base = buffers.memory.ctypes.data
         windows = {name: base + slot.start - GUARD for name, slot in buffers.plan.slots.items()}
         windows |= {name: intermediate.ctypes.data for name, intermediate in scratch.items()}
-        regions = list(_regions(case, buffers, scratch))
-        self._runtime.host_case((_Region * len(regions))(*(region.as_c() for region in regions)), len(regions))
+        arguments = regions_of(case, buffers.plan)
+        names = [*(region.name for region in arguments), *scratch]
+        regions = [region.as_c(base) for region in arguments]
+        regions += [_Region(made.ctypes.data, made.nbytes, 1, _shift(made.itemsize)) for made in scratch.values()]
+        self._runtime.host_case((_Region * len(regions))(*regions), len(regions))
         library = self._library(case.op)
         for launch in self.launches[case.op](case):
             library.check(launch)
             if not library.run(launch, windows):
                 fault = _Fault.in_dll(self._runtime, "host_found")
-                raise _in_words(fault, library, [region.name for region in regions])
+                raise _in_words(fault, library, names)
         return scratch
 
     def _library(self, op: str) -> _Library:
@@ -99,6 +104,8 @@ class CudaHostBackend(CudaKernels):
 @cache
 def compiler() -> tuple[str, str]:
     """The path of g++ and its version. Raises `Unavailable` where PATH has none."""
+    if sys.platform != "linux":
+        raise Unavailable("host.cpp is written for Linux", "run it there, or --backend cuda with an NVIDIA GPU")
     path = shutil.which("g++")
     if path is None:
         raise Unavailable("there is no g++ on PATH", "apt-get install g++")
@@ -111,23 +118,24 @@ def build(file: Path, text: str, options: tuple[str, ...]) -> Path:
     Raises `RuntimeError` with the compiler's words where it refuses the source.
     """
     path, version = compiler()
-    key = key_of(text.encode(), " ".join(options).encode(), version.encode(), platform.machine().encode())
+    key = key_of(*map(str.encode, (text, *COMMON, *options, version, platform.machine())))
     entry = cache_folder("cuda-host") / f"{file.stem}-{key}.so"
     if entry.exists():
         return entry
     folder = Path(tempfile.mkdtemp(prefix="opconform-"))
     made, whole = folder / "kernels.o", folder / entry.name
-    command = [path, *_COMMON, *options, "-x", "c++", "-c", "-", "-o", str(made)]
+    command = [path, *COMMON, *options, "-x", "c++", "-c", "-", "-o", str(made)]
     done = subprocess.run(command, input=text, capture_output=True, text=True)
     if done.returncode != 0:
         shutil.rmtree(folder)
         raise complaint(file, done.stderr)
     subprocess.run([path, "-shared", "-Wl,-Bsymbolic", str(made), "-lm", "-o", str(whole)], check=True)
     keep(entry, whole.read_bytes())
-    if not entry.exists():  # the cache cannot be written
-        return whole
-    shutil.rmtree(folder)
-    return entry
+    if entry.exists():
+        shutil.rmtree(folder)
+        return entry
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # the cache cannot be written
+    return whole
 
 
 @cache
@@ -147,7 +155,7 @@ class _Library:
         source = source_of(file)
         names = kernels_in(source)
         exported = "".join(f"HOST_KERNEL({name})\n" for name in names)
-        self._path = build(file, f"{source_of(_HERE / 'host.h')}{source}{exported}", _CHECKED)
+        self._path = build(file, f"{source_of(_HERE / 'host.h')}{source}{exported}", CHECKED)
         self._loaded = ctypes.CDLL(str(self._path))
         self._shared = _shared_bytes(self._path, names)
 
@@ -161,31 +169,35 @@ class _Library:
         return bool(getattr(self._loaded, f"{launch.kernel}_launch")(geometry, arguments) == 0)
 
     def check(self, launch: Launch) -> None:
-        """Raises `KernelFault` for a launch that CUDA refuses (CUDA C++ Programming Guide, compute capabilities)."""
-        where = f"{self._place(launch.kernel)}: {launch.kernel} is launched with"
-        for axis, blocks, most in zip("xyz", launch.blocks, _MOST_BLOCKS):
-            if not 1 <= blocks <= most:
-                raise KernelFault("API MISUSE", f"{where} {blocks} blocks along {axis}; CUDA takes 1 to {most}")
-        for axis, threads, most in zip("xyz", launch.threads, _MOST_THREADS):
-            if not 1 <= threads <= most:
-                raise KernelFault("API MISUSE", f"{where} {threads} threads along {axis}; CUDA takes 1 to {most}")
-        if math.prod(launch.threads) > 1024:
-            raise KernelFault("API MISUSE", f"{where} {math.prod(launch.threads)} threads in a block; CUDA takes 1024")
-        shared = self._shared.get(launch.kernel, 0)
-        if shared > _MOST_SHARED:
-            raise KernelFault("API MISUSE", f"{where} {shared} bytes of shared memory; CUDA takes {_MOST_SHARED}")
-
-    def _place(self, kernel: str) -> str:
-        lines = self.file.read_text(encoding="utf-8").splitlines()
-        found = (number for number, line in enumerate(lines, start=1) if f" {kernel}(" in line)
-        return f"{self.file.name}:{next(found, 1)}"
+        """Raises `KernelFault` for a launch that CUDA refuses."""
+        refused = _refused(launch, self._shared.get(launch.kernel, 0))
+        if refused:
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            line = next(number for number, line in enumerate(lines, start=1) if f" {launch.kernel}(" in line)
+            says = f"{self.file.name}:{line}: {launch.kernel} is launched with {refused}"
+            raise KernelFault("API MISUSE", says)
 
     def line_at(self, address: int) -> str:
         """The file and line of the call before a place in the code, counted from the start of the library."""
         if shutil.which("addr2line") is None:
             return self.file.name
         command = ["addr2line", "-e", str(self._path), hex(address - 1)]
-        return subprocess.run(command, capture_output=True, text=True).stdout.split(" ")[0].strip()
+        return Path(subprocess.run(command, capture_output=True, text=True).stdout.split(" ")[0].strip()).name
+
+
+def _refused(launch: Launch, shared: int) -> str:
+    """What a launch of a kernel with `shared` bytes of shared memory asks too much of; "" where CUDA takes it."""
+    for axis, blocks, most in zip("xyz", launch.blocks, _MOST_BLOCKS):
+        if not 1 <= blocks <= most:
+            return f"{blocks} blocks along {axis}; CUDA takes 1 to {most}"
+    for axis, threads, most in zip("xyz", launch.threads, _MOST_THREADS):
+        if not 1 <= threads <= most:
+            return f"{threads} threads along {axis}; CUDA takes 1 to {most}"
+    if math.prod(launch.threads) > _MOST_THREADS[0]:
+        return f"{math.prod(launch.threads)} threads in a block; CUDA takes {_MOST_THREADS[0]}"
+    if shared > _MOST_SHARED:
+        return f"{shared} bytes of shared memory; CUDA takes {_MOST_SHARED}"
+    return ""
 
 
 def _shared_bytes(library: Path, kernels: list[str]) -> dict[str, int]:
@@ -210,33 +222,38 @@ class _Region(ctypes.Structure):
     )
 
 
+def _shift(itemsize: int) -> int:
+    return itemsize.bit_length() - 1
+
+
 @dataclass(frozen=True)
-class _Memory:
-    """Memory that the kernels of a case may use. `fresh`: nothing in it may be read before it is written."""
+class Region:
+    """Memory that the kernels of a case may use, from byte `begin` of the arena. `fresh`: nothing in it may be read
+    before it is written."""
 
     name: str
     begin: int
     size: int
     fresh: bool
-    itemsize: int
+    shift: int
 
-    def as_c(self) -> _Region:
-        return _Region(self.begin, self.size, int(self.fresh), self.itemsize.bit_length() - 1)
+    def as_c(self, arena: int) -> _Region:
+        """For host.cpp, with the address of the arena."""
+        return _Region(arena + self.begin, self.size, int(self.fresh), self.shift)
 
 
-def _regions(case: Case, buffers: Buffers, scratch: Mapping[str, np.ndarray]) -> Iterator[_Memory]:
-    """The arguments' own memory, from offset 0 to the end of the last element, and the intermediates'."""
-    base = buffers.memory.ctypes.data
+def regions_of(case: Case, plan: Plan) -> list[Region]:
+    """The arguments' own memory, from offset 0 to the end of the last element; those that share it are one."""
     together: dict[int, list[str]] = {}
-    for name, slot in buffers.plan.slots.items():
+    for name, slot in plan.slots.items():
         together.setdefault(slot.start, []).append(name)
+    found = []
     for start, names in together.items():
         layouts = [case.layouts[name] for name in names]
         size = max(layout.end if layout.size else 0 for layout in layouts)
         fresh = all(name in case.outputs for name in names)
-        yield _Memory(", ".join(names), base + start, size, fresh, layouts[0].type.itemsize)
-    for name, intermediate in scratch.items():
-        yield _Memory(name, intermediate.ctypes.data, intermediate.nbytes, True, 4)
+        found.append(Region(", ".join(names), start, size, fresh, _shift(layouts[0].type.itemsize)))
+    return found
 
 
 class _Place(ctypes.Structure):

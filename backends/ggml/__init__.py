@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
-from opconform.backends.ggml import delta_net
+import numpy as np
+
+from opconform.backends.ggml import delta_net, mla
 from opconform.backends.ggml.composite import Build, RefusedError
 from opconform.backends.ggml.graph import TYPES, Arena, Graph
 from opconform.backends.ggml.library import CPU_DEVICE, Library, load
@@ -25,12 +28,22 @@ GPU_NUMERICS = Numerics(
     flushes_denormals=True, any_rounding=True, division_ulps=2.5, exp_ulps_per_unit=2.0, sqrt_ulps=5.0
 )
 
+#: The ops whose graphs have matrix products. GPUs compute those of float32 with 10 to 11 bits: CUDA in TF32, Vulkan
+#: with float16 operands unless it is told not to (see `library.py`).
+_PRODUCTS = ("gated_delta_net_chunk", "mla_absorbed")
+_FLOAT16 = 2.0**-11
+_IN_FLOAT16 = ("small_int", "unit_keys", "normal", "slow_decay", "flat", "peaked")  #: recipes within float16's range
+#: The CPU's flash attention rounds q to the cache's type, and adds up values of float16 in float16
+#: (src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_f16_one_chunk).
+_CPU_FLASH = {"f16": _FLOAT16, "bf16": 2.0**-8}
+
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 
 #: The ops that take a graph of several nodes.
 GRAPHS: Mapping[str, Build] = {
     "gated_delta_net": delta_net.recurrent,
     "gated_delta_net_chunk": delta_net.chunked,
+    "mla_absorbed": mla.attend,
 }
 
 _ELEMENT = Layout.contiguous("f32", (1, 1, 1, 1))
@@ -57,11 +70,16 @@ class GgmlBackend(Backend):
         if not self._handle:
             raise Unavailable(f"ggml {library.build} cannot open {device}", "see its messages on stderr")
         _set_threads(library, self._device, self._handle, int(options.get("ggml_threads", THREADS)))
+        self._float16 = library.float16 and device.startswith("Vulkan")
         self._arena = Arena(library, self._device)
         self._graph: Graph | None = None
-        self._limits: tuple[Limit, ...] = ()
+        self._refused: dict[str, list[Limit]] = {}  # what the interface does not take, by op
         driver = library.log.driver.get(device, "")
-        self._limits = limits_of(device, self.supports(_PLAIN_SET) is None, driver, library.build)
+        has_set = self.supports(_PLAIN_SET) is None
+        self._limits = limits_of(device, has_set, driver, library.build, library.counts_snapshots)
+        for limit in self._limits:
+            if limit.kind == "api":
+                self._refused.setdefault(limit.op, []).append(limit)
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -104,6 +122,18 @@ class GgmlBackend(Backend):
         self._compute(graph, buffers)
         return dict(self._arena.shown(graph))
 
+    def numerics(self, case: Case) -> Numerics | None:
+        """Lower where matrix products round their operands to 16 bits, or flash attention adds up in float16."""
+        if case.op not in _PRODUCTS:
+            return None
+        on_cpu = self._library.ggml_backend_dev_type(self._device) == CPU_DEVICE
+        roundoff = None
+        if on_cpu and case.params.get("form") == "flash":
+            roundoff = _CPU_FLASH.get(case.inputs["c_kv"].dtype)
+        elif self._float16 or not (on_cpu or self.device.startswith("Vulkan")):
+            roundoff = _FLOAT16
+        return replace(CPU_NUMERICS if on_cpu else GPU_NUMERICS, roundoff=roundoff) if roundoff else None
+
     def _build(self, case: Case) -> Graph:
         build = GRAPHS.get(case.op)
         return self._arena.compose(case, build) if build else self._arena.build(case, OPS[case.op])
@@ -128,9 +158,11 @@ class GgmlBackend(Backend):
                 return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
         if self._arena.alignment > ALIGNMENT:
             return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
-        for limit in self._limits:
-            told = limit.subject in (*case.layouts, *case.params, "dtype")  # not a trait, which only the op knows
-            if limit.op == case.op and limit.kind == "api" and told and limit.forbids(case, {}):
+        if case.op in _PRODUCTS and self._float16 and case.recipe not in _IN_FLOAT16:
+            return f"Vulkan's products of float32 in float16 have no room for values of the recipe {case.recipe}"
+        for limit in self._refused.get(case.op, ()):
+            told = limit.subject in (*case.layouts, *case.params, "dtype")  # no trait, which only the op knows
+            if told and limit.forbids(case, {}):
                 return f"{limit.reason} ({limit.source})"
         return None
 

@@ -88,14 +88,17 @@ class Nodes:
         case: Case,
         arguments: Mapping[str, int],
         *,
+        alignment: int,
         shown: bool = False,
     ) -> None:
         self.case = case
         self.library = library
+        self.device = library.ggml_backend_dev_name(device).decode()
+        self.alignment = alignment  #: of the device's buffers, in bytes
         self.stages: list[Shown] = []
         self.outs: list[int] = []  #: the nodes that write the outputs, in order
         self.count = len(arguments)
-        self._device = device
+        self._handle = device
         self._context = context
         self._arguments = arguments
         self._shown = shown
@@ -117,12 +120,16 @@ class Nodes:
         """The four byte strides of a tensor."""
         return self._context.sizes(tensor)[4:]
 
+    def require(self, function: str) -> Callable[..., int]:
+        """`ggml_<function>` of this build."""
+        call: Callable[..., int] | None = getattr(self.library, f"ggml_{function}")
+        if call is None:
+            raise RefusedError(f"this libggml ({self.library.build}) has no ggml_{function}")
+        return call
+
     def unasked(self, function: str, *arguments: Any) -> int:
         """What `ggml_<function>` makes of `arguments`, whether the device takes it or not."""
-        library = self.library
-        call = getattr(library, f"ggml_{function}")
-        if call is None:
-            raise RefusedError(f"this libggml ({library.build}) has no ggml_{function}")
+        call = self.require(function)
         self.count += 1
         if self.count > NODES:
             raise RefusedError(f"its graph has more than {NODES} tensors")
@@ -130,13 +137,14 @@ class Nodes:
 
     def make(self, function: str, *arguments: Any) -> int:
         """What `ggml_<function>` makes of `arguments`, for the device to compute."""
+        return self.ask(self.unasked(function, *arguments), function)
+
+    def ask(self, node: int, function: str) -> int:
+        """The node, which `ggml_<function>` made, if the device takes it."""
         library = self.library
-        node = self.unasked(function, *arguments)
-        if not library.ggml_backend_dev_supports_op(self._device, node):
-            name = library.ggml_backend_dev_name(self._device).decode()
+        if not library.ggml_backend_dev_supports_op(self._handle, node):
             raise RefusedError(
-                f"{name} of ggml {library.build} says no to {function.upper()} of ne {list(self.ne(node))} "
-                "through supports_op"
+                f"{self.device} of ggml {library.build} says no to {function.upper()} through supports_op"
             )
         return node
 
@@ -161,7 +169,7 @@ class Nodes:
         return self._view_of(tensor, self.make("reshape_4d", tensor, *ne))
 
     def permuted(self, tensor: int, *order: int) -> int:
-        """A view whose axis i is the tensor's axis order[i], as `numpy.transpose` counts (ggml_permute: the inverse)."""
+        """A view whose axis i is the tensor's axis order[i], as `numpy.transpose` counts."""
         return self._view_of(tensor, self.make("permute", tensor, *(order.index(axis) for axis in range(4))))
 
     def turned(self, tensor: int) -> int:

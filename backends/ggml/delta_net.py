@@ -1,8 +1,9 @@
 """The gated delta rule on ggml: its own node for the recurrence, and a graph of its plain nodes for the chunked form.
 
-The graph is the one that llama.cpp builds for Qwen3-Next and Kimi-Linear. Sizes in the comments are innermost first:
-K and V the head sizes, C the chunk, N the number of chunks, H the value heads, B the sequences; a gate has G = 1 element
-(GDA) or G = K (KDA). Chunked tensors are [.., C, N, H·B]. No positive sum of gates is exponentiated.
+The graph is the one that llama.cpp builds for Qwen3-Next and Kimi-Linear, but that it solves for u and w instead of the
+inverse. Sizes in the comments are innermost first: K and V the head sizes, C the chunk, N the number of chunks, H the
+value heads, B the sequences; a gate has G = 1 element (GDA) or G = K (KDA). Chunked tensors are [.., C, N, H·B]. No
+positive sum of gates is exponentiated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import numpy as np
 
 from opconform.backends.ggml.composite import Assemble, Nodes, RefusedError
 
-F32 = 0  #: enum ggml_type
 TRI_LOWER_DIAG, TRI_LOWER = 2, 3  #: enum ggml_tri_type
 BLOCK = 16  #: rows and columns of a block of Akk and Aqk in the blockwise form
 LARGEST_TENSOR = 1 << 28  #: bytes; the decay of KDA takes C·C·K elements for every chunk and head
@@ -21,14 +21,15 @@ LARGEST_TENSOR = 1 << 28  #: bytes; the decay of KDA takes C·C·K elements for 
 
 def recurrent(nodes: Nodes) -> None:
     """`gated_delta_net` as ggml's own node: value heads share key heads tiled, scale 1/√V, states [V,K], log gates."""
-    case = nodes.case
-    snapshots = int(case.params["snapshots"])
+    nodes.require("gated_delta_net")
+    snapshots = int(nodes.case.params["snapshots"])
     arguments = [*_normalised(nodes), *(nodes[name] for name in ("v", "g", "beta"))]
     values, heads, tokens, sequences = nodes.ne(nodes["v"])
     if nodes.ne(nodes["k"])[0] != values:
         raise RefusedError("ggml_gated_delta_net wants K = V")
+    _check_alignment(nodes)
     state = nodes["state"] if "state" in nodes else nodes.filled(0.0, values, values, heads, sequences)
-    if not counts_snapshots(nodes):
+    if not nodes.library.counts_snapshots:
         if snapshots > 1:
             raise RefusedError(f"the ggml_gated_delta_net of this libggml ({nodes.library.build}) gives one state only")
         state = nodes.reshape(state, values * values * heads, 1, sequences, 1)
@@ -41,15 +42,16 @@ def recurrent(nodes: Nodes) -> None:
     nodes.write("state_out", nodes.view(both, states, state_nb, out_nb[3] * sequences))
 
 
-def counts_snapshots(nodes: Nodes) -> bool:
-    """Whether this build's ggml_gated_delta_net takes a count of state snapshots as its last argument.
-
-    It came without (7 Mar 2026), then read the count from the state's ne1 (16 May), then took the argument (10 Jun);
-    nothing in the library says which. A surplus argument does no harm in C's calling conventions, so one tensor
-    of size 1, which every version accepts as every argument, tells them apart: two snapshots make a row more.
-    """
-    one = nodes.unasked("new_tensor_4d", F32, 1, 1, 1, 1)
-    return nodes.ne(nodes.unasked("gated_delta_net", *[one] * 6, 2))[1] == 3
+def _check_alignment(nodes: Nodes) -> None:
+    """Vulkan's GATED_DELTA_NET asserts that every source starts where a storage buffer may."""
+    if not nodes.device.startswith("Vulkan"):
+        return
+    packed = ("q", "k") if nodes.case.params["l2norm"] else ()
+    if any(layout.offset % nodes.alignment for name, layout in nodes.case.inputs.items() if name not in packed):
+        raise RefusedError(
+            f"{nodes.device}'s GATED_DELTA_NET aborts unless every source starts at a multiple of {nodes.alignment} "
+            "bytes (src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer)"
+        )
 
 
 def _normalised(nodes: Nodes) -> tuple[int, int]:
@@ -111,7 +113,9 @@ class _Chunked:
 
         last = nodes.part(gates, 1, self.chunk - 1, 1)  # [G,1,N,HB]
         to_last = make("sub", make("repeat_4d", last, *nodes.ne(gates)), gates)
-        self._walk(make("mul", q, grown), make("mul", k, make("exp", to_last)), aqk, w, u, make("exp", self._cont(last)))
+        self._walk(
+            make("mul", q, grown), make("mul", k, make("exp", to_last)), aqk, w, u, make("exp", self._cont(last))
+        )
 
     def _walk(self, q_grown: int, k_left: int, aqk: int, w: int, u: int, through: int) -> None:
         """Chunk by chunk: v' = u − w S, out, and the next state. States are [K,V,1,HB], as ggml holds them."""
@@ -214,9 +218,11 @@ class _Chunked:
         nodes = self.nodes
         whole = nodes.filled(0.0, self.chunk, self.chunk, self.chunks, self.batch)
         nb = nodes.nb(whole)
-        nodes.show(f"{name}_blocks", list(blocks.values()), lambda arrays: np.stack(list(map(self._by_chunk_of, arrays)), 3))
+        nodes.show(
+            f"{name}_blocks", list(blocks.values()), lambda arrays: np.stack(list(map(self._by_chunk_of, arrays)), 3)
+        )
         for (i, j), block in blocks.items():
-            whole = nodes.make(nodes.case.params["place"], whole, block, *nb[1:], BLOCK * (i * nb[1] + j * nb[0]))
+            whole = nodes.make(str(nodes.case.params["place"]), whole, block, *nb[1:], BLOCK * (i * nb[1] + j * nb[0]))
         nodes.show(name, whole, self._by_chunk)
         return whole
 
@@ -270,6 +276,10 @@ class _Chunked:
     def _by_chunk_of(self, array: np.ndarray) -> np.ndarray:
         """[HB,N,C,n] (outermost first) → [B,H,N,C,n]."""
         return array.reshape(self.sequences, self.heads, *array.shape[1:])
+
+    def _stacked(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """One array [HB,N,16,16] for every block → [B,H,N,blocks,16,16]."""
+        return np.stack([self._by_chunk_of(array) for array in arrays], axis=3)
 
     @property
     def _by_chunk(self) -> Assemble:

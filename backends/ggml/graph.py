@@ -130,8 +130,8 @@ class _Inner:
 
 
 def _grown(size: int) -> int:
-    """A size for a buffer to grow to. Buffers are never freed: after one was, lavapipe (Mesa 22.3.6) still uses it where
-    a later shader binds fewer buffers, and corrupts the heap. As sizes double, they are half of all memory at most."""
+    """A size for a buffer to grow to. Buffers are never freed: lavapipe (Mesa 22.3.6) goes on using one that was, as
+    valgrind shows, and corrupts the heap. Sizes double, so that the old ones take no more memory than the newest."""
     return max(1 << 20, 1 << (size - 1).bit_length())
 
 
@@ -173,13 +173,14 @@ class Arena:
         """
         if self._library.ggml_gallocr_reserve_n_size is None:
             raise RefusedError(
-                f"this libggml ({self._library.build}) has no ggml_gallocr_reserve_n_size, which a graph of many nodes needs"
+                f"this libggml ({self._library.build}) has no ggml_gallocr_reserve_n_size, which the backend needs for "
+                "graphs of many nodes"
             )
         context = self._large_context
         context.reset()
         graph = Graph(case, context)
         arguments = {name: self._argument(graph, name, layout) for name, layout in case.layouts.items()}
-        nodes = Nodes(self._library, self._device, context, case, arguments, shown=shown)
+        nodes = Nodes(self._library, self._device, context, case, arguments, alignment=self.alignment, shown=shown)
         build(nodes)
         graph.outs, graph.inner, graph.stages = nodes.outs, nodes.count, nodes.stages
         return graph

@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Mapping
 from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,8 @@ _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "ggml_backend_tensor_get": (None, c_void_p, c_void_p, c_size_t, c_size_t),
     # tensors and graphs
     "ggml_init": (c_void_p, InitParams),
+    "ggml_free": (None, c_void_p),
+    "ggml_nbytes": (c_size_t, c_void_p),
     "ggml_reset": (None, c_void_p),
     "ggml_tensor_overhead": (c_size_t,),
     "ggml_graph_overhead_custom": (c_size_t, c_size_t, c_bool),
@@ -87,6 +90,9 @@ _OPTIONAL: Mapping[str, tuple[Any, ...]] = {
     "ggml_version": (c_char_p,),
     "ggml_commit": (c_char_p,),
     "ggml_log_set": (None, _LOG_CALLBACK, c_void_p),
+    "ggml_soft_max_add_sinks": (None, c_void_p, c_void_p),
+    "ggml_flash_attn_ext_add_sinks": (None, c_void_p, c_void_p),
+    "ggml_flash_attn_ext_set_prec": (None, c_void_p, c_int),
     "ggml_gallocr_reserve_n_size": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
 }
 
@@ -152,6 +158,23 @@ class Library:
         if match := _BUILD_IN_NAME.match(registry.name):
             return match[1]
         return self.version() or registry.name
+
+    @cached_property
+    def counts_snapshots(self) -> bool | None:
+        """Whether ggml_gated_delta_net takes a count of state snapshots as its last argument; None where there is none.
+
+        It came without (7 Mar 2026), then read the count from the state's ne1 (16 May), then took it (10 Jun); nothing
+        in the library says which. A surplus argument does no harm in C's calling conventions, so a tensor of
+        one element, which every version accepts as every source, tells them apart: the result holds one element of
+        output and as many of state as there are snapshots.
+        """
+        if self.ggml_gated_delta_net is None:
+            return None
+        context = self.ggml_init(InitParams(16 * self.ggml_tensor_overhead(), None, True))
+        one = self.ggml_new_tensor_4d(context, 0, 1, 1, 1, 1)
+        size = self.ggml_nbytes(self.ggml_gated_delta_net(context, *[one] * 6, 2))
+        self.ggml_free(context)
+        return bool(size == (1 + 2) * 4)
 
     def version(self) -> str:
         """ggml's version and commit, or nothing where the library does not say."""

@@ -78,14 +78,36 @@ GRAPHS: tuple[Limit, ...] = (
         Limit("gated_delta_net_chunk", name, LayoutClass.STRIDED, _VIEW_FITS, "src/ggml.c, ggml_new_tensor_impl")
         for name in _DELTA_INPUTS
     ),
+    *(
+        Limit("mla_absorbed", name, LayoutClass.STRIDED, _VIEW_FITS, "src/ggml.c, ggml_new_tensor_impl")
+        for name in ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv", "mask")
+    ),
     Limit(
         "gated_delta_net_chunk", "gate", ("log",), "llama.cpp's graph sums log gates",
         "llama.cpp, src/models/delta-net-base.cpp, build_delta_net_chunking",
     ),
 )  # fmt: skip
 
+#: Of every build that has ggml_gated_delta_net so far.
+DELTA_NET_BUGS: tuple[Limit, ...] = (
+    Limit(
+        "gated_delta_net", "alike", (True,), "the shader finds k by the strides of q",
+        "src/ggml-vulkan/vulkan-shaders/gated_delta_net.comp (k_off = q_off)",
+        kind="bug", device="Vulkan", pinned="gated_delta_net/vulkan-key-strides",
+    ),
+)  # fmt: skip
+
+#: The snapshots of builds from before June 2026.
+ONE_SNAPSHOT = Limit(
+    "gated_delta_net", "snapshots", (1,), "this build's ggml_gated_delta_net gives one state", _DELTA_NET
+)
+
 #: What a device's supports_op refuses.
 DEVICES: tuple[Limit, ...] = (
+    Limit(
+        "gated_delta_net", "head_size", (16, 32, 64, 128), "Vulkan's gated_delta_net has these head sizes only",
+        _VK_SUPPORTS, device="Vulkan",
+    ),
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     Limit("diag", "dtype", ("f32",), "Vulkan's diag takes f32 only", _VK_SUPPORTS, device="Vulkan"),
@@ -271,17 +293,30 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         "src/ggml-vulkan/vulkan-shaders/solve_tri.comp on Mesa 22.3.6", kind="bug", device="Vulkan",
         pinned="solve_tri/lavapipe-unread-triangle",
     ),
+    Limit(
+        "mla_absorbed", "form", ("two_part", "concat"),
+        "lavapipe compiles the flash attention of every pair of head sizes for 2 s (16/8) to half a minute (576/512); "
+        "the CPU device has it in no time",
+        "src/ggml-vulkan/vulkan-shaders/flash_attn.comp on Mesa 22.3.6", kind="kernel", device="Vulkan",
+    ),
 )  # fmt: skip
 
 
-def limits_of(device: str, has_set: bool, driver: str, build: str) -> tuple[Limit, ...]:
+def limits_of(
+    device: str, has_set: bool, driver: str, build: str, counts_snapshots: bool | None
+) -> tuple[Limit, ...]:
     """The limits for a device (its id) that takes SET, or does not, for what its driver says of itself, and for a build
-    of llama.cpp ("b8121"; any other name is taken for a newer one).
+    of llama.cpp ("b8121"; any other name is taken for a newer one) whose gated delta net counts snapshots, or does not
+    (None: it has none).
 
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS)]
     limits += SSM_CONV_BUGS
+    if counts_snapshots is not None:
+        limits += DELTA_NET_BUGS
+    if counts_snapshots is False:
+        limits.append(ONE_SNAPSHOT)
     if number := re.fullmatch(r"b(\d+)", build):
         limits += [limit for builds, limit in SOME_BUILDS if int(number[1]) in builds]
     if "llvmpipe" in driver:

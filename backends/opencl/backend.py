@@ -18,7 +18,7 @@ from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
 from opconform.harness.case import Case
 from opconform.harness.numerics import Numerics
-from opconform.harness.sanitizer import Sanitizer
+from opconform.harness.sanitizer import OPTION, Sanitizer
 
 _LOCAL_SIZE = 64
 _CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
@@ -112,11 +112,9 @@ class OpenCLBackend(Backend):
         return self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=window)
 
     def _nothing_but_nan(self, shape: tuple[int, ...]) -> Any:
-        """A buffer of float32, every bit set: a kernel that counts on zeros, or on an earlier case, is found out."""
-        size = max(4 * math.prod(shape), 4)
-        buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
-        self._cl.enqueue_fill_buffer(self._queue, buffer, np.uint32(0xFFFFFFFF), 0, size)
-        return buffer
+        """A buffer of float32, every bit set: a kernel that counts on zeros, or on an earlier case, is found out. (Not
+        filled on the device: Oclgrind 21.10 takes what kernels write into a buffer it has filled for uninitialised.)"""
+        return self._upload(np.full(max(math.prod(shape), 1), 0xFFFFFFFF, np.uint32))
 
     def _kernel(self, op: str, name: str) -> Any:
         """A kernel of `op`. Each file is built once per process; across processes pyopencl caches the binary under a

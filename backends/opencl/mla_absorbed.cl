@@ -53,14 +53,14 @@ float load(__global const uchar *memory, ulong at, ulong type) {
 }
 
 // What is added to the score of query t and key j: -INFINITY where the query must not see the key.
-float bias(const struct arguments p, __global const uchar *mask, ulong j, ulong t, ulong sequence) {
-    if (j >= p.kv_len || (p.causal && j + p.queries > p.kv_len + t)) {
+float bias(const struct arguments *p, __global const uchar *mask, ulong j, ulong t, ulong sequence) {
+    if (j >= p->kv_len || (p->causal && j + p->queries > p->kv_len + t)) {
         return -INFINITY;
     }
-    if (p.mask_type == TYPE_NONE) {
+    if (p->mask_type == TYPE_NONE) {
         return 0.0f;
     }
-    return load(mask, p.mask_start + j * p.mask_nb[0] + t * p.mask_nb[1] + sequence * p.mask_nb[3], p.mask_type);
+    return load(mask, p->mask_start + j * p->mask_nb[0] + t * p->mask_nb[1] + sequence * p->mask_nb[3], p->mask_type);
 }
 
 // One work-item per element of q_absorbed.
@@ -137,7 +137,7 @@ __kernel void mla_absorbed_scores_two_part(const struct arguments p, __global co
     const ulong c_row = p.c_kv_start + j * p.c_kv_nb[1] + sequence * p.c_kv_nb[3];
     const ulong k_row = p.k_pe_start + j * p.k_pe_nb[1] + sequence * p.k_pe_nb[3];
 
-    const float add = bias(p, mask, j, t, sequence);
+    const float add = bias(&p, mask, j, t, sequence);
     if (add == -INFINITY) {
         scores[id] = -INFINITY;
         return;
@@ -154,12 +154,12 @@ __kernel void mla_absorbed_scores_two_part(const struct arguments p, __global co
 }
 
 // The score of concatenated rows, before the mask.
-float joined_score(const struct arguments p, __global const float *query, __global const float *row) {
+float joined_score(const struct arguments *p, __global const float *query, __global const float *row) {
     float sum = 0.0f;
-    for (ulong i = 0; i < p.d_c + p.d_r; i++) {
+    for (ulong i = 0; i < p->d_c + p->d_r; i++) {
         sum += query[i] * row[i];
     }
-    return sum * as_float((uint)p.scale);
+    return sum * as_float((uint)p->scale);
 }
 
 // One work-item per element of scores.
@@ -175,12 +175,12 @@ __kernel void mla_absorbed_scores_concat(const struct arguments p, __global cons
     const ulong t = id / p.rows % p.queries;
     const ulong sequence = id / (p.rows * p.queries * p.heads);
 
-    const float add = bias(p, mask, j, t, sequence);
+    const float add = bias(&p, mask, j, t, sequence);
     if (add == -INFINITY) {
         scores[id] = -INFINITY;
         return;
     }
-    scores[id] = joined_score(p, query + id / p.rows * width, row + (sequence * p.rows + j) * width) + add;
+    scores[id] = joined_score(&p, query + id / p.rows * width, row + (sequence * p.rows + j) * width) + add;
 }
 
 // One work-item per query: the weights of its row of scores, all 0 where it sees no key.
@@ -253,10 +253,10 @@ __kernel void mla_absorbed_flash(const struct arguments p, __global const float 
         float scores[TILE];
         float higher = highest;
         for (ulong k = 0; k < count; k++) {
-            const float add = bias(p, mask, first + k, t, sequence);
+            const float add = bias(&p, mask, first + k, t, sequence);
             scores[k] = add;
             if (add != -INFINITY) {
-                scores[k] += joined_score(p, query + id * width, row + (sequence * p.rows + first + k) * width);
+                scores[k] += joined_score(&p, query + id * width, row + (sequence * p.rows + first + k) * width);
             }
             higher = fmax(higher, scores[k]);
         }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.torch import delta_net, ops, small_ops
+from opconform.backends.torch import delta_net, mla, ops, small_ops
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
@@ -37,6 +37,7 @@ _OPS: Mapping[str, Computes] = {
     "cont": small_ops.cont,
     "gated_delta_net": delta_net.gated_delta_net,
     "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
+    "mla_absorbed": mla.mla_absorbed,
 }
 
 

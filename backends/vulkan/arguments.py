@@ -23,9 +23,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from opconform.backends import delta_net, mla
+from opconform.backends.fields import bits, four_nb, four_ne, view_of
 from opconform.harness.buffers import ALIGNMENT, Plan, Slot
 from opconform.harness.case import Case
 from opconform.harness.layouts import Layout
@@ -50,6 +49,7 @@ MLA_QUERY, MLA_JOIN_QUERIES, MLA_JOIN_ROWS, MLA_SCORES, MLA_JOINED_SCORES, MLA_T
 MLA_WEIGHTS, MLA_TOTAL, MLA_DIVIDE, MLA_CONTEXT, MLA_FLASH, MLA_OUT = 6, 7, 8, 9, 10, 11
 _MLA_SCRATCH = ("q_absorbed", "query", "row", "scores", "weights", "top", "total", "context")
 _MLA_TILE = 4  #: keys that its flash attention looks at together
+
 INVOCATIONS = 1 << 16  #: the most that a dispatch starts; each then takes several items
 
 #: Turns of all its loops that an invocation may make in one dispatch. Mesa's llvmpipe leaves every loop after 65,535
@@ -77,41 +77,16 @@ def with_scratch(case: Case, plan: Plan) -> Plan:
     return Plan(slots, size)
 
 
-def bits(value: float) -> int:
-    """A number as float32, as the word that holds it."""
-    return int(np.float32(value).view(np.uint32))
-
-
-def _ne(layout: Layout) -> list[int]:
-    """Four sizes, innermost first."""
-    return [*layout.ne, 1, 1, 1, 1][:4]
-
-
-def _nb(layout: Layout) -> list[int]:
-    """Four byte strides, innermost first; 0 along an axis of one element, where the stride is any number at all."""
-    steps = [stride if size > 1 else 0 for size, stride in zip(layout.ne, layout.nb)]
-    return [*steps, 0, 0, 0, 0][:4]
-
-
 def _place(case: Case, plan: Plan, name: str) -> list[int]:
     """Where an argument's elements stand in the arena: the first one, and the strides."""
     layout = case.layouts[name]
-    return [plan.slots[name].start + layout.offset, *_nb(layout)]
-
-
-def _view(case: Case) -> list[int]:
-    """Where b's elements stand in a packed a: the first one, and the strides. Zeros where b has no elements."""
-    b, params = case.inputs["b"], case.params
-    if b.size == 0:
-        return [0, 0, 0, 0, 0]
-    steps = [b.type.itemsize, int(params["nb1"]), int(params["nb2"]), int(params["nb3"])]
-    return [int(params["offset"]), *(step if size > 1 else 0 for size, step in zip(_ne(b), steps))]
+    return [plan.slots[name].start + layout.offset, *four_nb(layout)]
 
 
 def _acc(case: Case, plan: Plan) -> list[Dispatch]:
     a, b = case.inputs["a"], case.inputs["b"]
-    words = [*_ne(a), *_place(case, plan, "a"), *_place(case, plan, "out"), *_ne(b), *_place(case, plan, "b")]
-    words += _view(case)
+    words = [*four_ne(a), *_place(case, plan, "a"), *_place(case, plan, "out"), *four_ne(b), *_place(case, plan, "b")]
+    words += view_of(case)
     copy, view = Dispatch(a.size, [COPY, *words]), Dispatch(b.size, [VIEW, *words])
     return [view] if case.inplace else [copy, view]
 
@@ -123,16 +98,16 @@ def _set(case: Case, plan: Plan) -> list[Dispatch]:
 
 def _cumsum(case: Case, plan: Plan) -> list[Dispatch]:
     x, axis = case.inputs["x"], int(case.params["axis"])
-    lines = x.size // max(_ne(x)[axis], 1)
-    words = [*_ne(x), *_place(case, plan, "x"), *_place(case, plan, "out"), axis]
+    lines = x.size // max(four_ne(x)[axis], 1)
+    words = [*four_ne(x), *_place(case, plan, "x"), *_place(case, plan, "out"), axis]
     words += [int(case.params["exclusive"]), int(case.params["reverse"])]
-    return [Dispatch(lines, [*words, first, end]) for first, end in _parts(_ne(x)[axis], lines, lambda place: 1)]
+    return [Dispatch(lines, [*words, first, end]) for first, end in _parts(four_ne(x)[axis], lines, lambda place: 1)]
 
 
 def _solve_tri(case: Case, plan: Plan) -> list[Dispatch]:
     b, params = case.inputs["b"], case.params
-    unknowns = _ne(b)[1 if params["left"] else 0]
-    words = [*_ne(b), *_place(case, plan, "a"), *_place(case, plan, "b"), *_place(case, plan, "out")]
+    unknowns = four_ne(b)[1 if params["left"] else 0]
+    words = [*four_ne(b), *_place(case, plan, "a"), *_place(case, plan, "b"), *_place(case, plan, "out")]
     words += [int(params["left"]), int(params["lower"]), int(params["unit"])]
     sides = b.size // max(unknowns, 1)
     return [Dispatch(sides, [*words, *part]) for part in _parts(unknowns, sides, lambda known: known + 1)]
@@ -156,7 +131,7 @@ def _parts(steps: int, items: int, turns: Callable[[int], int]) -> Iterator[tupl
 def _elements(case: Case, plan: Plan, *more: int) -> list[int]:
     """The words that all ops from x to out begin with, then those of the op's own."""
     x, out = case.inputs["x"], case.outputs["out"]
-    return [*_ne(out), *_place(case, plan, "out"), *_ne(x), *_place(case, plan, "x"), *more]
+    return [*four_ne(out), *_place(case, plan, "out"), *four_ne(x), *_place(case, plan, "x"), *more]
 
 
 def _moves(case: Case, plan: Plan, *more: int) -> list[Dispatch]:
@@ -184,7 +159,7 @@ def _sum_rows(case: Case, plan: Plan) -> list[Dispatch]:
 
 
 def _l2_norm(case: Case, plan: Plan) -> list[Dispatch]:
-    n, n1, n2, n3 = _ne(case.inputs["x"])
+    n, n1, n2, n3 = four_ne(case.inputs["x"])
     fields = (plan.slots["squares"].start, bits(float(case.params["eps"])), int(case.params["eps_mode"] == "add"))
     rows = n1 * n2 * n3
     parts = _parts(n, rows, lambda place: 1)
@@ -201,7 +176,7 @@ def _ssm_conv(case: Case, plan: Plan) -> list[Dispatch]:
 def _delta_net_place(plan: Plan) -> delta_net.Place:
     def place(name: str) -> list[int]:
         slot = plan.slots[name]
-        return [slot.start + slot.layout.offset, *_nb(slot.layout)]
+        return [slot.start + slot.layout.offset, *four_nb(slot.layout)]
 
     return place
 
@@ -252,12 +227,8 @@ def _gated_delta_net_chunk(case: Case, plan: Plan) -> list[Dispatch]:
         found += _sliced(CHUNK_CLEAR, square, 0)
         found += _sliced(CHUNK_PLACE, blocks, n.chunk // delta_net.BLOCK)
     found += _sliced(CHUNK_SOLVE, matrices * (n.keys + n.values), n.chunk * (n.chunk + 1) // 2)
-    columns, rows = n.sequences * n.heads * n.values, n.chunk + n.keys
-
-    def turns(row: int) -> int:
-        return 1 + (n.keys if row % rows < n.chunk else n.chunk)
-
-    some_rows = _parts(n.chunks * rows, columns, turns)
+    columns, rows = n.sequences * n.heads * n.values, n.chunks * (n.chunk + n.keys)
+    some_rows = _parts(rows, columns, lambda row: 1 + max(n.chunk, n.keys))
     found += [Dispatch(columns, [columns, *some], CHUNK_STATES) for some in some_rows]
     return [*found, *_sliced(CHUNK_OUT, n.tokens * columns, n.keys + n.chunk)]
 
@@ -294,7 +265,7 @@ def _mla_absorbed(case: Case, plan: Plan) -> list[Dispatch]:
 def _sliced(part: int, items: int, turns: int) -> list[Dispatch]:
     """Dispatches that cover the items of a part, each of `turns` turns; the words are the number of all items and the
     range of those of the dispatch."""
-    most = INVOCATIONS * (TURNS // (turns + 1))
+    most = INVOCATIONS * max(TURNS // (turns + 1), 1)
     firsts = range(0, max(items, 1), most)
     return [Dispatch(min(most, items - first), [items, first, min(first + most, items)], part) for first in firsts]
 

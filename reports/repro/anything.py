@@ -25,6 +25,8 @@ _LARGEST = 4 << 20
 
 #: The registered backends with a script of their own.
 GENERATORS: Mapping[str, Generator] = {
+    "cuda": apis.cuda,
+    "cuda-host": apis.cuda_host,
     "ggml": apis.ggml,
     "opencl": apis.opencl,
     "torch": apis.torch,
@@ -34,16 +36,27 @@ GENERATORS: Mapping[str, Generator] = {
 
 def part_of(facts: Facts) -> Part:
     """The part that runs the case as its backend does. Raises `CannotWriteError`."""
+    _refuse_what_one_run_cannot_show(facts)
     generator = GENERATORS.get(facts.target.spec)
     if generator is not None:
         return generator(facts)
     found = _looked_at(facts.target.spec, facts.op.name)
-    if found["api"] in ("opencl", "vulkan"):
-        kernels = Path(found["kernels"])
-        return apis.opencl(facts, kernels) if found["api"] == "opencl" else apis.vulkan(facts, kernels)
+    with_kernels = {"cuda": apis.cuda, "cuda-host": apis.cuda_host, "opencl": apis.opencl, "vulkan": apis.vulkan}
+    if found["api"] in with_kernels:
+        return with_kernels[found["api"]](facts, Path(found["kernels"]))
     if found["api"] == "torch":
         return apis.torch(facts, found["function"])
     return _own(facts, found)
+
+
+def _refuse_what_one_run_cannot_show(facts: Facts) -> None:
+    check = facts.failure.findings[0].check
+    if check == "sanitizer":
+        raise CannotWriteError("only a checker sees this fault; the case replays under it with --sanitize")
+    if check in {relation.name for relation in facts.op.metamorphic}:
+        raise CannotWriteError(
+            f"the fault shows only between several runs ({check}), which Opconform's replay compares"
+        )
 
 
 def _looked_at(spec: str, op: str) -> dict[str, Any]:

@@ -12,10 +12,13 @@ import os
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from opconform.backends.ggml import GRAPHS, THREADS
 from opconform.backends.ggml.graph import TYPES
+from opconform.backends.ggml.library import FLOAT16_VARIABLE
 from opconform.backends.ggml.ops import OPS
 from opconform.backends.opencl.arguments import LAUNCHES, SCRATCH
 from opconform.backends.vulkan.arguments import DISPATCHES, TABLE_WORDS, TABLES, WORDS, with_scratch
@@ -23,76 +26,114 @@ from opconform.harness.buffers import Plan
 from opconform.harness.case import Case
 from opconform.harness.layouts import Layout, contiguous_strides
 from opconform.reports.repro.arrays import packed_text
+from opconform.reports.repro.extract import CannotExtractError, source_of
 from opconform.reports.repro.facts import Facts
+from opconform.reports.repro.recording import C_TYPES, Recorded, record
 from opconform.reports.repro.scripts import CannotWriteError, Part
 
-_C_TYPES = {
-    ctypes.c_void_p: "c_void_p",
-    ctypes.c_bool: "c_bool",
-    ctypes.c_float: "c_float",
-    ctypes.c_int: "c_int",
-    ctypes.c_size_t: "c_size_t",
-    ctypes.c_int64: "c_int64",
-}
+Row = TypeVar("Row")
 
 
 def ggml(facts: Facts) -> Part:
     """ctypes; tensors at the addresses that the backend's arena gives them."""
-    binding = OPS[facts.op.name]
-    symbol = binding.symbol_for(facts.case)
-    graphs = [_Graph(case, plan, suffix, str(symbol)) for suffix, case, plan in facts.parts]
+    folder, device = ggml_folder(facts.target.options.get("ggml_lib", "")), facts.target.device.id
+    many = facts.op.name in GRAPHS
+    if many:
+        graphs = [
+            _recorded(record(case, folder, device, suffix, facts.is_deadly), plan) for suffix, case, plan in facts.parts
+        ]
+    else:
+        _row(OPS, facts)
+        graphs = [_single(case, plan, suffix) for suffix, case, plan in facts.parts]
+    used = {word for graph in graphs for line in graph.lines for word in re.findall(r"\b[A-Z]\w*", line)}
+    symbols = {name: types for graph in graphs for name, types in graph.symbols.items()}
     return Part(
         "ggml.py.j2",
         {
-            "library": _home(ggml_folder(facts.target.options.get("ggml_lib", ""))),
+            "library": _home(folder),
             "build": f"build {facts.versions.get('build', '')}, ggml {facts.versions.get('ggml', '')}",
-            "device": facts.target.device.id,
-            "types": sorted({(case.upper(), TYPES[case]) for case in (facts.case.dtype,)}),
-            "views": any(graph.views for graph in graphs),
-            "inplace": facts.case.inplace is not None,
-            "symbol": symbol,
-            "call_types": ", ".join(_C_TYPES[kind] for kind in binding.arguments),
+            "device": device,
+            "types": sorted((name.upper(), number) for name, number in TYPES.items() if name.upper() in used),
+            "threads": int(facts.target.options.get("ggml_threads", THREADS)) if device.startswith("CPU") else 0,
+            "views": any("= view(" in line for graph in graphs for line in graph.lines),
+            "symbols": symbols,
+            "float_type": any("c_float" in types for types in symbols.values()),
             "parts": graphs,
             "owners": [owner for graph in graphs for owner in graph.owners],
             "initialised": [name for graph in graphs for name in graph.initialised],
+            "many": many,
+            "context_size": (1 << 20) + 1024 * sum(len(graph.lines) for graph in graphs),
+            "graph_size": sum(len(graph.lines) for graph in graphs) + 16,
+            "float16": bool(os.environ.get(FLOAT16_VARIABLE)),
             "may_refuse": True,
         },
         ("ctypes", "os", "re", *(["functools"] if facts.repeats > 1 else [])),
     )
 
 
+@dataclass
 class _Graph:
-    """The lines that build one case's tensors, and which of them own memory."""
+    """The lines that build one case's tensors, the nodes that write the outputs, which tensors own memory (and where it
+    begins), which are views of them, and the functions by name with their C types. `ends`: False where the last line
+    is one that ends the process."""
 
-    def __init__(self, case: Case, plan: Plan, suffix: str, symbol: str) -> None:
-        self.build: list[str] = []
-        self.owners: list[tuple[str, int]] = []
-        self.initialised: list[str] = []
-        self.views = False
-        names = [self._input(name + suffix, layout, plan.slots[name].start) for name, layout in case.inputs.items()]
-        given = [*names, *map(_number, OPS[case.op].params(case))]
-        self.out = next(iter(case.outputs)) + suffix
-        self.build.append(f"{self.out} = ggml.{symbol}(context, {', '.join(given)})")
-        if case.inplace:
-            self.initialised.append(self.out)
+    lines: list[str] = field(default_factory=list)
+    outs: list[str] = field(default_factory=list)
+    owners: list[tuple[str, int]] = field(default_factory=list)
+    initialised: list[str] = field(default_factory=list)
+    symbols: dict[str, str] = field(default_factory=dict)
+    ends: bool = True
+
+
+def _recorded(graph: Recorded, plan: Plan) -> _Graph:
+    """A graph of many nodes."""
+    found = _Graph(outs=list(graph.outs), initialised=list(graph.views), ends=graph.ends)
+    found.owners = [(owner, plan.slots[name].start) for owner, name in graph.owners]
+    for call in graph.calls:
+        given = ", ".join((["context"] if call.in_context else []) + list(call.arguments))
+        if call.ne:
+            owner, _, offset = call.arguments
+            line = f"{call.result} = view(ggml, context, {owner}, {offset}, {call.ne}, {call.nb})"
         else:
-            self.owners.append((self.out, plan.slots[next(iter(case.outputs))].start))
+            line = f"{call.result}{' = ' if call.result else ''}ggml.{call.function}({given})"
+            found.symbols[call.function] = ", ".join(("c_void_p" if call.result else "None", *call.types))
+        found.lines.append(line + (f"  # {graph.shown[call.result]}" if call.result in graph.shown else ""))
+    return found
 
-    def _input(self, name: str, layout: Layout, place: int) -> str:
-        kind, ne = layout.dtype.upper(), (*layout.ne, 1, 1, 1, 1)[:4]
-        packed = contiguous_strides(layout.shape, layout.type.itemsize)
-        if layout.size == 0 or (layout.offset == 0 and layout.strides == packed):
-            self.build.append(f"{name} = ggml.ggml_new_tensor_4d(context, {kind}, {', '.join(map(str, ne))})")
-            self.owners.append((name, place))
-            return name
-        nb = four_nb(layout)
-        owner = f"{name}_memory"
-        self.build.append(f"{owner} = ggml.ggml_new_tensor_1d(context, {kind}, {layout.end // layout.type.itemsize})")
-        self.build.append(f"{name} = view(ggml, context, {owner}, {layout.offset}, {ne}, {nb})")
-        self.owners.append((owner, place))
-        self.initialised.append(name)
-        self.views = True
+
+def _single(case: Case, plan: Plan, suffix: str) -> _Graph:
+    """The graph of one node."""
+    graph, binding = _Graph(), OPS[case.op]
+    symbol, out = str(binding.symbol_for(case)), next(iter(case.outputs))
+    names = [
+        _argument(graph, name + suffix, layout, plan.slots[name].start)
+        for name, layout in (case.layouts if binding.into else case.inputs).items()
+    ]
+    made = f"written{suffix}" if binding.into else out + suffix
+    graph.lines.append(f"{made} = ggml.{symbol}({', '.join(['context', *names, *map(repr, binding.params(case))])})")
+    graph.symbols[symbol] = ", ".join(["c_void_p", *(C_TYPES[kind] for kind in (ctypes.c_void_p, *binding.arguments))])
+    graph.outs.append(made)
+    if case.inplace or binding.into:
+        graph.initialised.append(made)
+    else:
+        graph.owners.append((made, plan.slots[out].start))
+    return graph
+
+
+def _argument(graph: _Graph, name: str, layout: Layout, place: int) -> str:
+    """A tensor for an argument: a plain one where ggml itself would lay it out so, else a view of its memory."""
+    kind, ne = layout.dtype.upper(), (*layout.ne, 1, 1, 1, 1)[:4]
+    packed = contiguous_strides(layout.shape, layout.type.itemsize)
+    if layout.size == 0 or (layout.offset == 0 and layout.strides == packed):
+        graph.lines.append(f"{name} = ggml.ggml_new_tensor_4d(context, {kind}, {', '.join(map(str, ne))})")
+        graph.owners.append((name, place))
         return name
+    owner = f"{name}_memory"
+    graph.lines.append(f"{owner} = ggml.ggml_new_tensor_1d(context, {kind}, {layout.end // layout.type.itemsize})")
+    graph.lines.append(f"{name} = view(ggml, context, {owner}, {layout.offset}, {ne}, {four_nb(layout)})")
+    graph.owners.append((owner, place))
+    graph.initialised.append(name)
+    return name
 
 
 def four_nb(layout: Layout) -> tuple[int, ...]:
@@ -101,10 +142,6 @@ def four_nb(layout: Layout) -> tuple[int, ...]:
     while len(nb) < 4:
         nb = (*nb, nb[-1] * max(ne[len(nb) - 1], 1) if nb else layout.type.itemsize)
     return nb
-
-
-def _number(value: Any) -> str:
-    return repr(value)
 
 
 def ggml_folder(option: str) -> str:
@@ -126,11 +163,12 @@ def opencl(facts: Facts, kernels: Path | None = None) -> Part:
 
     file = (kernels or OpenCLBackend.kernels) / f"{facts.op.name}.cl"
     source = _read(file)
-    launches, scratch = [], {}
+    launches: list[dict[str, Any]] = []
+    scratch: dict[str, int] = {}
     for suffix, case, _ in facts.parts:
         made = SCRATCH[case.op](case) if case.op in SCRATCH else {}
         scratch |= {name + suffix: max(4 * math.prod(shape), 4) for name, shape in made.items()}
-        for launch in LAUNCHES[case.op](case):
+        for launch in _row(LAUNCHES, facts)(case):
             fields = _annotated(launch.fields, _fields(source, r"struct\s+arguments\s*\{(.*?)\}"))
             there = {*case.layouts, *made}
             names = [name + suffix if name in there else None for name in launch.buffers]
@@ -146,6 +184,59 @@ def opencl(facts: Facts, kernels: Path | None = None) -> Part:
         },
         ("os",),
     )
+
+
+def cuda(facts: Facts, kernels: Path | None = None) -> Part:
+    """CuPy; a buffer per tensor, guards included, and the kernels' source in the script."""
+    from opconform.backends.cuda import CudaBackend
+
+    file = (kernels or CudaBackend.kernels) / f"{facts.op.name}.cu"
+    return Part("cuda.py.j2", {"device": facts.target.device.id, **_cuda(facts, file)}, ("os",))
+
+
+def cuda_host(facts: Facts, kernels: Path | None = None) -> Part:
+    """g++; the kernels' source and that of what runs them on the CPU in the script."""
+    from opconform.backends.cuda import CudaHostBackend, host
+    from opconform.backends.cuda.source import source_of
+
+    file = (kernels or CudaHostBackend.kernels) / f"{facts.op.name}.cu"
+    return Part(
+        "cuda_host.py.j2",
+        {
+            **_cuda(facts, file),
+            "regions": [
+                replace(region, name=region.name + suffix)
+                for suffix, case, plan in facts.parts
+                for region in host.regions_of(case, plan)
+            ],
+            "common": list(host.COMMON),
+            "checked": list(host.CHECKED),
+            "header": _literal(source_of(CudaHostBackend.kernels / "host.h")),
+            "runtime": _literal(source_of(CudaHostBackend.kernels / "host.cpp")),
+        },
+        ("ctypes", "os", "re", "shutil", "subprocess", "tempfile"),
+    )
+
+
+def _cuda(facts: Facts, file: Path) -> dict[str, Any]:
+    """What the scripts of both ways to run the CUDA kernels need."""
+    from opconform.backends.cuda.arguments import LAUNCHES, SCRATCH
+    from opconform.backends.cuda.source import source_of
+
+    _read(file)
+    source = source_of(file)
+    launches: list[dict[str, Any]] = []
+    scratch: dict[str, int] = {}
+    for suffix, case, _ in facts.parts:
+        made = SCRATCH[case.op](case) if case.op in SCRATCH else {}
+        scratch |= {name + suffix: max(4 * math.prod(shape), 4) for name, shape in made.items()}
+        for launch in LAUNCHES[case.op](case):
+            fields = _annotated(launch.fields, _fields(source, r"struct\s+arguments\s*\{(.*?)\}"))
+            there = {*case.layouts, *made}
+            names = [name + suffix if name in there else None for name in launch.buffers]
+            geometry = {"blocks": launch.blocks, "threads": launch.threads}
+            launches.append({"kernel": launch.kernel, **geometry, "fields": fields, "buffers": names})
+    return {"launches": launches, "scratch": scratch, "kernel_file": file.name, "kernel_source": _literal(source)}
 
 
 def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
@@ -167,7 +258,7 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
         if case.op in TABLES:
             words = TABLES[case.op](case, laid_out)
             tables.append(_annotated(words, _fields(source, r"buffer\s+Table\s*\{(.*?)\}")))
-        for dispatch in DISPATCHES[case.op](case, laid_out):
+        for dispatch in _row(DISPATCHES, facts)(case, laid_out):
             fields = _annotated(dispatch.words, _fields(source, r"uniform\s+Arguments\s*\{(.*?)\}"))
             groups = groups_of(dispatch.items)
             dispatches.append({"groups": groups, "table": number, "part": dispatch.part, "fields": fields})
@@ -193,9 +284,11 @@ def torch(facts: Facts, function: Mapping[str, str] | None = None) -> Part:
     """torch; the function of the backend with all that it calls of its own, as `extract.py` gives it."""
     if function is None:
         from opconform.backends.torch import TorchBackend
-        from opconform.reports.repro.extract import source_of
 
-        function = source_of(TorchBackend.ops[facts.op.name])
+        try:
+            function = source_of(_row(TorchBackend.ops, facts))
+        except CannotExtractError as lack:
+            raise CannotWriteError(f"the torch function does not stand on its own: {lack}") from None
     names = {"f32": "torch.float32", "f16": "torch.float16", "bf16": "torch.bfloat16", "i32": "torch.int32"}
     types = ", ".join(f'"{name}": {names[layout.dtype]}' for name, layout in facts.case.layouts.items())
     parts = [
@@ -207,12 +300,20 @@ def torch(facts: Facts, function: Mapping[str, str] | None = None) -> Part:
         {
             "device": facts.target.device.id,
             "torch_types": f"{{{types}}}",
+            "torch_outputs": list(facts.case.outputs),
             "parts": parts,
             "function_source": function["source"].removeprefix("import torch\n").strip(),
             "function_name": function["name"],
         },
         ("os",),
     )
+
+
+def _row(table: Mapping[str, Row], facts: Facts) -> Row:
+    """What a backend's table has for the op."""
+    if facts.op.name not in table:
+        raise CannotWriteError(f"the backend {facts.target.spec} has no {facts.op.name} of its own")
+    return table[facts.op.name]
 
 
 def _read(file: Path) -> str:
@@ -233,7 +334,7 @@ def _literal(source: str) -> str:
 def _fields(source: str, pattern: str) -> list[tuple[str, int]]:
     """The fields of a struct in a kernel's source: their names and how many numbers each has."""
     found = re.search(pattern, re.sub(r"//[^\n]*", "", source), re.DOTALL)
-    names = re.findall(r"(?:ulong|uint)\s+(\w+)\s*(?:\[(\d+)\])?\s*;", found[1]) if found else []
+    names = re.findall(r"(?:size_t|ulong|uint)\s+(\w+)\s*(?:\[(\d+)\])?\s*;", found[1]) if found else []
     return [(name, int(count or 1)) for name, count in names]
 
 

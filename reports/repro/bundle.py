@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,6 +83,9 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
         text["repro.py"], beside = script(facts, part), part.files
     except CannotWriteError as reason:
         lacks = str(reason)
+    except Exception as error:  # the rest of the bundle is of use all the same
+        traceback.print_exc()
+        lacks = f"making it failed with {type(error).__name__}: {error}"
     drawn = {"test_case.cpp": cpp.test_case(facts), "test_case.txt": cpp.test_file_line(facts)}
     text |= {name: made if made.endswith("\n") else f"{made}\n" for name, made in drawn.items() if made is not None}
     map_svg = picture(failure)

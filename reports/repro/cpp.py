@@ -45,7 +45,11 @@ def test_case(facts: Facts) -> str | None:
     build = [line for name, layout in case.inputs.items() for line in _tensor(name, layout)]
     given = [_cpp(symbol, place, value, kind) for place, (value, kind) in enumerate(_typed(case, symbol))]
     out = next(iter(case.outputs))
-    build.append(f"ggml_tensor * {out} = {symbol}({', '.join(['ctx', *case.inputs, *given])});")
+    tensors = ["ctx", *case.inputs]
+    if OPS[case.op].into:
+        build += _tensor("into", case.outputs[out])
+        tensors.append("into")
+    build.append(f"ggml_tensor * {out} = {symbol}({', '.join([*tensors, *given])});")
     listed = sum(layout.size for layout in case.inputs.values()) <= LISTED
     expected, why = _expected(facts) if listed else (None, "")
     return render(
@@ -82,7 +86,7 @@ def _can_be_built(facts: Facts) -> bool:
 
 def op_name(facts: Facts) -> str:
     """What ggml_op_name gives."""
-    return OPS[facts.op.name].symbol.removeprefix("ggml_").upper()
+    return facts.op.name.upper()
 
 
 def _notes(facts: Facts, listed: bool) -> list[str]:
@@ -179,7 +183,7 @@ def _expected(facts: Facts) -> tuple[dict[str, list[str]] | None, str]:
         return None, ""
     if not on_cpu and not wrong.nmse <= 10 * _NMSE:
         return None, ""
-    value, bound = facts.expected.value, facts.bound
+    value, bound = facts.demands[facts.out].value, facts.demands[facts.out].bound
     if not np.isfinite(value).all() or value.size > LISTED:
         return None, ""
     why = "it is the CPU backend that is wrong" if on_cpu else "the error is too small for the NMSE"
@@ -192,6 +196,12 @@ _OP_PARAMS: Mapping[str, Callable[[Case], list[int]]] = {
     "set": lambda case: [*_view(case), int(case.inplace is not None)],
     "cumsum": lambda case: [],
     "solve_tri": lambda case: [],
+    "tri": lambda case: list(OPS["tri"].params(case)),
+    "diag": lambda case: [],
+    "l2_norm": lambda case: [int(np.float32(case.params["eps"]).view(np.int32))],
+    "ssm_conv": lambda case: [],
+    "sum_rows": lambda case: [],
+    "cont": lambda case: [],
 }  #: int32 words that the constructor stores in op_params
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import builtins
 import dis
 import inspect
+import math
 import sys
 import sysconfig
 import textwrap
@@ -13,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-_PLAIN = (bool, int, float, str, bytes, tuple, type(None))
+_PLAIN = (bool, int, float, str, bytes, type(None))
 
 
 class CannotExtractError(Exception):
@@ -32,6 +34,9 @@ def source_of(function: Callable[..., Any]) -> dict[str, str]:
 
 def _collect(found: Any, imports: dict[str, str], sources: dict[str, str]) -> None:
     """Add what `found` needs, then `found` itself."""
+    if isinstance(found, type):
+        _collect_class(found, imports, sources)
+        return
     function = inspect.unwrap(found)
     if not isinstance(function, types.FunctionType) or function.__name__ == "<lambda>" or function.__closure__:
         raise CannotExtractError(f"{getattr(found, '__name__', found)} is not a plain function of a module")
@@ -47,6 +52,34 @@ def _collect(found: Any, imports: dict[str, str], sources: dict[str, str]) -> No
         imports[decorator] = f"from functools import {decorator}"
     sources.pop(function.__name__)
     sources[function.__name__] = textwrap.dedent(inspect.getsource(function)).strip()
+
+
+def _collect_class(found: type, imports: dict[str, str], sources: dict[str, str]) -> None:
+    """Add what the body of a class needs, then the class."""
+    if found.__name__ in sources:
+        return
+    sources[found.__name__] = ""
+    try:
+        text = textwrap.dedent(inspect.getsource(found)).strip()
+    except (OSError, TypeError):
+        raise CannotExtractError(f"the class {found.__name__} has no source") from None
+    there = vars(sys.modules[found.__module__])
+    for name in dict.fromkeys(_evaluated(ast.parse(text))):
+        if name in there and name != found.__name__:
+            _add(name, there[name], imports, sources)
+    sources.pop(found.__name__)
+    sources[found.__name__] = text
+
+
+def _evaluated(node: ast.AST) -> Iterator[str]:
+    """The names that code reads, annotations left out: a script does not evaluate them."""
+    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+        yield node.id
+    for name, value in ast.iter_fields(node):
+        if name not in ("annotation", "returns"):
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, ast.AST):
+                    yield from _evaluated(each)
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -72,14 +105,27 @@ def _add(name: str, value: Any, imports: dict[str, str], sources: dict[str, str]
         if not is_installed(value):
             raise CannotExtractError(f"it uses the module {value.__name__}, which is not installed")
         imports[name] = f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}")
-    elif isinstance(value, _PLAIN):
+    elif _is_plain(value):
         sources[name] = f"{name} = {value!a}"
+    elif not hasattr(value, "__name__"):
+        raise CannotExtractError(f"it uses {name}, which is neither a function nor a plain value")
     elif is_installed(sys.modules.get(getattr(value, "__module__", None) or "")):
         imports[name] = f"from {value.__module__} import {value.__name__}" + (
             "" if value.__name__ == name else f" as {name}"
         )
     else:
         _collect(value, imports, sources)
+        if value.__name__ != name:
+            sources[name] = f"{name} = {value.__name__}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a literal gives the value back."""
+    if type(value) in (tuple, list):
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(map(_is_plain, (*value, *value.values())))
+    return type(value) in _PLAIN and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def is_installed(module: types.ModuleType | None) -> bool:

@@ -17,6 +17,7 @@ from opconform.harness.op import Expected, Op
 from opconform.harness.oracle import compare, expectation
 from opconform.harness.registry import ops
 from opconform.harness.runner import Target
+from opconform.harness.sanitizer import KINDS as FAULTS
 from opconform.harness.values import inputs_of
 
 TWIN = "_twin"  #: what the arguments of a second case are called, where a check compares two
@@ -36,6 +37,17 @@ class Tensor:
     end: int
 
 
+@dataclass(frozen=True)
+class Demand:
+    """What is demanded of one output, element by element: `value` within `bound` (infinity where nothing is demanded:
+    the reference is NaN, or float32 overflows: `free`), and the very bits where `exact`."""
+
+    value: F64
+    bound: F64
+    exact: Mask
+    free: Mask
+
+
 class Facts:
     """A failure with everything that the files of its bundle say."""
 
@@ -47,8 +59,14 @@ class Facts:
         self.numerics = failure.numerics
 
     @property
+    def is_raised(self) -> bool:
+        """Whether the fault is an exception of the backend's `run`."""
+        return self.failure.findings[0].check == "process" and self.failure.kind in ("ERROR", *FAULTS)
+
+    @property
     def is_deadly(self) -> bool:
-        return self.failure.findings[0].check == "process" and self.failure.kind != "ERROR"
+        """Whether the fault ends the process, or keeps it from ending."""
+        return self.failure.findings[0].check == "process" and not self.is_raised
 
     @cached_property
     def values(self) -> dict[str, Raw]:
@@ -61,35 +79,26 @@ class Facts:
         return self.failure.wrong.output if self.failure.wrong else self.op.outputs[0]
 
     @cached_property
-    def expected(self) -> Expected:
-        """What is expected of `out`."""
-        whole = expectation(self.case, self.op, self.values, self.numerics)
-        return whole if self.out == self.op.outputs[0] else whole.others[self.out]
+    def demands(self) -> dict[str, Demand]:
+        """What is expected of every output."""
+        first = expectation(self.case, self.op, self.values, self.numerics)
+        return {
+            name: self._demand(name, first if name == self.op.outputs[0] else first.others[name])
+            for name in self.case.outputs
+        }
 
-    @cached_property
-    def free(self) -> Mask:
-        """Where nothing is demanded: the reference is NaN, or float32 overflows."""
-        expected = self.expected
-        return (np.isnan(expected.value) | np.isinf(expected.bound)) & ~self.exact
-
-    @cached_property
-    def bound(self) -> F64:
-        """The bound per element, infinity where nothing is demanded. For an op judged by a residual: that of the
-        reference itself, which is close to that of any answer close to it."""
-        expected, bound = self.expected, self.expected.bound
-        if self.op.judge is not None and self.out == self.op.outputs[0]:
-            dtype = self.case.outputs[self.out].type
+    def _demand(self, name: str, expected: Expected) -> Demand:
+        """For an op judged by a residual the bound is that of the reference itself, which is close to that of any
+        answer close to it."""
+        bound, judged = expected.bound, self.op.judge is not None and name == self.op.outputs[0]
+        exact = np.zeros(expected.value.shape, dtype=bool) if expected.exact is None else expected.exact
+        free = (np.isnan(expected.value) | np.isinf(bound)) & ~exact
+        if judged:
             with np.errstate(all="ignore"):
-                rounded = dtype.encode(expected.value)
+                rounded = self.case.outputs[name].type.encode(expected.value)
             bound = compare(self.case, self.op, self.values, expected, rounded, self.numerics).bound
         bound = np.broadcast_to(bound, expected.value.shape)
-        return np.where(self.exact, 0.0, np.where(self.free, np.inf, bound))
-
-    @cached_property
-    def exact(self) -> Mask:
-        """Where the very bits are demanded."""
-        exact = self.expected.exact
-        return np.zeros(self.expected.value.shape, dtype=bool) if exact is None else exact
+        return Demand(expected.value, np.where(exact, 0.0, np.where(free, np.inf, bound)), exact, free)
 
     @cached_property
     def plan(self) -> Plan:

@@ -31,7 +31,7 @@ def residual_context(facts: Facts) -> dict[str, Any]:
         "division": repr(2 * numerics.roundoff * numerics.division_ulps - numerics.roundoff),
         "underflow": repr(numerics.underflow),
         "flushes": numerics.flushes_denormals,
-        "free": bool(facts.free.any()),
+        "free": bool(facts.demands[facts.op.outputs[0]].free.any()),
     }
 
 
@@ -39,11 +39,12 @@ def made(facts: Facts) -> str | None:
     """VALUES, WANT and BOUND as lines that compute them; None where no lines are known, or where they would give
     other numbers."""
     name = f"ops/{facts.op.name}.want.py.j2"
-    exact_matters = facts.exact.any() and (
-        not np.isfinite(facts.expected.value).all() or bool((facts.expected.value == 0).any())
-    )
+    if not exists(name):
+        return None
+    (it,) = facts.demands.values()  # of an op with one output, as all are that have such a template
+    exact_matters = it.exact.any() and (not np.isfinite(it.value).all() or bool((it.value == 0).any()))
     recipe = arrays.recipe(facts.case, facts.values)
-    if recipe is None or facts.twin is not None or exact_matters or not exists(name):
+    if recipe is None or facts.twin is not None or exact_matters:
         return None
     numerics = facts.numerics
     source = render(
@@ -59,7 +60,7 @@ def made(facts: Facts) -> str | None:
     values = {argument: np.ascontiguousarray(raw).view(codes[argument]) for argument, raw in facts.values.items()}
     with np.errstate(all="ignore"):
         want, bound = scope["reference"](values)
-    same = np.array_equal(want, facts.expected.value) and np.allclose(bound, facts.bound, rtol=1e-9, atol=0.0)
+    same = np.array_equal(want, it.value) and np.allclose(bound, it.bound, rtol=1e-9, atol=0.0)
     if not same:
         return None
     return render(
@@ -68,5 +69,6 @@ def made(facts: Facts) -> str | None:
         recipe=recipe,
         codes=codes,
         checksum=arrays.checksum(facts.values),
+        out=facts.op.outputs[0],
         reference=source,
     )

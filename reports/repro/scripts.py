@@ -12,6 +12,7 @@ import numpy as np
 
 from opconform import __version__
 from opconform.harness.checks import ON_REQUEST
+from opconform.harness.dtypes import DTYPES
 from opconform.reports.repro import arrays, references
 from opconform.reports.repro.escape import docstring
 from opconform.reports.repro.facts import TWIN, Facts
@@ -41,7 +42,7 @@ def script(facts: Facts, part: Part) -> str:
     imports = {"sys", "traceback", *part.imports, *needs}
     if facts.is_deadly:
         imports |= {"os", "subprocess"}
-    op, out = facts.op, facts.out
+    op, outputs = facts.op, facts.case.outputs
     text = render(
         part.template,
         **{
@@ -50,21 +51,21 @@ def script(facts: Facts, part: Part) -> str:
             "opening": _opening(facts),
             "imports": sorted(imports),
             "tensors": facts.tensors,
-            "outputs": [name + suffix for suffix, _, _ in facts.parts for name in facts.case.outputs],
-            "out": out,
-            "out_is_bf16": facts.case.outputs[out].dtype == "bf16",
-            "poison": "0xFF" if facts.case.outputs[out].type.is_float else "0xA5",
+            "outputs": [name + suffix for suffix, _, _ in facts.parts for name in outputs],
+            "several": len(outputs) > 1,
+            "some_bf16": any(layout.dtype == "bf16" for layout in outputs.values()),
+            "poison": "0xFF" if all(layout.type.is_float for layout in facts.case.layouts.values()) else "0xA5",
             "deadly": facts.is_deadly,
             "repeats": facts.repeats,
             "twin": facts.twin and ON_REQUEST[facts.failure.findings[0].check].reason,
             "twin_suffix": TWIN,
             "may_refuse": False,
-            "raises": facts.failure.kind == "ERROR",
+            "raises": facts.is_raised,
             "judge": "residual" if references.has_residual(facts) else "difference",
             "op": op.name,
             "params": facts.case.params,
             "some": _some(facts),
-            "smallest_normal": repr(facts.case.outputs[out].type.smallest_normal),
+            "smallest_normal": repr(DTYPES[facts.case.dtype].smallest_normal),
             "residual": references.residual_context(facts),
             "numbers": numbers.strip(),
             "numbers_last": bool(needs),
@@ -94,16 +95,17 @@ def _indent(line: str) -> str:
 
 def _some(facts: Facts) -> dict[str, bool]:
     """Which of the rarer rules of judging this case needs."""
-    value, exact = facts.expected.value, facts.exact
-    tiny = facts.case.outputs[facts.out].type.smallest_normal
-    flushes = facts.numerics.flushes_denormals
-    with np.errstate(invalid="ignore"):
-        return {
-            "free": bool(facts.free.any()),
-            "exact_nan": bool((np.isnan(value) & exact).any()),
-            "exact_zero": bool(((value == 0) & exact).any()) and not flushes,
-            "flushed": flushes and bool(((np.abs(value) < tiny) & (value != 0) & exact).any()),
-        }
+    found = dict.fromkeys(("free", "exact_nan", "exact_inf", "exact_zero", "flushed"), False)
+    for name, it in facts.demands.items():
+        tiny = facts.case.outputs[name].type.smallest_normal
+        flushes = facts.numerics.flushes_denormals
+        with np.errstate(invalid="ignore"):
+            found["free"] |= bool(it.free.any())
+            found["exact_nan"] |= bool((np.isnan(it.value) & it.exact).any())
+            found["exact_inf"] |= bool((np.isinf(it.value) & it.exact).any())
+            found["exact_zero"] |= bool(((it.value == 0) & it.exact).any()) and not flushes
+            found["flushed"] |= flushes and bool(((np.abs(it.value) < tiny) & (it.value != 0) & it.exact).any())
+    return found
 
 
 def _numbers(facts: Facts) -> tuple[str, set[str]]:
@@ -134,18 +136,32 @@ def _arrays(facts: Facts) -> dict[str, str]:
     for name, raw in facts.elements.items():
         source = arrays.expression(np.ascontiguousarray(raw).view(codes[name]), codes[name])
         values.append(f'    "{name}": {_indented(source)},')
-    found = {"VALUES": "{\n" + "\n".join(values) + "\n}"}
-    found["WANT"] = arrays.expression(facts.expected.value, "<f8")
+    demands = facts.demands
+    found = {
+        "VALUES": "{\n" + "\n".join(values) + "\n}",
+        "WANT": _by_name({name: arrays.expression(it.value, "<f8") for name, it in demands.items()}),
+    }
     if references.has_residual(facts):
-        if facts.free.any():
-            found["FREE"] = _mask(facts.free)
+        (it,) = demands.values()
+        if it.free.any():
+            found["FREE"] = _mask(it.free)
     else:
-        bound = facts.bound
-        same = bound.size and (bound == bound.flat[0]).all()
-        found["BOUND"] = _scalar(bound.flat[0]) if same else arrays.expression(bound, "<f8")
-    if _some(facts)["exact_zero"] or _some(facts)["flushed"]:
-        found["EXACT"] = _mask(facts.exact)
+        found["BOUND"] = _by_name({name: _bound(it.bound) for name, it in demands.items()})
+    some = _some(facts)
+    if some["exact_inf"] or some["exact_zero"] or some["flushed"]:
+        found["EXACT"] = _by_name({name: _mask(it.exact) for name, it in demands.items()})
     return found
+
+
+def _by_name(sources: Mapping[str, str]) -> str:
+    """A dictionary of literals."""
+    return "{\n" + "".join(f'    "{name}": {_indented(source)},\n' for name, source in sources.items()) + "}"
+
+
+def _bound(bound: np.ndarray) -> str:
+    """A bound per element, or one for all."""
+    same = bound.size and (bound == bound.flat[0]).all()
+    return _scalar(bound.flat[0]) if same else arrays.expression(bound, "<f8")
 
 
 def _mask(mask: np.ndarray) -> str:

@@ -138,6 +138,12 @@ class ListsNone(Good):
         raise Unavailable("no such device on this machine", "plug one in")
 
 
+class HasNoMachine(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        raise Unavailable("it takes a machine of its own", "buy one", hardware=True)
+
+
 class CrashesWhenListing(Good):
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_others_agree_fail_or_refuse(asked: Callable[..., str]) -> None:
         f"{label('Good')} agrees with the reference; {label('AbortsOnNe3')} fails too; fails 3 times of 3 — "
         f"the kernel of {label(WRONG)} or its driver is to blame, not the reference"
     )
+
+
+def test_a_device_under_an_alias_is_not_asked_again_under_its_own_name() -> None:
+    panel = Panel(lambda: {spec(WRONG): {}, spec("Good"): {}}, 60.0, 1 << 20)
+    with Runner(replace(target(WRONG), alias="old")) as runner:
+        said = panel.line(ACC, NE3, "WRONG VALUES", "is the case itself", runner.target, lambda: runner)
+    panel.close()
+    assert said.startswith(f"{label('Good')} agrees with the reference; fails 3 times of 3 — ")
+    assert f"the kernel of {label(WRONG)}@old or its driver" in said
 
 
 def test_the_same_wrong_answer_everywhere_puts_the_reference_in_doubt(asked: Callable[..., str]) -> None:

@@ -180,13 +180,15 @@ def test_every_byte_makes_the_round_trip(library: Library, devices: dict[str, De
     np.testing.assert_array_equal(after, before)
 
 
-@pytest.mark.parametrize("op", ["acc", "set", "cumsum", "solve_tri"])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("number", range(3))
 def test_every_drawn_case_passes(backend: GgmlBackend, devices: dict[str, Device], op: str, number: int) -> None:
     for case in drawn(op, backend.limits(), number):
         if reason := backend.supports(case):
             assert "says no to" in reason  # a device may lack an op: builds of January 2026 have no SET on Vulkan
             continue
+        if any(limit.op == op and limit.forbids(case, OPS[op].traits(case)) for limit in backend.limits()):
+            continue  # of a trait that no strategy steers by: an argument that starts anywhere
         verdict = Bench(case).verdict(backend, devices[backend.device].numerics)
         assert verdict.passed, (case, verdict.findings)
 
@@ -260,7 +262,8 @@ def test_limits_are_those_of_the_device(opened: Callable[[str], GgmlBackend]) ->
         assert all(device.startswith(limit.device) for limit in opened(device).limits())
     cpu = [limit for limit in opened("CPU").limits() if (limit.op, limit.subject) == ("acc", "b")]
     assert [(limit.kind, limit.allowed) for limit in cpu] == [("kernel", LayoutClass.ROWS)]
-    assert all(limit.kind != "bug" for limit in opened("CPU").limits())
+    bugs = [limit.pinned for limit in opened("CPU").limits() if limit.kind == "bug"]
+    assert bugs == ["ssm_conv/cpu-padded-filter"]
 
 
 def test_an_op_that_an_old_build_lacks_is_unsupported(
@@ -288,3 +291,5 @@ def test_the_bugs_of_the_old_acc_are_known_for_the_builds_that_have_it(
     assert "acc/vulkan-permuted-view" in pinned
     assert ("acc/vulkan-strided-b" in pinned) == old
     assert ("set/vulkan-permuted-view" in pinned) != old
+    assert "l2_norm/kb106" in pinned
+    assert ("l2_norm/vulkan-offset" in pinned) != old

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import warnings
@@ -159,28 +158,3 @@ def test_without_pyopencl_it_is_unavailable_and_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "pyopencl", None)
     with pytest.raises(Unavailable, match="pip install pyopencl"):
         OpenCLBackend.devices({})
-
-
-UNDER_OCLGRIND = """
-from opconform.backends.opencl import OpenCLBackend
-from opconform.backends.opencl.arguments import LAUNCHES
-from tests.judge import Bench, drawn_cases
-(device,) = [found for found in OpenCLBackend.devices({}) if "oclgrind" in found.description.lower()]
-backend = OpenCLBackend(device.id, {})
-for op in LAUNCHES:
-    small = [case for case in drawn_cases(op, 600, 1 << 14) if 16 <= case.outputs["out"].size <= 256][:20]
-    for case in small:
-        assert Bench(case).passes(backend, device.numerics), case
-    print(op, "ran", len(small))
-"""
-
-
-def test_oclgrind_sees_no_stray_access_and_no_race() -> None:
-    needs_opencl()
-    if shutil.which("oclgrind") is None:
-        pytest.skip("oclgrind is not installed: apt-get install oclgrind")
-    command = ["oclgrind", "--data-races", sys.executable, "-c", UNDER_OCLGRIND]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"(\w+ ran [1-9]\d*\n)+", done.stdout), done.stdout
-    assert not re.search(r"Invalid|race|overlap|error", done.stderr, re.IGNORECASE), done.stderr

@@ -204,6 +204,17 @@ def test_under_ci_a_missing_backend_fails(pytester: pytest.Pytester, monkeypatch
     result.stdout.fnmatch_lines(["*ListsNone is not available: no such device on this machine; plug one in"])
 
 
+def test_under_ci_a_backend_that_takes_another_machine_is_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(session, "backend_names", lambda: [spec("HasNoMachine")])
+    result = pytester.runpytest_inprocess("--no-isolation", "-rs", "-k", "HasNoMachine or mine")
+    assert result.ret == 0
+    result.assert_outcomes(skipped=1, passed=1)
+    result.stdout.fnmatch_lines(["SKIPPED *HasNoMachine is not available: it takes a machine of its own; buy one"])
+
+
 def test_a_run_of_other_tests_starts_no_backend(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "devices_of", None)
     result = pytester.runpytest_inprocess("test_mine.py")

@@ -13,10 +13,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from opconform.backends.cuda import CudaHostBackend
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
-from opconform.harness.backend import Backend, Unavailable
+from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.cli import main
+from opconform.harness.runner import Target
+from opconform.reports.repro import apis
+from opconform.reports.repro.facts import Facts
+from opconform.reports.repro.scripts import script
+from tests.repro_samples import one_failure
 from tests.samples import acc, spec
 
 SEARCH = ("--max-examples", "300", "--seed", "1", "--also-seconds", "0", "--history", "none")
@@ -165,10 +171,18 @@ def test_strided_views_reach_ggml_as_they_are() -> None:
     assert [run(folder, library).returncode for library in (bad, good)] == [1, 0]
 
 
-def test_a_stride_bug_in_an_opencl_kernel() -> None:
+@pytest.mark.parametrize(
+    ("op", "good", "bad"),
+    [
+        ("acc", "i3 * p.b_nb[3];", "i3 * p.b_nb[2];"),
+        ("gated_delta_net", "(age * p.sequences", "((p.snapshots - 1 - age) * p.sequences"),
+        ("gated_delta_net_chunk", "* p.chunk + column * BLOCK + j;", "* p.chunk + row * BLOCK + j;"),
+    ],
+    ids=["acc", "gated_delta_net", "gated_delta_net_chunk"],
+)
+def test_a_bug_in_an_opencl_kernel(op: str, good: str, bad: str) -> None:
     needs(OpenCLBackend)
-    right = OpenCLBackend.kernels / "acc.cl"
-    kernel = broken(right, "i3 * p.b_nb[3];", "i3 * p.b_nb[2];")
+    right = OpenCLBackend.kernels / f"{op}.cl"
     source = """
 from pathlib import Path
 from opconform.backends.opencl import OpenCLBackend
@@ -176,15 +190,23 @@ from opconform.backends.opencl import OpenCLBackend
 class Planted(OpenCLBackend):
     kernels = Path(__file__).parent
 """
-    folder = bundle_of(planted(source, acc__cl=kernel), "acc")
-    assert "i3 * p.b_nb[2];" in (folder / "repro.py").read_text()
+    folder = bundle_of(planted(source, **{f"{op}__cl": broken(right, good, bad)}), op)
+    assert bad in (folder / "repro.py").read_text()
     assert [run(folder).returncode, run(folder, str(right)).returncode] == [1, 0]
 
 
-def test_a_stride_bug_in_a_vulkan_shader() -> None:
+@pytest.mark.parametrize(
+    ("op", "good", "bad"),
+    [
+        ("acc", "i3 * b_nb[3];", "i3 * b_nb[2];"),
+        ("gated_delta_net", "(age * sequences", "((snapshots - 1 - age) * sequences"),
+        ("gated_delta_net_chunk", "* chunk_size + column * BLOCK + j);", "* chunk_size + row * BLOCK + j);"),
+    ],
+    ids=["acc", "gated_delta_net", "gated_delta_net_chunk"],
+)
+def test_a_bug_in_a_vulkan_shader(op: str, good: str, bad: str) -> None:
     needs(VulkanBackend)
-    right = VulkanBackend.kernels / "acc.comp"
-    kernel = broken(right, "i3 * b_nb[3];", "i3 * b_nb[2];")
+    right = VulkanBackend.kernels / f"{op}.comp"
     source = """
 from pathlib import Path
 from opconform.backends.vulkan import VulkanBackend
@@ -192,10 +214,56 @@ from opconform.backends.vulkan import VulkanBackend
 class Planted(VulkanBackend):
     kernels = Path(__file__).parent
 """
-    folder = bundle_of(planted(source, acc__comp=kernel), "acc")
-    assert "i3 * b_nb[2];" in (folder / "repro.py").read_text()
+    folder = bundle_of(planted(source, **{f"{op}__comp": broken(right, good, bad)}), op)
+    assert bad in (folder / "repro.py").read_text()
     assert [run(folder).returncode, run(folder, str(right)).returncode] == [1, 0]
 
+
+@pytest.mark.parametrize(
+    ("op", "good", "bad", "says"),
+    [
+        ("acc", "i3 * p.b_nb[3];", "i3 * p.b_nb[2];", ""),
+        ("gated_delta_net_chunk", "* p.chunk + column * BLOCK + j;", "* p.chunk + row * BLOCK + j;", ""),
+        ("cumsum", "        __syncthreads();  // all have read the carry", "//", "data race: thread"),
+    ],
+    ids=["acc", "gated_delta_net_chunk", "cumsum"],
+)
+def test_a_bug_in_a_cuda_kernel(op: str, good: str, bad: str, says: str) -> None:
+    needs(CudaHostBackend)
+    right = CudaHostBackend.kernels / f"{op}.cu"
+    source = """
+from pathlib import Path
+from opconform.backends.cuda import CudaHostBackend
+
+class Planted(CudaHostBackend):
+    kernels = Path(__file__).parent
+"""
+    included = {file.name.replace(".", "__"): file.read_text() for file in right.parent.glob("*.cuh")}
+    folder = bundle_of(planted(source, **{f"{op}__cu": broken(right, good, bad)}, **included), op)
+    assert bad in (folder / "repro.py").read_text()
+    wrong, mended = run(folder), run(folder, str(right))
+    assert [wrong.returncode, mended.returncode] == [1, 0], wrong.stderr + mended.stderr
+    assert says in wrong.stderr
+
+
+def test_the_script_for_cuda_says_that_it_takes_a_gpu() -> None:
+    where = Target("cuda", Device("0", "a GPU"), {})
+    facts = Facts(one_failure(where), where)
+    Path("repro.py").write_text(script(facts, apis.cuda(facts)))
+    Path("cupy.py").write_text(NO_DRIVER)
+    done = subprocess.run([sys.executable, "repro.py"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "cannot be tried: CUDA finds no device: no driver" in done.stderr
+
+
+NO_DRIVER = """
+class cuda:
+    class runtime:
+        CUDARuntimeError = RuntimeError
+
+        def getDeviceCount():
+            raise RuntimeError("no driver")
+"""
 
 TORCH = """
 import torch

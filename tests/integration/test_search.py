@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis.database import InMemoryExampleDatabase
+from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase, MultiplexedDatabase, ReadOnlyDatabase
 
 from opconform.harness.case import Case
 from opconform.harness.known import KnownCase
@@ -44,7 +44,7 @@ def search(
     isolated: bool = False,
     strict: bool = False,
     cases: Sequence[KnownCase] = (),
-    database: InMemoryExampleDatabase | None = None,
+    database: ExampleDatabase | None = None,
     **chosen: Any,
 ) -> Result:
     """A short search, in this process unless the backend may die."""
@@ -225,6 +225,26 @@ def test_a_failure_carries_over_to_the_next_run_and_is_gone_once_fixed() -> None
     repaired = search("Good", database=database, examples=1)
     assert repaired.failure is None
     assert repaired.tally.passed > 1
+    assert list(database.fetch(fixed)) == []
+    assert len(list(database.fetch(key))) == 1
+
+
+def test_a_failure_that_only_sometimes_passes_is_kept() -> None:
+    database = InMemoryExampleDatabase()
+    first = search("Flaky", database=database)
+    assert first.failure is not None
+    (key,) = database.data
+    for _ in range(5):
+        search("Flaky", database=database, examples=1)
+    assert list(database.fetch(key))
+
+
+def test_what_a_database_that_is_only_read_holds_is_kept_in_the_local_one_while_it_fails() -> None:
+    last_night, local = InMemoryExampleDatabase(), InMemoryExampleDatabase()
+    search("IgnoresNe3", database=last_night)
+    (key,) = last_night.data
+    search("IgnoresNe3", database=MultiplexedDatabase(local, ReadOnlyDatabase(last_night)), examples=1)
+    assert set(local.fetch(key)) == set(last_night.fetch(key))
 
 
 def test_a_failure_too_large_for_this_run_waits_for_the_next() -> None:
@@ -300,3 +320,13 @@ def test_progress_is_told_as_it_goes() -> None:
         Search(ops()["acc"], runner, Settings(examples=80), on_progress=lambda tally: seen.append(tally.executed)).run()
     assert seen == sorted(seen)
     assert seen[-1] == 8 * math.ceil(80 / 8)
+
+
+def test_large_known_cases_run_in_the_first_half_of_the_time_only() -> None:
+    large = [known("acc/small", acc(3)), known("acc/large", acc(600))]
+    chosen: dict[str, Any] = {"cases": large, "max_bytes": 4096, "known_max_bytes": 1 << 20, "examples": 8}
+    assert search("Good", **chosen).left_out == ()
+    assert search("Good", **chosen, seconds=60.0).left_out == ()
+    in_a_hurry = search("Good", **chosen, seconds=1e-9)
+    assert in_a_hurry.left_out == ("acc/large",)
+    assert in_a_hurry.tally.passed >= 1 + 8  # the small one, and what the search always tries

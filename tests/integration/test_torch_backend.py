@@ -11,10 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from opconform.backends.torch import TorchBackend
-from opconform.cases.acc import OP as ACC
 from opconform.cases.cumsum import OP as CUMSUM
-from opconform.cases.set import OP as SET
-from opconform.cases.solve_tri import OP as SOLVE_TRI
 from opconform.harness.backend import Device, Unavailable
 from opconform.harness.buffers import Buffers, Plan
 from opconform.harness.case import Case
@@ -22,11 +19,12 @@ from opconform.harness.dtypes import F64
 from opconform.harness.judging import Verdict, judge
 from opconform.harness.layouts import Layout
 from opconform.harness.op import Op, Problem
+from opconform.harness.registry import ops
 from opconform.harness.strategies import Freedom, batches
 from opconform.harness.values import inputs_of
 from opconform.harness.variants import variants
 
-OPS = {op.name: op for op in (ACC, SET, CUMSUM, SOLVE_TRI)}
+OPS = {name: ops()[name] for name in TorchBackend.ops}
 FREEDOM = Freedom(max_bytes=4 << 20)
 INSTALLED = importlib.util.find_spec("torch") is not None
 DEVICES = [device.id for device in TorchBackend.devices({})] if INSTALLED else ["cpu"]
@@ -100,7 +98,7 @@ def test_denormals_survive_unless_the_device_says_that_it_flushes(backend: Torch
 def test_an_unknown_op_is_unsupported_with_the_list_of_known_ones(backend: TorchBackend) -> None:
     case = row_sums()
     unknown = Case("fft", {}, case.inputs, case.outputs)
-    assert backend.supports(unknown) == "the torch backend has no fft; it has acc, set, cumsum, solve_tri"
+    assert backend.supports(unknown) == f"the torch backend has no fft; it has {', '.join(OPS)}"
 
 
 def test_the_cpu_is_listed_first_with_its_versions(device: Device) -> None:

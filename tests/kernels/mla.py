@@ -98,7 +98,7 @@ class Mla(Kernel):
     def weights(self, scores: F32) -> F32:
         top = scores.max(-1, keepdims=True, initial=np.float32(-np.inf))
         shifted = np.where(scores > -np.inf, scores - np.where(top > -np.inf, top, 0), np.float32(-np.inf))
-        p = self.exp(shifted.astype(np.float32))
+        p = self.exp(shifted.astype(scores.dtype))
         total = self.total(p)
         return self.divided(p, total)
 
@@ -200,6 +200,15 @@ class Base2(Mla):
 
 class Float64(Mla):
     """Everything in float64, rounded once."""
+
+    def scale(self, case: Case) -> np.float64:  # type: ignore[override]
+        return np.float64(case.params["scale"])
+
+    def k_scale(self, case: Case) -> np.float64:  # type: ignore[override]
+        return np.float64(case.params["k_scale"])
+
+    def v_scale(self, case: Case) -> np.float64:  # type: ignore[override]
+        return np.float64(case.params["v_scale"])
 
     def f32(self, case: Case, buffers: Buffers, name: str) -> F64:  # type: ignore[override]
         return super().f32(case, buffers, name).astype(np.float64)
@@ -495,10 +504,10 @@ FAULTS = (
     Fault(NotCausal, "scores", "causal is ignored: queries see keys after them"),
     Fault(NoMask, "scores", "the mask is ignored"),
     Fault(MaskOfFirstSequence, "scores", "every i3 of mask is read from i3 = 0"),
-    Fault(ReadsPadding, "scores", "", "NAN/INF"),
-    Fault(PaddingTimesZero, "context", "", "NAN/INF"),
+    Fault(ReadsPadding, "scores", "kv_len is ignored: padding rows of the cache are read", "NAN/INF"),
+    Fault(PaddingTimesZero, "context", "kv_len is ignored: padding rows of the cache are read", "NAN/INF"),
     Fault(MaskedRowIsNaN, "weights", "", "NAN/INF"),
-    Fault(MaskedRowIsMean, "weights"),
+    Fault(MaskedRowIsMean, "weights", "a query that sees no key gets the mean of all values"),
     Fault(ValuesFromWrongColumns, "context", "the value is read from the wrong columns of a cache row"),
     Fault(HalfProducts, "scores"),
     Fault(FirstHeadsKeys, "q_absorbed", "every i2 of w_uk is read from i2 = 0"),

@@ -47,9 +47,10 @@ class Lanes(Correct):
     lanes = 8
 
     def summed(self, x: F32) -> F32:
-        filled = np.zeros((*x.shape[:-1], -(-x.shape[-1] // self.lanes) * self.lanes), np.float32)
+        groups = -(-x.shape[-1] // self.lanes)
+        filled = np.zeros((*x.shape[:-1], groups * self.lanes), np.float32)
         filled[..., : x.shape[-1]] = x
-        parts = filled.reshape(*x.shape[:-1], -1, self.lanes)
+        parts = filled.reshape(*x.shape[:-1], groups, self.lanes)
         return super().summed(super().summed(parts.swapaxes(-1, -2)))
 
 

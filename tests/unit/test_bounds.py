@@ -33,6 +33,7 @@ from tests.kernels.wrong import ByInverse
 ANY_ROUNDING = Numerics(any_rounding=True)
 LOOSE = Numerics(division_ulps=2.5)
 COMPUTING = pytest.mark.parametrize("op", ["acc", "cumsum", "solve_tri"])
+MEASURED = pytest.mark.parametrize("op", ["acc", "cumsum", "solve_tri", "sum_rows", "l2_norm", "ssm_conv"])
 CASES = 400
 
 
@@ -148,6 +149,42 @@ def test_a_bound_of_more_roundings_than_the_precision_has_is_no_bound() -> None:
     assert Numerics(roundoff=2.0**-11).gamma(5000) == np.inf
 
 
+def norm_of(values: list[float], eps: float, mode: str = "max") -> Bench:
+    """L2_NORM of one row of exact values."""
+    layout = packed((1, 1, 1, len(values)))
+    case = Case("l2_norm", {"eps": eps, "eps_mode": mode}, {"x": layout}, {"out": layout})
+    return Bench(case.with_data({"x": np.array(values, np.float32).tobytes()}))
+
+
+@pytest.mark.parametrize("mode", ["max", "add"])
+@pytest.mark.parametrize(
+    "values",
+    [[1e30, 1e30], [3e19, 1.0], [np.inf, 1.0], [np.nan, 1.0], [1e-30, 1e-30], [2e-23, 1e-38], [0.0, 0.0]],
+    ids=str,
+)
+def test_norms_whose_squares_float32_cannot_hold_are_left_free(values: list[float], mode: str) -> None:
+    """A kernel that squares first, and one that scales by the largest element first, are both right."""
+    for eps in (0.0, 1e-12, 1e-6):
+        bench = norm_of(values, eps, mode)
+        assert bench.passes(Correct())
+        assert bench.passes(Small64())
+
+
+class Small64(Correct):
+    """L2_NORM in float64, where no square overflows or underflows."""
+
+    def normalised(self, case: Case, x: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        exact = (x.astype(np.float64) ** 2).sum(-1, keepdims=True)
+        return super().normalised(case, x, exact).astype(np.float32)
+
+
+def test_a_norm_that_float32_holds_is_bound() -> None:
+    assert np.isfinite(norm_of([3.0, 4.0, 1e-30], 1e-6).expected().bound).all()
+    assert np.isfinite(norm_of([1e-30, 1e-30], 1e-6).expected().bound).all()
+    assert np.isinf(norm_of([1e-30, 1e-30], 0.0).expected().bound).all()
+    assert np.isinf(norm_of([1e30, 1.0], 1e-6).expected().bound).all()
+
+
 # --- tightness ---
 
 
@@ -190,19 +227,25 @@ def thresholds(op: str, count: int, max_bytes: int = 1 << 18, seed: int = 0) -> 
                 break
 
 
-@COMPUTING
+@MEASURED
 def test_a_corruption_of_a_few_bounds_is_caught(op: str) -> None:
     """Twice the bound and one unit in the last place at most, rounded up to a power of two."""
     for ulps, bounds in thresholds(op, CASES):
         assert bounds <= 4.1 or ulps <= 2
 
 
-@pytest.mark.parametrize(("op", "median"), [("acc", 8), ("cumsum", 64), ("solve_tri", 256)])
+@pytest.mark.parametrize(
+    ("op", "median"),
+    [("acc", 8), ("cumsum", 64), ("solve_tri", 256), ("sum_rows", 32), ("l2_norm", 16), ("ssm_conv", 8)],
+)
 def test_half_of_all_elements_may_be_off_by_a_few_units_in_the_last_place_at_most(op: str, median: float) -> None:
     assert np.median([ulps for ulps, _ in thresholds(op, CASES)]) <= median
 
 
-@pytest.mark.parametrize(("op", "median"), [("acc", 1.5), ("cumsum", 16), ("solve_tri", 32)])
+@pytest.mark.parametrize(
+    ("op", "median"),
+    [("acc", 1.5), ("cumsum", 16), ("solve_tri", 32), ("sum_rows", 16), ("l2_norm", 16), ("ssm_conv", 8)],
+)
 def test_the_bound_is_a_small_multiple_of_the_error_of_a_plain_kernel(op: str, median: float) -> None:
     found = list(factors(op, CASES))
     assert min(found) >= 1
@@ -222,7 +265,7 @@ def test_an_explicit_inverse_of_an_ill_conditioned_matrix_is_caught() -> None:
 
 def figures(count: int) -> None:
     """Print the tightness figures."""
-    for op in ("acc", "cumsum", "solve_tri"):
+    for op in ("acc", "cumsum", "solve_tri", "sum_rows", "l2_norm", "ssm_conv"):
         ratios, found = np.array(list(factors(op, count))), np.array(list(thresholds(op, count)))
         print(
             f"{op:10} bound / largest error of the plain kernel: median {np.median(ratios):.3g}, "

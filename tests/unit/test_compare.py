@@ -11,12 +11,13 @@ import pytest
 
 from opconform.harness.judging import Verdict
 from opconform.harness.registry import UsageError
+from opconform.harness.result import KnownFailure
 from opconform.harness.settings import shard_of, share_of
 from opconform.reports.compare import compare, summary_of, table_of
 from opconform.reports.database import open_history
 from opconform.reports.history import recorders
 from opconform.reports.merge import merge
-from opconform.reports.states import RunRow, State, grouped, states_of
+from opconform.reports.states import Pair, RunRow, State, grouped, states_of
 from tests.histories import (
     ACC,
     FAILED,
@@ -58,6 +59,19 @@ def test_merging_takes_every_run_once(tmp_path: Path) -> None:
     assert contents(out) == merged
 
 
+def test_without_the_cases_the_runs_and_their_results_stay(tmp_path: Path) -> None:
+    one, out = tmp_path / "one.sqlite", tmp_path / "out.sqlite"
+    finished(one, [PASSED, FAILED])
+    for added in (1, 0):
+        assert [merged.added for merged in merge(out, [one], cases=False)] == [added]
+    assert {table: len(rows) for table, rows in contents(out).items()} == {
+        "runs": 1,
+        "results": 1,
+        "test_backend_ops": 0,
+    }
+    assert states_of(out) == states_of(one)
+
+
 def test_a_run_that_was_merged_half_way_is_completed_and_never_shortened(tmp_path: Path) -> None:
     one, out, early = (tmp_path / f"{name}.sqlite" for name in ("one", "out", "early"))
     run = run_of(one)
@@ -95,8 +109,8 @@ def test_a_bad_input_leaves_the_output_as_it_was(tmp_path: Path) -> None:
 # The last state of each pair
 
 
-def row(name: str, shard: tuple[int, int] = (1, 1), seed: int = 1) -> RunRow:
-    return RunRow(name, name, None, "search", seed, shard, (PAIR,))
+def row(name: str, shard: tuple[int, int] = (1, 1), seed: int = 1, pair: Pair = PAIR) -> RunRow:
+    return RunRow(name, name, None, "search", seed, shard, (pair,))
 
 
 def test_shards_of_one_run_belong_together_and_a_new_round_is_not_mixed_with_the_old() -> None:
@@ -108,6 +122,12 @@ def test_shards_of_one_run_belong_together_and_a_new_round_is_not_mixed_with_the
     ]
     names = [[run.id for run in group] for group in grouped(rounds)]
     assert names == [["a1", "a2"], ["alone"], ["b1"], ["other"], ["c1", "c2"]]
+
+
+def test_shards_of_several_devices_may_start_in_any_order() -> None:
+    other = ("acc", "torch:cpu")
+    rounds = [row("a1", (1, 2)), row("b1", (1, 2), pair=other), row("a2", (2, 2)), row("b2", (2, 2), pair=other)]
+    assert [[run.id for run in group] for group in grouped(rounds)] == [["a1", "a2"], ["b1", "b2"]]
 
 
 def shard(path: Path, index: int, count: int, verdicts: Sequence[Verdict]) -> None:
@@ -181,6 +201,8 @@ GREEN = State("passed", 100, 1.0)
 RED = State("failed", 100, 1.0, "CRASH", "acc-1")
 GREY = State("unsupported", reasons=("no kernel",))
 CUT = State("not finished", detail="did not finish")
+LISTED = KnownFailure("known_failures.toml, entry 1", "acc/kb001", "ne3", "https://x", "2099-01-01", False, 3, "fails")
+KNOWN = State("known", 100, 1.0, listed=(LISTED,))
 
 
 @pytest.mark.parametrize(
@@ -206,6 +228,16 @@ CUT = State("not finished", detail="did not finish")
         (None, RED, "new failure", True),
         (None, GREY, "new pair", False),
         (None, CUT, "not finished", True),
+        (None, KNOWN, "known failure", False),
+        (GREEN, KNOWN, "known failure", False),
+        (RED, KNOWN, "known failure", False),
+        (CUT, KNOWN, "known failure", False),
+        (KNOWN, KNOWN, None, False),
+        (KNOWN, GREEN, "fixed", False),
+        (KNOWN, RED, "new failure", True),
+        (KNOWN, GREY, "newly unsupported", True),
+        (KNOWN, CUT, "not finished", True),
+        (KNOWN, None, "vanished", True),
         (GREEN, replace(GREEN, seconds=1.9), None, False),
         (GREEN, replace(GREEN, seconds=2.1), "newly slow", False),
         (replace(GREEN, executed=10), State("passed", 10, 9.0), None, False),
@@ -219,6 +251,14 @@ def test_every_change_has_a_name(old: State | None, new: State | None, what: str
     after = {} if new is None else {PAIR: new}
     changes = compare(before, after)
     assert [(change.what, change.regression) for change in changes] == ([(what, regression)] if what else [])
+
+
+def test_a_known_failure_says_why_and_where_it_is_listed() -> None:
+    (change,) = compare({PAIR: RED}, {PAIR: KNOWN})
+    assert (change.old, change.new) == (
+        "failed 100: CRASH (acc-1)",
+        "known 100: ne3 (known_failures.toml, entry 1)",
+    )
 
 
 def test_the_table_shows_regressions_first_and_counts_the_rest() -> None:

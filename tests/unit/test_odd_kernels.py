@@ -1,4 +1,5 @@
-"""Right kernels that compute differently must never be blamed: 10,000 random cases each, without one false alarm.
+"""Right kernels that compute differently must never be blamed: 10,000 random cases each, without one false alarm (2,000
+for the small ops).
 
 `OPCONFORM_ODD_CASES` sets another count. Most cases are small, because a small case costs little and says much; one in
 twenty is as large as a run draws.
@@ -12,8 +13,9 @@ from collections.abc import Iterator
 import pytest
 
 from opconform.harness.case import Case
-from tests.judge import OPS, Bench, drawn_cases
+from tests.judge import OPS, SMALL_OPS, Bench, drawn_cases
 from tests.kernels.odd import ODD, Blocked, Tiled, Tiled256
+from tests.kernels.small_odd import SMALL_ODD
 from tests.unit.test_variants import inner_size
 
 CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "10000"))
@@ -21,9 +23,14 @@ PARTS = 4  #: tests per op, so that several workers may share them
 SMALL, LARGE = 1 << 16, 1 << 22
 
 
+def cases_of(op: str) -> int:
+    """How many cases an op gets."""
+    return CASES // 5 if op in SMALL_OPS else CASES
+
+
 def part_of(op: str, part: int) -> Iterator[Case]:
     """One part of an op's cases."""
-    count = CASES // PARTS
+    count = cases_of(op) // PARTS
     large = count // 20
     yield from drawn_cases(op, count - large, SMALL, number=part)
     yield from drawn_cases(op, large, LARGE, number=part)
@@ -33,14 +40,14 @@ def part_of(op: str, part: int) -> Iterator[Case]:
 @pytest.mark.parametrize("op", OPS)
 def test_no_right_kernel_is_ever_blamed(op: str, part: int) -> None:
     """All kernels on the same cases: a case is drawn, laid out and computed in float64 once."""
-    kernels = [(odd, odd.kernel()) for odd in ODD if op in odd.ops]
+    kernels = [(odd, odd.kernel()) for odd in (*ODD, *SMALL_ODD) if op in odd.ops]
     ran = 0
     for case in part_of(op, part):
         bench = Bench(case)
         for odd, kernel in kernels:
             assert bench.passes(kernel, odd.numerics), f"{odd}: {case}: {bench.verdict(kernel, odd.numerics).findings}"
         ran += 1
-    assert ran == CASES // PARTS
+    assert ran == cases_of(op) // PARTS
 
 
 @pytest.mark.parametrize(

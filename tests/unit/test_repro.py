@@ -29,7 +29,7 @@ from opconform.reports.repro.issue import features, title
 from opconform.reports.repro.picture import picture
 from opconform.reports.repro.scripts import script
 from tests.judge import OPS, Bench, drawn_cases
-from tests.kernels import correct, wrong
+from tests.kernels import correct, small_odd, small_wrong, wrong
 from tests.repro_samples import FLUSHING, described, module_of, one_failure, target
 from tests.samples import acc, spec
 
@@ -65,6 +65,14 @@ KERNELS: Mapping[str, tuple[type, ...]] = {
     "set": (wrong.IgnoresI3, wrong.CanonicalZero, wrong.ClearsSpan),
     "cumsum": (wrong.ExclusiveBySubtraction, wrong.HalfSums, wrong.LosesCarry),
     "solve_tri": (wrong.ByInverse, wrong.IgnoresUnit, wrong.HalfDots),
+    "tri": (small_wrong.OtherTriangle, small_wrong.NoZeros),
+    "diag": (small_wrong.DiagonalAbove, small_wrong.NoZeros),
+    "pad": (small_wrong.PadsAfterOnly, small_wrong.ReadsPackedX),
+    "l2_norm": (small_wrong.MeanSquare, small_wrong.FastInverseRoot),
+    "ssm_conv": (small_wrong.FlippedTaps, small_wrong.ReadsPackedC),
+    "sum_rows": (small_wrong.HalfSums, small_wrong.SumsPaddedRow),
+    "cpy": (small_odd.TruncatesHalves, small_wrong.CopiesByIndex, small_wrong.ReadsPackedX),
+    "cont": (small_wrong.ReadsPackedX, wrong.WritesPacked),
 }
 
 
@@ -83,8 +91,8 @@ def test_a_large_case_is_a_few_lines_with_the_same_numbers(op: str, recipe: str)
     assert len(text) < 12_000
     scope: dict[str, Any] = {"__name__": "script"}
     exec(compile(text, "repro.py", "exec"), scope)
-    np.testing.assert_array_equal(scope["WANT"], facts.expected.value)
-    np.testing.assert_allclose(scope["BOUND"], facts.bound, rtol=1e-9)
+    np.testing.assert_array_equal(scope["WANT"]["out"], facts.demands["out"].value)
+    np.testing.assert_allclose(scope["BOUND"]["out"], facts.demands["out"].bound, rtol=1e-9)
     for name, raw in facts.values.items():
         np.testing.assert_array_equal(scope["VALUES"][name].view(np.uint32), raw)
 
@@ -98,7 +106,7 @@ def test_a_large_case_with_bytes_of_its_own_is_packed() -> None:
     failure = replace(described(Case("cumsum", params, {"x": x}, {"out": x}), where), case=case)
     scope = module_of(failure, where)
     assert scope["VALUES"]["x"].tobytes() == values.tobytes()
-    np.testing.assert_array_equal(scope["WANT"], Facts(failure, where).expected.value)
+    np.testing.assert_array_equal(scope["WANT"]["out"], Facts(failure, where).demands["out"].value)
 
 
 def test_one_byte_written_outside_is_a_fault() -> None:

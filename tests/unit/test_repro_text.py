@@ -140,6 +140,15 @@ T ggml_set(ggml_context *, T, T, size_t, size_t, size_t, size_t);
 T ggml_set_inplace(ggml_context *, T, T, size_t, size_t, size_t, size_t);
 T ggml_cumsum(ggml_context *, T);
 T ggml_solve_tri(ggml_context *, T, T, bool, bool, bool);
+enum ggml_tri_type { GGML_TRI_TYPE_UPPER_DIAG, GGML_TRI_TYPE_UPPER, GGML_TRI_TYPE_LOWER_DIAG, GGML_TRI_TYPE_LOWER };
+T ggml_tri(ggml_context *, T, ggml_tri_type);
+T ggml_diag(ggml_context *, T);
+T ggml_pad_ext(ggml_context *, T, int, int, int, int, int, int, int, int);
+T ggml_l2_norm(ggml_context *, T, float);
+T ggml_ssm_conv(ggml_context *, T, T);
+T ggml_sum_rows(ggml_context *, T);
+T ggml_cpy(ggml_context *, T, T);
+T ggml_cont(ggml_context *, T);
 struct test_case {
     virtual ~test_case() {}
     virtual std::string vars() { return ""; }

@@ -174,7 +174,9 @@ def test_a_backend_without_a_checker_says_so() -> None:
 
 
 def test_sanitized_cases_are_small_unless_asked_for() -> None:
-    assert settings_from({"sanitize": True}).max_bytes == 64 << 10
+    assert settings_from({"sanitize": True}).max_bytes == 16 << 10
+    assert settings_from({"sanitize": True}).seconds == 60
+    assert settings_from({}).seconds is None
     assert settings_from({"sanitize": True, "max_bytes": "1M"}).max_bytes == 1 << 20
     with pytest.raises(UsageError, match="--no-isolation has none"):
         settings_from({"sanitize": True, "no_isolation": True})

@@ -111,3 +111,11 @@ def test_the_nightly_profile_runs_known_cases_of_whole_models() -> None:
     assert settings_from({"profile": "nightly", "max_bytes": "1M"}).known_max_bytes is None
     assert settings_from({"profile": "nightly", "sanitize": True}).known_max_bytes is None
     assert settings_from({}).known_max_bytes is None
+
+
+def test_the_database_comes_from_the_option_or_else_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPCONFORM_DATABASE", "redis://ci")
+    assert settings().database == "redis://ci"
+    assert settings(database="none").database == "none"
+    monkeypatch.delenv("OPCONFORM_DATABASE")
+    assert settings().database is None

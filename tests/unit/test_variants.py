@@ -111,7 +111,8 @@ def test_every_drawn_case_is_one_that_its_op_accepts(op: str) -> None:
     for case in drawn_cases(op, 2000, 1 << 20):
         OPS[op].check(case)
         assert case.op == op
-        assert {layout.dtype for layout in case.layouts.values()} == {case.dtype}
+        for name, layout in case.layouts.items():
+            assert layout.dtype in OPS[op].argument_dtypes.get(name, (case.dtype,))
 
 
 @OP_NAMES
@@ -121,7 +122,7 @@ def test_drawn_cases_keep_to_max_bytes(op: str, max_bytes: int) -> None:
         assert case.nbytes <= max_bytes
 
 
-@OP_NAMES
+@pytest.mark.parametrize("op", [op for op in OPS if op != "ssm_conv"])  # whose outermost sizes are 1 by definition
 def test_outer_dimensions_are_above_1_in_most_draws(op: str) -> None:
     cases = drawn_cases(op, 2000, 1 << 20)[::VARIANTS]
     for axis in (0, 1):

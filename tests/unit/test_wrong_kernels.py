@@ -13,6 +13,7 @@ from opconform.harness.layouts import Layout
 from opconform.harness.settings import PROFILES
 from tests.judge import OPS, Bench, drawn_cases
 from tests.kernels.correct import Correct
+from tests.kernels.small_wrong import SMALL_WRONG
 from tests.kernels.wrong import WRONG, DropsRowsAbove65535, Wrong
 
 CASES = PROFILES["default"]
@@ -33,7 +34,7 @@ def kind_of(bench: Bench, wrong: Wrong, kernel: Correct) -> str:
     return "" if bench.passes(kernel) else bench.verdict(kernel).kind
 
 
-@pytest.mark.parametrize("wrong", WRONG, ids=str)
+@pytest.mark.parametrize("wrong", [*WRONG, *SMALL_WRONG], ids=str)
 def test_a_wrong_kernel_is_caught_and_named(wrong: Wrong) -> None:
     kernel = wrong.kernel()
     kinds: Counter[str] = Counter()
