@@ -13,7 +13,7 @@ setup:  ## install everything, in .venv and .cache (tools/setup.sh)
 	@tools/setup.sh
 
 run: setup  ## every op on every backend of this machine; ends with the matrix
-	$(BIN)/opconform test --backend vulkan --backend opencl --backend torch --backend ggml \
+	$(BIN)/opconform test --backend vulkan --backend opencl --backend cuda-host --backend torch --backend ggml \
 		--ggml-lib $(GGML)/v0.5.0
 
 lint: setup  ## ruff and mypy

@@ -108,14 +108,14 @@ def _expect(reading: _Reading, case: Case, raw: Mapping[str, Raw], numerics: Num
     q_pe, w_uk, w_uv = values["q_pe"], values["w_uk"], values["w_uv"]
     keys = c @ _turned(w_uk)
     v_scale = float(case.params["v_scale"])
-    latent = (
-        c if not reading.value_start else np.concatenate([c, k_pe], -1)[..., reading.value_start :][..., : c.shape[-1]]
-    )
+    start = reading.value_start
+    latent = np.concatenate([c, k_pe], -1)[..., start : start + c.shape[-1]] if start else c
     v = v_scale * (latent @ w_uv)
 
     seen, mask = _seen(case, values, reading), _mask(case, values, reading)
     products = values["q_nope"] @ _turned(keys) + q_pe @ _turned(k_pe)
     scores = _factor(case) * products + mask
+    spoilt = np.isnan(scores).any(-1, keepdims=True)  # NaN beside a key that is not seen: NaN − ∞ is NaN
     if reading.mean:
         scores = np.where(seen.any(-1, keepdims=True), scores, 0.0)
         seen = seen | ~seen.any(-1, keepdims=True)
@@ -125,18 +125,13 @@ def _expect(reading: _Reading, case: Case, raw: Mapping[str, Raw], numerics: Num
     error = _score_error(case, np.abs(q_absorbed), absorbed_error, q_pe, c, k_pe, mask, numerics)
     softmax = _softmax(scores, error, seen, numerics)
 
-    value = softmax.weights @ v
+    value = np.where(spoilt, np.nan, softmax.weights @ v)
     context = softmax.weights @ latent * v_scale
     narrow = _narrow(case, numerics)
     moved, common, numerator, reach = _attention_error(softmax, v, value, latent, v_scale, narrow, numerics)
-    carried = numerator @ np.abs(w_uv)
-    bound = (
-        moved
-        + common
-        + (1 + _gamma(numerics, 2 * softmax.count - 2))
-        * (carried + _dot_error(np.abs(context) + reach + numerator, w_uv, 0, numerics))
-    )
-    bound = np.where(softmax.count > 0, bound, 0.0)
+    decompressed = _dot_error(np.abs(context) + reach + numerator, w_uv, 0, numerics)
+    carried = (1 + _gamma(numerics, 2 * softmax.count - 2)) * (numerator @ np.abs(w_uv) + decompressed)
+    bound = np.where(softmax.count > 0, moved + common + carried, 0.0)
     heavy = np.abs(c).sum(-2, keepdims=True) * max(abs(v_scale), 1.0)
     overflows = (heavy @ np.abs(w_uv) > F32.largest) | np.isnan(bound) | (np.abs(value) + bound > F32.largest)
     if narrow.sum_unit:
@@ -342,7 +337,7 @@ def _stage_flash(case: Case, values: Mapping[str, F64], numerics: Numerics) -> E
     c, _ = _cache(case, values)
     scores, error, seen = _shown_scores(case, values, numerics)
     softmax, v_scale = _softmax(scores, error, seen, numerics), float(case.params["v_scale"])
-    context = softmax.weights @ c * v_scale
+    context = np.where(np.isnan(scores).any(-1, keepdims=True), np.nan, softmax.weights @ c * v_scale)
     narrow = _narrow(case, numerics)
     moved, common, numerator, _ = _attention_error(softmax, c * v_scale, context, c, v_scale, narrow, numerics)
     bound = moved + common + (1 + _gamma(numerics, 2 * softmax.count)) * numerator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,6 +76,14 @@ class Numerics:
     def conversions(self) -> int:
         """How often an operand is rounded before it is used: once where the compute precision is below float32's."""
         return int(self.roundoff > 2.0**-24)
+
+    @property
+    def lower(self) -> str:
+        """What is declared below float32's precision, in words; "" where nothing is."""
+        said = [f"u = 2^{math.log2(self.roundoff):g}"] if self.conversions else []
+        said += ["operands of products rounded to 16 bits"] if self.narrow_operands else []
+        said += ["sums of f16 in f16"] if self.narrow_sums else []
+        return ", ".join(said)
 
     def gamma(self, n: Count) -> Count:
         """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1); infinite from n·u = 1."""

@@ -183,14 +183,14 @@ class Search:
         return verdict.failed and self._covering(verdict) is None
 
     def _in_turn(self, known: Sequence[KnownCase], start: float) -> Iterator[tuple[str, Case]]:
-        """Known cases by name. Those too large for the search come last, in the seed's order and in the first half of
-        the time for this op and device only: another night they have their turn."""
+        """Known cases by name. Those too large for the search come last, in the seed's order, and only while the time
+        for this op and device leaves what a case may take: another night the others have their turn."""
         large = [each for each in known if each.case.nbytes > self._settings.max_bytes]
         yield from ((each.id, each.case) for each in known if each not in large)
         random.Random(self._settings.seed).shuffle(large)
         for each in large:
             seconds = self._settings.seconds
-            if seconds is None or time.monotonic() - start < seconds / 2:
+            if seconds is None or time.monotonic() - start + self._settings.time_limit <= seconds:
                 yield each.id, each.case
             else:
                 self._left_out += (each.id,)

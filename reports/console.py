@@ -94,8 +94,8 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
         times = "not a finite error"
     i = tuple(reversed(worst.index))
     of = wrong.output if len(failure.case.outputs) > 1 else ""
-    u = failure.numerics.roundoff
-    precision = f"; u = 2^{math.log2(u):g}, as the backend declares for this case" if u > 2.0**-24 else ""
+    lower = failure.numerics.lower
+    precision = f"; {lower}, as the backend declares for this case" if lower else ""
     return [
         f"  worst      at {of}[{','.join(map(str, i))}] (i0,i1,…): got {worst.got:.9g}, want {worst.want:.9g}",
         f"             error {worst.error:.3g}, bound {worst.bound:.3g}: {times}",

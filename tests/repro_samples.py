@@ -14,10 +14,9 @@ from opconform.harness.checks import Finding
 from opconform.harness.failure import Failure, describe
 from opconform.harness.numerics import EXACT, Numerics
 from opconform.harness.runner import Runner, Target
-from opconform.reports.repro import apis
 from opconform.reports.repro.bundle import files_of
 from opconform.reports.repro.facts import Facts
-from opconform.reports.repro.scripts import script
+from opconform.reports.repro.scripts import Part, script
 from tests.judge import OPS, Bench
 from tests.samples import acc
 from tests.samples import target as sample
@@ -58,10 +57,10 @@ def one_failure(where: Target | None = None, **changes: Any) -> Failure:
 
 
 def module_of(failure: Failure, where: Target) -> dict[str, Any]:
-    """The names of a script, as if it were imported; its run is that of ggml and stays unused."""
+    """The names of a script, as if it were imported; it has no `run`."""
     facts = Facts(failure, where)
     scope: dict[str, Any] = {"__name__": "script"}
-    exec(compile(script(facts, apis.ggml(facts)), "repro.py", "exec"), scope)
+    exec(compile(script(facts, Part("base.py.j2", {"needs": "numpy."})), "repro.py", "exec"), scope)
     return scope
 
 

@@ -278,7 +278,7 @@ mkdir -p "$cache/ggml"
 cat <<END
 Setting up Opconform; what is already there is kept.
   system   compilers, a Vulkan and an OpenCL driver for the CPU, npm, Chromium (by apt-get; only what is missing)
-  .venv    opconform itself with its tools, pyopencl, $TORCH_SPEC, $KP_SPEC
+  .venv    opconform itself with its tools, NVRTC, pyopencl, $TORCH_SPEC, $KP_SPEC
   .cache   four prebuilt ggml builds, 25 MB each to fetch, 75 MB each on disk
 END
 command -v "$PYTHON" >/dev/null || die "there is no $PYTHON; install python3 (3.10 or newer) or set PYTHON"

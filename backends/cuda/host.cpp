@@ -7,6 +7,7 @@
 // hooks are here). A shadow holds for each element who wrote and who read it last. Two accesses by different threads,
 // one of them a write, are a race unless a barrier of their block or the end of a launch stands between them, whatever
 // the order they happen to run in here. An access that no argument, shared variable or local one owns is out of bounds.
+// Cases of more than some 64 MiB have no shadow but for shared memory: it would be four times their size, and slow.
 #include "host.h"
 
 #include <setjmp.h>
@@ -68,6 +69,8 @@ struct Region {
 
 constexpr uint32_t SEVERAL = 2047;  // in Stamp.thread: more than one
 constexpr size_t STACK = 1 << 16;   // bytes of a fibre's stack, with an unmapped page below
+constexpr size_t SHADOWS = 18 << 20;        // elements that have a shadow, of 16 bytes each
+constexpr size_t SHARED_SHADOWS = 1 << 19;  // of them, for 1 MiB of shared memory
 
 struct Fibre {
     char *stack;
@@ -80,8 +83,7 @@ struct Fibre {
 
 std::vector<Region> regions(1);  // the first is the shared memory of the block
 size_t nearest = 0;              // the region that was used last
-void *shadow_memory = nullptr;
-size_t shadow_size = 0;
+Touched *shadow = nullptr;
 uint32_t epoch = 0, case_begin = 0, launch_begin = 0, block_begin = 0;
 
 jmp_buf scheduler;
@@ -200,7 +202,7 @@ void access(void *pointer, size_t size, bool writes, void *from) {
     if (last >= region->size) {
         out_of_bounds(address, size, writes, at);
     }
-    for (uintptr_t element = first >> region->shift; element <= last >> region->shift; element++) {
+    for (uintptr_t element = first >> region->shift; region->shadow && element <= last >> region->shift; element++) {
         look(region, &region->shadow[element], writes, at);
     }
 }
@@ -327,31 +329,23 @@ void host_barrier(const char *file, int line) {
 
 // Begin a case whose kernels may use these regions. Its name for each is its place in the list.
 void host_case(const host_region *given, int count) {
-    if (epoch > UINT32_MAX / 2 || shadow_size > (size_t)1 << 28) {  // stamps run out, or memory that few cases need
-        munmap(shadow_memory, shadow_size);
-        shadow_memory = nullptr;
-        shadow_size = 0;
+    if (shadow == nullptr || epoch > UINT32_MAX / 2) {  // the first case, or stamps run out: begin with zeros
+        if (shadow != nullptr) {
+            munmap(shadow, SHADOWS * sizeof(Touched));
+        }
+        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        shadow = (Touched *)mmap(nullptr, SHADOWS * sizeof(Touched), PROT_READ | PROT_WRITE, flags, -1, 0);
         epoch = 0;
     }
-    const size_t for_shared = (1 << 20) * sizeof(Touched) / 2;
-    size_t needed = for_shared;
-    for (int i = 0; i < count; i++) {
-        needed += ((given[i].size >> given[i].shift) + 1) * sizeof(Touched);
-    }
-    if (needed > shadow_size) {
-        if (shadow_memory != nullptr) {
-            munmap(shadow_memory, shadow_size);
-        }
-        shadow_size = needed;
-        const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        shadow_memory = mmap(nullptr, shadow_size, PROT_READ | PROT_WRITE, flags, -1, 0);
-    }
     regions.resize(1);
-    regions[0] = {0, 0, true, 1, (Touched *)shadow_memory};
-    Touched *free_shadow = regions[0].shadow + for_shared / sizeof(Touched);
+    regions[0] = {0, 0, true, 1, shadow};
+    size_t used = SHARED_SHADOWS;
     for (int i = 0; i < count; i++) {
-        regions.push_back({given[i].begin, given[i].size, given[i].fresh != 0, given[i].shift, free_shadow});
-        free_shadow += (given[i].size >> given[i].shift) + 1;
+        regions.push_back({given[i].begin, given[i].size, given[i].fresh != 0, given[i].shift, shadow + used});
+        used += (given[i].size >> given[i].shift) + 1;
+    }
+    for (size_t i = 1; i < regions.size() && used > SHADOWS; i++) {
+        regions[i].shadow = nullptr;
     }
     nearest = 0;
     case_begin = ++epoch;

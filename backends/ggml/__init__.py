@@ -33,9 +33,13 @@ GPU_NUMERICS = Numerics(
 _PRODUCTS = ("gated_delta_net_chunk", "mla_absorbed")
 _FLOAT16 = 2.0**-11
 _IN_FLOAT16 = ("small_int", "unit_keys", "normal", "slow_decay", "flat", "peaked")  #: recipes within float16's range
-#: The CPU's flash attention rounds q to the cache's type, and adds up values of float16 in float16
-#: (src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_f16_one_chunk).
-_CPU_FLASH = {"f16": _FLOAT16, "bf16": 2.0**-8}
+#: The CPU's attention on a cache of 16 bits, by form. Its matrix products round the other operand to the cache's type
+#: (src/ggml-cpu/ggml-cpu.c, type_traits_cpu: vec_dot_type); its flash attention does so with q, and adds up values of
+#: float16 in float16 (src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_f16_one_chunk).
+_CPU_HALF = {
+    "two_part": replace(CPU_NUMERICS, narrow_operands=True),
+    "flash": replace(CPU_NUMERICS, narrow_operands=True, narrow_sums=True),
+}
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 
@@ -127,12 +131,11 @@ class GgmlBackend(Backend):
         if case.op not in _PRODUCTS:
             return None
         on_cpu = self._library.ggml_backend_dev_type(self._device) == CPU_DEVICE
-        roundoff = None
-        if on_cpu and case.params.get("form") == "flash":
-            roundoff = _CPU_FLASH.get(case.inputs["c_kv"].dtype)
-        elif self._float16 or not (on_cpu or self.device.startswith("Vulkan")):
-            roundoff = _FLOAT16
-        return replace(CPU_NUMERICS if on_cpu else GPU_NUMERICS, roundoff=roundoff) if roundoff else None
+        if on_cpu:
+            narrow = case.op == "mla_absorbed" and case.inputs["c_kv"].dtype != "f32"
+            return _CPU_HALF.get(str(case.params["form"])) if narrow else None
+        in_float16 = self._float16 or not self.device.startswith("Vulkan")
+        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
 
     def _build(self, case: Case) -> Graph:
         build = GRAPHS.get(case.op)

@@ -91,7 +91,6 @@ _OPTIONAL: Mapping[str, tuple[Any, ...]] = {
     "ggml_commit": (c_char_p,),
     "ggml_log_set": (None, _LOG_CALLBACK, c_void_p),
     "ggml_soft_max_add_sinks": (None, c_void_p, c_void_p),
-    "ggml_flash_attn_ext_add_sinks": (None, c_void_p, c_void_p),
     "ggml_flash_attn_ext_set_prec": (None, c_void_p, c_int),
     "ggml_gallocr_reserve_n_size": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
 }

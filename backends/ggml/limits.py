@@ -88,6 +88,15 @@ GRAPHS: tuple[Limit, ...] = (
     ),
 )  # fmt: skip
 
+_ALIGNED = "Vulkan's GATED_DELTA_NET aborts unless every source starts where a storage buffer may"
+_SUBBUFFER = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer"
+
+#: What a kernel wants although supports_op said yes. q, k and v may start at multiples of the device's alignment.
+GRAPH_KERNELS: tuple[Limit, ...] = tuple(
+    Limit("gated_delta_net", name, LayoutClass.PACKED, _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan")
+    for name in ("g", "beta", "state")
+)
+
 #: Of every build that has ggml_gated_delta_net so far.
 DELTA_NET_BUGS: tuple[Limit, ...] = (
     Limit(
@@ -105,8 +114,12 @@ ONE_SNAPSHOT = Limit(
 #: What a device's supports_op refuses.
 DEVICES: tuple[Limit, ...] = (
     Limit(
-        "gated_delta_net", "head_size", (16, 32, 64, 128), "Vulkan's gated_delta_net has these head sizes only",
-        _VK_SUPPORTS, device="Vulkan",
+        "gated_delta_net",
+        "head_size",
+        (16, 32, 64, 128),
+        "Vulkan's gated_delta_net has these head sizes only",
+        _VK_SUPPORTS,
+        device="Vulkan",
     ),
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
@@ -302,17 +315,15 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
 )  # fmt: skip
 
 
-def limits_of(
-    device: str, has_set: bool, driver: str, build: str, counts_snapshots: bool | None
-) -> tuple[Limit, ...]:
+def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapshots: bool | None) -> tuple[Limit, ...]:
     """The limits for a device (its id) that takes SET, or does not, for what its driver says of itself, and for a build
     of llama.cpp ("b8121"; any other name is taken for a newer one) whose gated delta net counts snapshots, or does not
     (None: it has none).
 
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
-    limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS)]
-    limits += SSM_CONV_BUGS
+    limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
+    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:

@@ -2,14 +2,15 @@
 
 Sizes in the comments are innermost first: R = kv_len rows of the cache are read, T queries, H heads, B sequences; c and
 r are the widths of the latent row and of its rotary part. The graphs are llama.cpp's for DeepSeek and Kimi-Linear, but
-for two things. Explicit scores are computed from a cache converted to float32, since ggml's matrix product would round
-the queries to the cache's type. And where a row may be masked from end to end, a sink of −3e38 makes it 0: ggml's own
-softmax asserts that there is no such row (src/ggml-cpu/ops.cpp, ggml_compute_forward_soft_max_f32) and gives NaN.
+for two things. Explicit scores are computed from a cache converted to float32 (but for two parts on the CPU device),
+since matrix products of other types are narrower than float32 in many ways. And where a row may be masked from end to
+end, a sink of −3e38 makes it 0: ggml's own softmax asserts that there is no such row (src/ggml-cpu/ops.cpp,
+ggml_compute_forward_soft_max_f32) and gives NaN. Its flash attention gives 0 by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -67,8 +68,8 @@ class _Attention:
         """softmax of all scores at once: in two parts, or from concatenated rows."""
         nodes, make = self.nodes, self.nodes.make
         if self.form == "two_part":
-            latent = self._as_f32(self._row_part("c_kv"))
-            products = make("mul_mat", latent, query), make("mul_mat", self._as_f32(self._row_part("k_pe")), q_pe)
+            latent, rotary = (self._in_place(name) for name in ("c_kv", "k_pe"))
+            products = make("mul_mat", latent, query), make("mul_mat", rotary, q_pe)
             scores = make("scale", make("add", *products), self.scale)  # [R,T,H,B]
             mask = self._mask(F32)
             if mask is not None:
@@ -76,7 +77,7 @@ class _Attention:
             nodes.show("scores", scores, self._all_rows(-np.inf))
             weights = self._softmax(scores, None, 1.0)
         else:
-            keys = self._as_f32(self._row())  # [c+r,R,1,B]
+            keys = self._row(self._as_f32)  # [c+r,R,1,B]
             latent = make("cont", nodes.part(keys, 0, 0, self.width))
             scores = make("mul_mat", keys, make("concat", query, q_pe, 0))
             weights = self._softmax(scores, self._mask(None), self.scale)
@@ -93,14 +94,12 @@ class _Attention:
     def _flash(self, query: int, q_pe: int) -> int:
         """Flash attention on concatenated rows; V is the view of their first c elements."""
         nodes, make = self.nodes, self.nodes.make
-        keys = self._row()
+        keys = self._row(lambda part: part)
         values = nodes.part(keys, 0, 0, self.width)
         queries = make("concat", query, q_pe, 0)
         mask = self._mask(F16)
         found = nodes.unasked("flash_attn_ext", queries, keys, values, mask, self.scale, 0.0, 0.0)
         nodes.library.ggml_flash_attn_ext_set_prec(found, PREC_F32)
-        if self._may_mask_all:
-            nodes.library.ggml_flash_attn_ext_add_sinks(found, nodes.filled(_SINK, self.heads, 1, 1, 1))
         nodes.ask(found, "flash_attn_ext")  # [c,H,T,B]
         return make("cont", nodes.permuted(found, 0, 2, 1, 3))
 
@@ -112,15 +111,24 @@ class _Attention:
         """c_kv or k_pe without the padding rows, as a view."""
         return self.nodes.part(self.nodes[name], 1, 0, self.rows)
 
-    def _row(self) -> int:
-        """The rows (c_kv | k_pe): a view where they lie side by side in one memory, else concatenated."""
+    def _in_place(self, name: str) -> int:
+        """The same for a matrix product: the CPU device reads whole rows where they stand, and rounds the other operand
+        to their type; else a packed copy in float32."""
+        part = self._row_part(name)
+        layout = self.nodes.case.inputs[name]
+        whole = layout.strides[-1] == layout.type.itemsize
+        return part if self.nodes.device == "CPU" and whole else self._as_f32(part)
+
+    def _row(self, made: Callable[[int], int]) -> int:
+        """The rows (c_kv | k_pe), as they are `made`: one view where the parts lie side by side, else concatenated."""
         nodes, inputs = self.nodes, self.nodes.case.inputs
         latent, rotary = inputs["c_kv"], inputs["k_pe"]
         beside = latent.offset + latent.type.itemsize * self.width == rotary.offset and latent.strides == rotary.strides
         if nodes.case.shares and beside and latent.strides[-1] == latent.type.itemsize:
             ne = (self.width + rotary.shape[-1], self.rows, 1, self.sequences)
-            return nodes.view(nodes["c_kv"], ne, nodes.nb(nodes["c_kv"]))
-        return nodes.make("concat", *(nodes.make("cont", self._row_part(name)) for name in ("c_kv", "k_pe")), 0)
+            return made(nodes.view(nodes["c_kv"], ne, nodes.nb(nodes["c_kv"])))
+        parts = (nodes.make("cont", made(self._row_part(name))) for name in ("c_kv", "k_pe"))
+        return nodes.make("concat", *parts, 0)
 
     def _as_f32(self, tensor: int) -> int:
         return self._as(F32, tensor)

@@ -112,9 +112,12 @@ class OpenCLBackend(Backend):
         return self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=window)
 
     def _nothing_but_nan(self, shape: tuple[int, ...]) -> Any:
-        """A buffer of float32, every bit set: a kernel that counts on zeros, or on an earlier case, is found out. (Not
-        filled on the device: Oclgrind 21.10 takes what kernels write into a buffer it has filled for uninitialised.)"""
-        return self._upload(np.full(max(math.prod(shape), 1), 0xFFFFFFFF, np.uint32))
+        """A buffer of float32, every bit set: a kernel that counts on zeros, or on an earlier case, is found out."""
+        size = max(4 * math.prod(shape), 4)
+        buffer = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
+        if OPTION not in self.options:  # Oclgrind knows what was never written, and takes what was filled for that too
+            self._cl.enqueue_fill_buffer(self._queue, buffer, np.uint32(0xFFFFFFFF), 0, size)
+        return buffer
 
     def _kernel(self, op: str, name: str) -> Any:
         """A kernel of `op`. Each file is built once per process; across processes pyopencl caches the binary under a

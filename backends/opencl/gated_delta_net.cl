@@ -2,12 +2,13 @@
 //
 //     S <- decay S;  delta = beta (v - S^T k);  S <- S + k delta^T;  out = scale S^T q
 //
-// with one decay per head (GDA) or one per key channel (KDA). Three kernels: gated_delta_net_norm scales q and k to unit
-// length where the case asks for it, gated_delta_net_decay takes the exponential of log gates, gated_delta_net_tokens
-// does the rest: one work-item walks over the tokens with one column of S, which lies in `states`.
+// with one decay per head (GDA) or one per key channel (KDA). Three kernels: gated_delta_net_norm scales q and k to
+// unit length where the case asks for it, gated_delta_net_decay takes the exponential of log gates,
+// gated_delta_net_tokens does the rest: one work-item walks over the tokens with one column of S, which lies in
+// `states`.
 
-// Every *_start and *_nb is in bytes from the start of the argument's buffer, all else in elements; *_nb innermost first:
-// (channel, head, token, sequence), of states (value, key, head, sequence).
+// Every *_start and *_nb is in bytes from the start of the argument's buffer, all else in elements; *_nb innermost
+// first: (channel, head, token, sequence), of states (value, key, head, sequence).
 struct arguments {
     ulong sequences;
     ulong tokens;

@@ -11,8 +11,8 @@
 
 #define BLOCK 16
 
-// Every *_start and *_nb is in bytes from the start of the argument's buffer, all else in elements; *_nb innermost first:
-// (channel, head, token, sequence), of states (value, key, head, sequence).
+// Every *_start and *_nb is in bytes from the start of the argument's buffer, all else in elements; *_nb innermost
+// first: (channel, head, token, sequence), of states (value, key, head, sequence).
 struct arguments {
     ulong sequences;
     ulong tokens;
@@ -98,15 +98,16 @@ __kernel void gated_delta_net_chunk_gates(const struct arguments p, __global con
     for (ulong i = 0; i < p.chunk; i++) {
         const ulong token = chunk * p.chunk + i;
         if (token < p.tokens) {
-            const ulong from = p.g_start + gate * p.g_nb[0] + head * p.g_nb[1] + token * p.g_nb[2] + sequence * p.g_nb[3];
+            const ulong from =
+                p.g_start + gate * p.g_nb[0] + head * p.g_nb[1] + token * p.g_nb[2] + sequence * p.g_nb[3];
             sum += p.gates_are_decays ? log(g[from / 4]) : g[from / 4];
         }
         G[first + i * p.gates] = sum;
     }
 }
 
-// One work-item per sequence, head, chunk, row of the chunk and key channel: q from the chunk's first token on, k up to its
-// last one.
+// One work-item per sequence, head, chunk, row of the chunk and key channel: q from the chunk's first token on, k up to
+// its last one.
 __kernel void gated_delta_net_chunk_scale(const struct arguments p, __global const float *q, __global const float *k,
                                           __global const float *G, __global float *q_decayed,
                                           __global float *k_decayed) {
@@ -122,8 +123,10 @@ __kernel void gated_delta_net_chunk_scale(const struct arguments p, __global con
     const ulong sequence = matrix / (p.chunks * p.heads);
     const ulong key_head = p.interleaved ? head / (p.heads / p.key_heads) : head % p.key_heads;
     const ulong token = chunk * p.chunk + i;
-    const ulong q_at = p.q_start + channel * p.q_nb[0] + key_head * p.q_nb[1] + token * p.q_nb[2] + sequence * p.q_nb[3];
-    const ulong k_at = p.k_start + channel * p.k_nb[0] + key_head * p.k_nb[1] + token * p.k_nb[2] + sequence * p.k_nb[3];
+    const ulong q_at =
+        p.q_start + channel * p.q_nb[0] + key_head * p.q_nb[1] + token * p.q_nb[2] + sequence * p.q_nb[3];
+    const ulong k_at =
+        p.k_start + channel * p.k_nb[0] + key_head * p.k_nb[1] + token * p.k_nb[2] + sequence * p.k_nb[3];
     const ulong gate = p.gates > 1 ? channel : 0;
     const float G_i = G[(matrix * p.chunk + i) * p.gates + gate];
     const float G_last = G[(matrix * p.chunk + p.chunk - 1) * p.gates + gate];
@@ -147,7 +150,8 @@ __kernel void gated_delta_net_chunk_decay(const struct arguments p, __global con
 
 // Element (i, j) of A and Aqk, where `matrix` counts chunks of heads of sequences.
 void products(struct arguments p, ulong matrix, ulong i, ulong j, __global const float *q, __global const float *k,
-              __global const float *beta, __global const float *G, __global const float *decay, float *akk, float *aqk) {
+              __global const float *beta, __global const float *G, __global const float *decay, float *akk,
+              float *aqk) {
     const ulong chunk = matrix % p.chunks;
     const ulong head = matrix / p.chunks % p.heads;
     const ulong sequence = matrix / (p.chunks * p.heads);
@@ -288,7 +292,8 @@ __kernel void gated_delta_net_chunk_solve(const struct arguments p, __global con
 
     for (ulong i = 0; i < p.chunk; i++) {
         const ulong token = chunk * p.chunk + i;
-        const ulong k_at = p.k_start + column * p.k_nb[0] + key_head * p.k_nb[1] + token * p.k_nb[2] + sequence * p.k_nb[3];
+        const ulong k_at =
+            p.k_start + column * p.k_nb[0] + key_head * p.k_nb[1] + token * p.k_nb[2] + sequence * p.k_nb[3];
         const ulong v_at = p.v_start + column * p.v_nb[0] + head * p.v_nb[1] + token * p.v_nb[2] + sequence * p.v_nb[3];
         const ulong beta_at = p.beta_start + head * p.beta_nb[1] + token * p.beta_nb[2] + sequence * p.beta_nb[3];
 
@@ -374,7 +379,8 @@ __kernel void gated_delta_net_chunk_out(const struct arguments p, __global const
     const ulong i = token % p.chunk;
     const ulong matrix = (sequence * p.heads + head) * p.chunks + chunk;
     const ulong initial = p.state_start + column * p.state_nb[0] + head * p.state_nb[2] + sequence * p.state_nb[3];
-    const ulong to = p.out_start + column * p.out_nb[0] + head * p.out_nb[1] + token * p.out_nb[2] + sequence * p.out_nb[3];
+    const ulong to =
+        p.out_start + column * p.out_nb[0] + head * p.out_nb[1] + token * p.out_nb[2] + sequence * p.out_nb[3];
 
     float sum = 0.0f;
     for (ulong d = 0; d < p.keys; d++) {

@@ -6,7 +6,6 @@ there has a script too.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import re
@@ -27,8 +26,8 @@ from opconform.harness.case import Case
 from opconform.harness.layouts import Layout, contiguous_strides
 from opconform.reports.repro.arrays import packed_text
 from opconform.reports.repro.extract import CannotExtractError, source_of
-from opconform.reports.repro.facts import Facts
-from opconform.reports.repro.recording import C_TYPES, Recorded, record
+from opconform.reports.repro.facts import Facts, ggml_folder
+from opconform.reports.repro.recording import C_TYPES, Recorded
 from opconform.reports.repro.scripts import CannotWriteError, Part
 
 Row = TypeVar("Row")
@@ -39,9 +38,7 @@ def ggml(facts: Facts) -> Part:
     folder, device = ggml_folder(facts.target.options.get("ggml_lib", "")), facts.target.device.id
     many = facts.op.name in GRAPHS
     if many:
-        graphs = [
-            _recorded(record(case, folder, device, suffix, facts.is_deadly), plan) for suffix, case, plan in facts.parts
-        ]
+        graphs = [_recorded(graph, plan) for graph, (_, _, plan) in zip(facts.graphs, facts.parts)]
     else:
         _row(OPS, facts)
         graphs = [_single(case, plan, suffix) for suffix, case, plan in facts.parts]
@@ -64,7 +61,7 @@ def ggml(facts: Facts) -> Part:
             "many": many,
             "context_size": (1 << 20) + 1024 * sum(len(graph.lines) for graph in graphs),
             "graph_size": sum(len(graph.lines) for graph in graphs) + 16,
-            "float16": bool(os.environ.get(FLOAT16_VARIABLE)),
+            "half_off": device.startswith("Vulkan") and not os.environ.get(FLOAT16_VARIABLE),
             "may_refuse": True,
         },
         ("ctypes", "os", "re", *(["functools"] if facts.repeats > 1 else [])),
@@ -97,7 +94,7 @@ def _recorded(graph: Recorded, plan: Plan) -> _Graph:
         else:
             line = f"{call.result}{' = ' if call.result else ''}ggml.{call.function}({given})"
             found.symbols[call.function] = ", ".join(("c_void_p" if call.result else "None", *call.types))
-        found.lines.append(line + (f"  # {graph.shown[call.result]}" if call.result in graph.shown else ""))
+        found.lines.append(line + (f"  # stage {graph.shown[call.result]}" if call.result in graph.shown else ""))
     return found
 
 
@@ -111,7 +108,7 @@ def _single(case: Case, plan: Plan, suffix: str) -> _Graph:
     ]
     made = f"written{suffix}" if binding.into else out + suffix
     graph.lines.append(f"{made} = ggml.{symbol}({', '.join(['context', *names, *map(repr, binding.params(case))])})")
-    graph.symbols[symbol] = ", ".join(["c_void_p", *(C_TYPES[kind] for kind in (ctypes.c_void_p, *binding.arguments))])
+    graph.symbols[symbol] = ", ".join(["c_void_p", *(C_TYPES[kind] for kind in binding.arguments)])
     graph.outs.append(made)
     if case.inplace or binding.into:
         graph.initialised.append(made)
@@ -142,11 +139,6 @@ def four_nb(layout: Layout) -> tuple[int, ...]:
     while len(nb) < 4:
         nb = (*nb, nb[-1] * max(ne[len(nb) - 1], 1) if nb else layout.type.itemsize)
     return nb
-
-
-def ggml_folder(option: str) -> str:
-    """The folder that the ggml backend has loaded: the option, else the environment's."""
-    return option or os.environ.get("OPCONFORM_GGML_LIB", "")
 
 
 def _home(path: str) -> str:

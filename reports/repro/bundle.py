@@ -86,12 +86,18 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
     except Exception as error:  # the rest of the bundle is of use all the same
         traceback.print_exc()
         lacks = f"making it failed with {type(error).__name__}: {error}"
-    drawn = {"test_case.cpp": cpp.test_case(facts), "test_case.txt": cpp.test_file_line(facts)}
-    text |= {name: made if made.endswith("\n") else f"{made}\n" for name, made in drawn.items() if made is not None}
+    try:
+        text["test_case.cpp"] = cpp.test_case(facts)
+        lacks_test = ""
+    except cpp.NoTestError as reason:
+        lacks_test = str(reason)
+    line = cpp.test_file_line(facts)
+    if line is not None:
+        text["test_case.txt"] = f"{line}\n"
     map_svg = picture(failure)
     if map_svg is not None:
         text["map.svg"] = map_svg
-    text["issue.md"] = issue(facts, text, lacks)
+    text["issue.md"] = issue(facts, text, lacks, lacks_test)
     about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": __version__}
     text["bundle.json"] = json.dumps({**about, "files": sorted([*text, *beside])}, indent=1) + "\n"
     return {**{name: made.encode("utf-8", errors="replace") for name, made in text.items()}, **beside}

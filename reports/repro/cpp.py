@@ -11,22 +11,25 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from opconform.backends.ggml import GRAPHS
 from opconform.backends.ggml.graph import TYPES
 from opconform.backends.ggml.limits import CONSTRUCTORS
 from opconform.backends.ggml.ops import OPS
 from opconform.harness.case import Case
 from opconform.harness.dtypes import DType, Raw
-from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.harness.layouts import Layout
 from opconform.reports.repro.apis import four_nb
 from opconform.reports.repro.escape import identifier
-from opconform.reports.repro.facts import Facts
+from opconform.reports.repro.facts import Demand, Facts, ggml_folder
+from opconform.reports.repro.recording import Call
 from opconform.reports.repro.rendering import render
+from opconform.reports.repro.scripts import CannotWriteError
 
 LISTED = 4096  #: values that a struct lists; beyond them it takes upstream's random ones
 _NMSE = 1e-7  #: upstream's limit
@@ -36,22 +39,16 @@ _UNREAD = 1024.0  #: stands for a NaN that the op must not read or keep apart: u
 _ENUMS = {("ggml_tri", 0): "ggml_tri_type"}
 
 
-def test_case(facts: Facts) -> str | None:
-    """The file's text; None for an op that ggml does not have, or for a case that it cannot build."""
-    case, binding = facts.case, OPS.get(facts.op.name)
-    symbol = None if binding is None else binding.symbol_for(case)
-    if symbol is None or not _can_be_built(facts):
-        return None
-    build = [line for name, layout in case.inputs.items() for line in _tensor(name, layout)]
-    given = [_cpp(symbol, place, value, kind) for place, (value, kind) in enumerate(_typed(case, symbol))]
-    out = next(iter(case.outputs))
-    tensors = ["ctx", *case.inputs]
-    if OPS[case.op].into:
-        build += _tensor("into", case.outputs[out])
-        tensors.append("into")
-    build.append(f"ggml_tensor * {out} = {symbol}({', '.join([*tensors, *given])});")
+class NoTestError(Exception):
+    """This bundle has no test_case.cpp, and why, in one line."""
+
+
+def test_case(facts: Facts) -> str:
+    """The file's text. Raises `NoTestError` for an op that ggml does not have, or for a case that it cannot build."""
+    case = facts.case
+    build, out, demand = _one_node(facts) if facts.op.name in GRAPHS else _single(facts)
     listed = sum(layout.size for layout in case.inputs.values()) <= LISTED
-    expected, why = _expected(facts) if listed else (None, "")
+    expected, why = _expected(facts, demand) if listed else (None, "")
     return render(
         "test_case.cpp.j2",
         op_name=op_name(facts),
@@ -63,10 +60,83 @@ def test_case(facts: Facts) -> str | None:
         vars=str(case)[len(case.op) + 1 : -1],
         build_lines=build,
         out=out,
-        fills=[_fill(name, layout, facts.values[name]) for name, layout in case.inputs.items()] if listed else [],
+        fills=[_fill(facts, names) for names in _memories(case).values()] if listed else [],
         expected=expected,
         why_expected=why,
     )
+
+
+def _single(facts: Facts) -> tuple[list[str], str, Demand]:
+    """The lines that build an op of one node, the tensor that it gives, and what is demanded of that."""
+    case, binding = facts.case, OPS.get(facts.op.name)
+    symbol = None if binding is None else binding.symbol_for(case)
+    if binding is None or symbol is None:
+        raise NoTestError(f"ggml has no {'in-place ' if case.inplace else ''}{facts.op.name}")
+    if not _can_be_built(facts):
+        raise NoTestError(f"{symbol} does not take this case")
+    out = next(iter(case.outputs))
+    tensors = [*case.inputs]
+    build = [line for name in case.inputs for line in _tensor(case, name)]
+    if binding.into:
+        build += _plain_or_view("place", case.outputs[out], case.outputs[out].end)
+        tensors.append("place")
+    given = [_cpp(symbol, place, value, kind) for place, (value, kind) in enumerate(_typed(case, symbol))]
+    build.append(f"ggml_tensor * {out} = {symbol}({', '.join(['ctx', *tensors, *given])});")
+    return build, out, facts.demands[out]
+
+
+def _one_node(facts: Facts) -> tuple[list[str], str, Demand]:
+    """The same for a graph that is one node but for the copies of its result into the outputs."""
+    if not is_ggml(facts):
+        raise NoTestError(f"for ggml {facts.op.name} is a graph of several nodes")
+    try:
+        calls = facts.graphs[0].calls
+    except CannotWriteError as reason:
+        raise NoTestError(str(reason)) from None
+    nodes = [call for call in calls if call.function not in _NO_NODES and call.in_context]
+    node = next((call for call in nodes if call.function == f"ggml_{facts.op.name}"), None)
+    if node is None or len(nodes) > 1:
+        raise NoTestError(f"the case is a graph of {len(nodes)} nodes, which test-backend-ops would compare one by one")
+    case, needed, build = facts.case, set(node.arguments), []
+    for call in reversed(calls[: calls.index(node)]):
+        if call.result in needed and call.result not in case.inputs:
+            needed.update(call.arguments)
+            build.append(_call(call))
+    build = [*(line for name in case.inputs for line in _tensor(case, name)), *build[::-1], _call(node)]
+    return build, node.result, _joined(facts, calls, node)
+
+
+#: What makes no node that computes: copies into and out of the outputs, memory, views.
+_NO_NODES = ("ggml_view_1d", "ggml_new_tensor_1d", "ggml_new_tensor_4d", "ggml_reshape_4d", "ggml_cpy", "ggml_fill")
+
+
+def _call(call: Call) -> str:
+    """A call of ggml in C++."""
+    given = ["ctx"]
+    for kind, source in zip(call.types[1:], call.arguments):
+        if kind == "c_float":
+            given.append(_float(np.float32(eval(source, {"np": np}))))
+        elif kind == "c_int" and source.isidentifier():
+            given.append(f"GGML_TYPE_{source}")
+        else:
+            given.append({"None": "nullptr", "True": "true", "False": "false"}.get(source, source))
+    return f"ggml_tensor * {call.result} = {call.function}({', '.join(given)});"
+
+
+def _joined(facts: Facts, calls: Sequence[Call], node: Call) -> Demand:
+    """What is demanded of a node whose result holds all outputs, each where the view lies that is copied from it."""
+    by_result = {call.result: call for call in calls}
+    total = sum(layout.size for layout in facts.case.outputs.values())
+    flat = Demand(np.zeros(total), np.full(total, np.inf), np.zeros(total, bool), np.ones(total, bool))
+    for call in calls:
+        if call.function == "ggml_cpy" and call.arguments[1] in facts.demands:
+            view, demand = by_result[call.arguments[0]], facts.demands[call.arguments[1]]
+            start, step = int(view.arguments[2]) // 4, [nb // 4 for nb in view.nb[::-1]]
+            for name in ("value", "bound", "exact", "free"):
+                array = getattr(flat, name)[start:]
+                steps = [count * array.itemsize for count in step]
+                np.lib.stride_tricks.as_strided(array, view.ne[::-1], steps)[...] = getattr(demand, name)
+    return flat
 
 
 def is_ggml(facts: Facts) -> bool:
@@ -106,19 +176,52 @@ def _notes(facts: Facts, listed: bool) -> list[str]:
     return notes
 
 
-def _tensor(name: str, layout: Layout) -> list[str]:
+def _memories(case: Case) -> dict[str, list[str]]:
+    """The inputs that lie in one memory, by the input that it belongs to."""
+    found: dict[str, list[str]] = {}
+    for name in case.inputs:
+        found.setdefault(case.shares.get(name, name), []).append(name)
+    return found
+
+
+def _tensor(case: Case, name: str) -> list[str]:
     """The lines that make an input: plain where ggml lays it out so, else a view of its memory."""
-    kind = f"GGML_TYPE_{layout.dtype.upper()}"
+    owner = case.shares.get(name, name)
+    together = _memories(case)[owner]
+    if len(together) == 1:
+        return _plain_or_view(name, case.inputs[name], case.inputs[name].end)
+    view = _view_lines(name, case.inputs[name], f"{owner}_memory")
+    if name != together[0]:
+        return view
+    return [*_memory(owner, case.inputs[name], max(case.inputs[each].end for each in together)), *view]
+
+
+def _is_plain(layout: Layout) -> bool:
+    return layout.size == 0 or (layout.offset == 0 and layout.strides == layout.packed().strides)
+
+
+def _plain_or_view(name: str, layout: Layout, end: int) -> list[str]:
+    if not _is_plain(layout):
+        return [*_memory(name, layout, end), *_view_lines(name, layout, f"{name}_memory")]
     ne = (*layout.ne, 1, 1, 1, 1)[:4]
-    packed = contiguous_strides(layout.shape, layout.type.itemsize)
-    if layout.size == 0 or (layout.offset == 0 and layout.strides == packed):
-        made = [f"ggml_tensor * {name} = ggml_new_tensor_4d(ctx, {kind}, {', '.join(map(str, ne))});"]
-        return [*made, f'ggml_set_name({name}, "{name}");', ""]
-    owner, nb = f"{name}_memory", four_nb(layout)
+    made = f"ggml_tensor * {name} = ggml_new_tensor_4d(ctx, {_kind(layout)}, {', '.join(map(str, ne))});"
+    return [made, f'ggml_set_name({name}, "{name}");', ""]
+
+
+def _kind(layout: Layout) -> str:
+    return f"GGML_TYPE_{layout.dtype.upper()}"
+
+
+def _memory(owner: str, layout: Layout, end: int) -> list[str]:
+    count = end // layout.type.itemsize
+    made = f"ggml_tensor * {owner}_memory = ggml_new_tensor_1d(ctx, {_kind(layout)}, {count});"
+    return [made, f'ggml_set_name({owner}_memory, "{owner}");']
+
+
+def _view_lines(name: str, layout: Layout, memory: str) -> list[str]:
+    ne, nb = (*layout.ne, 1, 1, 1, 1)[:4], four_nb(layout)
     return [
-        f"ggml_tensor * {owner} = ggml_new_tensor_1d(ctx, {kind}, {layout.end // layout.type.itemsize});",
-        f'ggml_set_name({owner}, "{name}");',
-        f"ggml_tensor * {name} = ggml_view_1d(ctx, {owner}, 1, {layout.offset}); // of any strides:",
+        f"ggml_tensor * {name} = ggml_view_1d(ctx, {memory}, 1, {layout.offset}); // of any strides:",
         *(f"{name}->ne[{i}] = {size}; {name}->nb[{i}] = {step};" for i, (size, step) in enumerate(zip(ne, nb))),
         "",
     ]
@@ -143,18 +246,21 @@ def _has_nan(dtype: DType, raw: Raw) -> bool:
     return dtype.is_float and bool(np.isnan(dtype.decode(raw)).any())
 
 
-def _fill(name: str, layout: Layout, raw: Raw) -> dict[str, Any]:
-    """How the memory of an input is filled: its elements in their places; the gaps hold what is never read."""
-    dtype = layout.type
-    raw = np.ascontiguousarray(raw)
-    if dtype.is_float:
-        bad = ~np.isfinite(dtype.decode(raw))
-        raw = np.where(bad, dtype.encode(np.full(raw.shape, _UNREAD)), raw)
-    plain = layout.size == 0 or (layout.offset == 0 and layout.strides == layout.packed().strides)
-    memory = np.zeros(layout.size * dtype.itemsize if plain else layout.end, np.uint8)
+def _fill(facts: Facts, names: Sequence[str]) -> dict[str, Any]:
+    """How the memory of inputs is filled: their elements in their places; the gaps hold what is never read."""
+    layouts = {name: facts.case.inputs[name] for name in names}
+    first = layouts[names[0]]
+    dtype, plain = first.type, len(names) == 1 and _is_plain(first)
+    end = first.size * dtype.itemsize if plain else max(layout.end for layout in layouts.values())
+    memory = np.zeros(end, np.uint8)
     if not plain:
         memory.view(dtype.raw)[...] = dtype.encode(np.full(memory.size // dtype.itemsize, _UNREAD))
-    (layout.packed() if plain else layout).array(memory)[...] = raw
+    for name, layout in layouts.items():
+        raw = np.ascontiguousarray(facts.values[name])
+        if dtype.is_float:
+            bad = ~np.isfinite(dtype.decode(raw))
+            raw = np.where(bad, dtype.encode(np.full(raw.shape, _UNREAD)), raw)
+        (layout.packed() if plain else layout).array(memory)[...] = raw
     flat = memory.view(dtype.native)
     types = {"f32": "float", "f16": "uint16_t", "bf16": "uint16_t", "i32": "int32_t"}
     if dtype.name == "f32":
@@ -163,7 +269,8 @@ def _fill(name: str, layout: Layout, raw: Raw) -> dict[str, Any]:
         digits = [str(int(value)) for value in (flat if dtype.name == "i32" else memory.view(np.uint16))]
     about = [] if plain else [f"{_UNREAD:g} stands between the elements, where nothing must be read"]
     about += [f"bits of {dtype.name}"] if dtype.name in ("f16", "bf16") else []
-    return {"name": name, "type": types[dtype.name], "about": "; ".join(about), "lines": _lines(digits)}
+    owner = facts.case.shares.get(names[0], names[0])
+    return {"name": owner, "type": types[dtype.name], "about": "; ".join(about), "lines": _lines(digits)}
 
 
 def _float(value: np.floating[Any]) -> str:
@@ -176,14 +283,14 @@ def _lines(digits: list[str]) -> list[str]:
     return textwrap.wrap(", ".join(digits), 96) or [""]
 
 
-def _expected(facts: Facts) -> tuple[dict[str, list[str]] | None, str]:
+def _expected(facts: Facts, demand: Demand) -> tuple[dict[str, list[str]] | None, str]:
     """What the output must be, where comparing with the CPU device would not show the fault, and why not."""
     wrong, on_cpu = facts.failure.wrong, facts.target.device.id.startswith("CPU")
     if facts.is_deadly or wrong is None or facts.op.judge is not None or facts.case.keep is not None:
         return None, ""
     if not on_cpu and not wrong.nmse <= 10 * _NMSE:
         return None, ""
-    value, bound = facts.demands[facts.out].value, facts.demands[facts.out].bound
+    value, bound = demand.value, demand.bound
     if not np.isfinite(value).all() or value.size > LISTED:
         return None, ""
     why = "it is the CPU backend that is wrong" if on_cpu else "the error is too small for the NMSE"
@@ -198,6 +305,7 @@ _OP_PARAMS: Mapping[str, Callable[[Case], list[int]]] = {
     "solve_tri": lambda case: [],
     "tri": lambda case: list(OPS["tri"].params(case)),
     "diag": lambda case: [],
+    "pad": lambda case: list(OPS["pad"].params(case)),
     "l2_norm": lambda case: [int(np.float32(case.params["eps"]).view(np.int32))],
     "ssm_conv": lambda case: [],
     "sum_rows": lambda case: [],
@@ -247,7 +355,6 @@ def _op_number(name: str, folder: str) -> int | None:
     """An op's number in enum ggml_op, which differs from build to build: asked of libggml in a process of its own."""
     from opconform.backends.ggml.library import library_files
     from opconform.harness.backend import Unavailable
-    from opconform.reports.repro.apis import ggml_folder
 
     try:
         base, registry = library_files(Path(ggml_folder(folder)))

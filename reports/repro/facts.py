@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +21,9 @@ from opconform.harness.registry import ops
 from opconform.harness.runner import Target
 from opconform.harness.sanitizer import KINDS as FAULTS
 from opconform.harness.values import inputs_of
+
+if TYPE_CHECKING:
+    from opconform.reports.repro.recording import Recorded
 
 TWIN = "_twin"  #: what the arguments of a second case are called, where a check compares two
 
@@ -143,6 +148,15 @@ class Facts:
             found |= {name + TWIN: raw for name, raw in inputs_of(self.twin, self.op).items()}
         return found
 
+    @cached_property
+    def graphs(self) -> tuple[Recorded, ...]:
+        """The graphs of many nodes that the ggml backend builds of a script's cases. Raises `CannotWriteError`."""
+        from opconform.reports.repro.recording import record
+
+        folder = ggml_folder(self.target.options.get("ggml_lib", ""))
+        device = self.target.device.id
+        return tuple(record(case, folder, device, suffix, self.is_deadly) for suffix, case, _ in self.parts)
+
     @property
     def versions(self) -> Mapping[str, str]:
         return dict(self.failure.versions)
@@ -151,6 +165,11 @@ class Facts:
     def repeats(self) -> int:
         """How often a script runs the case: once, unless it is wrong only now and then."""
         return 50 if self.failure.kind == "NOT DETERMINISTIC" else 1
+
+
+def ggml_folder(option: str) -> str:
+    """The folder that the ggml backend has loaded: the option, else the environment's."""
+    return option or os.environ.get("OPCONFORM_GGML_LIB", "")
 
 
 _CODES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i32": "<i4"}

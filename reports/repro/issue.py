@@ -21,6 +21,7 @@ from opconform.reports.repro.rendering import render
 
 _INLINE = 12_000  #: a longer file is named and not shown: an issue on GitHub holds 65,536 characters
 _STDERR_LINES = 30
+_ALIKE = 2  #: an op of so many inputs at most has the same axes in all of them
 
 #: What is wrong, for the title and for the first sentence.
 _WHAT = {
@@ -40,8 +41,9 @@ _WHAT = {
 }
 
 
-def issue(facts: Facts, files: Mapping[str, str], lacks: str) -> str:
-    """The text. `files` are the bundle's other files by name, `lacks` says why there is no repro.py, or is empty."""
+def issue(facts: Facts, files: Mapping[str, str], lacks: str, lacks_test: str = "") -> str:
+    """The text. `files` are the bundle's other files by name, `lacks` says why there is no repro.py, or is empty, and
+    `lacks_test` why there is no test_case.cpp."""
     failure, case = facts.failure, facts.case
     return render(
         "issue.md.j2",
@@ -61,10 +63,11 @@ def issue(facts: Facts, files: Mapping[str, str], lacks: str) -> str:
         stderr="\n".join(failure.stderr.splitlines()[-_STDERR_LINES:]),
         files=files,
         lacks=lacks,
+        lacks_test=lacks_test,
         shown={name: text for name, text in files.items() if len(text) <= _INLINE},
         upstream=_upstream(facts),
         is_ggml=is_ggml(facts),
-        replay=f"opconform replay case.json --backend {shlex.quote(failure.target)}",
+        replay=" ".join(["opconform replay case.json --backend", shlex.quote(failure.target), *_checker(failure)]),
         version=__version__,
     )
 
@@ -76,14 +79,27 @@ def title(facts: Facts) -> str:
     where = f"{facts.target.device.id} ({build})" if is_ggml(facts) and build else failure.target
     what = _WHAT.get(failure.kind, (failure.kind.lower(), ""))[0]
     needs = features(facts.case)
-    return f"{facts.op.name.upper()} on {where}: {what}" + (f" with {', '.join(needs)}" if needs else "")
+    return f"{facts.op.name.upper()} on {where}: {what}{_part(facts)}" + (f" with {', '.join(needs)}" if needs else "")
+
+
+def _part(facts: Facts) -> str:
+    """Which of an op's outputs or steps is wrong first, where it has several."""
+    stage, outputs = re.split(r"[ :]", facts.failure.stage)[0], facts.case.outputs
+    if stage and stage not in outputs:
+        return f" from the step {stage} on"
+    return f" in {facts.out}" if len(outputs) > 1 and facts.failure.wrong else ""
 
 
 def features(case: Case) -> list[str]:
-    """What a shrunk case still has, and its failure therefore needs."""
+    """What a shrunk case still has, and its failure therefore needs. Of an op of many arguments, whose axes mean
+    different things, the sizes are those of its output."""
     found = []
-    largest = [max(sizes) for sizes in zip(*((*layout.ne, 1, 1, 1, 1)[:4] for layout in case.layouts.values()))]
-    found += [f"ne{axis} {'> 1' if size == 2 else f'= {size}'}" for axis, size in enumerate(largest) if size != 1]
+    if len(case.inputs) > _ALIKE:
+        name, out = next(iter(case.outputs.items()))
+        found.append(f"{name} of ne [{', '.join(map(str, out.ne))}]")
+    else:
+        largest = [max(sizes) for sizes in zip(*((*layout.ne, 1, 1, 1, 1)[:4] for layout in case.layouts.values()))]
+        found += [f"ne{axis} {'> 1' if size == 2 else f'= {size}'}" for axis, size in enumerate(largest) if size != 1]
     for name, layout in case.layouts.items():
         if name in case.outputs and case.inplace:
             continue
@@ -91,11 +107,13 @@ def features(case: Case) -> list[str]:
             found.append(f"{name} not contiguous")
         if layout.offset:
             found.append(f"{name} at an offset")
+    found += [f"{name} in the memory of {owner}" for name, owner in case.shares.items()]
     return found + (["the output in place"] if case.inplace else [])
 
 
 def _tensor(name: str, layout: Layout, case: Case) -> dict[str, Any]:
-    place = f"the memory of {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
+    owner = case.inplace if name == next(iter(case.outputs)) else case.shares.get(name)
+    place = str(layout.kind) if owner is None else f"in the memory of {owner}"
     return {
         "name": name,
         "dtype": layout.dtype,
@@ -115,6 +133,7 @@ def _element(wrong: Wrong) -> dict[str, Any]:
         "error": f"{worst.error:.3g}",
         "bound": f"{worst.bound:.3g}",
         "times": f"{worst.times:.3g}" if math.isfinite(worst.times) else "",
+        "none_allowed": worst.bound == 0,
         "nmse": f"{wrong.nmse:.3g}",
         "whole": bool(wrong.mask),
     }
@@ -135,6 +154,11 @@ def _cause(failure: Failure) -> str:
     if failure.packed_twin == "fails":
         return "not strides or offsets, for the same values in contiguous tensors fail too."
     return "not known; the tensors are contiguous, so that strides and offsets are not to blame."
+
+
+def _checker(failure: Failure) -> list[str]:
+    """The option without which the fault does not show, where only a checker sees it."""
+    return ["--sanitize"] if "--sanitize" in failure.replay_options else []
 
 
 def _environment(failure: Failure) -> dict[str, str]:

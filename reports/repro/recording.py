@@ -100,7 +100,8 @@ def record(case: Case, folder: str, device: str, suffix: str = "", fatal: bool =
 
 
 def _call(plain: Mapping[str, Any]) -> Call:
-    return Call(**{key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()})
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in plain.items()}
+    return Call(**fields)
 
 
 def _needed(graph: Recorded) -> Recorded:

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from opconform.backends.cuda import CudaBackend, backend
 from opconform.backends.cuda.arguments import LAUNCHES
 from opconform.harness.backend import Device, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
+from opconform.harness.cli import main
 from opconform.harness.layouts import Layout
 from opconform.harness.runner import Target
 from opconform.reports.repro import apis
@@ -136,3 +138,28 @@ def test_without_a_device_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable, match="CUDA finds no device: cudaErrorNoDevice") as caught:
         CudaBackend.devices({})
     assert caught.value.hardware
+
+
+def reason_for_no_device() -> str:
+    try:
+        CudaBackend.devices({})
+    except Unavailable as reason:
+        return str(reason)
+    return ""
+
+
+def test_the_list_names_both_ways_to_run_the_kernels() -> None:
+    lines = CliRunner().invoke(main, ["list"]).output.splitlines()
+    assert any(line.startswith("cuda-host:0  the CUDA kernels on the CPU") for line in lines)
+    reason = reason_for_no_device()
+    assert f"cuda  not available: {reason}" in lines if reason else any(line.startswith("cuda:0  ") for line in lines)
+
+
+def test_asked_for_by_name_without_a_device_it_is_an_error(pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess("--backend", "cuda", "--collect-only")
+    reason = reason_for_no_device()
+    if reason:
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"ERROR: --backend cuda cannot run: {reason}"])
+    else:
+        assert result.ret != pytest.ExitCode.USAGE_ERROR

@@ -271,6 +271,42 @@ def test_every_byte_of_the_arena_makes_the_round_trip(backend: CudaHostBackend) 
     np.testing.assert_array_equal(after, before)
 
 
+def every_half() -> np.ndarray:
+    return np.arange(1 << 16, dtype=np.uint16).reshape(1, 1, 1, -1)
+
+
+def around_every_half() -> np.ndarray:
+    """Float32 values at every finite half, at every middle between two, and next to those on either side."""
+    halves = np.unique(np.abs(every_half().view(np.float16).astype(np.float32)))
+    halves = halves[halves <= 65504]
+    marks = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2, [np.float32(65520)]]).astype(np.float32)
+    near = np.concatenate([marks, np.nextafter(marks, np.float32(np.inf)), np.nextafter(marks, np.float32(-np.inf))])
+    return np.concatenate([near, -near]).view(np.uint32).reshape(1, 1, 1, -1)
+
+
+@pytest.mark.parametrize(
+    ("came", "goes", "raw"),
+    [
+        ("f16", "f32", every_half()),
+        ("bf16", "f32", every_half()),
+        ("f32", "f16", around_every_half()),
+        ("f32", "bf16", around_every_half()),
+    ],
+)
+def test_conversions_are_right_to_the_bit(backend: CudaHostBackend, came: str, goes: str, raw: np.ndarray) -> None:
+    case = Case("cpy", {}, {"x": Layout.contiguous(came, raw.shape)}, {"out": Layout.contiguous(goes, raw.shape)})
+    bench = Bench(case, {"x": raw})
+    assert bench.passes(backend), bench.verdict(backend).findings
+
+
+def test_a_wrong_step_is_named(tmp_path: Path) -> None:
+    right, wrong = "kk = j < i ? beta[beta_at / 4] * (kk * factor) : 0.0f;", "kk = j < i ? kk * factor : 0.0f;"
+    copy_with(tmp_path, Fault("gated_delta_net_chunk.cu", right, wrong, ""))
+    failure = found(tmp_path, "gated_delta_net_chunk")
+    assert failure is not None
+    assert failure.stage.startswith("Akk"), failure.stage
+
+
 def test_an_op_without_a_kernel_is_unsupported(backend: CudaHostBackend) -> None:
     x = Layout.contiguous("f32", (1, 1, 1, 1))
     reason = str(backend.supports(Case("fft", {}, {"x": x}, {"out": x})))

@@ -20,9 +20,11 @@ from opconform.harness.judging import Verdict, judge
 from opconform.harness.layouts import Layout
 from opconform.harness.op import Op, Problem
 from opconform.harness.registry import ops
+from opconform.harness.stages import judged_stages
 from opconform.harness.strategies import Freedom, batches
 from opconform.harness.values import inputs_of
 from opconform.harness.variants import variants
+from tests.judge import drawn_cases
 
 OPS = {name: ops()[name] for name in TorchBackend.ops}
 FREEDOM = Freedom(max_bytes=4 << 20)
@@ -66,6 +68,20 @@ def test_every_drawn_case_passes(backend: TorchBackend, device: Device, name: st
             assert not verdict.findings, verdict.case
 
     hold()
+
+
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.stages is not None])
+def test_every_stage_that_is_shown_is_right_by_itself(backend: TorchBackend, device: Device, name: str) -> None:
+    op = OPS[name]
+    for case in drawn_cases(name, 80, 1 << 16):
+        buffers = Buffers(case, np.zeros(Plan.of(case).size, np.uint8))
+        buffers.fill(inputs_of(case, op))
+        stages = backend.stages(case, buffers)
+        assert stages, "nothing is shown"
+        outputs = {name: layout.type.decode(np.array(buffers.raw(name))) for name, layout in case.outputs.items()}
+        shown = {name: values.astype(np.float64) for name, values in stages.items()}
+        said = judged_stages(op, case, {**shown, **outputs}, device.numerics)
+        assert said.startswith("none is wrong by itself"), f"{case}: {said}"
 
 
 def row_sums(recipe: str = "small_int", size: int = 2, exclusive: bool = False, reverse: bool = False) -> Case:

@@ -260,6 +260,25 @@ class Online32(Online):
     tile = 32
 
 
+class LooseExponentials(Online):
+    """Exponentials as many units in the last place off as Vulkan allows, 3 + 2·|x|, all of them too large."""
+
+    def exp(self, x: F32) -> F32:
+        near = np.exp(x)
+        off = np.where(np.isfinite(x) & (x != 0), np.floor(3 + 2 * np.abs(x)), np.float32(0)) * np.spacing(near)
+        return np.where(near > 0, near + off, near).astype(np.float32)
+
+
+class ScatteredExponentials(LooseExponentials):
+    """The same, up or down by the last bit of the argument."""
+
+    tile = 3
+
+    def exp(self, x: F32) -> F32:
+        near, large = np.exp(x), super().exp(x)
+        return np.where(np.ascontiguousarray(x).view(np.uint32) & 1, large, near - (large - near)).astype(np.float32)
+
+
 class Backwards(Online):
     """The last tile first."""
 

@@ -167,10 +167,10 @@ def test_norms_whose_squares_float32_cannot_hold_are_left_free(values: list[floa
     for eps in (0.0, 1e-12, 1e-6):
         bench = norm_of(values, eps, mode)
         assert bench.passes(Correct())
-        assert bench.passes(Small64())
+        assert bench.passes(InFloat64())
 
 
-class Small64(Correct):
+class InFloat64(Correct):
     """L2_NORM in float64, where no square overflows or underflows."""
 
     def normalised(self, case: Case, x: np.ndarray, squares: np.ndarray) -> np.ndarray:

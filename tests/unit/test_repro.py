@@ -21,6 +21,7 @@ from opconform.harness.checks import Finding
 from opconform.harness.judging import judge
 from opconform.harness.layouts import Layout
 from opconform.harness.numerics import EXACT, Numerics
+from opconform.harness.registry import ops
 from opconform.harness.runner import Target
 from opconform.reports.repro import apis, arrays, bundle
 from opconform.reports.repro.bundle import files_of, write_bundle
@@ -29,7 +30,7 @@ from opconform.reports.repro.issue import features, title
 from opconform.reports.repro.picture import picture
 from opconform.reports.repro.scripts import script
 from tests.judge import OPS, Bench, drawn_cases
-from tests.kernels import correct, small_odd, small_wrong, wrong
+from tests.kernels import correct, delta, delta_wrong, mla, small_odd, small_wrong, wrong
 from tests.repro_samples import FLUSHING, described, module_of, one_failure, target
 from tests.samples import acc, spec
 
@@ -37,11 +38,11 @@ from tests.samples import acc, spec
 
 
 @pytest.mark.parametrize("numerics", [EXACT, FLUSHING], ids=["exact", "flushing"])
-@pytest.mark.parametrize("op", list(OPS))
+@pytest.mark.parametrize("op", list(ops()))
 def test_a_script_demands_what_the_oracle_demands(op: str, numerics: Numerics) -> None:
     """For right and wrong results alike, over drawn layouts, values and parameters."""
     where = target(numerics=numerics)
-    kernels = [correct.Correct("0", {}), *(kernel("0", {}) for kernel in KERNELS[op])]
+    kernels = [kernel("0", {}) for kernel in KERNELS[op]]
     outcomes = set()
     for case in drawn_cases(op, 25, 1 << 14, 3):
         bench = Bench(case)
@@ -61,18 +62,21 @@ def test_a_script_demands_what_the_oracle_demands(op: str, numerics: Numerics) -
 
 
 KERNELS: Mapping[str, tuple[type, ...]] = {
-    "acc": (wrong.IgnoresI3, wrong.IgnoresNb1, wrong.ClearsSpan, wrong.LeavesTail),
-    "set": (wrong.IgnoresI3, wrong.CanonicalZero, wrong.ClearsSpan),
-    "cumsum": (wrong.ExclusiveBySubtraction, wrong.HalfSums, wrong.LosesCarry),
-    "solve_tri": (wrong.ByInverse, wrong.IgnoresUnit, wrong.HalfDots),
-    "tri": (small_wrong.OtherTriangle, small_wrong.NoZeros),
-    "diag": (small_wrong.DiagonalAbove, small_wrong.NoZeros),
-    "pad": (small_wrong.PadsAfterOnly, small_wrong.ReadsPackedX),
-    "l2_norm": (small_wrong.MeanSquare, small_wrong.FastInverseRoot),
-    "ssm_conv": (small_wrong.FlippedTaps, small_wrong.ReadsPackedC),
-    "sum_rows": (small_wrong.HalfSums, small_wrong.SumsPaddedRow),
-    "cpy": (small_odd.TruncatesHalves, small_wrong.CopiesByIndex, small_wrong.ReadsPackedX),
-    "cont": (small_wrong.ReadsPackedX, wrong.WritesPacked),
+    "acc": (correct.Correct, wrong.IgnoresI3, wrong.IgnoresNb1, wrong.ClearsSpan, wrong.LeavesTail),
+    "set": (correct.Correct, wrong.IgnoresI3, wrong.CanonicalZero, wrong.ClearsSpan),
+    "cumsum": (correct.Correct, wrong.ExclusiveBySubtraction, wrong.HalfSums, wrong.LosesCarry),
+    "solve_tri": (correct.Correct, wrong.ByInverse, wrong.IgnoresUnit, wrong.HalfDots),
+    "tri": (correct.Correct, small_wrong.OtherTriangle, small_wrong.NoZeros),
+    "diag": (correct.Correct, small_wrong.DiagonalAbove, small_wrong.NoZeros),
+    "pad": (correct.Correct, small_wrong.PadsAfterOnly, small_wrong.ReadsPackedX),
+    "l2_norm": (correct.Correct, small_wrong.MeanSquare, small_wrong.FastInverseRoot),
+    "ssm_conv": (correct.Correct, small_wrong.FlippedTaps, small_wrong.ReadsPackedC),
+    "sum_rows": (correct.Correct, small_wrong.HalfSums, small_wrong.SumsPaddedRow),
+    "cpy": (correct.Correct, small_odd.TruncatesHalves, small_wrong.CopiesByIndex, small_wrong.ReadsPackedX),
+    "cont": (correct.Correct, small_wrong.ReadsPackedX, wrong.WritesPacked),
+    "gated_delta_net": (delta.Delta, delta_wrong.OldestFirst, delta_wrong.TransposesState, delta_wrong.WithoutScale),
+    "gated_delta_net_chunk": (delta.Delta, delta_wrong.DropsDiagonal, delta_wrong.IgnoresState),
+    "mla_absorbed": (mla.Mla, mla.NoRotaryPart, mla.ReadsPadding, mla.MaskedRowIsNaN),
 }
 
 

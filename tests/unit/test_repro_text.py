@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -149,6 +150,8 @@ T ggml_ssm_conv(ggml_context *, T, T);
 T ggml_sum_rows(ggml_context *, T);
 T ggml_cpy(ggml_context *, T, T);
 T ggml_cont(ggml_context *, T);
+T ggml_fill(ggml_context *, T, float);
+T ggml_gated_delta_net(ggml_context *, T, T, T, T, T, T, int64_t);
 struct test_case {
     virtual ~test_case() {}
     virtual std::string vars() { return ""; }
@@ -189,8 +192,9 @@ def test_the_cpp_of_every_layout_and_type_compiles(op: str, device: str, tmp_pat
     made = []
     where = target(device=device, numerics=FLUSHING)
     for case in drawn_cases(op, 30, 1 << 12, 4):
-        made.append(cpp.test_case(Facts(described(case, where), where)))
-    texts = {text.rstrip() for text in made if text is not None}
+        with suppress(cpp.NoTestError):
+            made.append(cpp.test_case(Facts(described(case, where), where)))
+    texts = {text.rstrip() for text in made}
     assert len(texts) > 5
     structs, lines = zip(*(text.rsplit("\n", 1) for text in texts))
     compiles("\n".join([*structs, " ".join(lines)]), tmp_path)
@@ -208,7 +212,6 @@ def test_a_nan_is_no_value_of_a_cpp_test_case() -> None:
     case = replace(acc(2, 1, 1, 3), keep=1)
     where = target()
     text = cpp.test_case(Facts(described(case, where, "SLICES MIXED"), where))
-    assert text is not None
     assert "nan" not in text.replace("NaN", "")
     assert "1024.0f" in text
 
@@ -217,6 +220,7 @@ def test_a_case_that_ggml_cannot_build_has_no_cpp() -> None:
     x = Layout.contiguous("f32", (1, 1, 2, 2))
     case = Case("cumsum", {"axis": 1, "exclusive": False, "reverse": False}, {"x": x}, {"out": x})
     where = target("opencl", "0")
-    assert cpp.test_case(Facts(described(case, where), where)) is None
+    with pytest.raises(cpp.NoTestError, match="ggml_cumsum does not take this case"):
+        cpp.test_case(Facts(described(case, where), where))
     along_rows = replace(case, params={**case.params, "axis": 0})
     assert "not with ggml" in str(cpp.test_case(Facts(described(along_rows, where), where)))

@@ -1,0 +1,158 @@
+"""The script of every op for every API: alone in a process it passes, and fails once the device's result is spoilt."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from opconform.harness.backend import Unavailable
+from opconform.harness.case import Case
+from opconform.harness.judging import Verdict
+from opconform.harness.op import Op, Problem
+from opconform.harness.registry import ops
+from opconform.harness.runner import Runner, Target, devices_of
+from opconform.harness.strategies import Freedom, batches
+from opconform.harness.variants import variants
+from opconform.reports.repro import cpp
+from opconform.reports.repro.bundle import files_of
+from opconform.reports.repro.facts import Facts
+from tests.repro_samples import described
+
+APIS = ("torch:cpu", "opencl:0", "vulkan:0", "cuda-host:0", "ggml:CPU", "ggml:Vulkan0")
+PROBLEMS = 6  #: drawn for each op; each gives several cases
+
+#: Runs scripts with Opconform out of reach: as they are, and with the device's results spoilt, every element of them.
+DRIVER = """
+import contextlib, io, json, sys, traceback
+sys.modules["opconform"] = None
+import numpy as np
+
+def spoilt(scope):
+    right = scope["run"]
+    def run(memory):
+        after = right(memory)
+        for name in scope["WANT"]:
+            it = scope["at"](after, name)
+            bits = np.ndarray(it.shape, f"u{it.itemsize}", after, scope["TENSORS"][name][3], it.strides)
+            bits ^= bits.dtype.type(1 << (8 * it.itemsize - 2))
+        return after
+    return run
+
+for file in sys.argv[1:]:
+    sys.argv, said, status = [file], io.StringIO(), []
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        scope = {"__name__": "script", "__file__": file}
+        try:
+            exec(compile(open(file, encoding="utf-8").read(), file, "exec"), scope)
+            status.append(scope["main"]())
+            scope["run"] = spoilt(scope)
+            status.append(scope["main"]())
+        except SystemExit as end:
+            status.append(end.code)
+        except BaseException:
+            traceback.print_exc()
+    print(json.dumps([file, status, said.getvalue()[-3000:]]), flush=True)
+"""
+
+
+def missing(message: str) -> None:
+    """Something that this machine lacks: a failure where CI runs it, else a skip."""
+    pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
+
+
+@contextmanager
+def opened(api: str) -> Iterator[Runner]:
+    """A device by its label."""
+    spec, _, name = api.partition(":")
+    folder = os.environ.get("OPCONFORM_GGML_LIB", "")
+    options = {"ggml_lib": folder} if spec == "ggml" and folder else {}
+    try:
+        device = next(device for device in devices_of(spec, options) if device.id == name)
+    except (Unavailable, StopIteration) as reason:
+        missing(f"{api}: {reason}")
+    with Runner(Target(spec, device, options)) as runner:
+        yield runner
+
+
+def passing(runner: Runner, op: Op) -> list[Verdict]:
+    """Cases that the device gets right: few, the ones with most to get wrong first: shared memory, several types, all
+    of the optional arguments."""
+    freedom, cases = Freedom(runner.limits(op), 1 << 12), list[Case]()
+
+    @seed(5)
+    @settings(
+        max_examples=PROBLEMS,
+        phases=(Phase.generate,),
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(batches(op, freedom))
+    def draw(drawn: tuple[Problem, int]) -> None:
+        problem, variant_seed = drawn
+        cases.extend(variant.case(op, problem) for variant in variants(op, problem, variant_seed, freedom))
+
+    draw()
+    whole = [case for case in cases if all(layout.size for layout in case.layouts.values())]
+    found = [verdict for verdict in runner.verdicts(op, whole) if verdict.passed]
+    return sorted(found, key=_plainness)
+
+
+def _plainness(verdict: Verdict) -> tuple[int, ...]:
+    case = verdict.case
+    types = {layout.dtype for layout in case.layouts.values()}
+    return (
+        -bool(case.shares),
+        -len(types),
+        -len(case.inputs),
+        -sum(not it.is_contiguous for it in case.layouts.values()),
+    )
+
+
+@pytest.mark.parametrize("api", APIS)
+def test_the_script_of_every_op_runs_alone(api: str, tmp_path: Path) -> None:
+    files: dict[str, str] = {}
+    with opened(api) as runner:
+        for name, op in ops().items():
+            found = passing(runner, op)
+            for number, verdict in enumerate((found[0], found[len(found) // 2])):
+                failure = replace(described(verdict.case, runner.target), numerics=verdict.numerics)
+                made = files_of(failure, runner.target)
+                file = tmp_path / f"{name}-{number}.py"
+                file.write_bytes(made["repro.py"])
+                files[str(file)] = f"{verdict.case}"
+    environment = {name: value for name, value in os.environ.items() if name != "OPCONFORM_GGML_LIB"}
+    command = [sys.executable, "-c", DRIVER, *files]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environment)
+    ran = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [file for file, _, _ in ran] == list(files), done.stderr
+    wrong = [(files[file], status, said) for file, status, said in ran if status != [0, 1]]
+    assert not wrong, wrong
+
+
+@pytest.mark.parametrize("form", ["one node", "l2norm", "chunk"])
+def test_a_graph_of_one_node_has_a_cpp_test_case(form: str) -> None:
+    with opened("ggml:CPU") as runner:
+        op = ops()["gated_delta_net_chunk" if form == "chunk" else "gated_delta_net"]
+        where = runner.target
+        case = next(
+            verdict.case for verdict in passing(runner, op) if verdict.case.params["l2norm"] == (form == "l2norm")
+        )
+    facts = Facts(described(case, where), where)
+    if form != "one node":
+        with pytest.raises(cpp.NoTestError, match=r"the case is a graph of \d+ nodes"):
+            cpp.test_case(facts)
+        return
+    text = cpp.test_case(facts)
+    assert "= ggml_gated_delta_net(ctx, q, k, v, g, beta, " in text
+    issue = files_of(described(case, where), where)["issue.md"].decode()
+    assert "paste `test_case.cpp`" in issue
