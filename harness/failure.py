@@ -171,6 +171,7 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
     comparison = verdict.comparison
     wrong = _wrong(comparison) if comparison is not None and comparison.wrong.any() else None
     twin = _packed_twin(op, runner, case)
+    numerics = verdict.numerics if verdict.comparisons else runner.numerics
     hint, provenance = examine(op, runner, replace(verdict, case=case), seen)
     device = runner.target.device
     return Failure(
@@ -187,8 +188,8 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
         replay_options=_replay_options(runner, case),
         hint=hint,
         provenance=provenance,
-        stage=first_wrong_stage(op, runner, case, verdict.numerics),
-        numerics=verdict.numerics if verdict.comparisons else runner.numerics,
+        stage=first_wrong_stage(op, runner, case, numerics),
+        numerics=numerics,
     )
 
 

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from threadpoolctl import threadpool_limits
+
 from opconform.harness.backend import Unavailable
 from opconform.harness.blame import Panel
 from opconform.harness.case import Case
@@ -93,6 +95,9 @@ class Session:
         self._database = database_of(settings.database)
         self._runners: dict[str, Runner] = {}
         self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
+        self._one_thread = threadpool_limits(
+            1
+        )  # the references multiply small matrices, many at once: threads only spin
 
     def __enter__(self) -> Session:
         return self
@@ -102,6 +107,7 @@ class Session:
             runner.close()
         self._runners.clear()
         self._panel.close()
+        self._one_thread.restore_original_limits()
         for observer in self._observers:
             observer.close()
 

@@ -182,7 +182,7 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
         ("test --backend {NotABackend}", "has no Backend class 'NotABackend'; it has Good, TwoDevices, "),
         ("test --backend {ListsNone}", "cannot run: no such device on this machine; plug one in"),
         ("test --backend {CrashesWhenListing}", "signal SIGABRT; libsample: cannot map the device"),
-        ("test --op acc,nope", "no op 'nope'; there are acc, cumsum, "),
+        ("test --op acc,nope", "no op 'nope'; there are acc, cont, "),
         ("test --profile nope", "'nope' is not one of 'quick', 'default', 'nightly'"),
         ("test --case nope", "no case 'nope': no such file, no known case (opconform list --cases), none in reports"),
         ("replay nope.json", "nope.json: No such file or directory"),

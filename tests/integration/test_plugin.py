@@ -94,7 +94,7 @@ def test_a_case_by_file_or_id_runs_alone(pytester: pytest.Pytester, form: str) -
         ("--backend {Good}:7", "no such device; there are {Good}:0"),
         ("--backend {NotABackend}", "has no Backend class 'NotABackend'; it has Good, "),
         ("--backend {ListsNone}", "cannot run: no such device on this machine; plug one in"),
-        ("--backend {Good} --op nope", "no op 'nope'; there are acc, cumsum, "),
+        ("--backend {Good} --op nope", "no op 'nope'; there are acc, cont, "),
         ("--backend {Good} --check nope", "no check 'nope' on request; there are deterministic, "),
         ("--backend {Good} --case nope", "no case 'nope': no such file, no known case"),
         ("--backend {Good} --case nope.json", "nope.json: No such file or directory"),
@@ -169,8 +169,11 @@ def test_several_processes_share_the_seed_the_matrix_and_the_junit_file(pytester
     assert "WRONG VALUES  acc on " in str(failure.text)
 
 
+FOUR_OPS = ("--op", "acc,set,cumsum,solve_tri")
+
+
 def test_keywords_select_ops(pytester: pytest.Pytester) -> None:
-    arguments = ("--backend", spec("Good"), "--max-examples", "8", "--no-isolation")
+    arguments = ("--backend", spec("Good"), "--max-examples", "8", "--no-isolation", *FOUR_OPS)
     result = pytester.runpytest_inprocess(*arguments, "-k", "set or tri")
     result.assert_outcomes(passed=2, deselected=3)
 
@@ -190,7 +193,7 @@ def test_the_conformance_tests_run_from_any_folder(pytester: pytest.Pytester) ->
 
 
 def test_without_a_backend_all_run_beside_the_users_own_tests(pytester: pytest.Pytester) -> None:
-    result = pytester.runpytest_inprocess("--max-examples", "8", "--no-isolation", "-rs")
+    result = pytester.runpytest_inprocess("--max-examples", "8", "--no-isolation", "-rs", *FOUR_OPS)
     assert result.ret == 0
     result.assert_outcomes(passed=5, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED *ListsNone is not available: no such device on this machine; plug one in"])
@@ -198,7 +201,7 @@ def test_without_a_backend_all_run_beside_the_users_own_tests(pytester: pytest.P
 
 def test_under_ci_a_missing_backend_fails(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
-    result = pytester.runpytest_inprocess("--max-examples", "8", "--no-isolation", "-k", "ListsNone or mine")
+    result = pytester.runpytest_inprocess("--max-examples", "8", "--no-isolation", "-k", "ListsNone or mine", *FOUR_OPS)
     assert result.ret == 1
     result.assert_outcomes(errors=1, passed=1, deselected=4)
     result.stdout.fnmatch_lines(["*ListsNone is not available: no such device on this machine; plug one in"])

@@ -29,7 +29,7 @@ from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.issue import features, title
 from opconform.reports.repro.picture import picture
 from opconform.reports.repro.scripts import script
-from tests.judge import OPS, Bench, drawn_cases
+from tests.judge import Bench, drawn_cases
 from tests.kernels import correct, delta, delta_wrong, mla, small_odd, small_wrong, wrong
 from tests.repro_samples import FLUSHING, described, module_of, one_failure, target
 from tests.samples import acc, spec

@@ -76,9 +76,10 @@ LAYER = "".join(
     (
         "VUID-vkCmdDispatch-None-02706(ERROR / SPEC): msgNum: -1660035578 - Validation Error: ",
         "[ VUID-vkCmdDispatch-None-02706 ] Object 0: handle = 0x55a0, type = VK_OBJECT_TYPE_QUEUE; ",
-        "| MessageID = 0x9d0dde06 | Descriptor index 0 access out of bounds. Descriptor size is 65536 and highest byte ",
-        "accessed was 400001027 Command buffer (0x55a0). Compute Dispatch Index 0. Shader validation error occurred in ",
-        "file <stdin> at line 46.Unable to find suitable #line directive in SPIR-V OpSource. The Vulkan spec states: …\n",
+        "| MessageID = 0x9d0dde06 | Descriptor index 0 access out of bounds. Descriptor size is 65536 and highest ",
+        "byte accessed was 400001027 Command buffer (0x55a0). Compute Dispatch Index 0. Shader validation error ",
+        "occurred in file <stdin> at line 46.Unable to find suitable #line directive in SPIR-V OpSource. ",
+        "The Vulkan spec states: …\n",
         "    Objects: 1\n        [0] 0x55a015e73dc8, type: 4, name: NULL\n",
         "SYNC-HAZARD-WRITE-AFTER-WRITE(ERROR / SPEC): msgNum: 1544472022 - Validation Error: ",
         "[ SYNC-HAZARD-WRITE-AFTER-WRITE ] Object 0: handle = 0x60000000006, type = VK_OBJECT_TYPE_BUFFER; ",
