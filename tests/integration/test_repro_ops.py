@@ -16,7 +16,9 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from opconform.harness.backend import Unavailable
 from opconform.harness.case import Case
+from opconform.harness.checks import Finding
 from opconform.harness.judging import Verdict
+from opconform.harness.layouts import Layout
 from opconform.harness.op import Op, Problem
 from opconform.harness.registry import ops
 from opconform.harness.runner import Runner, Target, devices_of
@@ -123,6 +125,7 @@ def test_the_script_of_every_op_runs_alone(api: str, tmp_path: Path) -> None:
     with opened(api) as runner:
         for name, op in ops().items():
             found = passing(runner, op)
+            assert found, f"{api} has no case of {name}"
             picked = (found[0],) if api in ALONE else (found[0], found[len(found) // 2])
             for number, verdict in enumerate(picked):
                 failure = replace(described(verdict.case, runner.target), numerics=verdict.numerics)
@@ -136,7 +139,8 @@ def test_the_script_of_every_op_runs_alone(api: str, tmp_path: Path) -> None:
         command = [sys.executable, "-c", DRIVER, *together]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300, env=environment)
         ran += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-        assert len(ran) and ran[-1][0] == together[-1], done.stderr
+        assert ran[-1:], done.stderr
+        assert ran[-1][0] == together[-1], done.stderr
     wrong = [(files[file], status, said) for file, status, said in ran if status != [0, 1]]
     assert [file for file, _, _ in ran] == list(files)
     assert not wrong, wrong
@@ -159,3 +163,21 @@ def test_a_graph_of_one_node_has_a_cpp_test_case(form: str) -> None:
     assert "= ggml_gated_delta_net(ctx, q, k, v, g, beta, " in text
     issue = files_of(described(case, where), where)["issue.md"].decode()
     assert "paste `test_case.cpp`" in issue
+
+
+def test_a_graph_that_cannot_be_built_ends_the_script_as_it_ended_the_backend(tmp_path: Path) -> None:
+    """ggml_gated_delta_net asserts that the rows of q are contiguous."""
+    with opened("ggml:CPU") as runner:
+        where, (first, *_) = runner.target, passing(runner, ops()["gated_delta_net"])
+    q = Layout.contiguous("f32", first.case.inputs["q"].shape)
+    strided = replace(q, strides=tuple(2 * stride for stride in q.strides))
+    case = replace(first.case, inputs={**first.case.inputs, "q": strided}, shares={})
+    wrong = described(case, where)
+    files = files_of(wrong, where)
+    assert "its graph cannot be built here: " in files["issue.md"].decode()
+    assert "repro.py" not in files
+    crash = replace(wrong, findings=(Finding("process", "CRASH", "the process ended with signal SIGABRT"),))
+    (tmp_path / "repro.py").write_bytes(files_of(crash, where)["repro.py"])
+    done = subprocess.run([sys.executable, "repro.py"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.returncode == 1
+    assert "the process ended with status -6" in done.stdout

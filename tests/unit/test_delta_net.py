@@ -417,16 +417,3 @@ def test_a_state_that_overflows_float32_leaves_its_column_free() -> None:
     bound = Bench(replace(case, data=data_of(values))).expected().bound
     assert np.isinf(bound[..., 0]).all()
     assert np.isfinite(bound[..., 1]).all()
-
-
-def figures(count: int) -> None:
-    for op in OPS:
-        found = ratios(op, Delta, count)
-        median, first = np.percentile(found, 50), np.percentile(found, 1)
-        print(
-            f"{op}: bound / error where it is tightest, {count} cases: median {median:.3g}, 1st percentile {first:.3g}"
-        )
-
-
-if __name__ == "__main__":
-    figures(2000)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,6 +19,8 @@ import pytest
 from opconform.harness.backend import Device
 from opconform.harness.case import Case
 from opconform.harness.checks import Finding
+from opconform.harness.failure import Failure
+from opconform.harness.failure import _wrong as wrong_of
 from opconform.harness.judging import judge
 from opconform.harness.layouts import Layout
 from opconform.harness.numerics import EXACT, Numerics
@@ -25,6 +28,7 @@ from opconform.harness.registry import ops
 from opconform.harness.runner import Target
 from opconform.reports.repro import apis, arrays, bundle
 from opconform.reports.repro.bundle import files_of, write_bundle
+from opconform.reports.repro.extract import CannotExtractError, source_of
 from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.issue import features, title
 from opconform.reports.repro.picture import picture
@@ -224,6 +228,83 @@ def test_a_backend_of_a_file_brings_what_it_imports(tmp_path: Path) -> None:
     assert not any("search" in name or "repro" in name for name in modules)
 
 
+@pytest.mark.parametrize(
+    ("finding", "says"),
+    [
+        (Finding("sanitizer", "OUT OF BOUNDS", "a write"), "only a checker sees this fault"),
+        (
+            Finding("split_state", "STATE LOST", "another state"),
+            "the fault shows only between several runs (split\\_state)",
+        ),
+    ],
+    ids=["sanitizer", "relation"],
+)
+def test_what_one_run_cannot_show_has_no_script_but_all_the_rest(finding: Finding, says: str) -> None:
+    where = target()
+    wrong = replace(described(delta_case(), where), findings=(finding,), replay_options=("--sanitize",))
+    files = files_of(wrong, where)
+    assert set(files) == {"case.json", "issue.md", "bundle.json"}
+    issue = files["issue.md"].decode()
+    assert f"There is no `repro.py` for this case: {says}" in issue
+    assert "opconform replay case.json --backend ggml:Vulkan0 --sanitize" in issue
+
+
+def test_a_fault_in_making_the_script_leaves_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise KeyError("acc")
+
+    monkeypatch.setattr(bundle, "script", fails)
+    files = files_of(one_failure(), target())
+    assert {"case.json", "test_case.cpp", "issue.md", "map.svg", "bundle.json"} == set(files)
+    assert "making it failed with KeyError: 'acc'" in files["issue.md"].decode()
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_fault_that_a_backend_saw_is_one_that_its_script_raises() -> None:
+    where = target()
+    for kind, raised in (("ERROR", True), ("DATA RACE", True), ("CRASH", False), ("TIMEOUT", False)):
+        facts = Facts(replace(one_failure(), findings=(Finding("process", kind, "it"),)), where)
+        assert (facts.is_raised, facts.is_deadly) == (raised, not raised)
+
+
+def test_a_function_brings_classes_tables_and_other_names_along() -> None:
+    found = source_of(uses_all)
+    scope: dict[str, Any] = {}
+    exec(found["source"], scope)
+    assert scope[found["name"]](3) == uses_all(3) == 17
+    with pytest.raises(CannotExtractError, match="NAMELESS, which is neither a function nor a plain value"):
+        source_of(uses_an_object)
+
+
+TABLE = {"two": (1, 1), "five": [2, 3]}
+NAMELESS = Path()
+
+
+class Pair(NamedTuple):
+    left: int
+    right: Case  # an annotation, which a script does not need
+
+    def total(self) -> int:
+        return self.left + _doubled(self.right)  # type: ignore[arg-type]
+
+
+def _twice(x: int) -> int:
+    return 2 * x
+
+
+_doubled = _twice
+
+
+def uses_all(x: int) -> int:
+    return Pair(x, 2).total() + sum(map(sum, TABLE.values())) + _doubled(x - math.floor(1.5)) - 1  # type: ignore[arg-type]
+
+
+def uses_an_object() -> Path:
+    return NAMELESS
+
+
 # ---- the picture and the issue ---------------------------------------------------------------------------------------
 
 
@@ -284,6 +365,55 @@ def test_a_title_says_what_the_case_needs() -> None:
         "a at an offset",
         "the output in place",
     ]
+
+
+def delta_case(**inputs: Layout) -> Case:
+    """One token of a delta net: 2 value heads, 3 keys, 2 values, no state to begin with."""
+    sizes = {"q": (1, 3), "k": (1, 3), "v": (2, 2), "g": (2, 1), "beta": (2, 1)}
+    plain = {name: Layout.contiguous("f32", (1, 1, *rest)) for name, rest in sizes.items()}
+    outputs = {"out": Layout.contiguous("f32", (1, 1, 2, 2)), "state_out": Layout.contiguous("f32", (1, 2, 3, 2))}
+    params = {"scale": 1.0, "heads": "tiled", "state_layout": "kv", "l2norm": False, "eps": 1e-6, "gate": "log"}
+    return Case("gated_delta_net", {**params, "snapshots": 1}, {**plain, **inputs}, outputs, "normal")
+
+
+def test_an_issue_on_an_op_of_many_arguments_is_readable() -> None:
+    where = target()
+    shared = {name: Layout("f32", (1, 1, 1, 3), (24, 24, 24, 4), 12 * (name == "k")) for name in ("q", "k")}
+    case = replace(delta_case(**shared), shares={"k": "q"})
+    wrong = replace(seen_in("state_out", case, where), stage="delta: β (v − Sᵀk): 4 of 4 elements are wrong")
+    assert title(Facts(wrong, where)) == (
+        "GATED_DELTA_NET on Vulkan0 (b7836): wrong values from the step delta on with out of ne [2, 2, 1, 1], "
+        "k at an offset, k in the memory of q"
+    )
+    assert title(Facts(replace(wrong, stage=""), where)).startswith(
+        "GATED_DELTA_NET on Vulkan0 (b7836): wrong values in state_out with out of ne"
+    )
+    files = files_of(wrong, where)
+    issue = files["issue.md"].decode()
+    assert "| `k` | f32 | 3, 1, 1, 1 | 4, 24, 24, 24 | 12 | in the memory of q |" in issue
+    assert "**First wrong step:** delta: β (v − Sᵀk): 4 of 4 elements are wrong." in issue
+    assert "Rounding can explain an error of " in issue
+    assert "There is no `repro.py` for this case: its graph cannot be built here: " in issue
+    assert "There is no test for ggml's `tests/test-backend-ops.cpp`: its graph cannot be built here: " in issue
+    picture = ElementTree.fromstring(files["map.svg"].decode())
+    assert picture.findtext("{*}title") == "state_out of GATED_DELTA_NET on ggml:Vulkan0: 12 of 12 elements wrong"
+    assert len(picture.findall("{*}g")) == 2
+
+
+def seen_in(output: str, case: Case, where: Target) -> Failure:
+    """A failure of `case` in which one output is NaN from end to end."""
+    bench = Bench(case)
+    after = bench.after(delta.Delta("0", {}))
+    after.array(output)[...] = np.nan
+    verdict = judge(case, bench.op, bench.values, bench.before, after.memory, EXACT)
+    comparison = verdict.comparison
+    assert comparison is not None
+    return replace(
+        described(case, where),
+        findings=(Finding("value", "WRONG VALUES", f"{output} differs"),),
+        wrong=wrong_of(comparison),
+        versions=tuple(where.device.versions.items()),
+    )
 
 
 def test_an_issue_names_no_local_path() -> None:
