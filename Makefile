@@ -26,7 +26,7 @@ test: lint  ## lint, then every test, against four builds of ggml
 	OPCONFORM_GGML_LIB_OLD=$(GGML)/b6673 \
 	OPCONFORM_GGML_LIB_BROKEN=$(GGML)/b7836 \
 	OPCONFORM_GGML_LIB_FIXED=$(GGML)/b8121 \
-	$(BIN)/python -m pytest --seed $(SEED)
+	$(BIN)/python -m pytest --seed $(SEED) --profile quick -n auto --dist worksteal
 
 nightly: setup  ## the nightly run, here: BUDGET minutes, SHARDS, GGML_LIB, EXTRA_GGML="NAME=FOLDER …" (tools/nightly.sh)
 	@GGML_LIB='$(or $(GGML_LIB),$(GGML)/v0.5.0)' tools/nightly.sh

@@ -19,7 +19,7 @@ import numpy as np
 
 from opconform.backends.ggml import GRAPHS
 from opconform.backends.ggml.graph import TYPES
-from opconform.backends.ggml.limits import CONSTRUCTORS
+from opconform.backends.ggml.limits import CONSTRUCTORS, limits_of
 from opconform.backends.ggml.ops import OPS
 from opconform.harness.case import Case
 from opconform.harness.dtypes import DType, Raw
@@ -173,7 +173,18 @@ def _notes(facts: Facts, listed: bool) -> list[str]:
         notes.append("The sentinels see a write outside only where it meets one of them; repro.py sees every byte.")
     if facts.repeats > 1:
         notes.append("It is wrong only now and then: run it several times.")
+    reason = _cpu_aborts(facts)
+    if reason:
+        notes.append(f"It ends when the CPU device, with which upstream compares, comes to it: {reason}.")
     return notes
+
+
+def _cpu_aborts(facts: Facts) -> str:
+    """The precondition of the CPU device's kernel that the case does not meet, or nothing."""
+    case, traits = facts.case, facts.op.traits(facts.case)
+    limits = limits_of("CPU", True, "", facts.versions.get("build", ""), None)
+    broken = (it for it in limits if it.op == case.op and it.kind == "kernel" and it.forbids(case, traits))
+    return next((limit.reason for limit in broken), "")
 
 
 def _memories(case: Case) -> dict[str, list[str]]:
@@ -319,11 +330,14 @@ def _view(case: Case) -> list[int]:
 
 def test_file_line(facts: Facts) -> str | None:
     """The case as a line for `test-backend-ops --test-file`, with random values; None where that format has no room
-    for it: an offset, elements that share memory, an op whose words are not known, a build that cannot be asked."""
+    for it (an offset, elements that share memory, an op whose words are not known), the CPU device cannot run it, or
+    the build cannot be asked."""
     case, made = facts.case, _OP_PARAMS.get(facts.op.name)
     if not is_ggml(facts) or made is None:
         return None
     if any(layout.offset or layout.overlaps or four_nb(layout)[0] == 0 for layout in case.inputs.values()):
+        return None
+    if _cpu_aborts(facts):
         return None
     number = _op_number(op_name(facts), facts.target.options.get("ggml_lib", ""))
     if number is None:

@@ -18,7 +18,7 @@ from opconform.reports.repro.rendering import render
 
 _WIDTH, _SLICE_HEIGHT = 900, 420  #: pixels of the page's width, and at most for a slice
 _CELL, _LEAST_CELL = 22, 3
-_SLICES = 8  #: shown along each of i2 and i3
+_SLICES = 8  #: shown along each of i2 and i3, and in a line
 _CELLS = 24_000  #: drawn in all
 _LINE = 64  #: elements of a line where one long row is broken
 _LABEL = 104  #: pixels that a slice's label takes
@@ -88,10 +88,10 @@ def _drawn(page: Page, marked: Mask, worst: tuple[int, ...] | None) -> str:
     if mask.shape[2] == 1 and mask.shape[3] > _LINE:
         line = _LINE
         page.notes.append(f"A row is broken into lines of {_LINE} elements.")
-    rows, columns = _window(page, mask, 0, "i3"), _window(page, mask, 1, "i2")
-    shown = len(rows) * len(columns)
+    grid = _grid(page, mask)
+    shown, columns = sum(map(len, grid)), len(grid[0])
     high, wide = (-(-mask.shape[3] // line), line) if line else mask.shape[2:]
-    budget = (_WIDTH - _GAP * (len(columns) + 1)) // len(columns)
+    budget = (_WIDTH - _GAP * (columns + 1)) // columns
     across, down = _per_cell(wide, budget, high, _CELLS // shown)
     page.cell = max(_LEAST_CELL, min(_CELL, budget // -(-wide // across), _SLICE_HEIGHT // -(-high // down)))
     if across * down > 1:
@@ -100,8 +100,8 @@ def _drawn(page: Page, marked: Mask, worst: tuple[int, ...] | None) -> str:
     size = (-(-wide // across) * page.cell, -(-high // down) * page.cell)
     step = (max(size[0], _LABEL if several else 0) + _GAP, size[1] + _GAP + (_TEXT if several else 0))
     page.top = 2 * _TEXT + _TEXT * len(page.notes) + _GAP
-    for row, i3 in enumerate(rows):
-        for column, i2 in enumerate(columns):
+    for row, places in enumerate(grid):
+        for column, (i3, i2) in enumerate(places):
             here, there = mask[i3, i2], np.ones((high, wide), dtype=bool)
             if line:
                 here, there = _lines(here[0], line), _lines(np.ones(mask.shape[3], dtype=bool), line)
@@ -110,20 +110,33 @@ def _drawn(page: Page, marked: Mask, worst: tuple[int, ...] | None) -> str:
             label = f"i2={i2}, i3={i3}" if several else ""
             paths = _paths(here, there, (across, down), page.cell)
             page.slices.append(Slice(*place, *size, label, bool(here.any()), *paths, _times(mark, page.cell)))
-    page.width = max(_GAP + len(columns) * step[0], 7 * max(len(page.title), *map(len, page.notes), 64) + 2 * _GAP)
-    page.height = page.top + len(rows) * step[1] + _TEXT
+    page.width = max(_GAP + columns * step[0], 7 * max(len(page.title), *map(len, page.notes), 64) + 2 * _GAP)
+    page.height = page.top + len(grid) * step[1] + _TEXT
     return render("map.svg.j2", page=page)
 
 
-def _window(page: Page, mask: Mask, axis: int, name: str) -> list[int]:
-    """The indices along an outer axis that are shown: all of them, or those from the first wrong one on."""
+def _grid(page: Page, mask: Mask) -> list[list[tuple[int, int]]]:
+    """Which slices (i3, i2) are shown, line by line: i3 down and i2 across, or one of them in lines like a text."""
+    n3, n2 = mask.shape[:2]
+    if n3 > 1 and n2 > 1:
+        across = _window(page, mask, 1, "i2", _SLICES)
+        return [[(i3, i2) for i2 in across] for i3 in _window(page, mask, 0, "i3", _SLICES)]
+    axis, name = (1, "i2") if n3 == 1 else (0, "i3")
+    shown = [(0, i) if axis else (i, 0) for i in _window(page, mask, axis, name, _SLICES**2)]
+    if axis == 0 and len(shown) <= _SLICES:
+        return [[place] for place in shown]
+    return [shown[first : first + _SLICES] for first in range(0, len(shown), _SLICES)]
+
+
+def _window(page: Page, mask: Mask, axis: int, name: str, most: int) -> list[int]:
+    """The indices along an outer axis that are shown: all of them, or `most` from the first wrong one on."""
     size = mask.shape[axis]
-    if size <= _SLICES:
+    if size <= most:
         return list(range(size))
     where = np.flatnonzero(mask.any(axis=tuple(other for other in range(4) if other != axis)))
-    first = min(max(int(where[0]) - 1, 0), size - _SLICES)
-    page.notes.append(f"Shown are {name} = {first} … {first + _SLICES - 1} of {size}.")
-    return list(range(first, first + _SLICES))
+    first = min(max(int(where[0]) - 1, 0), size - most)
+    page.notes.append(f"Shown are {name} = {first} … {first + most - 1} of {size}.")
+    return list(range(first, first + most))
 
 
 def _per_cell(wide: int, budget: int, high: int, cells: int) -> tuple[int, int]:

@@ -216,6 +216,15 @@ def test_a_nan_is_no_value_of_a_cpp_test_case() -> None:
     assert "1024.0f" in text
 
 
+def test_a_case_that_upstreams_comparison_cannot_run_says_so() -> None:
+    case = acc(2, 3)
+    strided = replace(case, inputs={**case.inputs, "b": Layout("f32", (1, 1, 3, 2), (48, 48, 16, 8), 0)})
+    where = target()
+    says = "It ends when the CPU device, with which upstream compares, comes to it: the CPU's ACC aborts unless b's nb0"
+    assert says in cpp.test_case(Facts(described(strided, where), where))
+    assert "It ends when" not in cpp.test_case(Facts(described(case, where), where))
+
+
 def test_a_case_that_ggml_cannot_build_has_no_cpp() -> None:
     x = Layout.contiguous("f32", (1, 1, 2, 2))
     case = Case("cumsum", {"axis": 1, "exclusive": False, "reverse": False}, {"x": x}, {"out": x})
