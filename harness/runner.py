@@ -470,6 +470,11 @@ class Runner:
         self._worker.open(self.target.device.id)
         self.lost = False
 
+    def related(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> Verdict:
+        """A verdict that passed, with what other runs of the same or a related case say of it."""
+        findings = self.twin_findings(op, verdict, checks) + self.metamorphic_findings(op, verdict)
+        return replace(verdict, findings=findings) if findings else verdict
+
     def twin_findings(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> tuple[Finding, ...]:
         """What the checks on request say of a case that passed."""
         found = []

@@ -236,7 +236,7 @@ class Search:
         verdicts = []
         for verdict in self._runner.verdicts(self._op, cases, until_death=until_death):
             if verdict.passed:
-                verdict = self._related(verdict)
+                verdict = self._runner.related(self._op, verdict, self._checks)
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
@@ -244,12 +244,6 @@ class Search:
         self._on_verdicts(verdicts)
         self._on_progress(self._tally)
         return verdicts
-
-    def _related(self, verdict: Verdict) -> Verdict:
-        """A verdict that passed, with what other runs of the same or a related case say of it."""
-        findings = self._runner.twin_findings(self._op, verdict, self._checks)
-        findings += self._runner.metamorphic_findings(self._op, verdict)
-        return replace(verdict, findings=findings) if findings else verdict
 
     def _again(self, verdict: Verdict) -> Verdict:
         """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""

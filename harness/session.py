@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from opconform.harness.backend import Unavailable
 from opconform.harness.blame import Panel
 from opconform.harness.case import Case
+from opconform.harness.checks import ON_REQUEST
 from opconform.harness.databases import database_of
 from opconform.harness.failure import Failure, describe
 from opconform.harness.interrupts import uninterrupted
@@ -165,9 +166,11 @@ class Session:
         """Run just these cases of one op; the first failure is described as it is, and not shrunk."""
         tally, failure, failed = Tally(), None, []
         self._tell(lambda observer: observer.begins(op, target))
-        runner = self.runner(target)
+        runner, checks = self.runner(target), [ON_REQUEST[name] for name in self.settings.checks]
         for name, case in cases:
             verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
+            if verdict.passed:
+                verdict = runner.related(op, verdict, checks)
             self._tell_verdicts(op, target, [verdict])
             if verdict.unsupported is not None:
                 tally.unsupported[verdict.unsupported] += 1

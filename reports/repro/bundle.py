@@ -83,14 +83,15 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
         text["repro.py"], beside = script(facts, part), part.files
     except CannotWriteError as reason:
         lacks = str(reason)
-    except Exception as error:  # the rest of the bundle is of use all the same
-        traceback.print_exc()
-        lacks = f"making it failed with {type(error).__name__}: {error}"
+    except Exception as error:
+        lacks = _broken(error)
     try:
         text["test_case.cpp"] = cpp.test_case(facts)
         lacks_test = ""
     except cpp.NoTestError as reason:
         lacks_test = str(reason)
+    except Exception as error:
+        lacks_test = _broken(error)
     line = cpp.test_file_line(facts)
     if line is not None:
         text["test_case.txt"] = f"{line}\n"
@@ -101,3 +102,9 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
     about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": __version__}
     text["bundle.json"] = json.dumps({**about, "files": sorted([*text, *beside])}, indent=1) + "\n"
     return {**{name: made.encode("utf-8", errors="replace") for name, made in text.items()}, **beside}
+
+
+def _broken(error: Exception) -> str:
+    """Why a file is not there: a fault of ours, which is shown. The rest of the bundle is of use all the same."""
+    traceback.print_exc()
+    return f"making it failed with {type(error).__name__}: {error}"

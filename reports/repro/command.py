@@ -22,6 +22,7 @@ OPTIONS = (
     "--also-seconds",
     "--no-isolation",
     "--strict-supports",
+    "--check",
     "--report-dir",
 )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from opconform import __version__
 from opconform.harness.case import Case
+from opconform.harness.checks import ON_REQUEST
 from opconform.harness.failure import Failure, Wrong
 from opconform.harness.layouts import Layout, LayoutClass
 from opconform.reports.console import places
@@ -76,7 +77,7 @@ def issue(facts: Facts, files: Mapping[str, str], lacks: str, lacks_test: str = 
         shown={name: text for name, text in files.items() if len(text) <= _INLINE},
         upstream=_upstream(facts),
         is_ggml=is_ggml(facts),
-        replay=" ".join(["opconform replay case.json --backend", shlex.quote(failure.target), *_checker(failure)]),
+        replay=" ".join(["opconform replay case.json --backend", shlex.quote(failure.target), *_options(failure)]),
         version=__version__,
     )
 
@@ -94,7 +95,8 @@ def title(facts: Facts) -> str:
 def _part(facts: Facts) -> str:
     """Which of an op's outputs or steps is wrong first, where it has several."""
     stage, outputs = re.split(r"[ :]", facts.failure.stage)[0], facts.case.outputs
-    if stage and stage not in outputs:
+    steps = facts.op.stages(facts.case) if facts.op.stages else ()
+    if stage not in outputs and any(stage == step.name for step in steps):
         return f" from the step {stage} on"
     return f" in {facts.out}" if len(outputs) > 1 and facts.failure.wrong else ""
 
@@ -165,9 +167,10 @@ def _cause(failure: Failure) -> str:
     return "not known; the tensors are contiguous, so that strides and offsets are not to blame."
 
 
-def _checker(failure: Failure) -> list[str]:
-    """The option without which the fault does not show, where only a checker sees it."""
-    return ["--sanitize"] if "--sanitize" in failure.replay_options else []
+def _options(failure: Failure) -> list[str]:
+    """The options without which the fault does not show: of a checker, and of a check on request."""
+    found, check = ["--sanitize"] if "--sanitize" in failure.replay_options else [], failure.findings[0].check
+    return [*found, *(["--check", check] if check in ON_REQUEST else [])]
 
 
 def _environment(failure: Failure) -> dict[str, str]:

@@ -342,6 +342,10 @@ def test_a_backend_that_is_wrong_now_and_then() -> None:
 )
 def test_what_a_check_on_request_compares(name: str, check: str) -> None:
     folder = bundle_of(spec(name), "cumsum", "--check", check)
+    assert f"opconform replay case.json --backend {spec(name)}:0 --check {check}" in (folder / "issue.md").read_text()
+    replay = ("replay", str(folder / "case.json"), "--backend", spec(name), "--history", "none", "--also-seconds", "0")
+    if check != "deterministic":  # which two runs alone need not show
+        assert [opconform(*replay, "--check", check).exit_code, opconform(*replay).exit_code] == [1, 0]
     assert run(folder).returncode == 1
     own = folder / "modules" / "sample.py"
     own.write_text(f"{own.read_text()}\n\nclass {name}(Good):\n    pass\n")

@@ -389,9 +389,10 @@ def test_an_issue_on_an_op_of_many_arguments_is_readable() -> None:
         "GATED_DELTA_NET on Vulkan0 (b7836): wrong values from the step delta on with out of ne [2, 2, 1, 1], "
         "k at an offset, k in the memory of q"
     )
-    assert title(Facts(replace(wrong, stage=""), where)).startswith(
-        "GATED_DELTA_NET on Vulkan0 (b7836): wrong values in state_out with out of ne"
-    )
+    for stage in ("", "state_out: the last states", "none is wrong by itself of decay, out"):
+        assert title(Facts(replace(wrong, stage=stage), where)).startswith(
+            "GATED_DELTA_NET on Vulkan0 (b7836): wrong values in state_out with out of ne"
+        )
     files = files_of(wrong, where)
     issue = files["issue.md"].decode()
     assert "| `k` | f32 | 3, 1, 1, 1 | 4, 24, 24, 24 | 12 | in the memory of q |" in issue
