@@ -1,4 +1,4 @@
-"""What the MLA kernels of OpenCL and Vulkan get alike: their intermediate results, sizes and places."""
+"""What the MLA kernels of all APIs get alike: their intermediate results, sizes and places."""
 
 from __future__ import annotations
 

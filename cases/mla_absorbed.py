@@ -553,7 +553,8 @@ def _compared(twin: Case, again: Again, found: Comparison, part: Callable[[F64],
     if others is None:
         return None
     other = others["out"]
-    apart = np.abs(other.got - part(found.got)) > other.bound + part(found.bound)
+    got, bound = part(found.got), other.bound + part(found.bound)
+    apart = ~((np.abs(other.got - got) <= bound) | np.isinf(bound) | np.isnan(got))
     if not apart.any():
         return None
     return (

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from opconform.harness.backend import Unavailable
 from opconform.harness.case import Case
+from opconform.harness.checks import ON_REQUEST
 from opconform.harness.judging import Verdict
 from opconform.harness.op import Op
 from opconform.harness.oracle import Comparison
@@ -158,7 +159,7 @@ class Panel:
         try:
             self._find_devices(deadline)
             first, again = _again(op, case, kind, own, deadline)
-            return line(target.label, twin, again, list(self._elsewhere(op, case, target, first, deadline)))
+            return line(target.label, twin, again, list(self._elsewhere(op, case, kind, target, first, deadline)))
         except Exception as error:
             return f"not found out ({type(error).__name__}: {error})"
 
@@ -178,24 +179,25 @@ class Panel:
                 self._silent.add(spec)
 
     def _elsewhere(
-        self, op: Op, case: Case, target: Target, first: Comparison | None, deadline: float
+        self, op: Op, case: Case, kind: str, target: Target, first: Comparison | None, deadline: float
     ) -> Iterator[Elsewhere]:
         for label, other in self._targets.items():
             itself = (other.spec, other.device.id) == (target.spec, target.device.id)
             if itself or label in self._silent:
                 continue
             same = is_same_device(target, other)
-            verdict = self._verdict(op, case, other, deadline)
+            verdict = self._verdict(op, case, kind, other, deadline)
             if verdict is None or verdict.kind == "TIMEOUT":
                 yield Elsewhere(label, "silent", same)
             elif verdict.unsupported is not None:
                 yield Elsewhere(label, "unsupported", same)
             elif verdict.failed:
-                yield Elsewhere(label, "fails", same, same_wrong(first, verdict.comparison))
+                some_wrong = first is not None and bool(first.wrong.any())
+                yield Elsewhere(label, "fails", same, some_wrong and same_wrong(first, verdict.comparison))
             else:
                 yield Elsewhere(label, "agrees", same)
 
-    def _verdict(self, op: Op, case: Case, target: Target, deadline: float) -> Verdict | None:
+    def _verdict(self, op: Op, case: Case, kind: str, target: Target, deadline: float) -> Verdict | None:
         """None where the device cannot be asked (in time)."""
         if time.monotonic() > deadline:
             return None
@@ -207,7 +209,7 @@ class Panel:
                     worker=self._workers.pop(target.spec, None),
                     start_seconds=_left(deadline),
                 )
-            return _run(op, [case], self._runners[target.label], deadline)[0]
+            return _run(op, [case], kind, self._runners[target.label], deadline)[0]
         except Unavailable:
             if target.label in self._runners:
                 self._runners.pop(target.label).close()
@@ -223,7 +225,7 @@ def _again(
     if kind == "TIMEOUT":
         return None, None
     try:
-        verdicts = _run(op, [case] * AGAIN, own(), deadline, beyond=("bug",))
+        verdicts = _run(op, [case] * AGAIN, kind, own(), deadline, beyond=("bug",))
     except Unavailable:
         return None, None
     failed = [verdict for verdict in verdicts if verdict.failed]
@@ -235,12 +237,18 @@ def _again(
     return (failed[0].comparison if failed else None), Again(len(failed), len(verdicts), steady)
 
 
-def _run(op: Op, cases: Sequence[Case], runner: Runner, deadline: float, beyond: tuple[str, ...] = ()) -> list[Verdict]:
-    """Verdicts, with what is left of the time as the limit of each case."""
+def _run(
+    op: Op, cases: Sequence[Case], kind: str, runner: Runner, deadline: float, beyond: tuple[str, ...] = ()
+) -> list[Verdict]:
+    """Verdicts, with what is left of the time as the limit of each case. Where `kind` is that of a relation between
+    runs, a case fails if that relation does not hold."""
+    only = replace(op, metamorphic=tuple(relation for relation in op.metamorphic if relation.kind == kind))
+    checks = [check for check in ON_REQUEST.values() if check.kind == kind]
     kept = runner.time_limit
     runner.time_limit = min(kept, _left(deadline))
     try:
-        return runner.verdicts(op, cases, beyond=beyond)
+        verdicts = runner.verdicts(op, cases, beyond=beyond)
+        return [runner.related(only, verdict, checks) if verdict.passed else verdict for verdict in verdicts]
     finally:
         runner.time_limit = kept
 

@@ -180,7 +180,7 @@ def _canonical(case: Case) -> str:
 
 
 def _canonical_shares(shares: Mapping[str, str]) -> str:
-    """Nothing where no argument shares its memory: a case that could be before this field was keeps its id."""
+    """Nothing where no argument shares its memory: the ids of such cases do not depend on this field."""
     if not shares:
         return ""
     return ',"shares":{' + ",".join([f"{_quoted(name)}:{_quoted(shares[name])}" for name in sorted(shares)]) + "}"
@@ -333,7 +333,7 @@ def _check_inplace(case: Case) -> None:
 def _check_shares(case: Case) -> None:
     """Inputs may lie in the memory of another input, of their type, that has its own, and apart from each other."""
     for name, owner in case.shares.items():
-        if name not in case.inputs or owner not in case.inputs:
+        if name not in case.inputs or not isinstance(owner, str) or owner not in case.inputs:
             raise CaseError(f"case.shares: {name!r} in {owner!r}; both must be of {', '.join(case.inputs)}")
         if owner in case.shares or owner == name or case.inplace in (name, owner):
             raise CaseError(f"case.shares: {name!r} in {owner!r}, which must have memory of its own, not in place")

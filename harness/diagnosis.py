@@ -32,25 +32,26 @@ _SEEN = 24  #: how many of the verdicts seen are looked at
 
 @dataclass(frozen=True)
 class Witness:
-    """What a backend returned for a case: a comparison per output."""
+    """What a backend returned for a case: a comparison per output, made with `numerics`."""
 
     image: Image
     comparisons: Mapping[str, Comparison]
+    numerics: Numerics
 
     @property
     def failed(self) -> bool:
         return any(comparison.wrong.any() for comparison in self.comparisons.values())
 
-    def bears_out(self, hypothesis: Hypothesis | None, numerics: Numerics) -> bool:
+    def bears_out(self, hypothesis: Hypothesis | None) -> bool:
         """Whether the hypothesis (None: it does not concern this case) foretells every element that came back."""
         if hypothesis is None:
             return not self.failed
-        return _foretold(self, hypothesis.reading(), numerics)
+        return _foretold(self, hypothesis.reading())
 
 
-def _foretold(witness: Witness, reading: Reading, numerics: Numerics) -> bool:
+def _foretold(witness: Witness, reading: Reading) -> bool:
     """Whether every element of every output is what the reading foretells."""
-    image = witness.image
+    image, numerics = witness.image, witness.numerics
     op = image.op if reading.expect is None else replace(image.op, expect=reading.expect, judge=None)
     with np.errstate(all="ignore"):
         expected = expectation(reading.case, op, reading.raw, numerics)
@@ -111,20 +112,20 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     `seen` are verdicts on other cases of the same op and device, passed or failed.
     """
     deadline = time.monotonic() + SECONDS
-    case, numerics = verdict.case, verdict.numerics
+    case = verdict.case
     if verdict.comparison is None or verdict.kind == "NOT DETERMINISTIC":
         return ""
     out = verdict.comparison.name
-    first = Witness(Image(case, op, out), _by_output(verdict))
+    first = Witness(Image(case, op, out), _by_output(verdict), verdict.numerics)
     candidates = []
     for name, hypothesis in named(hypotheses(first.image)).items():
         if time.monotonic() > deadline:
             return ""
-        if first.bears_out(hypothesis, numerics):
+        if first.bears_out(hypothesis):
             candidates.append(name)
     if candidates:
         for witness in _run(op, runner, other_values(case), out):
-            candidates = _borne_out(witness, candidates, numerics)
+            candidates = _borne_out(witness, candidates)
     if not candidates:
         return ""
     affordable = int((deadline - time.monotonic()) / max(verdict.seconds, 1e-4))
@@ -132,7 +133,7 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     close = _run(op, runner, larger, out)
     others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
     others += _witnesses(op, _chosen(case, seen), out)
-    return _told_apart(case, candidates, close, others, numerics, deadline)
+    return _told_apart(case, candidates, close, others, deadline)
 
 
 def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:
@@ -141,7 +142,7 @@ def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witnes
 
 def _witnesses(op: Op, verdicts: Iterable[Verdict], out: str) -> list[Witness]:
     return [
-        Witness(Image(verdict.case, op, out), _by_output(verdict))
+        Witness(Image(verdict.case, op, out), _by_output(verdict), verdict.numerics)
         for verdict in verdicts
         if verdict.comparisons and verdict.kind != "NOT DETERMINISTIC"
     ]
@@ -158,9 +159,9 @@ def _chosen(case: Case, seen: Sequence[Verdict]) -> list[Verdict]:
     return useful[:_SEEN]
 
 
-def _borne_out(witness: Witness, names: Iterable[str], numerics: Numerics) -> list[str]:
+def _borne_out(witness: Witness, names: Iterable[str]) -> list[str]:
     found = named(hypotheses(witness.image))
-    return [name for name in names if witness.bears_out(found.get(name), numerics)]
+    return [name for name in names if witness.bears_out(found.get(name))]
 
 
 def _told_apart(
@@ -168,7 +169,6 @@ def _told_apart(
     candidates: list[str],
     close: list[Witness],
     others: list[Witness],
-    numerics: Numerics,
     deadline: float,
 ) -> str:
     """The candidate that most witnesses bear out, the plainest of several; with the others, and with what speaks
@@ -179,7 +179,7 @@ def _told_apart(
     for index, witness in enumerate([*close, *others]):
         if time.monotonic() > deadline or not candidates:
             break
-        borne_out = _borne_out(witness, candidates, numerics)
+        borne_out = _borne_out(witness, candidates)
         failed = witness.failed
         failures += failed
         for name in set(candidates).difference(borne_out):

@@ -188,7 +188,7 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
         replay_options=_replay_options(runner, case),
         hint=hint,
         provenance=provenance,
-        stage=first_wrong_stage(op, runner, case, numerics),
+        stage=first_wrong_stage(op, runner, case, numerics) if verdict.comparisons else "",
         numerics=numerics,
     )
 

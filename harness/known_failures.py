@@ -15,8 +15,8 @@
 A failing case that an entry covers does not make a run red, and the search goes on after it: it looks for failures that
 no entry covers, and shrinks one only to cases that none covers. What an entry does hide is another fault of the same
 kind in the very cases that it describes; so `where` and `kind` should say no more than they must. An entry without
-`kind` covers wrong results, never the end of a process (CRASH, TIMEOUT, ERROR, SUPPORTS_OP LIES). Covered cases are run
-all the same: an expected CRASH costs a new process each, an expected TIMEOUT the whole time limit.
+`kind` covers wrong results, never the end of a process (CRASH, TIMEOUT, ERROR, SUPPORTS_OP LIES) or what a checker of
+memory found (OUT OF BOUNDS, DATA RACE, …). Covered cases are run all the same: an expected CRASH costs a new process each, an expected TIMEOUT the whole time limit.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from opconform.harness.known import LARGEST, case_from_file, known_cases
 from opconform.harness.op import Op
 from opconform.harness.registry import UsageError, backend_names, op_names, ops, parts_of
 from opconform.harness.result import KnownFailure, Result
+from opconform.harness.sanitizer import KINDS as SANITIZER_KINDS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,6 +47,7 @@ DEFAULT_FILE = "known_failures.toml"
 
 #: How a process ends or refuses; an entry without `kind` covers every kind but these.
 ENDS = ("CRASH", "TIMEOUT", "ERROR", "SUPPORTS_OP LIES")
+UNLIKE = (*ENDS, *SANITIZER_KINDS)  #: kinds that an entry covers only where it names them
 _WRONG = ("WRONG VALUES", "NAN/INF", "NOT WRITTEN", "WROTE OUTSIDE", "INPUT MODIFIED", "SLICES MIXED")
 
 _SHORT = 40  #: versions that are longer are left out of a message
@@ -161,7 +163,7 @@ class Entry:
 
     def covers(self, op: Op, case: Case, kind: str) -> bool:
         """Whether a failure of this kind, of an op and device that the entry matches, is the expected one."""
-        if self.expired() or (kind not in self.kinds if self.kinds else kind in ENDS):
+        if self.expired() or (kind not in self.kinds if self.kinds else kind in UNLIKE):
             return False
         facts = facts_of(op, case) if self.where else {}
         return all(condition.holds(facts) for condition in self.where)
@@ -250,10 +252,10 @@ def load(name: str | None) -> tuple[Entry, ...]:
 
 
 def kinds() -> tuple[str, ...]:
-    """Every kind of failure, those of checks on request and of the ops' own relations included."""
+    """Every kind of failure, those of checks on request, of the ops' own relations and of checkers included."""
     more = [check.kind for check in ON_REQUEST.values()]
     more += [relation.kind for op in ops().values() for relation in op.metamorphic]
-    return tuple(dict.fromkeys([*_WRONG, *more, *ENDS]))
+    return tuple(dict.fromkeys([*_WRONG, *more, *SANITIZER_KINDS, *ENDS]))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,12 @@ _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 
 @dataclass(frozen=True)
 class Died:
-    """A worker's end: killed by a signal, exited, or out of time."""
+    """A worker's end: killed by a signal, exited, or out of time. `log` is what the sanitizer wrote until then."""
 
     kind: str
     detail: str
     stderr: str
+    log: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,12 +83,12 @@ class Worker:
     """A worker process for one backend. Starting it does not wait; the first use does."""
 
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
+        before, environment, self._log = _under_sanitizer(spec, options)
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self._memory_fd = _memory_file()
         self._arena = np.empty(0, np.uint8)
         ours, theirs = socket.socketpair()
         arguments = [str(theirs.fileno()), str(self._memory_fd), spec]
-        before, environment, self._log = _under_sanitizer(spec, options)
         command = [*before, sys.executable, "-c", _START, *arguments]
         self._process = subprocess.Popen(
             command,
@@ -142,15 +144,22 @@ class Worker:
     def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
         """One answer per case, in order; the last one is `Died` where the worker ends before its time."""
         mark = os.fstat(self._stderr.fileno()).st_size
+        logged = os.path.getsize(self._log) if self._log else 0
         try:
             self._send(("run", self._arena.size, cases))
             for _ in cases:
                 if not self._connection.poll(seconds):
-                    yield self._died(seconds, mark)
+                    yield replace(self._died(seconds, mark), log=self._logged_since(logged))
                     return
-                yield self._connection.recv()
+                answered: Answer = self._connection.recv()
+                logged = max(logged, answered.logged)
+                yield answered
         except (EOFError, OSError):
-            yield self._died(None, mark)
+            yield replace(self._died(None, mark), log=self._logged_since(logged))
+
+    def _logged_since(self, start: int) -> str:
+        """What the sanitizer has written from byte `start` on."""
+        return Path(self._log).read_bytes()[start:].decode(errors="replace") if self._log else ""
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         """The backend's own word on each case."""
@@ -424,9 +433,11 @@ class Runner:
 
     def _verdict(self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray) -> Verdict:
         verdict = self._own_verdict(op, item, result, before, after)
-        if self._sanitizer is None or not isinstance(result, Answer) or not result.log:
+        if self._sanitizer is None or not result.log:
             return verdict
         findings = self._sanitizer.findings(result.log, item.case)
+        if isinstance(result, Died):  # its end heads the report, and what led to it follows
+            return replace(verdict, findings=(*verdict.findings, *findings))
         return replace(verdict, findings=(*findings, *verdict.findings)) if findings else verdict
 
     def _own_verdict(
@@ -498,12 +509,22 @@ class Runner:
             return ()
         values = inputs_of(case, op)
         comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
-        details = ((check, check.look(op, case, values, comparisons, self._outputs)) for check in op.metamorphic)
-        return tuple(Finding(check.name, check.kind, detail) for check, detail in details if detail is not None)
+        found = []
+        for check in op.metamorphic:
+            ends: list[str] = []
+            detail = check.look(op, case, values, comparisons, partial(self._outputs, ends))
+            if detail is None and ends:
+                detail = f"a run to compare with fails: {ends[0]}"
+            if detail is not None:
+                found.append(Finding(check.name, check.kind, detail))
+        return tuple(found)
 
-    def _outputs(self, case: Case) -> dict[str, Comparison] | None:
-        """What the device returns for another case, right or wrong; None where nothing came back."""
+    def _outputs(self, ends: list[str], case: Case) -> dict[str, Comparison] | None:
+        """What the device returns for another case, right or wrong; None where nothing came back. `ends` gets the
+        reason where the run failed."""
         verdict = self.verdicts(ops()[case.op], [case])[0]
+        if verdict.failed and not verdict.comparisons:
+            ends.append(verdict.findings[0].detail)
         return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
     def stages(self, op: Op, case: Case) -> dict[str, np.ndarray] | str | None:

@@ -166,6 +166,9 @@ class Search:
     def _fate(self, entry: Entry) -> str:
         """What the case that pins an expected failure does now; see `KnownFailure`."""
         verdict = self._runner.verdicts(self._op, [entry.case], beyond=("bug",))[0]
+        if verdict.passed:
+            checks = [check for check in ON_REQUEST.values() if check.kind in entry.kinds]
+            verdict = self._runner.related(self._op, verdict, checks)
         return verdict.unsupported or ("fails" if verdict.failed else "passes")
 
     def _known_failure(self, entry: Entry, fate: str) -> KnownFailure:
@@ -267,7 +270,7 @@ class Search:
             self._tally.failed += 1
         else:
             self._tally.passed += 1
-            self._tally.free += verdict.comparison.free if verdict.comparison else 0
+            self._tally.free += sum(comparison.free for comparison in verdict.comparisons)
 
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
@@ -308,7 +311,9 @@ class Search:
     def _fails(self, problem: Problem, variant_seed: int) -> bool:
         if self._found is None:
             drawn = variants(self._op, problem, variant_seed, self._freedom)
-            self._drawn += len(drawn)
+            if not drawn:
+                self._tally.unsupported["takes more than --max-bytes allows, as drawn"] += 1
+            self._drawn += max(len(drawn), 1)  # so that a search in which nothing fits comes to an end
             verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
             for variant, verdict in zip(drawn, verdicts):
                 if self._is_new(verdict):

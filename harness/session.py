@@ -96,9 +96,8 @@ class Session:
         self._database = database_of(settings.database)
         self._runners: dict[str, Runner] = {}
         self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
-        self._one_thread = threadpool_limits(
-            1
-        )  # the references multiply small matrices, many at once: threads only spin
+        # The references multiply small matrices, many at once: more threads only spin.
+        self._one_thread = threadpool_limits(1)
 
     def __enter__(self) -> Session:
         return self
@@ -128,9 +127,9 @@ class Session:
         return self._runners[target.label]
 
     def _backends(self) -> dict[str, Mapping[str, str]]:
-        """The options of every registered backend and of those in use, by spec."""
+        """The options of every registered backend and of those in use, by spec; none runs under a checker."""
         specs = dict.fromkeys([*backend_names(), *(runner.target.spec for runner in self._runners.values())])
-        return {spec: _options_of(spec, self.settings) for spec in specs}
+        return {spec: _options_of(spec, replace(self.settings, sanitize=False)) for spec in specs}
 
     def search(self, op: Op, target: Target, on_progress: Callable[[Tally], None] = lambda tally: None) -> Result:
         """Search one op on one device, and store the failing case where there is one."""
@@ -212,6 +211,7 @@ def commands(failure: Failure, settings: Settings) -> list[str]:
     name = failure.case.id
     where = os.path.join(settings.report_dir, "cases", f"{name}.json")
     options = [*failure.replay_options, *(["--strict-supports"] if settings.strict else [])]
+    options += [f"--check {finding.check}" for finding in failure.findings if finding.check in ON_REQUEST]
     tail = " ".join(["--backend", shlex.quote(failure.target), *options])
     found = [
         f"opconform replay {shlex.quote(where)} {tail}",

@@ -164,7 +164,12 @@ def _side_by_side(problem: Problem, group: tuple[str, ...], axes: int, shape: Sh
 
 
 def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Variant]:
-    """`VARIANTS` variants of `problem`; the first is packed. Equal arguments give equal variants."""
+    """`VARIANTS` variants of `problem`, the first of them packed; none where it does not fit in `freedom.max_bytes`.
+
+    Equal arguments give equal variants.
+    """
+    if Variant().case(op, problem).nbytes > freedom.max_bytes:
+        return []
     random = Random(seed)
     names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
     widest = {name: freedom.widest(name, name in problem.shapes and name != problem.inplace) for name in names}

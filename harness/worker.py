@@ -37,7 +37,8 @@ from opconform.harness.sanitizer import LOG
 @dataclass(frozen=True)
 class Answer:
     """What became of one case: run, not supported for a reason, or ended by a Python exception, which is of a `kind`.
-    `numerics` are the case's own, where they are not the device's. `log` is what the sanitizer wrote while it ran."""
+    `numerics` are the case's own, where they are not the device's. `log` is what the sanitizer wrote while it ran, and
+    `logged` how many bytes it has written in all."""
 
     unsupported: str | None = None
     error: str | None = None
@@ -45,6 +46,7 @@ class Answer:
     seconds: float = 0.0
     numerics: Numerics | None = None
     log: str = ""
+    logged: int = 0
 
 
 def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
@@ -55,11 +57,12 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
         if reason is not None:
             return Answer(unsupported=reason)
         backend.run(case, Buffers(case, memory))
+        seconds = time.perf_counter() - start
+        return Answer(seconds=seconds, numerics=backend.numerics(case))
     except KernelFault as fault:
         return Answer(error=str(fault), kind=fault.kind, seconds=time.perf_counter() - start)
     except Exception as error:
         return Answer(error=_own_frames(error), seconds=time.perf_counter() - start)
-    return Answer(seconds=time.perf_counter() - start, numerics=backend.numerics(case))
 
 
 def shown_stages(backend: Backend, case: Case, memory: np.ndarray) -> dict[str, np.ndarray] | str | None:
@@ -95,7 +98,7 @@ class _Log:
 
     def __init__(self) -> None:
         self._path = os.environ.get(LOG)
-        self._read = 0
+        self.read = 0  #: bytes
 
     def news(self) -> str:
         """What it has written since this was last asked."""
@@ -103,9 +106,9 @@ class _Log:
             return ""
         ctypes.CDLL(None).fflush(None)  # a layer that writes through the C library
         with open(self._path, "rb") as file:
-            file.seek(self._read)
+            file.seek(self.read)
             news = file.read()
-        self._read += len(news)
+        self.read += len(news)
         return news.decode(errors="replace")
 
 
@@ -113,7 +116,7 @@ def _answers(backend: Backend, cases: Sequence[tuple[Case, int]], memory: np.nda
     for case, offset in cases:
         result = answer(backend, case, memory[offset:])
         news = log.news()
-        yield replace(result, log=news) if news else result
+        yield replace(result, log=news, logged=log.read) if news else result
 
 
 def _die_with_parent() -> None:
@@ -152,7 +155,7 @@ def main() -> None:
                     try:
                         backend = backend_type(device, options)
                         limits = backend.limits()
-                        log.news()  # what opening the device gave rise to is no case's
+                        log.news()  # what anything but a run gives rise to is no case's: here, and below
                         connection.send(limits)
                     except Unavailable as reason:
                         connection.send(reason)
@@ -164,7 +167,12 @@ def main() -> None:
                         connection.send(result)
                 case ("supports", cases):
                     assert backend is not None
-                    connection.send([backend.supports(case) for case in cases])
+                    reasons = [backend.supports(case) for case in cases]
+                    log.news()
+                    connection.send(reasons)
                 case ("stages", size, case, offset):
                     assert backend is not None
-                    connection.send(shown_stages(backend, case, memory.up_to(size)[offset:]))
+                    shown = shown_stages(backend, case, memory.up_to(size)[offset:])
+                    log.news()
+                    connection.send(shown)
+                    log.news()  # of a case that has had its verdict

@@ -1,25 +1,14 @@
-"""What every op's kernels get: the launches, and the fields of `struct arguments` in the order the kernel names them.
-
-Every field is a 64-bit unsigned integer. Places are bytes from the start of the argument's own buffer, which begins
-with a guard; sizes are elements, innermost first; a float32 parameter is its bits in the low half (`as_float`).
-
-An op with intermediate results names them in `SCRATCH`, with their shapes: each is a packed float32 buffer of its own,
-full of NaN before the first launch, that lasts from the first launch to the last. A launch takes them by name, as it
-takes the arguments; their names must not be those of arguments. After the last launch the harness can ask for all of
-them, and judges those that bear the name of a stage of the op: so give each stage's buffer the shape of the stage.
-An argument that the case leaves out reaches the kernel as a null pointer.
-"""
+"""The launches that each op takes on CUDA. `own_buffers.py` says what fields and buffers are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from opconform.backends import delta_net, mla
-from opconform.backends.fields import bits, four_nb, four_ne, view_of
-from opconform.harness.buffers import GUARD
+from opconform.backends import delta_net, mla, own_buffers
+from opconform.backends.fields import bits, four_ne
+from opconform.backends.own_buffers import elements, place, scratch_of
 from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
 
 THREADS = 256  #: of a block, where a kernel takes one item per thread; no block has more
 TYPES = ("f32", "f16", "bf16", "i32")  #: as elements.cuh numbers them
@@ -55,62 +44,39 @@ def _blocks(kernel: str, blocks: int, threads: int, fields: list[int], buffers: 
     return Launch(kernel, (max(blocks, 1), 1, 1), (threads, 1, 1), fields, buffers)
 
 
-def _place(case: Case, name: str) -> list[int]:
-    """Where an argument's elements stand in its buffer: the first one, and the strides."""
-    layout = case.layouts[name]
-    return [GUARD + layout.offset, *four_nb(layout)]
-
-
-def _through_view(case: Case, more: list[int]) -> list[Launch]:
-    a, b = case.inputs["a"], case.inputs["b"]
-    fields = [*four_ne(a), *_place(case, "a"), *_place(case, "out"), *four_ne(b), *_place(case, "b")]
-    fields += [*view_of(case), *more]
+def _through_view(case: Case, *more: int) -> list[Launch]:
+    a, b, fields = case.inputs["a"], case.inputs["b"], [*own_buffers.through_view(case), *more]
     copy = _each(f"{case.op}_copy", a.size, fields, ("a", "out"))
     view = _each(f"{case.op}_view", b.size, fields, ("b", "out"))
     return [view] if case.inplace else [copy, view]
 
 
 def _acc(case: Case) -> list[Launch]:
-    return _through_view(case, [])
+    return _through_view(case)
 
 
 def _set(case: Case) -> list[Launch]:
-    return _through_view(case, [case.inputs["a"].type.itemsize])
+    return _through_view(case, case.inputs["a"].type.itemsize)
 
 
 def _cumsum(case: Case) -> list[Launch]:
     x, axis = case.inputs["x"], int(case.params["axis"])
     length = four_ne(x)[axis]
-    fields = [*four_ne(x), *_place(case, "x"), *_place(case, "out"), axis]
-    fields += [int(case.params["exclusive"]), int(case.params["reverse"])]
-    return [_blocks("cumsum", x.size // max(length, 1), _threads(length), fields, ("x", "out"))]
+    return [_blocks("cumsum", x.size // max(length, 1), _threads(length), own_buffers.cumsum(case), ("x", "out"))]
 
 
 def _solve_tri(case: Case) -> list[Launch]:
-    b, params = case.inputs["b"], case.params
-    unknowns = four_ne(b)[1 if params["left"] else 0]
-    fields = [*four_ne(b), *_place(case, "a"), *_place(case, "b"), *_place(case, "out")]
-    fields += [int(params["left"]), int(params["lower"]), int(params["unit"])]
+    b, fields = case.inputs["b"], own_buffers.solve_tri(case)
+    unknowns = four_ne(b)[1 if case.params["left"] else 0]
     return [_each("solve_tri", b.size // max(unknowns, 1), fields, ("a", "b", "out"))]
 
 
-def _delta_net(case: Case, *more: int) -> list[int]:
-    """The fields of both delta-net ops, the places of arguments and of intermediate results among them."""
-    scratch = SCRATCH[case.op](case)
-
-    def place(name: str) -> list[int]:
-        return [0, *four_nb(Layout.contiguous("f32", scratch[name]))] if name in scratch else _place(case, name)
-
-    decay = place("decay" if case.params["gate"] == "log" else "g") if case.op == "gated_delta_net" else []
-    return [*delta_net.fields(case, place), *decay, *more]
-
-
 def _gated_delta_net(case: Case) -> list[Launch]:
-    n, scratch = delta_net.Sizes(case), SCRATCH[case.op](case)
+    n, scratch = delta_net.Sizes(case), scratch_of(case)
     q, k = delta_net.used(case, "q"), delta_net.used(case, "k")
     decay = "decay" if case.params["gate"] == "log" else "g"
     states = "states" if "states" in scratch else "last_state"
-    fields = _delta_net(case, int(case.params["snapshots"]), scratch[states][1])
+    fields = own_buffers.of_delta_net(case, int(case.params["snapshots"]), scratch[states][1])
     launches = []
     if case.params["l2norm"]:
         rows = n.sequences * n.tokens * n.key_heads
@@ -128,7 +94,7 @@ def _gated_delta_net(case: Case) -> list[Launch]:
 def _gated_delta_net_chunk(case: Case) -> list[Launch]:
     n, params = delta_net.Sizes(case), case.params
     switches = int(params["gate"] == "decay"), int(params["place"] == "acc")
-    fields = _delta_net(case, n.chunk, n.chunks, n.blocks, *switches)
+    fields = own_buffers.of_delta_net(case, n.chunk, n.chunks, n.blocks, *switches)
     q, k = delta_net.used(case, "q"), delta_net.used(case, "k")
     matrices = n.sequences * n.heads * n.chunks
     square, block = matrices * n.chunk**2, delta_net.BLOCK
@@ -158,15 +124,9 @@ def _gated_delta_net_chunk(case: Case) -> list[Launch]:
     return launches
 
 
-def _elements(case: Case, *more: int) -> list[int]:
-    """The fields that all ops from x to out begin with, then those of the op's own."""
-    x, out = case.inputs["x"], case.outputs["out"]
-    return [*four_ne(out), *_place(case, "out"), *four_ne(x), *_place(case, "x"), *more]
-
-
 def _moves(case: Case, *more: int) -> list[Launch]:
     """An op that moves elements: a thread for each element of out."""
-    fields = _elements(case, case.inputs["x"].type.itemsize, *more)
+    fields = elements(case, case.inputs["x"].type.itemsize, *more)
     return [_each(case.op, case.outputs["out"].size, fields, ("x", "out"))]
 
 
@@ -181,14 +141,14 @@ def _pad(case: Case) -> list[Launch]:
 
 def _cpy(case: Case) -> list[Launch]:
     types = [TYPES.index(layout.dtype) for layout in (case.inputs["x"], case.outputs["out"])]
-    return [_each("cpy", case.outputs["out"].size, _elements(case, *types), ("x", "out"))]
+    return [_each("cpy", case.outputs["out"].size, elements(case, *types), ("x", "out"))]
 
 
 def _rows(case: Case, *more: int) -> list[Launch]:
     """An op on rows: a block for each row of x."""
     x = case.inputs["x"]
     n0, n1, n2, n3 = four_ne(x)
-    return [_blocks(case.op, n1 * n2 * n3, _threads(n0), _elements(case, *more), ("x", "out"))]
+    return [_blocks(case.op, n1 * n2 * n3, _threads(n0), elements(case, *more), ("x", "out"))]
 
 
 def _l2_norm(case: Case) -> list[Launch]:
@@ -196,12 +156,12 @@ def _l2_norm(case: Case) -> list[Launch]:
 
 
 def _ssm_conv(case: Case) -> list[Launch]:
-    fields = _elements(case, case.inputs["c"].ne[0], *_place(case, "c"))
+    fields = elements(case, case.inputs["c"].ne[0], *place(case, "c"))
     return [_each("ssm_conv", case.outputs["out"].size, fields, ("x", "c", "out"))]
 
 
 def _mla_absorbed(case: Case) -> list[Launch]:
-    n, fields = mla.Sizes(case), mla.fields(case, lambda name: _place(case, name))
+    n, fields = mla.Sizes(case), own_buffers.of_mla(case)
     launches: list[Launch] = []
 
     def each(step: str, items: int, *buffers: str) -> None:
@@ -246,37 +206,4 @@ LAUNCHES: Mapping[str, Callable[[Case], list[Launch]]] = {
     "sum_rows": _rows,
     "l2_norm": _l2_norm,
     "ssm_conv": _ssm_conv,
-}
-
-#: The intermediate results of the ops that have some: their names and shapes, outermost first.
-SCRATCH: Mapping[str, Callable[[Case], Mapping[str, tuple[int, ...]]]] = {
-    "gated_delta_net": delta_net.recurrent_scratch,
-    "gated_delta_net_chunk": delta_net.chunk_scratch,
-    "mla_absorbed": mla.scratch,
-}
-
-#: The element types of each op's kernels, for every argument that `ARGUMENT_DTYPES` does not name.
-DTYPES: Mapping[str, tuple[str, ...]] = {
-    "acc": ("f32",),
-    "set": ("f32", "f16", "bf16", "i32"),
-    "cumsum": ("f32",),
-    "solve_tri": ("f32",),
-    "gated_delta_net": ("f32",),
-    "gated_delta_net_chunk": ("f32",),
-    "mla_absorbed": ("f32",),
-    "tri": ("f32", "f16", "bf16", "i32"),
-    "diag": ("f32", "f16", "bf16", "i32"),
-    "pad": ("f32", "f16", "bf16", "i32"),
-    "cont": ("f32", "f16", "bf16", "i32"),
-    "cpy": ("f32", "f16", "bf16", "i32"),
-    "sum_rows": ("f32",),
-    "l2_norm": ("f32",),
-    "ssm_conv": ("f32",),
-}
-
-#: The element types of single arguments (op, argument) that need not be those of the op.
-ARGUMENT_DTYPES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("mla_absorbed", "c_kv"): ("f32", "f16", "bf16"),
-    ("mla_absorbed", "k_pe"): ("f32", "f16", "bf16"),
-    ("mla_absorbed", "mask"): ("f32", "f16"),
 }

@@ -14,9 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.cuda.arguments import ARGUMENT_DTYPES, DTYPES, LAUNCHES, SCRATCH, Launch
+from opconform.backends.cuda.arguments import LAUNCHES, Launch
 from opconform.backends.cuda.sanitizer import compute_sanitizer
 from opconform.backends.cuda.source import complaint, source_of
+from opconform.backends.element_types import refusal
+from opconform.backends.own_buffers import scratch_of
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
 from opconform.harness.case import Case
@@ -47,11 +49,7 @@ class CudaKernels(Backend):
     def supports(self, case: Case) -> str | None:
         if case.op not in self.launches:
             return f"no kernel for {case.op}: add backends/cuda/{case.op}.cu and its fields to arguments.py"
-        for name, layout in case.layouts.items():
-            types = ARGUMENT_DTYPES.get((case.op, name), DTYPES[case.op])
-            if layout.dtype not in types:
-                return f"{case.op}.cu computes {', '.join(types)}, not {layout.dtype}"
-        return None
+        return refusal(case, f"{case.op}.cu")
 
 
 class CudaBackend(CudaKernels):
@@ -160,11 +158,6 @@ class CudaBackend(CudaKernels):
                 raise complaint(file, str(error)) from None
             self._modules[op] = module
         return self._modules[op].get_function(name)
-
-
-def scratch_of(case: Case) -> Mapping[str, tuple[int, ...]]:
-    """The names and shapes of the case's intermediate results."""
-    return SCRATCH[case.op](case) if case.op in SCRATCH else {}
 
 
 def _window(buffers: Buffers, slot: Slot) -> np.ndarray:

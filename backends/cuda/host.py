@@ -24,8 +24,9 @@ import numpy as np
 
 from opconform.backends.cache import cache_folder, keep, key_of
 from opconform.backends.cuda.arguments import Launch
-from opconform.backends.cuda.backend import NUMERICS, CudaKernels, scratch_of
+from opconform.backends.cuda.backend import NUMERICS, CudaKernels
 from opconform.backends.cuda.source import complaint, kernels_in, source_of
+from opconform.backends.own_buffers import scratch_of
 from opconform.harness.backend import Device, KernelFault, Unavailable
 from opconform.harness.buffers import GUARD, Buffers, Plan
 from opconform.harness.case import Case

@@ -3,7 +3,7 @@
 //
 // Two parts: query, scores_two_part, softmax, context, out. Concatenated: query, join_queries, join_rows, scores_concat,
 // softmax, context, out. Flash: query, join_queries, join_rows, flash, out; its values are the first d_c columns of the
-// concatenated rows. Intermediate results are packed. Rows of the cache from kv_len on are not read.
+// concatenated rows. Intermediate results are packed. What stands in rows of the cache from kv_len on does not matter.
 
 #include "blocks.cuh"
 #include "elements.cuh"

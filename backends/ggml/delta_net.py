@@ -218,9 +218,7 @@ class _Chunked:
         nodes = self.nodes
         whole = nodes.filled(0.0, self.chunk, self.chunk, self.chunks, self.batch)
         nb = nodes.nb(whole)
-        nodes.show(
-            f"{name}_blocks", list(blocks.values()), lambda arrays: np.stack(list(map(self._by_chunk_of, arrays)), 3)
-        )
+        nodes.show(f"{name}_blocks", list(blocks.values()), self._stacked)
         for (i, j), block in blocks.items():
             whole = nodes.make(str(nodes.case.params["place"]), whole, block, *nb[1:], BLOCK * (i * nb[1] + j * nb[0]))
         nodes.show(name, whole, self._by_chunk)

@@ -88,7 +88,7 @@ class _Attention:
         nodes = self.nodes
         weights = nodes.unasked("soft_max_ext", scores, mask, scale, 0.0)
         if self._may_mask_all:
-            nodes.library.ggml_soft_max_add_sinks(weights, nodes.filled(_SINK, self.heads, 1, 1, 1))
+            nodes.require("soft_max_add_sinks")(weights, nodes.filled(_SINK, self.heads, 1, 1, 1))
         return nodes.ask(weights, "soft_max_ext")
 
     def _flash(self, query: int, q_pe: int) -> int:
@@ -99,7 +99,7 @@ class _Attention:
         queries = make("concat", query, q_pe, 0)
         mask = self._mask(F16)
         found = nodes.unasked("flash_attn_ext", queries, keys, values, mask, self.scale, 0.0, 0.0)
-        nodes.library.ggml_flash_attn_ext_set_prec(found, PREC_F32)
+        nodes.require("flash_attn_ext_set_prec")(found, PREC_F32)
         nodes.ask(found, "flash_attn_ext")  # [c,H,T,B]
         return make("cont", nodes.permuted(found, 0, 2, 1, 3))
 

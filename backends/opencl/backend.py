@@ -12,8 +12,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.opencl.arguments import ARGUMENT_DTYPES, DTYPES, LAUNCHES, SCRATCH, Launch
+from opconform.backends.element_types import refusal
+from opconform.backends.opencl.arguments import LAUNCHES, Launch
 from opconform.backends.opencl.sanitizer import oclgrind
+from opconform.backends.own_buffers import scratch_of
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
 from opconform.harness.case import Case
@@ -46,6 +48,7 @@ class OpenCLBackend(Backend):
         self._context = self._cl.Context([self._device])
         self._queue = self._cl.CommandQueue(self._context)  # in order: a launch sees what the one before it wrote
         self._kernels: dict[str, Any] = {}
+        self._kept: list[Any] = []
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -66,15 +69,14 @@ class OpenCLBackend(Backend):
     def supports(self, case: Case) -> str | None:
         if case.op not in LAUNCHES:
             return f"no kernel for {case.op}: add backends/opencl/{case.op}.cl and its fields to arguments.py"
-        for name, layout in case.layouts.items():
-            types = ARGUMENT_DTYPES.get((case.op, name), DTYPES[case.op])
-            if layout.dtype not in types:
-                return f"{case.op}.cl computes {', '.join(types)}, not {layout.dtype}"
+        refused = refusal(case, f"{case.op}.cl")
+        if refused:
+            return refused
         most = self._device.max_mem_alloc_size
         largest = max(slot.size for slot in Plan.of(case).slots.values()) + 2 * GUARD
         if largest > most:
             return f"an argument takes {largest} bytes; a buffer of this device has {most}"
-        for name, shape in _scratch(case).items():
+        for name, shape in scratch_of(case).items():
             if 4 * math.prod(shape) > most:
                 return f"the intermediate {name} takes {4 * math.prod(shape)} bytes; a buffer of this device has {most}"
         return None
@@ -86,7 +88,7 @@ class OpenCLBackend(Backend):
         """Run the case again; its intermediate results by name."""
         shown = {}
         for name, memory in self._compute(case, buffers).items():
-            shown[name] = np.empty(_scratch(case)[name], np.float32)
+            shown[name] = np.empty(scratch_of(case)[name], np.float32)
             if shown[name].size:
                 self._cl.enqueue_copy(self._queue, shown[name], memory)
         return shown
@@ -96,7 +98,7 @@ class OpenCLBackend(Backend):
         slots = buffers.plan.slots
         memory = {slot.start: _window(buffers, slot) for slot in slots.values()}  # in place, two slots are one
         arguments = {start: self._upload(window) for start, window in memory.items()}
-        scratch = {name: self._nothing_but_nan(shape) for name, shape in _scratch(case).items()}
+        scratch = {name: self._nothing_but_nan(shape) for name, shape in scratch_of(case).items()}
         device = {name: arguments[slot.start] for name, slot in slots.items()} | scratch
         for launch in LAUNCHES[case.op](case):
             kernel = self._kernel(case.op, launch.kernel)
@@ -105,6 +107,8 @@ class OpenCLBackend(Backend):
             self._cl.enqueue_nd_range_kernel(self._queue, kernel, (_whole_groups(launch),), (_LOCAL_SIZE,))
         for start, window in memory.items():
             self._cl.enqueue_copy(self._queue, window, arguments[start])
+        if OPTION in self.options:  # Oclgrind mistakes what was written to memory that it gives out once more
+            self._kept += [*arguments.values(), *scratch.values()]
         return scratch
 
     def _upload(self, window: np.ndarray) -> Any:
@@ -128,11 +132,6 @@ class OpenCLBackend(Backend):
             program = self._cl.Program(self._context, source).build(options)
             self._kernels |= {kernel.function_name: kernel for kernel in program.all_kernels()}
         return self._kernels[name]
-
-
-def _scratch(case: Case) -> Mapping[str, tuple[int, ...]]:
-    """The names and shapes of the case's intermediate results."""
-    return SCRATCH[case.op](case) if case.op in SCRATCH else {}
 
 
 def _window(buffers: Buffers, slot: Slot) -> np.ndarray:

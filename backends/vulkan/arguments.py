@@ -303,29 +303,3 @@ SCRATCH: Mapping[str, Callable[[Case], Mapping[str, tuple[int, ...]]]] = {
     "mla_absorbed": mla.scratch,
     "l2_norm": lambda case: {"squares": (*case.inputs["x"].shape[:-1], 1)},
 }
-
-#: The element types of each op's shader, for every argument that `ARGUMENT_DTYPES` does not name.
-DTYPES: Mapping[str, tuple[str, ...]] = {
-    "acc": ("f32",),
-    "set": ("f32", "f16", "bf16", "i32"),
-    "cumsum": ("f32",),
-    "solve_tri": ("f32",),
-    "gated_delta_net": ("f32",),
-    "gated_delta_net_chunk": ("f32",),
-    "mla_absorbed": ("f32",),
-    "tri": ("f32", "f16", "bf16", "i32"),
-    "diag": ("f32", "f16", "bf16", "i32"),
-    "pad": ("f32", "f16", "bf16", "i32"),
-    "cont": ("f32", "f16", "bf16", "i32"),
-    "cpy": ("f32", "f16", "bf16", "i32"),
-    "sum_rows": ("f32",),
-    "l2_norm": ("f32",),
-    "ssm_conv": ("f32",),
-}
-
-#: The element types of single arguments (op, argument) that need not be those of the op.
-ARGUMENT_DTYPES: Mapping[tuple[str, str], tuple[str, ...]] = {
-    ("mla_absorbed", "c_kv"): ("f32", "f16", "bf16"),
-    ("mla_absorbed", "k_pe"): ("f32", "f16", "bf16"),
-    ("mla_absorbed", "mask"): ("f32", "f16"),
-}

@@ -16,11 +16,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from opconform.backends.element_types import refusal
 from opconform.backends.vulkan import shaders
 from opconform.backends.vulkan.arguments import (
-    ARGUMENT_DTYPES,
     DISPATCHES,
-    DTYPES,
     INVOCATIONS,
     TABLE_WORDS,
     TABLES,
@@ -37,11 +36,8 @@ from opconform.harness.numerics import Numerics
 from opconform.harness.sanitizer import OPTION, Sanitizer
 
 _LOCAL_SIZE = 64  #: local_size_x of every shader
-_GROUPS = (
-    1,
-    64,
-    INVOCATIONS // _LOCAL_SIZE,
-)  #: workgroups of a dispatch; every shader strides on until all its items are done
+#: Workgroups of a dispatch; every shader strides on until all its items are done.
+_GROUPS = (1, 64, INVOCATIONS // _LOCAL_SIZE)
 _SMALLEST = 1 << 16  #: bytes; copying fewer takes no less time
 
 #: What Vulkan promises of float32 where no execution mode says more (Vulkan 1.3, "Precision and Operation of SPIR-V
@@ -107,13 +103,13 @@ class VulkanBackend(Backend):
     def supports(self, case: Case) -> str | None:
         if case.op not in DISPATCHES:
             return f"no kernel for {case.op}: add backends/vulkan/{case.op}.comp and its words to arguments.py"
-        for name, layout in case.layouts.items():
-            types = ARGUMENT_DTYPES.get((case.op, name), DTYPES[case.op])
-            if layout.dtype not in types:
-                return f"{case.op}.comp computes {', '.join(types)}, not {layout.dtype}"
+        refused = refusal(case, f"{case.op}.comp")
+        if refused:
+            return refused
         size = _capacity(with_scratch(case, Plan.of(case)).size)
-        if size > self._physical.max_buffer or size > 1 << 31:  # Kompute counts bytes in 32 bits
-            return f"the case takes {size} bytes; a storage buffer of this device has {self._physical.max_buffer}"
+        most = min(self._physical.max_buffer, 1 << 31)  # Kompute counts bytes in 32 bits
+        if size > most:
+            return f"the case takes {size} bytes; a storage buffer of this device has {most}"
         return None
 
     def run(self, case: Case, buffers: Buffers) -> None:

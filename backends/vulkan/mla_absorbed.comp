@@ -5,7 +5,7 @@
 //
 // Two parts: QUERY, SCORES, softmax, CONTEXT, OUT. Concatenated: QUERY, JOIN_QUERIES, JOIN_ROWS, JOINED_SCORES, softmax,
 // CONTEXT, OUT. The softmax is TOP, WEIGHTS, TOTAL, DIVIDE. Flash: QUERY, JOIN_QUERIES, JOIN_ROWS, FLASH, OUT; its values
-// are the first d_c columns of the concatenated rows. Rows of the cache from kv_len on are not read.
+// are the first d_c columns of the concatenated rows. What stands in rows of the cache from kv_len on does not matter.
 //
 // TOP, TOTAL, CONTEXT and FLASH walk over the cache; a dispatch goes on from what the one before it left.
 

@@ -257,6 +257,6 @@ def _reasons(report: Report) -> list[Reason]:
 
 
 def _left_out(report: Report) -> list[str]:
-    """Known cases that were larger than --max-bytes."""
+    """Known cases that did not run: larger than --max-bytes, or for want of time."""
     entries = report.entries.values()
     return list(dict.fromkeys(name for entry in entries for result in entry.results for name in result.left_out))

@@ -19,7 +19,8 @@ from opconform.backends.ggml import GRAPHS, THREADS
 from opconform.backends.ggml.graph import TYPES
 from opconform.backends.ggml.library import FLOAT16_VARIABLE
 from opconform.backends.ggml.ops import OPS
-from opconform.backends.opencl.arguments import LAUNCHES, SCRATCH
+from opconform.backends.opencl.arguments import LAUNCHES
+from opconform.backends.own_buffers import scratch_of
 from opconform.backends.vulkan.arguments import DISPATCHES, TABLE_WORDS, TABLES, WORDS, with_scratch
 from opconform.harness.buffers import Plan
 from opconform.harness.case import Case
@@ -158,7 +159,7 @@ def opencl(facts: Facts, kernels: Path | None = None) -> Part:
     launches: list[dict[str, Any]] = []
     scratch: dict[str, int] = {}
     for suffix, case, _ in facts.parts:
-        made = SCRATCH[case.op](case) if case.op in SCRATCH else {}
+        made = scratch_of(case)
         scratch |= {name + suffix: max(4 * math.prod(shape), 4) for name, shape in made.items()}
         for launch in _row(LAUNCHES, facts)(case):
             fields = _annotated(launch.fields, _fields(source, r"struct\s+arguments\s*\{(.*?)\}"))
@@ -212,7 +213,7 @@ def cuda_host(facts: Facts, kernels: Path | None = None) -> Part:
 
 def _cuda(facts: Facts, file: Path) -> dict[str, Any]:
     """What the scripts of both ways to run the CUDA kernels need."""
-    from opconform.backends.cuda.arguments import LAUNCHES, SCRATCH
+    from opconform.backends.cuda.arguments import LAUNCHES
     from opconform.backends.cuda.source import source_of
 
     _read(file)
@@ -220,7 +221,7 @@ def _cuda(facts: Facts, file: Path) -> dict[str, Any]:
     launches: list[dict[str, Any]] = []
     scratch: dict[str, int] = {}
     for suffix, case, _ in facts.parts:
-        made = SCRATCH[case.op](case) if case.op in SCRATCH else {}
+        made = scratch_of(case)
         scratch |= {name + suffix: max(4 * math.prod(shape), 4) for name, shape in made.items()}
         for launch in LAUNCHES[case.op](case):
             fields = _annotated(launch.fields, _fields(source, r"struct\s+arguments\s*\{(.*?)\}"))

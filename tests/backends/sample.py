@@ -1,6 +1,6 @@
 """Sample backends: one that is right, and one for each way of being wrong, dying, hanging or refusing.
 
-`Good` computes acc, set, cumsum and solve_tri in float32; every other class departs from it in the one way its name
+`Good` computes every op but the composite ones in float32; every other class departs from it in the one way its name
 and docstring say.
 """
 
@@ -20,6 +20,8 @@ from opconform.harness.backend import Device, Limit, Unavailable
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case
 from opconform.harness.layouts import LayoutClass
+from opconform.harness.numerics import Numerics
+from opconform.harness.sanitizer import LOG, Complaint, Sanitizer
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct
 
@@ -70,6 +72,31 @@ class AbortsOnNe3(Good):
         super().run(case, buffers)
 
 
+class ChecksItself(AbortsOnNe3):
+    """Under a checker, which complains of each case with ne3 > 1 and of all stages."""
+
+    @classmethod
+    def sanitizer(cls) -> Sanitizer:
+        return Sanitizer(
+            "Checker",
+            lambda log: ((), {}),
+            lambda log, case: [Complaint("OUT OF BOUNDS", line) for line in log.splitlines()],
+        )
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[3] > 1:
+            self.complain("a write beyond b")
+        super().run(case, buffers)
+
+    def stages(self, case: Case, buffers: Buffers) -> None:
+        self.complain("a read before b")
+
+    @staticmethod
+    def complain(of: str) -> None:
+        with open(os.environ[LOG], "a") as log:
+            log.write(of + "\n")
+
+
 class WrongThenAborts(IgnoresNe3):
     """Wrong for ne3 > 1 and aborts for ne2 > 1: two kinds of failure side by side."""
 
@@ -110,6 +137,11 @@ class PythonBug(Good):
 
     def added(self, a: F32, b: F32) -> F32:
         return a + None  # type: ignore[operator,no-any-return]
+
+
+class LosesItsNumerics(Good):
+    def numerics(self, case: Case) -> Numerics | None:
+        return {}[case.op]  # type: ignore[no-any-return]
 
 
 class ExitsQuietly(Good):

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from opconform.cases.acc import OP as ACC
+from opconform.cases.cumsum import OP as CUMSUM
 from opconform.harness import session as session_module
 from opconform.harness.backend import Unavailable
 from opconform.harness.blame import Panel
 from opconform.harness.case import Case
 from opconform.harness.failure import Failure
+from opconform.harness.layouts import Layout
 from opconform.harness.registry import ops
 from opconform.harness.runner import Runner
 from opconform.harness.session import Session, targets_of
@@ -79,6 +81,17 @@ def test_a_failure_that_comes_and_goes_is_a_race(asked: Callable[..., str]) -> N
 def test_a_crash_is_run_again_too(asked: Callable[..., str]) -> None:
     said = asked("AbortsOnNe3", "Good", kind="CRASH")
     assert "; fails 3 times of 3 — the kernel of " in said
+
+
+def test_what_only_another_run_shows_is_looked_for_in_both() -> None:
+    x = Layout("f32", (1, 1, 1, 64), (1024, 1024, 1024, 8))
+    params = {"axis": 0, "exclusive": False, "reverse": False}
+    case = Case("cumsum", params, {"x": x}, {"out": x.packed()}, recipe="normal")
+    panel = Panel(lambda: {spec("Good"): {}}, 60.0, 1 << 20)
+    with Runner(target("SumsByLayout")) as runner:
+        said = panel.line(CUMSUM, case, "DEPENDS ON LAYOUT", "passes", runner.target, lambda: runner)
+    panel.close()
+    assert said.startswith(f"{label('Good')} agrees with the reference; packed twin passes; fails 3 times of 3 — ")
 
 
 def test_a_hang_is_not_run_again(asked: Callable[..., str]) -> None:

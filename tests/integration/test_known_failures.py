@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from opconform.harness.case import Case
 from opconform.harness.cli import main
+from opconform.harness.layouts import Layout
 from tests.samples import acc
 
 SHORT = (
@@ -101,6 +103,20 @@ def test_the_failure_beside_an_expected_one_is_not_shrunk_into_it() -> None:
     listed('where = { "b.ne3" = ">1", "b.ne0" = "<4" }')
     found = searched(status=1).output
     assert "ne_b=[4,1,1,2]" in found
+
+
+def test_an_entry_for_a_check_on_request_is_not_fixed_where_the_check_is_not_run() -> None:
+    mine("SumsByLayout")
+    listed('kind = "DEPENDS ON LAYOUT"')
+    x = Layout("f32", (1, 1, 1, 64), (1024, 1024, 1024, 8))
+    params = {"axis": 0, "exclusive": False, "reverse": False}
+    case = Case("cumsum", params, {"x": x}, {"out": x.packed()}, recipe="normal")
+    Path("two.json").write_text(json.dumps(case.to_json()))
+    file = Path("known_failures.toml")
+    file.write_text(file.read_text().replace('"acc"', '"cumsum"'))
+    found = searched("--op", "cumsum").output
+    assert "its case two.json fails" in " ".join(found.split())
+    assert "FIXED" not in found
 
 
 def test_an_expected_wrong_value_does_not_cover_a_crash() -> None:

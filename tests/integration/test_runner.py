@@ -20,6 +20,7 @@ from opconform.harness.case import Case
 from opconform.harness.judging import Verdict
 from opconform.harness.registry import UsageError
 from opconform.harness.runner import Runner, Worker, devices_of
+from opconform.harness.sanitizer import OPTION
 from tests.samples import acc, children, descriptors, spec, target, within
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -323,3 +324,27 @@ def test_a_backend_file_that_does_not_import_names_the_place(text: str, tmp_path
     assert "Error" in found.value.reason
     assert "mine.py" in str(found.value)
     assert ":3)" in found.value.remedy or "line 3" in found.value.reason
+
+
+def test_what_a_checker_says_stands_beside_a_crash_and_beside_no_other_case() -> None:
+    with Runner(target("ChecksItself", options={OPTION: "yes"})) as runner:
+        assert runner.stages(ACC, acc(2)) is None  # of which it complains too
+        verdicts = runner.verdicts(ACC, [acc(2), acc(1, 1, 1, 2), acc(3)])
+    assert [[finding.kind for finding in verdict.findings] for verdict in verdicts] == [
+        [],
+        ["CRASH", "OUT OF BOUNDS"],
+        [],
+    ]
+    assert verdicts[1].findings[1].detail == "Checker: a write beyond b"
+
+
+def test_a_backend_without_a_checker_leaves_nothing_open() -> None:
+    with pytest.raises(Unavailable, match="has no checker"):
+        Worker(spec("Good"), {OPTION: "yes"})
+
+
+def test_an_exception_from_the_case_s_own_arithmetic_is_an_error_of_the_case() -> None:
+    with Runner(target("LosesItsNumerics")) as runner:
+        (verdict,) = runner.verdicts(ACC, [acc(2)])
+    assert verdict.kind == "ERROR"
+    assert verdict.findings[0].detail == "KeyError: 'acc'"

@@ -161,12 +161,13 @@ def test_a_case_with_shared_memory_goes_through_json() -> None:
     ("shares", "says"),
     [
         ({"y": "z"}, "both must be of x, y"),
+        ({"y": ["x"]}, "both must be of x, y"),
         ({"y": "y"}, "must have memory of its own"),
         ({"x": "y", "y": "x"}, "must have memory of its own"),
         ({"y": "x"}, "elements at the same bytes"),
     ],
 )
-def test_memory_that_cannot_be_shared_is_refused(shares: dict[str, str], says: str) -> None:
+def test_memory_that_cannot_be_shared_is_refused(shares: dict[str, object], says: str) -> None:
     plain = Variant().case(OP, PROBLEM).to_json()
     with pytest.raises(CaseError, match=says):
         Case.from_json({**plain, "shares": shares})
@@ -217,3 +218,8 @@ def test_a_stage_is_not_judged_without_what_it_needs() -> None:
 def test_a_stage_of_another_shape_is_named() -> None:
     says = judged_stages(OP, CASE, shown(sum=np.zeros((2, 2))), EXACT)
     assert says == "the sum: the backend shows [2, 2] elements instead of [2, 3, 2, 4]"
+
+
+def test_a_problem_that_does_not_fit_is_not_tried() -> None:
+    assert variants(OP, PROBLEM, 1, Freedom(max_bytes=1 << 9)) == []
+    assert len(variants(OP, PROBLEM, 1, Freedom(max_bytes=1 << 12))) == 8

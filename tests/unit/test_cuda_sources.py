@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from opconform.backends import cuda
-from opconform.backends.cuda.arguments import DTYPES, LAUNCHES
+from opconform.backends.cuda.arguments import LAUNCHES
 from opconform.backends.cuda.backend import OPTIONS
 from opconform.backends.cuda.source import complaint, kernels_in, source_of
+from opconform.backends.element_types import DTYPES
 from tests import nvrtc
 
 FOLDER = Path(cuda.__file__).parent

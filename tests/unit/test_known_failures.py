@@ -149,6 +149,12 @@ def test_without_a_kind_no_end_of_a_process_is_covered(entry: Callable[..., Entr
     assert entry(kind='"CRASH"').covers(ACC, acc(3), "CRASH")
 
 
+def test_what_a_checker_finds_can_be_expected_too(entry: Callable[..., Entry]) -> None:
+    found = entry(kind='"DATA RACE"')
+    assert found.covers(ACC, acc(3), "DATA RACE")
+    assert not found.covers(ACC, acc(3), "WRONG VALUES")
+
+
 def test_an_entry_counts_on_its_last_day_and_covers_nothing_after_it(entry: Callable[..., Entry]) -> None:
     found = entry(expires="2026-03-31")
     assert not found.expired(date(2026, 3, 31))

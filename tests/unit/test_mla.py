@@ -21,8 +21,10 @@ from opconform.cases.mla_absorbed import FORMS, OP
 from opconform.harness.backend import Device
 from opconform.harness.buffers import Buffers
 from opconform.harness.case import Case, CaseError
+from opconform.harness.checks import Finding
 from opconform.harness.dtypes import F64
 from opconform.harness.failure import Failure
+from opconform.harness.judging import Verdict
 from opconform.harness.layouts import Layout
 from opconform.harness.numerics import EXACT, Numerics
 from opconform.harness.runner import Runner, Target
@@ -257,6 +259,29 @@ def test_relations_between_runs_hold_for_a_right_kernel() -> None:
             assert not runner.metamorphic_findings(OP, verdict)
             ran += case.packed() == case and case.keep is None
     assert ran >= 30
+
+
+def test_nan_in_the_other_run_breaks_a_relation() -> None:
+    case = next(case for case in drawn_cases("mla_absorbed", 400, 1 << 14) if case.packed() == case)
+    with runner_of(Mla) as runner:
+        (found,) = runner.verdicts(OP, [case])[0].comparisons
+    assert np.isfinite(found.bound).any()
+    nothing = replace(found, got=np.full(found.got.shape, np.nan))
+    form = next(relation for relation in OP.metamorphic if relation.name == "form")
+    assert form.look(OP, case, inputs_of(case, OP), {"out": found}, lambda twin: {"out": found}) is None
+    assert form.look(OP, case, inputs_of(case, OP), {"out": found}, lambda twin: {"out": nothing}) is not None
+
+
+def test_a_crash_in_the_other_run_breaks_a_relation(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = (case for case in drawn_cases("mla_absorbed", 400, 1 << 14) if case.packed() == case and case.keep is None)
+    case = next(case for case in packed if case.inputs["q_nope"].shape[:2] == (1, 1))
+    with runner_of(Mla) as runner:
+        (verdict,) = runner.verdicts(OP, [case])
+        crash = Finding("process", "CRASH", "the process ended")
+        monkeypatch.setattr(runner, "verdicts", lambda op, cases: [Verdict(cases[0], (crash,))])
+        (found,) = runner.metamorphic_findings(OP, verdict)
+    assert (found.check, found.kind) == ("form", "FORMS DIFFER")
+    assert found.detail == "a run to compare with fails: the process ended"
 
 
 def runner_of(kernel: type[Mla]) -> Runner:
