@@ -16,7 +16,8 @@ A failing case that an entry covers does not make a run red, and the search goes
 no entry covers, and shrinks one only to cases that none covers. What an entry does hide is another fault of the same
 kind in the very cases that it describes; so `where` and `kind` should say no more than they must. An entry without
 `kind` covers wrong results, never the end of a process (CRASH, TIMEOUT, ERROR, SUPPORTS_OP LIES) or what a checker of
-memory found (OUT OF BOUNDS, DATA RACE, …). Covered cases are run all the same: an expected CRASH costs a new process each, an expected TIMEOUT the whole time limit.
+memory found (OUT OF BOUNDS, DATA RACE, …). Covered cases are run all the same: an expected CRASH costs a new process
+each, an expected TIMEOUT the whole time limit.
 """
 
 from __future__ import annotations
