@@ -159,8 +159,14 @@ def matrix(results: Sequence[Result]) -> str:
     lines += [line for note, number in notes.items() for line in _note(number, note)]
     left_out = dict.fromkeys(name for result in results for name in result.left_out)
     if left_out:
-        lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {', '.join(left_out)}", WIDTH)
+        names = _listed(list(left_out))
+        lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {names}", WIDTH)
     return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _NAMES
+    return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _note(number: int, note: str) -> list[str]:
@@ -183,9 +189,7 @@ def _cell(result: Result | None, notes: dict[str, int]) -> str:
     if tally.unsupported:
         cell += f", {tally.unsupported.total()} unsupported {reasons}".rstrip()
     if result.failed_known:
-        more = len(result.failed_known) - _NAMES
-        names = ", ".join(result.failed_known[:_NAMES]) + (f" and {more} more" if more > 0 else "")
-        mark = _mark(notes, f"known cases that fail: {names}")
+        mark = _mark(notes, f"known cases that fail: {_listed(result.failed_known)}")
         cell += f", {len(result.failed_known)} known {mark}"
     for bug in result.known_bugs:
         fate = "known bug" if bug.still_fails else "FIXED"
