@@ -482,8 +482,15 @@ class Runner:
         self.lost = False
 
     def related(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> Verdict:
-        """A verdict that passed, with what other runs of the same or a related case say of it."""
-        findings = self.twin_findings(op, verdict, checks) + self.metamorphic_findings(op, verdict)
+        """A verdict that passed, with what other runs of the same or a related case say of it.
+
+        Where a relation has led to a case of the same op that is wrong by itself, it is that case's verdict: there is
+        more to see.
+        """
+        wrong: list[Verdict] = []
+        findings = self.twin_findings(op, verdict, checks) + self.metamorphic_findings(op, verdict, wrong)
+        if wrong:
+            return wrong[0]
         return replace(verdict, findings=findings) if findings else verdict
 
     def twin_findings(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> tuple[Finding, ...]:
@@ -502,8 +509,9 @@ class Runner:
                 found.append(Finding(check.name, check.kind, f"not {check.reason}"))
         return tuple(found)
 
-    def metamorphic_findings(self, op: Op, verdict: Verdict) -> tuple[Finding, ...]:
-        """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed."""
+    def metamorphic_findings(self, op: Op, verdict: Verdict, wrong: list[Verdict] | None = None) -> tuple[Finding, ...]:
+        """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed.
+        `wrong` gets the verdicts on related cases of the op that are wrong by themselves."""
         case = verdict.case
         if not op.metamorphic or case.keep is not None or case.packed() != case:
             return ()
@@ -512,19 +520,23 @@ class Runner:
         found = []
         for check in op.metamorphic:
             ends: list[str] = []
-            detail = check.look(op, case, values, comparisons, partial(self._outputs, ends))
+            detail = check.look(
+                op, case, values, comparisons, partial(self._outputs, op, ends, [] if wrong is None else wrong)
+            )
             if detail is None and ends:
                 detail = f"a run to compare with fails: {ends[0]}"
             if detail is not None:
                 found.append(Finding(check.name, check.kind, detail))
         return tuple(found)
 
-    def _outputs(self, ends: list[str], case: Case) -> dict[str, Comparison] | None:
+    def _outputs(self, op: Op, ends: list[str], wrong: list[Verdict], case: Case) -> dict[str, Comparison] | None:
         """What the device returns for another case, right or wrong; None where nothing came back. `ends` gets the
         reason where the run failed."""
         verdict = self.verdicts(ops()[case.op], [case])[0]
         if verdict.failed and not verdict.comparisons:
             ends.append(verdict.findings[0].detail)
+        elif verdict.failed and case.op == op.name:
+            wrong.append(verdict)
         return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
     def stages(self, op: Op, case: Case) -> dict[str, np.ndarray] | str | None:

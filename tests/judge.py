@@ -86,7 +86,7 @@ def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[C
 
     @seed(number)
     @settings(
-        max_examples=max(math.ceil(count / VARIANTS), 1),
+        max_examples=2 * math.ceil(count / VARIANTS) + 1,  # some problems do not fit, and have no variants
         phases=(Phase.generate,),
         database=None,
         deadline=None,
@@ -94,6 +94,8 @@ def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[C
     )
     @given(batches(its, freedom))
     def draw(drawn: tuple[Problem, int]) -> None:
+        if len(found) >= count:
+            return
         problem, variant_seed = drawn
         found.extend(variant.case(its, problem) for variant in variants(its, problem, variant_seed, freedom))
 

@@ -45,6 +45,8 @@ class OpenCLBackend(Backend):
             raise Unavailable(f"there is no OpenCL device {device!r}", f"choose one from 0 to {len(found) - 1}")
         self._cl = importlib.import_module("pyopencl")
         self._device = found[int(device)]
+        if OPTION in options and "oclgrind" not in self._device.platform.name.lower():
+            raise Unavailable(f"device {device} is not Oclgrind's, under which this run was to be", "choose that one")
         self._context = self._cl.Context([self._device])
         self._queue = self._cl.CommandQueue(self._context)  # in order: a launch sees what the one before it wrote
         self._kernels: dict[str, Any] = {}

@@ -27,8 +27,8 @@ from opconform.backends.vulkan.arguments import (
     Dispatch,
     with_scratch,
 )
-from opconform.backends.vulkan.physical import Physical, physical_devices
-from opconform.backends.vulkan.sanitizer import validation_layer
+from opconform.backends.vulkan.physical import Physical, layers, physical_devices
+from opconform.backends.vulkan.sanitizer import LAYER, REMEDY, validation_layer
 from opconform.harness.backend import Backend, Device, Unavailable
 from opconform.harness.buffers import Buffers, Plan
 from opconform.harness.case import Case
@@ -73,6 +73,8 @@ class VulkanBackend(Backend):
         self._checked = OPTION in options
         if not self._checked:
             _without_layers()
+        elif LAYER not in layers():
+            raise Unavailable(f"the Vulkan loader does not find {LAYER}, under which this run was to be", REMEDY)
         found = _physical()
         if not device.isdecimal() or int(device) >= len(found):
             raise Unavailable(f"there is no Vulkan device {device!r}", f"choose one from 0 to {len(found) - 1}")

@@ -59,6 +59,23 @@ class _DeviceProperties(ctypes.Structure):
     ]  # fmt: skip
 
 
+class _LayerProperties(ctypes.Structure):
+    _fields_ = [
+        ("layerName", c_char * 256), ("specVersion", c_uint32), ("implementationVersion", c_uint32),
+        ("description", c_char * 256),
+    ]  # fmt: skip
+
+
+def layers() -> list[str]:
+    """The instance layers that the loader finds."""
+    vulkan = _loader()
+    count = c_uint32()
+    vulkan.vkEnumerateInstanceLayerProperties(byref(count), None)
+    found = (_LayerProperties * count.value)()
+    vulkan.vkEnumerateInstanceLayerProperties(byref(count), found)
+    return [layer.layerName.decode(errors="replace") for layer in found[: count.value]]
+
+
 _MAX_STORAGE_BUFFER_RANGE = 7  #: its place among VkPhysicalDeviceLimits
 
 
@@ -95,6 +112,7 @@ def _loader() -> ctypes.CDLL:
     vulkan.vkDestroyInstance.argtypes = [c_void_p, c_void_p]
     vulkan.vkDestroyInstance.restype = None
     vulkan.vkEnumeratePhysicalDevices.argtypes = [c_void_p, c_void_p, c_void_p]
+    vulkan.vkEnumerateInstanceLayerProperties.argtypes = [c_void_p, c_void_p]
     vulkan.vkGetPhysicalDeviceProperties2.argtypes = [c_void_p, c_void_p]
     vulkan.vkGetPhysicalDeviceProperties2.restype = None
     return vulkan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from opconform.harness.backend import Unavailable
@@ -11,6 +12,7 @@ from opconform.harness.case import Case
 from opconform.harness.sanitizer import Complaint, Excuse, Sanitizer
 
 LAYER = "VK_LAYER_KHRONOS_validation"
+REMEDY = "apt-get install vulkan-validationlayers"
 _LONGEST = 300  #: characters of a message that are kept
 _MANIFESTS = ("/usr/share", "/usr/local/share", "/etc", str(Path.home() / ".local/share"))
 _ENABLES = ("SYNCHRONIZATION_VALIDATION", "GPU_ASSISTED", "GPU_ASSISTED_RESERVE_BINDING_SLOT")
@@ -35,11 +37,13 @@ EXCUSES = (
 def validation_layer() -> Sanitizer:
     """The checker. Raises `Unavailable` where the layer is not installed."""
     folders = (Path(root) / "vulkan/explicit_layer.d" for root in _MANIFESTS)
-    if not any(LAYER in file.read_text(errors="replace") for folder in folders for file in folder.glob("*.json")):
-        raise Unavailable(f"{LAYER}, which checks Vulkan, is not installed", "apt-get install vulkan-validationlayers")
+    found = (file for folder in folders for file in folder.glob("*.json") if LAYER in file.read_text(errors="replace"))
+    manifest = next(found, None)
+    if manifest is None:
+        raise Unavailable(f"{LAYER}, which checks Vulkan, is not installed", REMEDY)
     return Sanitizer(
         "the validation layer",
-        _start,
+        partial(_start, str(manifest.parent)),
         complaints,
         EXCUSES,
         cannot="a barrier missing inside a shader, a race between invocations, shared memory out of bounds, an access "
@@ -47,7 +51,7 @@ def validation_layer() -> Sanitizer:
     )
 
 
-def _start(log: str) -> tuple[tuple[str, ...], Mapping[str, str]]:
+def _start(layers: str, log: str) -> tuple[tuple[str, ...], Mapping[str, str]]:
     settings = {
         "debug_action": "VK_DBG_LAYER_ACTION_LOG_MSG",
         "log_filename": log,
@@ -57,7 +61,7 @@ def _start(log: str) -> tuple[tuple[str, ...], Mapping[str, str]]:
     }
     file = Path(f"{log}.settings.txt")
     file.write_text("".join(f"khronos_validation.{name} = {value}\n" for name, value in settings.items()))
-    return (), {"VK_INSTANCE_LAYERS": LAYER, "VK_LAYER_SETTINGS_PATH": str(file)}
+    return (), {"VK_INSTANCE_LAYERS": LAYER, "VK_LAYER_PATH": layers, "VK_LAYER_SETTINGS_PATH": str(file)}
 
 
 def complaints(log: str, case: Case) -> list[Complaint]:

@@ -196,6 +196,18 @@ def test_a_missing_barrier_between_an_upload_and_a_shader_is_found(tmp_path: Pat
     assert "SYNC-HAZARD-WRITE-AFTER-WRITE" in done.stdout
 
 
+def test_layers_that_are_hidden_from_this_process_are_found_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Vulkan backend hides them from a process that it runs in without a checker."""
+    need("vulkan")
+    monkeypatch.setenv("VK_LAYER_PATH", os.devnull)
+    words = ("--sanitize", "--op", "diag", "--max-examples", "8", "--seed", "5")
+    assert opconform("test", "--backend", "vulkan", *words, folder=tmp_path).returncode == 0
+    with pytest.raises(Unavailable, match="does not find VK_LAYER_KHRONOS_validation"):
+        VulkanBackend("0", {"sanitize": "yes"})
+
+
 def test_a_backend_without_a_checker_is_a_usage_error(tmp_path: Path) -> None:
     done = opconform("test", "--backend", "torch", "--sanitize", folder=tmp_path)
     assert done.returncode == 2
