@@ -533,10 +533,11 @@ class Runner:
         """What the device returns for another case, right or wrong; None where nothing came back. `ends` gets the
         reason where the run failed."""
         verdict = self.verdicts(ops()[case.op], [case])[0]
-        if verdict.failed and not verdict.comparisons:
-            ends.append(verdict.findings[0].detail)
-        elif verdict.failed and case.op == op.name:
-            wrong.append(verdict)
+        if verdict.failed and case.op == op.name:  # another op's faults are found where that op is tested
+            if verdict.comparisons:
+                wrong.append(verdict)
+            else:
+                ends.append(verdict.findings[0].detail)
         return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
     def stages(self, op: Op, case: Case) -> dict[str, np.ndarray] | str | None:
