@@ -38,19 +38,8 @@ def opconform(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_our_kernels_are_clean(name: str, tmp_path: Path) -> None:
     need(name)
-    done = opconform(
-        "test",
-        "--backend",
-        name,
-        "--sanitize",
-        "--max-examples",
-        "32",
-        "--seed",
-        "3",
-        "--history",
-        "none",
-        folder=tmp_path,
-    )
+    words = ("--sanitize", "--max-examples", "8", "--max-bytes", "2K", "--seed", "3")
+    done = opconform("test", "--backend", name, *words, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{name}:0@sanitized" in done.stdout
 

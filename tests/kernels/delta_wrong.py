@@ -222,7 +222,7 @@ WRONG: tuple[Wrong, ...] = (
     Wrong(_RECURRENT, SharesHeadsOtherwise, _VALUES, "states", _SHARED),
     Wrong(_RECURRENT, SwapsSequences, _VALUES, "out", "the sequences are in the wrong order"),
     Wrong(_RECURRENT, OldestFirst, _VALUES, "state_out", "the snapshots stand oldest first"),
-    Wrong(_RECURRENT, IgnoresState, "STATE LOST"),
+    Wrong(_RECURRENT, IgnoresState, _VALUES),
     Wrong(_RECURRENT, WithoutScale, _VALUES, "out", "scale is left out"),
     Wrong(_RECURRENT, WithoutNorm, _VALUES, "q_norm", "q and k are not normalised"),
     Wrong(_RECURRENT, TurnsGate, _VALUES, "decay"),
