@@ -16,10 +16,11 @@ run: setup  ## every op on every backend of this machine; ends with the matrix
 	$(BIN)/opconform test --backend vulkan --backend opencl --backend cuda-host --backend torch --backend ggml \
 		--ggml-lib $(GGML)/v0.5.0
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy and the contract of imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 test: lint  ## lint, then every test, against four builds of ggml
 	OPCONFORM_GGML_LIB=$(GGML)/v0.5.0 \

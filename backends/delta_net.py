@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from opconform.backends.fields import bits
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 BLOCK = 16  #: rows and columns of a block of Akk and Aqk in the blockwise form
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 _ALL = ("f32", "f16", "bf16", "i32")
 

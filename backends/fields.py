@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
 
 
 def four_ne(layout: Layout) -> list[int]:

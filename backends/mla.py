@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from opconform.backends.fields import bits
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 TYPES = ("f32", "f16", "bf16", "none")  #: the kernels' numbers for the types of the cache and of the mask
 ARGUMENTS = ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv", "mask", "out")

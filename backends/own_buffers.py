@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 
 from opconform.backends import delta_net, mla
 from opconform.backends.fields import four_nb, four_ne, view_of
-from opconform.harness.buffers import GUARD
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
+from opconform.harness.model.buffers import GUARD
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -17,12 +17,13 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from opconform.harness.op import Op
-from opconform.harness.registry import chosen_ops
-from opconform.harness.runner import Clock, Runner, Target
-from opconform.harness.search import Search
-from opconform.harness.session import targets_of
-from opconform.harness.settings import Settings
+from opconform.harness.model.op import Op
+from opconform.harness.model.ops import chosen_ops
+from opconform.harness.run.runner import Clock, Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.session import targets_of
+from opconform.harness.search.settings import Settings
 
 SMALL_BYTES = 16 << 10  #: --small: tensors up to 1 KiB, where the harness's own cost shows
 

@@ -20,8 +20,8 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from opconform.harness.backend import Backend
-from opconform.harness.registry import op_names
+from opconform.harness.model.ops import op_names
+from opconform.harness.run.backend import Backend
 from tests.judge import Bench, drawn_cases
 from tests.kernels.correct import Correct
 from tests.kernels.delta import Delta

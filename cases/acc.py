@@ -8,11 +8,12 @@ from functools import partial
 import numpy as np
 
 from opconform.cases import views
-from opconform.harness.case import Case
-from opconform.harness.dtypes import Raw
-from opconform.harness.hypotheses import Hypothesis, Image, Reading
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expect, Expected, Op
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import Raw
+from opconform.harness.model.expected import Expect, Expected
+from opconform.harness.model.image import Hypothesis, Image, Reading
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from opconform.cases.delta_rule import EXP_UNDERFLOW, Relative, Rule, Tolerance, Walk, length
-from opconform.harness.dtypes import F32, F64
-from opconform.harness.numerics import Numerics
+from opconform.harness.model.dtypes import F32, F64
+from opconform.harness.model.numerics import Numerics
 
 
 @dataclass(frozen=True)

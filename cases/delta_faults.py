@@ -11,11 +11,11 @@ import numpy as np
 from opconform.cases import delta_chunks, delta_rule
 from opconform.cases.delta_rule import Rule, Walk, stored_state, times, token_order
 from opconform.cases.delta_values import usual_scale
-from opconform.harness.case import Case, Param
-from opconform.harness.dtypes import F64, Raw
-from opconform.harness.hypotheses import Hypothesis, Image, Reading
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.dtypes import F64, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.image import Hypothesis, Image, Reading
+from opconform.harness.model.numerics import Numerics
 
 
 @dataclass(frozen=True)

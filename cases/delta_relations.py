@@ -7,13 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from opconform.harness.case import Case, Param
-from opconform.harness.checks import Again, Metamorphic
-from opconform.harness.dtypes import F32, F64, Raw
-from opconform.harness.layouts import Layout
-from opconform.harness.op import Op
-from opconform.harness.oracle import Comparison
-from opconform.harness.values import data_of
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.dtypes import F32, F64, Raw
+from opconform.harness.model.expected import Comparison
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.op import Again, Metamorphic, Op
+from opconform.harness.model.values import data_of
 
 Found = Mapping[str, Comparison]
 Values = Mapping[str, Raw]

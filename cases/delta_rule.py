@@ -16,9 +16,9 @@ from functools import cached_property
 
 import numpy as np
 
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F32, F64, Mask, Raw
-from opconform.harness.numerics import Numerics
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F32, F64, Mask, Raw
+from opconform.harness.model.numerics import Numerics
 
 #: An exp whose result is below the normal numbers may give 0 on any device: their fast forms flush.
 EXP_UNDERFLOW = 2.0**-126

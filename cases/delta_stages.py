@@ -15,10 +15,11 @@ import numpy as np
 from opconform.cases import delta_rule
 from opconform.cases.delta_chunks import gaps_of, inverse, log_error, products
 from opconform.cases.delta_rule import EXP_UNDERFLOW, Rule, initial_state, stored_state, times, token_order
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F32, F64
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Stage
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F32, F64
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Stage
 
 Values = Mapping[str, F64]
 

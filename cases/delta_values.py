@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.case import Case, CaseError, Param
-from opconform.harness.dtypes import F64
-from opconform.harness.layouts import Layout
-from opconform.harness.op import Problem
-from opconform.harness.strategies import Freedom, outer_sizes
+from opconform.harness.draw.strategies import outer_sizes
+from opconform.harness.model.case import Case, CaseError, Param
+from opconform.harness.model.dtypes import F64
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.op import Problem
 
 INPUTS = ("q", "k", "v", "g", "beta", "state")
 PARAMS: Mapping[str, type] = {

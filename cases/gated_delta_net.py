@@ -8,11 +8,12 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases import delta_faults, delta_relations, delta_rule, delta_stages, delta_values
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F64, Raw
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Op, Problem
-from opconform.harness.strategies import Freedom
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F64, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

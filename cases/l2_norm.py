@@ -9,12 +9,13 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned, rows
-from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import F32, F64, Raw
-from opconform.harness.hypotheses import Hypothesis, Image
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Op, Problem
-from opconform.harness.strategies import Freedom
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import F32, F64, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
 
 MODES = ("max", "add")
 _EPS = (1e-6, 1e-12, 10.0, 1.0, 0.0)

@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.case import Case, CaseError, Param
-from opconform.harness.checks import Again, Metamorphic
-from opconform.harness.dtypes import F32, F64, Mask, Raw
-from opconform.harness.hypotheses import Hypothesis, Image, Reading
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expect, Expected, Op, Problem, Stage
-from opconform.harness.oracle import Comparison
-from opconform.harness.strategies import EDGES, Freedom, outer_sizes
-from opconform.harness.values import data_of
+from opconform.harness.draw.strategies import EDGES, outer_sizes
+from opconform.harness.model.case import Case, CaseError, Param
+from opconform.harness.model.dtypes import F32, F64, Mask, Raw
+from opconform.harness.model.expected import Comparison, Expect, Expected
+from opconform.harness.model.image import Hypothesis, Image, Reading
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Again, Metamorphic, Op, Problem, Stage
+from opconform.harness.model.values import data_of
 
 FORMS = ("two_part", "concat", "flash")
 CACHES = ("f32", "f16", "bf16")

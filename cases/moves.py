@@ -11,11 +11,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from opconform.harness.case import Case
-from opconform.harness.dtypes import Raw
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expect, Expected
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import Raw
+from opconform.harness.model.expected import Expect, Expected
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import Numerics
 
 Places = npt.NDArray[np.int64]
 

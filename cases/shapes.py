@@ -6,8 +6,9 @@ import math
 
 from hypothesis import strategies as st
 
-from opconform.harness.case import Case, CaseError
-from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import inner_sizes, outer_sizes, scales, within
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.limits import Freedom
 
 
 def check_out(case: Case, shape: tuple[int, ...]) -> None:

@@ -8,12 +8,14 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import F32, F64, Raw
-from opconform.harness.hypotheses import Hypothesis, Image
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Op, Problem, Residual
-from opconform.harness.strategies import EDGES, Freedom, inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import EDGES, inner_sizes, outer_sizes, scales, within
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import F32, F64, Raw
+from opconform.harness.model.expected import Expected, Residual
+from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

@@ -9,12 +9,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, rows
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F32, F64, Raw
-from opconform.harness.hypotheses import TILES, Hypothesis, Image
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expect, Expected, Op, Problem
-from opconform.harness.strategies import Freedom
+from opconform.harness.explain.hypotheses import TILES
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F32, F64, Raw
+from opconform.harness.model.expected import Expect, Expected
+from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from opconform.cases import moves
 from opconform.cases.shapes import check_out, squares
-from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import DTYPES, Raw
-from opconform.harness.hypotheses import Hypothesis, Image
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Op, Problem
-from opconform.harness.strategies import Freedom
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import DTYPES, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
 
 #: The triangles by name, as ggml has them: with the diagonal or without it.
 KINDS = ("lower", "lower_diag", "upper", "upper_diag")

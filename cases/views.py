@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import DTYPES
-from opconform.harness.hypotheses import dimension
-from opconform.harness.layouts import Layout, contiguous_strides
-from opconform.harness.op import Problem
-from opconform.harness.strategies import Freedom, inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import inner_sizes, outer_sizes, scales, within
+from opconform.harness.explain.hypotheses import dimension
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.layouts import Layout, contiguous_strides
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.op import Problem
 
 PARAMS: Mapping[str, type] = {"nb1": int, "nb2": int, "nb3": int, "offset": int}
 VIEWS = ("block", "nested", "free")

@@ -4,14 +4,17 @@ The names a backend author needs are here; the rest lives in `opconform.harness`
 `opconform.backends` and `opconform.reports`.
 """
 
-from opconform.harness.backend import Backend, Device, Limit, Unavailable
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case, CaseError
-from opconform.harness.layouts import Layout, LayoutClass
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Expected, Op, Problem
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.layouts import Layout, LayoutClass
+from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.version import VERSION
+from opconform.harness.run.backend import Backend, Device, Unavailable
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Backend",

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from opconform.harness.case import Case
-from opconform.harness.failure import Failure, Wrong
-from opconform.harness.result import KnownFailure, Result
+from opconform.harness.explain.failure import Failure, Wrong
+from opconform.harness.model.case import Case
+from opconform.harness.search.result import KnownFailure, Result
 
 WIDTH = 110
 _STDERR_LINES = 12

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from opconform.harness.registry import UsageError
+from opconform.harness.model.usage import UsageError
 from opconform.reports.rows import UPSTREAM
 
 VERSION = 2  #: of the tables below; a file with a higher one is from a newer Opconform

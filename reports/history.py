@@ -15,20 +15,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opconform import __version__
-from opconform.harness.observer import Observer
-from opconform.harness.registry import UsageError
-from opconform.harness.settings import Settings
+from opconform.harness.model.usage import UsageError
+from opconform.harness.model.version import VERSION
+from opconform.harness.search.observer import Observer
+from opconform.harness.search.settings import Settings
 from opconform.reports.database import OURS, Unwritable, check_history, open_history, transaction
 from opconform.reports.rows import UPSTREAM, Rows, message_of, test_time
 from opconform.reports.run import Run, now
 
 if TYPE_CHECKING:
-    from opconform.harness.case import Case
-    from opconform.harness.judging import Verdict
-    from opconform.harness.op import Op
-    from opconform.harness.result import Result
-    from opconform.harness.runner import Target
+    from opconform.harness.judge.judging import Verdict
+    from opconform.harness.model.case import Case
+    from opconform.harness.model.op import Op
+    from opconform.harness.run.target import Target
+    from opconform.harness.search.result import Result
 
 LARGEST_CASE = 1 << 16  #: a longer case is kept without the bytes of its inputs; its file in reports/cases has them
 
@@ -148,7 +148,7 @@ class History(Recorder):
         run, settings = self._run, self._run.settings
         values = (
             *(run.id, run.started, run.command, settings.seed, settings.profile, settings.examples, *settings.shard),
-            *(__version__, json.dumps(run.devices), json.dumps(run.pairs), json.dumps(_options(settings))),
+            *(VERSION, json.dumps(run.devices), json.dumps(run.pairs), json.dumps(_options(settings))),
         )
         with transaction(self._db):
             self._db.execute(_INSERT_RUN, values)
@@ -238,7 +238,7 @@ class EventLog(Recorder):
             {
                 "run": run.id,
                 "command": run.command,
-                "opconform": __version__,
+                "opconform": VERSION,
                 "seed": settings.seed,
                 "profile": settings.profile,
                 "examples": settings.examples,

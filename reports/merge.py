@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from opconform.harness.registry import UsageError
+from opconform.harness.model.usage import UsageError
 from opconform.reports.database import CASES, TABLES, Unwritable, check_history, open_history, read_history, transaction
 
 

@@ -12,12 +12,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
-from opconform.harness.observer import Observer
-from opconform.harness.runner import Target
+from opconform.harness.run.target import Target
+from opconform.harness.search.observer import Observer
 
 if TYPE_CHECKING:
-    from opconform.harness.judging import Verdict
-    from opconform.harness.op import Op
+    from opconform.harness.judge.judging import Verdict
+    from opconform.harness.model.op import Op
 
 UPSTREAM: Mapping[str, str] = {
     "test_time": "TEXT",

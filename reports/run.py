@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal
 
-from opconform.harness.settings import Settings
+from opconform.harness.search.settings import Settings
 
 if TYPE_CHECKING:
-    from opconform.harness.runner import Target
+    from opconform.harness.run.target import Target
 
 
 def now() -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from opconform.harness.known_failures import OnDevice
-from opconform.harness.registry import UsageError
-from opconform.harness.result import KnownFailure, Result
+from opconform.harness.model.usage import UsageError
+from opconform.harness.search.known_failures import OnDevice
+from opconform.harness.search.result import KnownFailure, Result
 from opconform.reports.database import read_history
 
 Pair = tuple[str, str]  #: op and target

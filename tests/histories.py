@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from opconform.harness.backend import Device
-from opconform.harness.checks import Finding
-from opconform.harness.failure import Failure
-from opconform.harness.judging import Verdict
-from opconform.harness.registry import ops
-from opconform.harness.result import Result, Tally
-from opconform.harness.runner import Target
-from opconform.harness.settings import Settings
+from opconform.harness.explain.failure import Failure
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.ops import ops
+from opconform.harness.run.backend import Device
+from opconform.harness.run.target import Target
+from opconform.harness.search.result import Result, Tally
+from opconform.harness.search.settings import Settings
 from opconform.reports.history import recorders
 from opconform.reports.run import Run, about_devices
 from opconform.reports.states import Pair

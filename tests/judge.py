@@ -9,19 +9,22 @@ from functools import lru_cache
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from opconform.harness.backend import Backend
-from opconform.harness.buffers import Buffers, Plan
-from opconform.harness.case import Case
-from opconform.harness.checks import ON_REQUEST, Finding
-from opconform.harness.dtypes import Raw
-from opconform.harness.judging import Verdict, judge
-from opconform.harness.numerics import EXACT, Numerics
-from opconform.harness.op import Expected, Op, Problem
-from opconform.harness.oracle import Comparison, compare, expectation
-from opconform.harness.registry import ops
-from opconform.harness.strategies import Freedom, batches
-from opconform.harness.values import inputs_of
-from opconform.harness.variants import VARIANTS, variants
+from opconform.harness.draw.strategies import batches
+from opconform.harness.draw.variants import VARIANTS, variants
+from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.judge.judging import Verdict, judge
+from opconform.harness.judge.oracle import compare, expectation
+from opconform.harness.model.buffers import Buffers, Plan
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import Raw
+from opconform.harness.model.expected import Comparison, Expected
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import EXACT, Numerics
+from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.backend import Backend
 
 #: The small ops around the delta nets: fewer cases show what there is to see.
 SMALL_OPS = ("tri", "diag", "pad", "l2_norm", "ssm_conv", "sum_rows", "cpy", "cont")

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from opconform.harness.backend import Device
-from opconform.harness.case import Case
-from opconform.harness.checks import Finding
-from opconform.harness.failure import Failure, describe
-from opconform.harness.numerics import EXACT, Numerics
-from opconform.harness.runner import Runner, Target
+from opconform.harness.explain.failure import Failure, describe
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.numerics import EXACT, Numerics
+from opconform.harness.run.backend import Device
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
 from opconform.reports.repro.bundle import files_of
 from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import Part, script

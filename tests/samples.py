@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from opconform.cases.acc import OP as ACC
-from opconform.harness.backend import Device
-from opconform.harness.case import Case
-from opconform.harness.judging import Verdict
-from opconform.harness.layouts import Layout, contiguous_strides
-from opconform.harness.op import Op
-from opconform.harness.runner import Runner, Target
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout, contiguous_strides
+from opconform.harness.model.op import Op
+from opconform.harness.run.backend import Device
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 
 SAMPLE = Path(__file__).parent / "backends" / "sample.py"
 

@@ -19,11 +19,11 @@ from opconform.backends.cuda.sanitizer import compute_sanitizer
 from opconform.backends.cuda.source import complaint, source_of
 from opconform.backends.element_types import refusal
 from opconform.backends.own_buffers import scratch_of
-from opconform.harness.backend import Backend, Device, Unavailable
-from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
-from opconform.harness.case import Case
-from opconform.harness.numerics import Numerics
-from opconform.harness.sanitizer import OPTION, Sanitizer
+from opconform.harness.model.buffers import GUARD, Buffers, Plan, Slot
+from opconform.harness.model.case import Case
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.sanitizer import OPTION, Sanitizer
 
 #: What NVRTC gets. No fast math: CUDA then divides and takes roots as IEEE 754 does, and keeps denormals; a product and
 #: a sum may become one fused operation, which every bound allows. With the lines, compute-sanitizer names them.

@@ -27,10 +27,10 @@ from opconform.backends.cuda.arguments import Launch
 from opconform.backends.cuda.backend import NUMERICS, CudaKernels
 from opconform.backends.cuda.source import complaint, kernels_in, source_of
 from opconform.backends.own_buffers import scratch_of
-from opconform.harness.backend import Device, KernelFault, Unavailable
-from opconform.harness.buffers import GUARD, Buffers, Plan
-from opconform.harness.case import Case
-from opconform.harness.sanitizer import Sanitizer
+from opconform.harness.model.buffers import GUARD, Buffers, Plan
+from opconform.harness.model.case import Case
+from opconform.harness.run.backend import Device, KernelFault, Unavailable
+from opconform.harness.run.sanitizer import Sanitizer
 
 _HERE = Path(__file__).parent
 #: Lines as addr2line reads them where #line names the file; fortified, longjmp would refuse to change stacks.

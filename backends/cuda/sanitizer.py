@@ -6,9 +6,9 @@ import os
 import re
 import shutil
 
-from opconform.harness.backend import Unavailable
-from opconform.harness.case import Case
-from opconform.harness.sanitizer import Complaint, Sanitizer
+from opconform.harness.model.case import Case
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.sanitizer import Complaint, Sanitizer
 
 TOOL = "OPCONFORM_CUDA_CHECK"  #: the environment variable that chooses the tool
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  #: one of them per run; the first is the default

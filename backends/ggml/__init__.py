@@ -15,11 +15,12 @@ from opconform.backends.ggml.graph import TYPES, Arena, Graph
 from opconform.backends.ggml.library import CPU_DEVICE, Library, load
 from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.ops import LARGEST_PARAM, OPS, OpBinding
-from opconform.harness.backend import Backend, Device, Limit, Unavailable
-from opconform.harness.buffers import ALIGNMENT, Buffers
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import Numerics
+from opconform.harness.model.buffers import ALIGNMENT, Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Backend, Device, Unavailable
 
 #: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
 #: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 if TYPE_CHECKING:
     from opconform.backends.ggml.graph import Context

@@ -17,9 +17,9 @@ import numpy as np
 from opconform.backends.ggml.composite import NODES, Build, Nodes, RefusedError, Shown
 from opconform.backends.ggml.library import InitParams, Library
 from opconform.backends.ggml.ops import OpBinding
-from opconform.harness.buffers import Plan
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.harness.model.buffers import Plan
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout, contiguous_strides
 
 TYPES = {"f32": 0, "f16": 1, "bf16": 30, "i32": 26}  #: enum ggml_type
 _I8 = 24

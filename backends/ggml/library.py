@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from opconform.backends.ggml.composite import FUNCTIONS
 from opconform.backends.ggml.ops import OPS
-from opconform.harness.backend import Unavailable
+from opconform.harness.run.backend import Unavailable
 
 VARIABLE = "OPCONFORM_GGML_LIB"
 FLOAT16_VARIABLE = "OPCONFORM_GGML_F16"  #: set to anything: GPUs may compute products of float32 in float16

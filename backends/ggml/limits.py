@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 
-from opconform.harness.backend import Limit
-from opconform.harness.layouts import LayoutClass
+from opconform.harness.model.layouts import LayoutClass
+from opconform.harness.model.limits import Limit
 
 _TYPES = ("f32", "f16", "bf16", "i32")
 _FRESH = "ggml makes a fresh output itself, packed"

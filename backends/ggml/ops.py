@@ -7,7 +7,7 @@ from ctypes import c_bool, c_float, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 #: Strides and offsets travel to the kernels as int32, and ggml_set asserts an offset below 2^30.
 LARGEST_PARAM = 2**30 - 1

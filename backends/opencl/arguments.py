@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from opconform.backends import delta_net, mla, own_buffers
 from opconform.backends.fields import bits, four_ne
 from opconform.backends.own_buffers import elements, place, scratch_of
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 CPY_TYPES = ("f32", "f16", "bf16", "i32")  #: as cpy.cl numbers them
 

@@ -16,11 +16,11 @@ from opconform.backends.element_types import refusal
 from opconform.backends.opencl.arguments import LAUNCHES, Launch
 from opconform.backends.opencl.sanitizer import oclgrind
 from opconform.backends.own_buffers import scratch_of
-from opconform.harness.backend import Backend, Device, Unavailable
-from opconform.harness.buffers import GUARD, Buffers, Plan, Slot
-from opconform.harness.case import Case
-from opconform.harness.numerics import Numerics
-from opconform.harness.sanitizer import OPTION, Sanitizer
+from opconform.harness.model.buffers import GUARD, Buffers, Plan, Slot
+from opconform.harness.model.case import Case
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.sanitizer import OPTION, Sanitizer
 
 _LOCAL_SIZE = 64
 _CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"

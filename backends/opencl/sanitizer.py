@@ -6,9 +6,9 @@ import re
 import shutil
 from pathlib import Path
 
-from opconform.harness.backend import Unavailable
-from opconform.harness.case import Case
-from opconform.harness.sanitizer import Complaint, Sanitizer
+from opconform.harness.model.case import Case
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.sanitizer import Complaint, Sanitizer
 
 _RUNTIME = "liboclgrind-rt.so"
 _MAX_ERRORS = str(2**31 - 1)  #: Oclgrind falls silent after so many in one process, and a worker runs many cases

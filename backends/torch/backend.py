@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from opconform.backends.torch import delta_net, mla, ops, small_ops
-from opconform.harness.backend import Backend, Device, Unavailable
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.numerics import Numerics
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Backend, Device, Unavailable
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from opconform.backends.torch.ops import Tensors
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 if TYPE_CHECKING:
     import torch

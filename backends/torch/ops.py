@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 
 if TYPE_CHECKING:
     import torch

@@ -25,9 +25,9 @@ from dataclasses import dataclass
 
 from opconform.backends import delta_net, mla
 from opconform.backends.fields import bits, four_nb, four_ne, view_of
-from opconform.harness.buffers import ALIGNMENT, Plan, Slot
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
+from opconform.harness.model.buffers import ALIGNMENT, Plan, Slot
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
 
 WORDS = 32  #: of push constants
 TABLE_WORDS = 128  #: of an op's table

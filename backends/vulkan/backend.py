@@ -29,11 +29,11 @@ from opconform.backends.vulkan.arguments import (
 )
 from opconform.backends.vulkan.physical import Physical, layers, physical_devices
 from opconform.backends.vulkan.sanitizer import LAYER, REMEDY, validation_layer
-from opconform.harness.backend import Backend, Device, Unavailable
-from opconform.harness.buffers import Buffers, Plan
-from opconform.harness.case import Case
-from opconform.harness.numerics import Numerics
-from opconform.harness.sanitizer import OPTION, Sanitizer
+from opconform.harness.model.buffers import Buffers, Plan
+from opconform.harness.model.case import Case
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.sanitizer import OPTION, Sanitizer
 
 _LOCAL_SIZE = 64  #: local_size_x of every shader
 #: Workgroups of a dispatch; every shader strides on until all its items are done.

@@ -11,7 +11,7 @@ import sys
 from ctypes import POINTER, byref, c_char, c_char_p, c_uint8, c_uint32, c_void_p, cast
 from dataclasses import dataclass
 
-from opconform.harness.backend import Unavailable
+from opconform.harness.run.backend import Unavailable
 
 _REMEDY = "apt-get install mesa-vulkan-drivers libvulkan1"
 _API_1_1 = 1 << 22 | 1 << 12  #: VK_API_VERSION_1_1, what Kompute asks for

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from opconform.harness.backend import Unavailable
-from opconform.harness.case import Case
-from opconform.harness.sanitizer import Complaint, Excuse, Sanitizer
+from opconform.harness.model.case import Case
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.sanitizer import Complaint, Excuse, Sanitizer
 
 LAYER = "VK_LAYER_KHRONOS_validation"
 REMEDY = "apt-get install vulkan-validationlayers"

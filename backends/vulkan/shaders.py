@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from opconform.backends.cache import cache_folder, keep, key_of
-from opconform.harness.backend import Unavailable
+from opconform.harness.run.backend import Unavailable
 
 #: What Kompute asks of Vulkan. SPIR-V for 1.1 runs on every later version.
 _TARGET = "vulkan1.1"

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opconform.harness.case import Case
-from opconform.harness.checks import Finding
-from opconform.harness.failure import Failure
-from opconform.harness.known import LARGEST
-from opconform.harness.registry import UsageError
-from opconform.harness.result import KnownBug, Result, Tally
-from opconform.harness.session import commands
-from opconform.harness.settings import Settings
+from opconform.harness.draw.known import LARGEST
+from opconform.harness.explain.failure import Failure
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.usage import UsageError
+from opconform.harness.search.result import KnownBug, Result, Tally
+from opconform.harness.search.settings import Settings
+from opconform.reports.commands import commands
 from opconform.reports.database import read_history
 from opconform.reports.repro.place import bundle_of
 from opconform.reports.states import Pair, RunRow, State, groups_of, pairs_of, state_of

@@ -23,9 +23,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from opconform import __version__
-from opconform.harness.failure import Failure, Worst
-from opconform.harness.registry import UsageError
+from opconform.harness.explain.failure import Failure, Worst
+from opconform.harness.model.usage import UsageError
+from opconform.harness.model.version import VERSION
 from opconform.reports.console import clean, places, twin
 from opconform.reports.html.charts import spark, strip, trend
 from opconform.reports.html.data import Entry, Report
@@ -107,7 +107,7 @@ def html(report: Report) -> str:
         .render(
             report=report,
             written=now(),
-            version=__version__,
+            version=VERSION,
             style=style,
             policy=_policy(style),
             failures=failures,

@@ -22,9 +22,9 @@ from opconform.backends.ggml.ops import OPS
 from opconform.backends.opencl.arguments import LAUNCHES
 from opconform.backends.own_buffers import scratch_of
 from opconform.backends.vulkan.arguments import DISPATCHES, TABLE_WORDS, TABLES, WORDS, with_scratch
-from opconform.harness.buffers import Plan
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.harness.model.buffers import Plan
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout, contiguous_strides
 from opconform.reports.repro.arrays import packed_text
 from opconform.reports.repro.extract import CannotExtractError, source_of
 from opconform.reports.repro.facts import Facts, ggml_folder
@@ -236,7 +236,7 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
     """Kompute; all memory in one storage buffer, the shader's source and its SPIR-V in the script."""
     from opconform.backends.vulkan import VulkanBackend, shaders
     from opconform.backends.vulkan.backend import groups_of
-    from opconform.harness.backend import Unavailable
+    from opconform.harness.run.backend import Unavailable
 
     file = (kernels or VulkanBackend.kernels) / f"{facts.op.name}.comp"
     source = _read(file)

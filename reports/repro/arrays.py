@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from opconform.harness.case import Case
-from opconform.harness.dtypes import DTYPES, Raw
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES, Raw
 
 READABLE = 64  #: elements that are written out
 PACKED = 4096  #: elements that are packed before anything else is tried

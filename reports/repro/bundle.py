@@ -10,9 +10,9 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from opconform import __version__
-from opconform.harness.failure import Failure
-from opconform.harness.runner import Target
+from opconform.harness.explain.failure import Failure
+from opconform.harness.model.version import VERSION
+from opconform.harness.run.target import Target
 from opconform.reports.repro import cpp
 from opconform.reports.repro.anything import part_of
 from opconform.reports.repro.facts import Facts
@@ -99,7 +99,7 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
     if map_svg is not None:
         text["map.svg"] = map_svg
     text["issue.md"] = issue(facts, text, lacks, lacks_test)
-    about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": __version__}
+    about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": VERSION}
     text["bundle.json"] = json.dumps({**about, "files": sorted([*text, *beside])}, indent=1) + "\n"
     return {**{name: made.encode("utf-8", errors="replace") for name, made in text.items()}, **beside}
 

@@ -21,9 +21,9 @@ from opconform.backends.ggml import GRAPHS
 from opconform.backends.ggml.graph import TYPES
 from opconform.backends.ggml.limits import CONSTRUCTORS, limits_of
 from opconform.backends.ggml.ops import OPS
-from opconform.harness.case import Case
-from opconform.harness.dtypes import DType, Raw
-from opconform.harness.layouts import Layout
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DType, Raw
+from opconform.harness.model.layouts import Layout
 from opconform.reports.repro.apis import four_nb
 from opconform.reports.repro.escape import identifier
 from opconform.reports.repro.facts import Demand, Facts, ggml_folder
@@ -368,7 +368,7 @@ for number in range(200):
 def _op_number(name: str, folder: str) -> int | None:
     """An op's number in enum ggml_op, which differs from build to build: asked of libggml in a process of its own."""
     from opconform.backends.ggml.library import library_files
-    from opconform.harness.backend import Unavailable
+    from opconform.harness.run.backend import Unavailable
 
     try:
         base, registry = library_files(Path(ggml_folder(folder)))

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opconform.harness.buffers import GUARD, Plan, Slot
-from opconform.harness.case import Case
-from opconform.harness.checks import ON_REQUEST
-from opconform.harness.dtypes import F64, Mask, Raw
-from opconform.harness.failure import Failure
-from opconform.harness.op import Expected, Op
-from opconform.harness.oracle import compare, expectation
-from opconform.harness.registry import ops
-from opconform.harness.runner import Target
-from opconform.harness.sanitizer import KINDS as FAULTS
-from opconform.harness.values import inputs_of
+from opconform.harness.explain.failure import Failure
+from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.judge.oracle import compare, expectation
+from opconform.harness.model.buffers import GUARD, Plan, Slot
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F64, Mask, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.op import Op
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.sanitizer import KINDS as FAULTS
+from opconform.harness.run.target import Target
 
 if TYPE_CHECKING:
     from opconform.reports.repro.recording import Recorded

@@ -10,11 +10,11 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from opconform import __version__
-from opconform.harness.case import Case
-from opconform.harness.checks import ON_REQUEST
-from opconform.harness.failure import Failure, Wrong
-from opconform.harness.layouts import Layout, LayoutClass
+from opconform.harness.explain.failure import Failure, Wrong
+from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout, LayoutClass
+from opconform.harness.model.version import VERSION
 from opconform.reports.console import places
 from opconform.reports.repro.cpp import is_ggml, op_name
 from opconform.reports.repro.facts import Facts
@@ -78,7 +78,7 @@ def issue(facts: Facts, files: Mapping[str, str], lacks: str, lacks_test: str = 
         upstream=_upstream(facts),
         is_ggml=is_ggml(facts),
         replay=" ".join(["opconform replay case.json --backend", shlex.quote(failure.target), *_options(failure)]),
-        version=__version__,
+        version=VERSION,
     )
 
 

@@ -7,14 +7,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opconform.harness.observer import Observer
+from opconform.harness.search.observer import Observer
 from opconform.reports.repro.place import repro_dir
 
 if TYPE_CHECKING:
-    from opconform.harness.op import Op
-    from opconform.harness.result import Result
-    from opconform.harness.runner import Target
-    from opconform.harness.settings import Settings
+    from opconform.harness.model.op import Op
+    from opconform.harness.run.target import Target
+    from opconform.harness.search.result import Result
+    from opconform.harness.search.settings import Settings
 
 
 class BundleWriter(Observer):

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from opconform.harness.dtypes import Mask
-from opconform.harness.failure import Failure, Wrong
+from opconform.harness.explain.failure import Failure, Wrong
+from opconform.harness.model.dtypes import Mask
 from opconform.reports.repro.rendering import render
 
 _WIDTH, _SLICE_HEIGHT = 900, 420  #: pixels of the page's width, and at most for a slice

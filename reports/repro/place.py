@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from opconform.harness.failure import Failure
-    from opconform.harness.settings import Settings
+    from opconform.harness.explain.failure import Failure
+    from opconform.harness.search.settings import Settings
 
 
 def repro_dir(settings: Settings) -> Path | None:

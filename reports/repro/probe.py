@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from opconform.harness import registry
+from opconform.harness.run import registry
 from opconform.reports.repro.extract import CannotExtractError, is_installed, source_of
 
 #: What a class may change of one of ours while its own `run` stays that of the class above it.

@@ -22,8 +22,8 @@ from opconform.backends.ggml import GRAPHS
 from opconform.backends.ggml.composite import Nodes, RefusedError
 from opconform.backends.ggml.graph import TYPES, Arena
 from opconform.backends.ggml.library import load
-from opconform.harness.backend import Unavailable
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
+from opconform.harness.run.backend import Unavailable
 from opconform.reports.repro.scripts import CannotWriteError
 
 _SECONDS = 60.0

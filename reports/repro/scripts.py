@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from opconform import __version__
-from opconform.harness.checks import ON_REQUEST
-from opconform.harness.dtypes import DTYPES
+from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.version import VERSION
 from opconform.reports.repro import arrays, references
 from opconform.reports.repro.escape import docstring
 from opconform.reports.repro.facts import TWIN, Facts
@@ -47,7 +47,7 @@ def script(facts: Facts, part: Part) -> str:
         part.template,
         **{
             "facts": facts,
-            "version": __version__,
+            "version": VERSION,
             "opening": _opening(facts),
             "imports": sorted(imports),
             "tensors": facts.tensors,

@@ -16,12 +16,13 @@ from dataclasses import replace
 
 import numpy as np
 
-from opconform.harness.backend import Device, Limit, Unavailable
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.layouts import LayoutClass
-from opconform.harness.numerics import Numerics
-from opconform.harness.sanitizer import LOG, Complaint, Sanitizer
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import LayoutClass
+from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.sanitizer import LOG, Complaint, Sanitizer
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct
 

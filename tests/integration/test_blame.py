@@ -12,16 +12,16 @@ import pytest
 
 from opconform.cases.acc import OP as ACC
 from opconform.cases.cumsum import OP as CUMSUM
-from opconform.harness import session as session_module
-from opconform.harness.backend import Unavailable
-from opconform.harness.blame import Panel
-from opconform.harness.case import Case
-from opconform.harness.failure import Failure
-from opconform.harness.layouts import Layout
-from opconform.harness.registry import ops
-from opconform.harness.runner import Runner
-from opconform.harness.session import Session, targets_of
-from opconform.harness.settings import Settings
+from opconform.harness.explain.blame import Panel
+from opconform.harness.explain.failure import Failure
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.runner import Runner
+from opconform.harness.search import session as session_module
+from opconform.harness.search.session import Session, targets_of
+from opconform.harness.search.settings import Settings
 from tests.samples import acc, children, spec, target
 
 NE3 = acc(1, 1, 1, 2)

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from opconform.harness import session
-from opconform.harness.cli import main
+from opconform.cli import main
+from opconform.harness.search import session
 from tests.samples import spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,9 +117,7 @@ def test_the_nightly_script_is_red_only_on_a_regression(tmp_path: Path) -> None:
         options = f"--backend {backend}:Mine --op acc --no-isolation --also-seconds 0 --repro-dir none --database none"
         settings = {"BUDGET": "0.05", "NIGHTLY_DIR": str(out), "NIGHTLY_ARGS": options, "KNOWN_FAILURES": "none"}
         start = tmp_path / "opconform"
-        start.write_text(
-            f"#!/bin/sh\nexec {sys.executable} -c 'from opconform.harness.cli import main; main()' \"$@\"\n"
-        )
+        start.write_text(f"#!/bin/sh\nexec {sys.executable} -c 'from opconform.cli import main; main()' \"$@\"\n")
         start.chmod(0o755)
         environment = {**os.environ, **settings, "OPCONFORM": str(start), "PYTHONPATH": str(ROOT), **more}
         environment = {name: value for name, value in environment.items() if not name.startswith("OPCONFORM_")}

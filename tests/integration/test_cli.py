@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from opconform.harness import session
-from opconform.harness.case import Case
-from opconform.harness.cli import main
+from opconform.cli import main
+from opconform.harness.model.case import Case
+from opconform.harness.search import session
 from tests.samples import acc, children, spec, within
 
 SHORT = ("--op", "acc", "--max-examples", "40", "--seed", "1", "--history", "none", "--no-isolation")
@@ -223,7 +223,7 @@ def test_names_that_no_file_can_have_are_usage_errors() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("name", ["Slow", "SleepsAlways", "AbortsOnNe3"])
 def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path) -> None:
-    command = [sys.executable, "-c", "from opconform.harness.cli import main; main()", "test", "--backend", spec(name)]
+    command = [sys.executable, "-c", "from opconform.cli import main; main()", "test", "--backend", spec(name)]
     with subprocess.Popen(
         [*command, "--op", "acc"],
         stdout=subprocess.PIPE,

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 
 from opconform.backends.cuda import CudaBackend, backend
 from opconform.backends.cuda.arguments import LAUNCHES
-from opconform.harness.backend import Device, Unavailable
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.cli import main
-from opconform.harness.layouts import Layout
-from opconform.harness.runner import Target
+from opconform.cli import main
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.target import Target
 from opconform.reports.repro import apis
 from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import script

@@ -16,16 +16,18 @@ from opconform.backends.cuda import CudaHostBackend
 from opconform.backends.cuda.arguments import LAUNCHES
 from opconform.backends.cuda.host import compiler
 from opconform.backends.cuda.source import source_of
-from opconform.harness.backend import KernelFault, Unavailable
-from opconform.harness.buffers import Buffers, Plan
-from opconform.harness.case import Case
-from opconform.harness.failure import Failure
-from opconform.harness.known import known_cases
-from opconform.harness.layouts import Layout
-from opconform.harness.registry import backend_class, ops
-from opconform.harness.runner import Runner, Target
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
+from opconform.harness.draw.known import known_cases
+from opconform.harness.explain.failure import Failure
+from opconform.harness.model.buffers import Buffers, Plan
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
+from opconform.harness.run.backend import KernelFault, Unavailable
+from opconform.harness.run.registry import backend_class
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 from tests.judge import Bench, drawn_cases
 
 KERNELS = CudaHostBackend.kernels

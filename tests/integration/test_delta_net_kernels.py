@@ -13,12 +13,12 @@ import pytest
 
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
-from opconform.harness.backend import Unavailable
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case, Param
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import Numerics
-from opconform.harness.stages import judged_stages
+from opconform.harness.explain.stages import judged_stages
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Unavailable
 from tests.judge import Bench
 
 Kernels = OpenCLBackend | VulkanBackend

@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from opconform.backends.ggml import GgmlBackend
 from opconform.backends.ggml.graph import Arena
 from opconform.backends.ggml.library import REMEDY, VARIABLE, Library, load
-from opconform.harness.backend import Device, Limit, Unavailable
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout, LayoutClass
-from opconform.harness.op import Problem
-from opconform.harness.runner import Worker
-from opconform.harness.strategies import Freedom, batches
-from opconform.harness.variants import variants
+from opconform.harness.draw.strategies import batches
+from opconform.harness.draw.variants import variants
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout, LayoutClass
+from opconform.harness.model.limits import Freedom, Limit
+from opconform.harness.model.op import Problem
+from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.process import Worker
 from tests.judge import OPS, Bench
 
 DEVICES = ("CPU", "Vulkan0")

@@ -12,19 +12,22 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from opconform.backends.ggml import GgmlBackend
 from opconform.backends.ggml.library import FLOAT16_VARIABLE, REMEDY, VARIABLE
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.known import known_cases
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import Numerics
-from opconform.harness.op import Problem
-from opconform.harness.registry import ops
-from opconform.harness.runner import Runner, Target, devices_of
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
-from opconform.harness.stages import judged_stages
-from opconform.harness.strategies import Freedom, batches
-from opconform.harness.variants import variants
+from opconform.harness.draw.known import known_cases
+from opconform.harness.draw.strategies import batches
+from opconform.harness.draw.variants import variants
+from opconform.harness.explain.stages import judged_stages
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Problem
+from opconform.harness.model.ops import ops
+from opconform.harness.run.process import devices_of
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 from tests.judge import Bench
 
 DEVICES = ("CPU", "Vulkan0")

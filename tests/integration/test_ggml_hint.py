@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from opconform.backends.ggml.library import REMEDY
-from opconform.harness.registry import ops
-from opconform.harness.runner import Runner, Target, devices_of
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
+from opconform.harness.model.ops import ops
+from opconform.harness.run.process import devices_of
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 
 VARIABLE = "OPCONFORM_GGML_LIB_BROKEN"
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from opconform.harness.cli import main
+from opconform.cli import main
 from tests.samples import spec, within
 
 HISTORY = Path("reports/history.sqlite")
@@ -81,7 +81,7 @@ def events() -> list[dict[str, Any]]:
 
 def start(*arguments: str) -> subprocess.Popen[bytes]:
     """A search by a process and its worker, in a group of their own."""
-    command = [sys.executable, "-c", "from opconform.harness.cli import main; main()", "test", *arguments]
+    command = [sys.executable, "-c", "from opconform.cli import main; main()", "test", *arguments]
     silent = subprocess.DEVNULL
     return subprocess.Popen(command, stdout=silent, stderr=silent, start_new_session=True)
 
@@ -264,7 +264,7 @@ def test_shards_share_the_work_and_merge_into_one_run() -> None:
 
 
 def known_ids() -> list[str]:
-    from opconform.harness.known import known_cases
+    from opconform.harness.draw.known import known_cases
 
     return [known.case.id for known in known_cases().values() if known.case.op == "acc"]
 
@@ -273,7 +273,7 @@ def known_ids() -> list[str]:
 
 
 def conformance(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
-    Path("test_conformance.py").write_text("from opconform.harness.conformance import *\n")
+    Path("test_conformance.py").write_text("from opconform.conformance import *\n")
     return pytester.runpytest_inprocess("--max-examples", "40", "-p", "no:cacheprovider", *arguments)
 
 
@@ -288,7 +288,7 @@ def test_pytest_records_what_it_ran_and_what_it_did_not(pytester: pytest.Pyteste
 
 
 def test_the_workers_of_xdist_share_one_run(pytester: pytest.Pytester) -> None:
-    Path("test_conformance.py").write_text("from opconform.harness.conformance import *\n")
+    Path("test_conformance.py").write_text("from opconform.conformance import *\n")
     arguments = ("-n", "2", "-p", "xdist", "--op", "acc,set", "--max-examples", "40")
     assert pytester.runpytest_subprocess("--backend", spec("Good"), *arguments).ret == 0
     assert query("SELECT count(*), count(ended), json_array_length(pairs) FROM runs") == [(1, 1, 2)]

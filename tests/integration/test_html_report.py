@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from opconform.harness.cli import main
+from opconform.cli import main
 
 MISSING = (
     "the report is tested in a browser, which needs Chromium and its driver (Debian: apt-get install chromium "
@@ -25,7 +25,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 #: A backend with one device that is right and one that drops ne3 and is called what no device should be called.
 BACKEND = f"""
-from opconform.harness.backend import Device
+from opconform.harness.run.backend import Device
 from tests.backends.sample import Good, IgnoresNe3
 
 class Mine(IgnoresNe3):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from opconform.harness.case import Case
-from opconform.harness.cli import main
-from opconform.harness.layouts import Layout
+from opconform.cli import main
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
 from tests.samples import acc
 
 SHORT = (
@@ -265,7 +265,7 @@ def test_pytest_shows_an_expected_failure_as_xfailed(pytester: pytest.Pytester) 
     mine("IgnoresNe3")
     listed()
     arguments = ("--backend", "mine.py:Mine", *SHORT, "-p", "no:cacheprovider")
-    Path("test_conformance.py").write_text("from opconform.harness.conformance import *\n")
+    Path("test_conformance.py").write_text("from opconform.conformance import *\n")
     result = pytester.runpytest_inprocess(*arguments, "--junitxml", "results.xml")
     assert result.ret == 0
     result.assert_outcomes(xfailed=1)

@@ -15,10 +15,10 @@ import pytest
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.opencl.arguments import LAUNCHES
 from opconform.backends.opencl.backend import _numerics
-from opconform.harness.backend import Device, Unavailable
-from opconform.harness.buffers import Buffers, Plan
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
+from opconform.harness.model.buffers import Buffers, Plan
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.run.backend import Device, Unavailable
 from tests.judge import Bench, drawn_cases
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from opconform.harness import session
-from opconform.harness.registry import op_names
+from opconform.harness.model.ops import op_names
+from opconform.harness.search import session
 from tests.kernels.correct import Correct
 from tests.samples import acc, spec
 
 LINES = {
-    "test_conformance.py": "from opconform.harness.conformance import *",
+    "test_conformance.py": "from opconform.conformance import *",
     "test_mine.py": "def test_mine():\n    pass",
 }
 SHORT = ("--op", "acc", "--max-examples", "40", "--seed", "1", "-p", "no:cacheprovider")
@@ -151,7 +151,7 @@ def test_a_file_that_is_no_case_is_one_line_and_exit_status_4(
 
 def test_several_processes_share_the_seed_the_matrix_and_the_junit_file(pytester: pytest.Pytester) -> None:
     Path("conftest.py").write_text(  # no other backend is asked for its opinion on the failure
-        "from opconform.harness import session\nsession.backend_names = lambda: []\n"
+        "from opconform.harness.search import session\nsession.backend_names = lambda: []\n"
     )
     arguments = ("-n", "2", "-p", "xdist", "--junitxml", "junit.xml", "-k", "acc or cumsum", "--max-examples", "40")
     result = pytester.runpytest_subprocess("--backend", spec("IgnoresNe3"), *arguments)
@@ -187,10 +187,8 @@ def test_the_conformance_tests_run_from_any_folder(pytester: pytest.Pytester) ->
     arguments = ("--backend", spec("Good"), *SHORT, "--no-isolation")
     result = pytester.runpytest_inprocess(*arguments)
     assert result.ret == 1
-    result.stdout.fnmatch_lines(
-        ["opconform: no case was executed: *; --pyargs opconform.harness.conformance collects *"]
-    )
-    result = pytester.runpytest_inprocess("--pyargs", "opconform.harness.conformance", *arguments)
+    result.stdout.fnmatch_lines(["opconform: no case was executed: *; --pyargs opconform.conformance collects *"])
+    result = pytester.runpytest_inprocess("--pyargs", "opconform.conformance", *arguments)
     assert result.ret == 0
     result.assert_outcomes(passed=1)
 

@@ -16,9 +16,9 @@ from click.testing import CliRunner, Result
 from opconform.backends.cuda import CudaHostBackend
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
-from opconform.harness.backend import Backend, Device, Unavailable
-from opconform.harness.cli import main
-from opconform.harness.runner import Target
+from opconform.cli import main
+from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.target import Target
 from opconform.reports.repro import apis
 from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import script
@@ -392,7 +392,7 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_failure() -> None:
 
 
 def test_a_pytest_run_writes_bundles_too() -> None:
-    Path("test_mine.py").write_text("from opconform.harness.conformance import *\n")
+    Path("test_mine.py").write_text("from opconform.conformance import *\n")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", spec("IgnoresNe3")]
     done = subprocess.run([*command, "--op", "acc", *SEARCH], capture_output=True, text=True)
     assert done.returncode == 1, done.stdout

@@ -14,16 +14,19 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from opconform.harness.backend import Unavailable
-from opconform.harness.case import Case
-from opconform.harness.checks import Finding
-from opconform.harness.judging import Verdict
-from opconform.harness.layouts import Layout
-from opconform.harness.op import Op, Problem
-from opconform.harness.registry import ops
-from opconform.harness.runner import Runner, Target, devices_of
-from opconform.harness.strategies import Freedom, batches
-from opconform.harness.variants import variants
+from opconform.harness.draw.strategies import batches
+from opconform.harness.draw.variants import variants
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.ops import ops
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.process import devices_of
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
 from opconform.reports.repro import cpp
 from opconform.reports.repro.bundle import files_of
 from opconform.reports.repro.facts import Facts

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 
 from opconform.cases.acc import OP as ACC
-from opconform.harness import runner as runner_module
-from opconform.harness.backend import Unavailable
-from opconform.harness.case import Case
-from opconform.harness.judging import Verdict
-from opconform.harness.registry import UsageError
-from opconform.harness.runner import Runner, Worker, devices_of
-from opconform.harness.sanitizer import OPTION
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
+from opconform.harness.model.usage import UsageError
+from opconform.harness.run import runner as runner_module
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.process import Worker, devices_of
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.sanitizer import OPTION
 from tests.samples import acc, children, descriptors, spec, target, within
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -280,7 +281,7 @@ def test_files_of_the_folder_it_runs_in_do_not_hide_the_standard_library(
 def test_a_hung_worker_dies_with_a_harness_that_is_killed() -> None:
     script = (
         "from tests.samples import acc, children, target\n"
-        "from opconform.harness.runner import Runner\n"
+        "from opconform.harness.run.runner import Runner\n"
         "from opconform.cases.acc import OP\n"
         "runner = Runner(target('SleepsAlways'))\n"
         "print(*children(), flush=True)\n"

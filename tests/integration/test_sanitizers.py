@@ -13,7 +13,7 @@ import pytest
 
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
-from opconform.harness.backend import Backend, Unavailable
+from opconform.harness.run.backend import Backend, Unavailable
 
 BACKENDS: dict[str, type[Backend]] = {"opencl": OpenCLBackend, "vulkan": VulkanBackend}
 

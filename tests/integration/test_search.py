@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase, MultiplexedDatabase, ReadOnlyDatabase
 
-from opconform.harness.case import Case
-from opconform.harness.known import KnownCase
-from opconform.harness.layouts import Layout
-from opconform.harness.registry import ops
-from opconform.harness.result import KnownBug, Result
-from opconform.harness.runner import Runner
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
+from opconform.harness.draw.known import KnownCase
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
+from opconform.harness.run.runner import Runner
+from opconform.harness.search.result import KnownBug, Result
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 from tests.samples import acc, cases_drawn, target
 
 PADDED = Layout("f32", (1, 1, 2, 3), (32, 32, 16, 4))
@@ -108,7 +108,7 @@ def test_a_failure_stays_of_its_kind_while_it_shrinks(seed: int, kind: str, ne: 
 
 
 def test_shrinking_ends_when_its_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opconform.harness.search.SHRINK_SECONDS", 0.0)
+    monkeypatch.setattr("opconform.harness.search.search.SHRINK_SECONDS", 0.0)
     failure = search("IgnoresNe3").failure
     assert failure is not None
     assert failure.kind == "WRONG VALUES"

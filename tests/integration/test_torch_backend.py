@@ -12,18 +12,19 @@ from hypothesis import HealthCheck, given, settings
 
 from opconform.backends.torch import TorchBackend
 from opconform.cases.cumsum import OP as CUMSUM
-from opconform.harness.backend import Device, Unavailable
-from opconform.harness.buffers import Buffers, Plan
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F64
-from opconform.harness.judging import Verdict, judge
-from opconform.harness.layouts import Layout
-from opconform.harness.op import Op, Problem
-from opconform.harness.registry import ops
-from opconform.harness.stages import judged_stages
-from opconform.harness.strategies import Freedom, batches
-from opconform.harness.values import inputs_of
-from opconform.harness.variants import variants
+from opconform.harness.draw.strategies import batches
+from opconform.harness.draw.variants import variants
+from opconform.harness.explain.stages import judged_stages
+from opconform.harness.judge.judging import Verdict, judge
+from opconform.harness.model.buffers import Buffers, Plan
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F64
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.backend import Device, Unavailable
 from tests.judge import drawn_cases
 
 OPS = {name: ops()[name] for name in TorchBackend.ops}

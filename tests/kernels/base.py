@@ -8,9 +8,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from opconform.harness.backend import Backend
-from opconform.harness.buffers import GUARD, Buffers
-from opconform.harness.case import Case
+from opconform.harness.model.buffers import GUARD, Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.run.backend import Backend
 
 F32 = npt.NDArray[np.float32]
 

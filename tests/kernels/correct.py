@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
 from tests.kernels.base import F32, lines, lower_left, places, to_left
 from tests.kernels.small import Small
 

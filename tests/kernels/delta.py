@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
 from tests.kernels.base import F32, Kernel, below_diagonal
 
 ONE = np.float32(1)

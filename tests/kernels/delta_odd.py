@@ -7,9 +7,9 @@ from typing import cast
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.numerics import EXACT, Numerics
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.numerics import EXACT, Numerics
 from tests.kernels.base import F32
 from tests.kernels.delta import BLOCK, Arguments, Delta
 from tests.kernels.odd import ToOdd, flushed, loosened

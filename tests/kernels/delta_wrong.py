@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
 from tests.kernels.base import F32
 from tests.kernels.delta import ONE, Arguments, Delta
 

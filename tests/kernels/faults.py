@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from opconform.harness.buffers import GUARD, Buffers
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
+from opconform.harness.model.buffers import GUARD, Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
 from tests.kernels import wrong
 from tests.kernels.base import F32, arena, gather, places, words
 from tests.kernels.correct import Correct

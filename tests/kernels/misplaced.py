@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout, contiguous_strides
 
 Place = tuple[tuple[int, ...], int]  # strides, outermost first, and an offset
 ViewOf = Callable[[object, Case], tuple[tuple[int, ...], int]]  # a method; strides innermost first

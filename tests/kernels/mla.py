@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F64, Mask
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F64, Mask
 from tests.kernels.base import F32, Kernel
 
 ONE = np.float32(1)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F64
-from opconform.harness.numerics import EXACT, Numerics
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F64
+from opconform.harness.model.numerics import EXACT, Numerics
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct, shifted
 

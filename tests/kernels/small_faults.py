@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
 from tests.kernels import small_wrong as wrong
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.numerics import Numerics
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.numerics import Numerics
 from tests.kernels import odd
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
 from tests.kernels import wrong
 from tests.kernels.base import F32, peek, words
 from tests.kernels.correct import Correct

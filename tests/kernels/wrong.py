@@ -11,10 +11,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F16
-from opconform.harness.layouts import Layout, contiguous_strides
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F16
+from opconform.harness.model.layouts import Layout, contiguous_strides
 from tests.kernels.base import F32, arena, below_diagonal, gather, lines, peek, places, words
 from tests.kernels.correct import Correct
 from tests.kernels.odd import LastFirst, RowDots, Tiled, flushed

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from opconform.harness.dtypes import DTYPES
-from opconform.harness.layouts import Layout
+from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.layouts import Layout
 
 dtypes = st.sampled_from(sorted(DTYPES))
 

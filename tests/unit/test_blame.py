@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opconform.harness.backend import Device
-from opconform.harness.blame import Again, Elsewhere, is_same_device, line, same_wrong
-from opconform.harness.dtypes import F32
-from opconform.harness.oracle import Comparison
-from opconform.harness.runner import Target
+from opconform.harness.explain.blame import Again, Elsewhere, is_same_device, line, same_wrong
+from opconform.harness.model.dtypes import F32
+from opconform.harness.model.expected import Comparison
+from opconform.harness.run.backend import Device
+from opconform.harness.run.target import Target
 from tests.judge import Bench
 from tests.kernels.correct import Correct
 from tests.kernels.wrong import DropsOffsetA, IgnoresI3

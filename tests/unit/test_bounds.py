@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F32, F64
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import EXACT, Numerics
-from opconform.harness.oracle import compare
+from opconform.harness.judge.oracle import compare
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F32, F64
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import EXACT, Numerics
 from tests.judge import Bench, drawn_cases
 from tests.kernels.correct import Correct
 from tests.kernels.odd import (

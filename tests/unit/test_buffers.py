@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opconform.harness.buffers import ALIGNMENT, GUARD, Buffers, Plan, unwritten
-from opconform.harness.case import Case
-from opconform.harness.dtypes import DTYPES
-from opconform.harness.layouts import Layout
-from opconform.harness.values import inputs_of
+from opconform.harness.model.buffers import ALIGNMENT, GUARD, Buffers, Plan, unwritten
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.values import inputs_of
 from tests.judge import OPS, Bench, drawn_cases
 from tests.unit.strategies import any_layouts, dtypes
 

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from opconform.harness.case import Case, CaseError
-from opconform.harness.known import checked
-from opconform.harness.layouts import Layout
-from opconform.harness.values import data_of, inputs_of
+from opconform.harness.draw.known import checked
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.values import data_of, inputs_of
 from tests.judge import OPS, drawn_cases
 
 ACC = Case(

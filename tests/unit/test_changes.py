@@ -8,8 +8,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 import opconform
-from opconform.harness.changes import changed_files, ops_concerned
-from opconform.harness.registry import UsageError, op_names
+from opconform.harness.model.ops import op_names
+from opconform.harness.model.usage import UsageError
+from opconform.harness.search.changes import changed_files, ops_concerned
 
 HERE = Path(opconform.__file__).resolve().parent.parent
 OPS = op_names()

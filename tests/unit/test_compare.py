@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from opconform.harness.judging import Verdict
-from opconform.harness.registry import UsageError
-from opconform.harness.result import KnownFailure
-from opconform.harness.settings import shard_of, share_of
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.usage import UsageError
+from opconform.harness.search.result import KnownFailure
+from opconform.harness.search.settings import shard_of, share_of
 from opconform.reports.compare import compare, summary_of, table_of
 from opconform.reports.database import open_history
 from opconform.reports.history import recorders

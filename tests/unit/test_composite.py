@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from opconform.harness.buffers import Buffers, Plan, unwritten
-from opconform.harness.case import Case, CaseError
-from opconform.harness.checks import Metamorphic
-from opconform.harness.dtypes import DTYPES, F64, Raw
-from opconform.harness.judging import Verdict, judge
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import EXACT, Numerics
-from opconform.harness.op import Expected, Op, Problem, Stage
-from opconform.harness.stages import judged_stages
-from opconform.harness.strategies import Freedom
-from opconform.harness.values import inputs_of
-from opconform.harness.variants import Shape, Variant, variants
+from opconform.harness.draw.variants import Shape, Variant, variants
+from opconform.harness.explain.stages import judged_stages
+from opconform.harness.judge.judging import Verdict, judge
+from opconform.harness.model.buffers import Buffers, Plan, unwritten
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import DTYPES, F64, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import EXACT, Numerics
+from opconform.harness.model.op import Metamorphic, Op, Problem, Stage
+from opconform.harness.model.values import inputs_of
 
 F32 = DTYPES["f32"]
 

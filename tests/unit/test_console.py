@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opconform.harness.case import Case
-from opconform.harness.checks import Finding
-from opconform.harness.failure import Failure, Worst, Wrong
-from opconform.harness.layouts import Layout
-from opconform.harness.result import KnownBug, Result, Tally
-from opconform.harness.session import commands
-from opconform.harness.settings import Settings
+from opconform.harness.explain.failure import Failure, Worst, Wrong
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.layouts import Layout
+from opconform.harness.search.result import KnownBug, Result, Tally
+from opconform.harness.search.settings import Settings
+from opconform.reports.commands import commands
 from opconform.reports.console import counts, matrix, screen
 from tests.samples import acc
 

@@ -9,8 +9,8 @@ import fakeredis
 import pytest
 from hypothesis.database import DirectoryBasedExampleDatabase, MultiplexedDatabase
 
-from opconform.harness.databases import database_of, local_folder
-from opconform.harness.registry import UsageError
+from opconform.harness.model.usage import UsageError
+from opconform.harness.search.databases import database_of, local_folder
 
 
 @pytest.fixture(autouse=True)

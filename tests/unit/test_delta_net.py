@@ -18,18 +18,19 @@ import numpy as np
 import pytest
 
 from opconform.cases import delta_chunks, delta_rule, gated_delta_net, gated_delta_net_chunk
-from opconform.harness.backend import Device
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import F64
-from opconform.harness.failure import Failure
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import EXACT
-from opconform.harness.runner import Runner, Target
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
-from opconform.harness.stages import judged_stages
-from opconform.harness.values import data_of, inputs_of
+from opconform.harness.explain.failure import Failure
+from opconform.harness.explain.stages import judged_stages
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import F64
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import EXACT
+from opconform.harness.model.values import data_of, inputs_of
+from opconform.harness.run.backend import Device
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 from tests.judge import Bench, drawn_cases
 from tests.kernels import delta_wrong
 from tests.kernels.delta import Delta

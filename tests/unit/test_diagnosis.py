@@ -11,19 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opconform.harness import diagnosis
-from opconform.harness.backend import Device, Unavailable
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case
-from opconform.harness.diagnosis import examine, hint
-from opconform.harness.failure import Failure, describe
-from opconform.harness.hypotheses import Hypothesis, Image, hypotheses
-from opconform.harness.judging import Verdict
-from opconform.harness.layouts import Layout
-from opconform.harness.op import Op
-from opconform.harness.runner import Runner, Target
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
+from opconform.harness.explain import diagnosis
+from opconform.harness.explain.diagnosis import examine, hint
+from opconform.harness.explain.failure import Failure, describe
+from opconform.harness.explain.hypotheses import hypotheses
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.op import Op
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 from opconform.reports.console import screen
 from tests.judge import OPS, drawn_cases
 from tests.kernels import wrong
@@ -86,7 +89,7 @@ def test_no_hypothesis_goes_without_a_kernel_that_has_its_fault(op: str) -> None
     tried = {
         pattern(hypothesis.says)
         for case in drawn_cases(op, 400, 1 << 16)
-        for hypothesis in hypotheses(Image(case, OPS[op]))
+        for hypothesis in hypotheses(OPS[op], Image(case, inputs_of(case, OPS[op])))
     }
     assert tried <= known
     assert len(tried) > 15
@@ -202,7 +205,7 @@ def test_an_op_adds_hypotheses_of_its_own() -> None:
 
 
 def test_a_diagnosis_that_breaks_does_not_take_the_failure_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks(image: Image) -> Iterator[Hypothesis]:
+    def breaks(op: Op, image: Image) -> Iterator[Hypothesis]:
         raise IndexError("no such axis")
 
     monkeypatch.setattr(diagnosis, "hypotheses", breaks)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from opconform.harness.dtypes import BF16, DTYPES, F16, F32, I32, DType
+from opconform.harness.model.dtypes import BF16, DTYPES, F16, F32, I32, DType
 
 ALL_16 = np.arange(1 << 16, dtype=np.uint32).astype(np.uint16)
 FLOATS = pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=lambda dtype: dtype.name)

@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opconform.harness.backend import Device
-from opconform.harness.case import Case, Param, _plain
-from opconform.harness.interrupts import uninterrupted
-from opconform.harness.judging import Verdict
-from opconform.harness.layouts import Layout
-from opconform.harness.registry import UsageError
-from opconform.harness.result import KnownBug, Result
-from opconform.harness.runner import Target
-from opconform.harness.settings import Settings
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case, Param, _plain
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.usage import UsageError
+from opconform.harness.run.backend import Device
+from opconform.harness.run.target import Target
+from opconform.harness.search.interrupts import uninterrupted
+from opconform.harness.search.result import KnownBug, Result
+from opconform.harness.search.settings import Settings
 from opconform.reports import history
 from opconform.reports.database import VERSION, check_history, open_history, read_history
 from opconform.reports.history import EventLog, History, events_path, recorders

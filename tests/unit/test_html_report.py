@@ -20,14 +20,14 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from opconform.harness.backend import Device
-from opconform.harness.case import Case
-from opconform.harness.checks import Finding
-from opconform.harness.cli import main
-from opconform.harness.registry import UsageError
-from opconform.harness.result import KnownBug, KnownFailure, Result, Tally
-from opconform.harness.runner import Target
-from opconform.harness.settings import Settings
+from opconform.cli import main
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.usage import UsageError
+from opconform.harness.run.backend import Device
+from opconform.harness.run.target import Target
+from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
+from opconform.harness.search.settings import Settings
 from opconform.reports.database import _STEPS
 from opconform.reports.history import recorders
 from opconform.reports.html.charts import strip, trend
@@ -243,7 +243,7 @@ def test_every_failure_has_its_commands(path: Path) -> None:
     keep(path, *results, report_dir="there", repro_dir=str(path.parent / "bundles"), strict=True)
     first, second = commands_in(html(report_of(path)))
     assert first[0] == f"opconform replay there/cases/{case_id}.json --backend ggml:Vulkan0 --strict-supports"
-    assert first[1].startswith("pytest --pyargs opconform.harness.conformance --case there/cases/")
+    assert first[1].startswith("pytest --pyargs opconform.conformance --case there/cases/")
     assert first[2:] == [f"python {bundle}/repro.py"]
     assert second[0].endswith("--backend ggml:CPU --ggml-lib &#39;/a b&#39; --strict-supports")
     assert len(second) == 2

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from opconform.harness import known
-from opconform.harness.case import Case, CaseError
-from opconform.harness.known import LARGEST, case_from_file, case_path, checked, find_case, known_cases, store
-from opconform.harness.registry import UsageError, ops
-from opconform.harness.values import data_of, inputs_of
+from opconform.harness.draw import known
+from opconform.harness.draw.known import LARGEST, case_from_file, case_path, checked, find_case, known_cases, store
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.ops import ops
+from opconform.harness.model.usage import UsageError
+from opconform.harness.model.values import data_of, inputs_of
 from tests.samples import acc
 
 FILES = sorted(file.name for file in files("opconform.cases").joinpath("known").iterdir())

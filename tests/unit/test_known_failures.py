@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from opconform.harness.known_failures import Entry, OnDevice, load, stale
-from opconform.harness.registry import UsageError, ops
+from opconform.harness.model.ops import ops
+from opconform.harness.model.usage import UsageError
+from opconform.harness.search.known_failures import Entry, OnDevice, load, stale
 from tests.samples import acc
 
 ACC = ops()["acc"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opconform.harness.layouts import Layout, LayoutClass, contiguous_strides
+from opconform.harness.model.layouts import Layout, LayoutClass, contiguous_strides
 from tests.unit.strategies import any_layouts, dtypes
 
 

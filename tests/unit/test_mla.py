@@ -18,20 +18,21 @@ import numpy as np
 import pytest
 
 from opconform.cases.mla_absorbed import FORMS, OP
-from opconform.harness.backend import Device
-from opconform.harness.buffers import Buffers
-from opconform.harness.case import Case, CaseError
-from opconform.harness.checks import Finding
-from opconform.harness.dtypes import F64
-from opconform.harness.failure import Failure
-from opconform.harness.judging import Verdict
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import EXACT, Numerics
-from opconform.harness.runner import Runner, Target
-from opconform.harness.search import Search
-from opconform.harness.settings import Settings
-from opconform.harness.stages import judged_stages
-from opconform.harness.values import inputs_of
+from opconform.harness.explain.failure import Failure
+from opconform.harness.explain.stages import judged_stages
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import F64
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import EXACT, Numerics
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.backend import Device
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 from tests.judge import Bench, drawn_cases
 from tests.kernels import mla
 from tests.kernels.mla import FAULTS, Fault, Mla

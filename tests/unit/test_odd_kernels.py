@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from opconform.harness.case import Case
+from opconform.harness.model.case import Case
 from tests.judge import OPS, SMALL_OPS, Bench, drawn_cases
 from tests.kernels.odd import ODD, Blocked, Tiled, Tiled256
 from tests.kernels.small_odd import SMALL_ODD

@@ -11,11 +11,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from opconform.harness.case import Case
-from opconform.harness.dtypes import F32
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import EXACT
-from opconform.harness.values import inputs_of
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F32
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import EXACT
+from opconform.harness.model.values import inputs_of
 from tests.judge import OPS, Bench, drawn_cases
 
 Read = Callable[..., float]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from opconform.harness.registry import UsageError, parts_of, split_target
+from opconform.harness.model.usage import UsageError
+from opconform.harness.run.registry import parts_of, split_target
 
 
 @pytest.mark.parametrize(

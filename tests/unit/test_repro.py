@@ -16,16 +16,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from opconform.harness.backend import Device
-from opconform.harness.case import Case
-from opconform.harness.checks import Finding
-from opconform.harness.failure import Failure
-from opconform.harness.failure import _wrong as wrong_of
-from opconform.harness.judging import judge
-from opconform.harness.layouts import Layout
-from opconform.harness.numerics import EXACT, Numerics
-from opconform.harness.registry import ops
-from opconform.harness.runner import Target
+from opconform.harness.explain.failure import Failure
+from opconform.harness.explain.failure import _wrong as wrong_of
+from opconform.harness.judge.judging import judge
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import EXACT, Numerics
+from opconform.harness.model.ops import ops
+from opconform.harness.run.backend import Device
+from opconform.harness.run.target import Target
 from opconform.reports.repro import apis, arrays, bundle
 from opconform.reports.repro.bundle import files_of, write_bundle
 from opconform.reports.repro.extract import CannotExtractError, source_of
@@ -224,7 +224,7 @@ def test_a_backend_of_a_file_brings_what_it_imports(tmp_path: Path) -> None:
     where = Target(spec("IgnoresNe3"), Device("0", "NumPy"))
     folder = write_bundle(one_failure(where), where, tmp_path)
     modules = {str(file.relative_to(folder / "modules")) for file in folder.rglob("modules/**/*.py")}
-    assert {"sample.py", "tests/kernels/base.py", "opconform/__init__.py", "opconform/harness/buffers.py"} <= modules
+    assert {"sample.py", "tests/kernels/base.py", "opconform/__init__.py", "opconform/harness/model/buffers.py"} <= modules
     assert not any("search" in name or "repro" in name for name in modules)
 
 

@@ -16,8 +16,8 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
 from opconform.reports.repro import cpp, escape
 from opconform.reports.repro.bundle import files_of
 from opconform.reports.repro.facts import Facts

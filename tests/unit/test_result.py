@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from opconform.harness.case import Case
-from opconform.harness.failure import Failure, Worst
-from opconform.harness.registry import ops
-from opconform.harness.result import KnownBug, Result, Tally
-from opconform.harness.runner import Runner
-from opconform.harness.values import data_of, inputs_of
+from opconform.harness.explain.failure import Failure, Worst
+from opconform.harness.model.case import Case
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import data_of, inputs_of
+from opconform.harness.run.runner import Runner
+from opconform.harness.search.result import KnownBug, Result, Tally
 from tests.samples import acc, target
 
 NUMBERS = [0.0, -0.0, 1.5, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, math.nan]
@@ -23,7 +23,7 @@ NUMBERS = [0.0, -0.0, 1.5, 5e-324, 1.7976931348623157e308, math.inf, -math.inf, 
 
 def failure_of(name: str, case: Case, **how: Any) -> Failure:
     """The failure of one case on a sample backend."""
-    from opconform.harness.failure import describe
+    from opconform.harness.explain.failure import describe
 
     op = ops()[case.op]
     with Runner(target(name), isolated=False, **how) as runner:
@@ -104,7 +104,7 @@ def test_a_failure_says_what_the_packed_twin_does() -> None:
 
 
 def test_the_command_for_a_large_case_raises_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("opconform.harness.failure.DEFAULT_MAX_BYTES", 40)
+    monkeypatch.setattr("opconform.harness.explain.failure.DEFAULT_MAX_BYTES", 40)
     assert failure_of("IgnoresNe3", acc(2, 1, 1, 2), max_bytes=1 << 30).replay_options == (f"--max-bytes {1 << 30}",)
 
 

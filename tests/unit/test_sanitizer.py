@@ -10,12 +10,12 @@ import pytest
 from opconform.backends.cuda import sanitizer as cuda
 from opconform.backends.opencl import sanitizer as opencl
 from opconform.backends.vulkan import sanitizer as vulkan
-from opconform.harness.backend import Backend, Unavailable
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
-from opconform.harness.options import settings_from
-from opconform.harness.registry import UsageError
-from opconform.harness.sanitizer import Complaint, Excuse, Sanitizer
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.usage import UsageError
+from opconform.harness.run.backend import Backend, Unavailable
+from opconform.harness.run.sanitizer import Complaint, Excuse, Sanitizer
+from opconform.options import settings_from
 
 LAYOUT = Layout.contiguous("f32", (1, 1, 1, 4))
 CASE = Case("cumsum", {"axis": 0, "exclusive": False, "reverse": False}, {"x": LAYOUT}, {"out": LAYOUT})

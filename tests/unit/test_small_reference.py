@@ -10,9 +10,9 @@ from math import isqrt
 import numpy as np
 import pytest
 
-from opconform.harness.case import Case
-from opconform.harness.dtypes import DTYPES
-from opconform.harness.layouts import Layout
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.layouts import Layout
 from tests.judge import Bench
 from tests.unit.test_reference import places, reader, small
 

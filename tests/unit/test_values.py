@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from opconform.harness.buffers import Buffers, Plan
-from opconform.harness.case import Case, CaseError
-from opconform.harness.dtypes import DTYPES, F32
-from opconform.harness.layouts import Layout, LayoutClass, contiguous_strides
-from opconform.harness.values import INTEGER_RECIPES, RECIPES, data_of, inputs_of
+from opconform.harness.model.buffers import Buffers, Plan
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import DTYPES, F32
+from opconform.harness.model.layouts import Layout, LayoutClass, contiguous_strides
+from opconform.harness.model.values import INTEGER_RECIPES, RECIPES, data_of, inputs_of
 from tests.judge import OPS, Bench, drawn_cases
 from tests.kernels.correct import Correct
 

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opconform.harness.backend import Limit
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout, LayoutClass
-from opconform.harness.op import Problem
-from opconform.harness.strategies import EDGES, Freedom
-from opconform.harness.variants import PACKED, VARIANTS, Shape, Variant, variants
+from opconform.harness.draw.strategies import EDGES
+from opconform.harness.draw.variants import PACKED, VARIANTS, Shape, Variant, variants
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout, LayoutClass
+from opconform.harness.model.limits import Freedom, Limit
+from opconform.harness.model.op import Problem
 from tests.judge import OPS, drawn_cases
 
 OP_NAMES = pytest.mark.parametrize("op", OPS)

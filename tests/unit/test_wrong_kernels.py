@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 
-from opconform.harness.case import Case
-from opconform.harness.layouts import Layout
-from opconform.harness.settings import PROFILES
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.search.settings import PROFILES
 from tests.judge import OPS, Bench, drawn_cases
 from tests.kernels.correct import Correct
 from tests.kernels.small_wrong import SMALL_WRONG

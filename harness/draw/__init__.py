@@ -1,0 +1,1 @@
+"""Where cases come from: drawn problems, their variants, and cases kept in files."""

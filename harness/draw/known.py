@@ -1,0 +1,122 @@
+"""Known cases, and cases kept in files: what is tried besides what the search draws."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from opconform.harness.model.case import DEFAULT_MAX_BYTES, MAX_RANK, Case, CaseError
+from opconform.harness.model.ops import ops
+from opconform.harness.model.usage import UsageError
+
+LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
+_FILE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class KnownCase:
+    """A case worth a name: a shape of a real model, or the trigger of a past bug (`source` is a link)."""
+
+    id: str
+    about: str
+    source: str
+    case: Case
+
+
+@cache
+def known_cases() -> dict[str, KnownCase]:
+    """Every packaged known case, by id. Raises `CaseError` naming the file for one that is not a case."""
+    found: dict[str, KnownCase] = {}
+    for file in sorted(files("opconform.cases").joinpath("known").iterdir(), key=lambda file: file.name):
+        if not file.name.endswith(".json"):
+            continue
+        for entry in json.loads(file.read_text(encoding="utf-8")):
+            try:
+                case = checked(Case.from_json(entry["case"], LARGEST))
+            except CaseError as error:
+                raise CaseError(f"{file.name}: {entry.get('id')}: {error}") from None
+            found[entry["id"]] = KnownCase(entry["id"], entry["about"], entry["source"], case)
+    return found
+
+
+def checked(case: Case) -> Case:
+    """`case`, if its op exists and takes it. Raises `CaseError`."""
+    op = ops().get(case.op)
+    if op is None:
+        raise CaseError(f"case.op is {case.op!r}; there are {', '.join(ops())}")
+    for what, got, wanted in (("inputs", case.inputs, op.inputs), ("outputs", case.outputs, op.outputs)):
+        if not set(wanted) - set(op.optional) <= set(got) <= set(wanted):
+            raise CaseError(f"case.{what} are {', '.join(got) or 'none'}; {case.op} has {', '.join(wanted)}")
+    if set(case.params) != set(op.params):
+        raise CaseError(f"case.params are {', '.join(case.params)}; {case.op} has {', '.join(op.params)}")
+    for name, kind in op.params.items():
+        value = case.params[name]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise CaseError(f"case.params.{name} is {value!r}; it must be of type {kind.__name__}")
+    for name, layout in case.layouts.items():
+        allowed = op.argument_dtypes.get(name, (case.dtype,))
+        if case.dtype not in op.dtypes or layout.dtype not in allowed:
+            types = op.dtypes if case.dtype not in op.dtypes else allowed
+            raise CaseError(f"{name} has dtype {layout.dtype}; {case.op} takes {' or '.join(types)} there")
+        if len(layout.shape) != MAX_RANK:
+            raise CaseError(f"{name} has {len(layout.shape)} dimensions; it must have {MAX_RANK}")
+    op.check(case)
+    return case
+
+
+def case_from_file(path: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Case:
+    """The case in a JSON file. Raises `UsageError`, one line that names the file."""
+    try:
+        if path.stat().st_size > _FILE_BYTES:
+            raise CaseError("the file is larger than 1 GiB")
+        return checked(Case.from_json(json.loads(path.read_bytes()), max_bytes))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not a case: nested too deep") from None
+    except ValueError as error:  # a CaseError, bytes that are no text, a number of thousands of digits
+        raise UsageError(f"{path}: {error}") from None
+
+
+def find_case(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[str, Case]:
+    """The case that `name` means, with the name to show: a file, the id of a known case, or of a stored failure.
+
+    Raises `UsageError` that says where it looked.
+    """
+    path = Path(name)
+    if path.suffix == ".json" or os.path.isfile(path):
+        case = case_from_file(path, max_bytes)
+        return case.id, case
+    if name in known_cases():
+        return name, known_cases()[name].case
+    stored = case_path(report_dir, name)
+    if Path(name).name == name and os.path.isfile(stored):
+        return name, case_from_file(stored, max_bytes)
+    raise UsageError(f"no case {name!r}: no such file, no known case (opconform list --cases), none in {stored.parent}")
+
+
+def case_path(report_dir: str, case_id: str) -> Path:
+    """Where a failing case is kept."""
+    return Path(report_dir) / "cases" / f"{case_id}.json"
+
+
+def store(case: Case, report_dir: str) -> Path:
+    """Write a case file, whole or not at all; returns its path."""
+    path = case_path(report_dir, case.id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(case.to_json(), file, indent=1)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

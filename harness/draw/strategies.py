@@ -1,0 +1,80 @@
+"""Hypothesis strategies for problems, named for what they yield. Every size shrinks to 1.
+
+Layouts and values are not drawn choice by choice: Hypothesis draws a problem and a seed, and `variants.py` makes many
+cases of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING
+
+from hypothesis import strategies as st
+
+from opconform.harness.model.limits import Freedom
+
+if TYPE_CHECKING:
+    from opconform.harness.model.op import Op, Problem
+
+
+#: Sizes where kernels break: small ones, primes, and one below, at and one above each power of two.
+EDGES = tuple(
+    sorted({1, 2, 3, 4, 5, 6, 7, 11, 13, *(n + d for n in (8, 16, 32, 64, 128, 256, 512, 1024) for d in (-1, 0, 1))})
+)
+
+
+@cache
+def _up_to(limit: int) -> st.SearchStrategy[int]:
+    sizes = [size for size in EDGES if size <= limit]
+    large = [size for size in sizes if 2 * size > limit]
+    return st.sampled_from(sizes + large * (len(sizes) // len(large)))
+
+
+#: How large the sizes of one problem may grow: mostly small, for a small case costs little and says much.
+_SCALES = st.sampled_from((8, 8, 8, 17, 17, 33, 65, 257, 1025))
+_OUTER = st.sampled_from((1, 2, 3, 2, 3, 2, 5))
+
+
+def scales() -> st.SearchStrategy[int]:
+    """The largest inner size a problem draws; shrinks to 8."""
+    return _SCALES
+
+
+def inner_sizes(scale: int) -> st.SearchStrategy[int]:
+    """Sizes of the inner dimensions: edges up to `scale`, more than half of them above its half; shrinks to 1."""
+    return _up_to(max(scale, 1))
+
+
+def outer_sizes() -> st.SearchStrategy[int]:
+    """Sizes of the batch dimensions, above 1 in six draws of seven; shrinks to 1."""
+    return _OUTER
+
+
+def within(shape: Sequence[int], itemsize: int, freedom: Freedom) -> tuple[int, ...]:
+    """`shape` with its largest sizes cut until the tensor takes at most a sixteenth of the bytes allowed.
+
+    The rest is room for the other arguments, padding and guards.
+    """
+    sizes = list(shape)
+    budget = max(freedom.max_bytes // 16 // itemsize, 1)
+    while _product(sizes) > budget:
+        largest = max(range(len(sizes)), key=sizes.__getitem__)
+        sizes[largest] = max(sizes[largest] // 2, 1)
+    return tuple(sizes)
+
+
+def _product(sizes: Iterable[int]) -> int:
+    product = 1
+    for size in sizes:
+        product *= size
+    return product
+
+
+@st.composite
+def batches(draw: st.DrawFn, op: Op, freedom: Freedom) -> tuple[Problem, int]:
+    """A problem and the seed of its variants; shrinks to the op's simplest problem."""
+    return draw(op.problems(freedom)), draw(_VARIANT_SEEDS)
+
+
+_VARIANT_SEEDS = st.integers(0, 2**16 - 1)

@@ -1,0 +1,211 @@
+"""Variants of a problem: the same shapes and parameters, other layouts and values.
+
+A variant is independent of the sizes it is applied to, so that while Hypothesis shrinks a failing problem the variant
+can stay as it is, and once the problem is small the variant itself is simplified, one trait at a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.layouts import Layout, LayoutClass, contiguous_strides
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.values import recipes_of, slices
+
+VARIANTS = 8  #: cases made of one problem; they travel to the worker together
+
+
+def _inversions(order: tuple[int, ...]) -> int:
+    """How many pairs of axes stand the other way round than in a contiguous tensor."""
+    return sum(a > b for a, b in itertools.combinations(order, 2))
+
+
+_ORDERS = tuple(sorted(itertools.permutations(range(4)), key=_inversions))
+_ROW_ORDERS = tuple(order for order in _ORDERS if order[0] == 0)
+_OFFSETS = (1, 3, 4, 8, 17, 64)
+_PLAIN_ORDER = (0, 1, 2, 3)
+_NO_PADS = (0, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a layout departs from packed.
+
+    order: the axes from the fastest in memory to the slowest (0 is ne[0]). pads: elements left unused after each
+    axis. step: every step-th element along the fastest axis. offset: elements before the first. repeat: the axes
+    whose stride is 0.
+    """
+
+    order: tuple[int, ...] = _PLAIN_ORDER
+    pads: tuple[int, ...] = _NO_PADS
+    step: int = 1
+    offset: int = 0
+    repeat: tuple[int, ...] = ()
+
+    def layout(self, dtype: str, sizes: tuple[int, ...]) -> Layout:
+        """This shape as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
+        if self == PACKED:
+            return Layout.contiguous(dtype, sizes)
+        itemsize = DTYPES[dtype].itemsize
+        nb, extent = [0] * 4, itemsize * self.step
+        for axis in self.order:
+            nb[axis] = extent
+            extent = extent * max(sizes[3 - axis], 1) + self.pads[axis] * itemsize
+        for axis in self.repeat:
+            nb[axis] = 0
+        return Layout(dtype, sizes, tuple(reversed(nb)), self.offset * itemsize)
+
+    def simpler(self) -> Iterator[Shape]:
+        """Shapes strictly nearer to packed, the plainest first."""
+        if self != PACKED:
+            yield PACKED
+        if self.repeat:
+            yield replace(self, repeat=())
+        for step in range(1, self.step):
+            yield replace(self, step=step)
+        for order in _ORDERS:
+            if _inversions(order) < _inversions(self.order):
+                yield replace(self, order=order)
+        for offset in range(min(self.offset, 2)):
+            yield replace(self, offset=offset)
+        if self.pads != _NO_PADS:
+            yield replace(self, pads=_NO_PADS)
+            for axis in range(4):
+                for pad in range(self.pads[axis]):
+                    yield replace(self, pads=(*self.pads[:axis], pad, *self.pads[axis + 1 :]))
+
+
+PACKED = Shape()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Layout shapes by argument, a value recipe with its seed, and the batch slice to keep (see `Case.keep`).
+
+    together: the arguments that the op packs lie side by side in one tensor; the first one's shape gives its row
+    padding and its offset.
+    """
+
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    recipe: str = "small_int"
+    seed: int = 0
+    keep: int | None = None
+    together: bool = False
+
+    def case(self, op: Op, problem: Problem) -> Case:
+        """The case that this variant makes of `problem`."""
+        inputs = {
+            name: self._shape(name).layout(problem.dtype_of(name), sizes) for name, sizes in problem.shapes.items()
+        }
+        shares: dict[str, str] = {}
+        for group, axes in op.packs.items() if self.together else ():
+            if problem.inplace not in group and _fit_together(problem, group, axes):
+                inputs.update(_side_by_side(problem, group, axes, self._shape(group[0])))
+                shares.update(dict.fromkeys(group[1:], group[0]))
+        outputs = {}
+        for name, sizes in {op.outputs[0]: problem.out_shape, **problem.more_outputs}.items():
+            taken_over = inputs[problem.inplace] if problem.inplace and name == op.outputs[0] else None
+            outputs[name] = taken_over or self._shape(name).layout(problem.dtype_of(name), sizes)
+        keep = None
+        count = max(slices(sizes, op.batch_axes) for sizes in problem.shapes.values())
+        if self.keep is not None and count > 1 and DTYPES[problem.dtype].is_float:
+            keep = self.keep % count
+        return Case(op.name, problem.params, inputs, outputs, self.recipe, self.seed, keep, problem.inplace, shares)
+
+    def _shape(self, name: str) -> Shape:
+        return self.shapes.get(name, PACKED)
+
+    def simpler(self, recipes: Sequence[str]) -> Iterator[Variant]:
+        """Variants nearer to the plain one, the boldest simplification first; `recipes` stand from the simplest on."""
+        if self.keep is not None:
+            yield replace(self, keep=None)
+        if self.together:
+            yield replace(self, together=False)
+        if any(shape != PACKED for shape in self.shapes.values()):
+            yield replace(self, shapes={})
+        for name, shape in self.shapes.items():
+            for simpler in shape.simpler():
+                yield replace(self, shapes={**self.shapes, name: simpler})
+        for recipe in itertools.takewhile(lambda recipe: recipe != self.recipe, recipes):
+            yield replace(self, recipe=recipe)
+        for seed in range(min(self.seed, 3)):
+            yield replace(self, seed=seed)
+        if self.keep:
+            yield replace(self, keep=0)
+
+
+def _fit_together(problem: Problem, group: tuple[str, ...], axes: int) -> bool:
+    """Whether all arguments of the group are there, of one type and with the same leading sizes, and not empty."""
+    if any(name not in problem.shapes or 0 in problem.shapes[name] for name in group):
+        return False
+    return len({(problem.shapes[name][:axes], problem.dtype_of(name)) for name in group}) == 1
+
+
+def _side_by_side(problem: Problem, group: tuple[str, ...], axes: int, shape: Shape) -> dict[str, Layout]:
+    """Layouts of arguments that are parts of the rows of one tensor."""
+    first = problem.shapes[group[0]]
+    dtype = problem.dtype_of(group[0])
+    itemsize = DTYPES[dtype].itemsize
+    parts = {name: contiguous_strides(problem.shapes[name][axes:], itemsize) for name in group}
+    widths = {name: strides[0] * problem.shapes[name][axes] for name, strides in parts.items()}
+    row = sum(widths.values()) + shape.pads[0] * itemsize
+    rows = tuple(stride // itemsize * row for stride in contiguous_strides(first[:axes], itemsize))
+    layouts, start = {}, shape.offset * itemsize
+    for name, strides in parts.items():
+        layouts[name] = Layout(dtype, problem.shapes[name], (*rows, *strides), start)
+        start += widths[name]
+    return layouts
+
+
+def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Variant]:
+    """`VARIANTS` variants of `problem`, the first of them packed; none where it does not fit in `freedom.max_bytes`.
+
+    Equal arguments give equal variants.
+    """
+    if Variant().case(op, problem).nbytes > freedom.max_bytes:
+        return []
+    random = Random(seed)
+    names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
+    widest = {name: freedom.widest(name, name in problem.shapes and name != problem.inplace) for name in names}
+    recipes = recipes_of(op, problem.dtype)
+    packs = [name for group in op.packs for name in group]
+    may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
+    found = []
+    for index in range(VARIANTS):
+        shapes = {name: _shape(random, widest[name]) for name in names} if index else {}
+        keep = random.randrange(64) if random.random() < 0.15 else None
+        variant = Variant(shapes, random.choice(recipes), random.randrange(256), keep)
+        if packs and may_pack and index and random.random() < 0.3:
+            variant = replace(variant, together=True)
+        if variant.case(op, problem).nbytes > freedom.max_bytes:  # padding and steps can make a large case too large
+            variant = replace(variant, shapes={}, together=False)
+        found.append(variant)
+    return found
+
+
+def _shape(random: Random, widest: LayoutClass) -> Shape:
+    """A layout shape of class `widest` or narrower: packed, one departure from it, or several at once."""
+    if widest is LayoutClass.PACKED:
+        return PACKED
+    rows, wide = widest >= LayoutClass.ROWS, widest >= LayoutClass.STRIDED
+    form = random.randrange(8)
+    if form == 0:
+        return PACKED
+    if form == 1 or not rows:
+        return Shape(offset=random.choice(_OFFSETS))
+    if form == 7 and widest is LayoutClass.BROADCAST:
+        return Shape(repeat=random.choice(((3,), (2,), (2, 3))))
+    mixed = form >= 5
+    orders = _ORDERS if wide else _ROW_ORDERS
+    return Shape(
+        order=random.choice(orders) if mixed or form == 2 else _PLAIN_ORDER,
+        pads=tuple(random.choice((0, 0, 1, 3)) for _ in range(4)) if mixed or form == 3 else _NO_PADS,
+        step=random.choice((1, 2, 3)) if wide and (mixed or form == 4) else 1,
+        offset=random.choice((0, *_OFFSETS)) if mixed else 0,
+    )

@@ -1,0 +1,1 @@
+"""From a failing verdict to what a person can act on."""

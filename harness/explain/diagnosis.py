@@ -1,0 +1,216 @@
+"""What a failure looks like from close by: the hypothesis that explains it, and the elements that were read instead.
+
+A hypothesis is believed if it foretells everything that the backend returned, the right elements too: for the failing
+case, and for the same case with other values. Those that are left are told apart by larger cases: the ones that the
+search has seen, and the failing case grown.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from opconform.harness.explain.hypotheses import hypotheses, named
+from opconform.harness.explain.probes import LARGEST_PROBE, grown, other_values, relaid, spread
+from opconform.harness.explain.provenance import provenance
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.judge.oracle import compare, expectation
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import Mask
+from opconform.harness.model.expected import Comparison, Expected
+from opconform.harness.model.image import Hypothesis, Image, Reading
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.runner import Runner
+
+SECONDS = 10.0  #: a diagnosis ends after about this, with what it knows
+_LARGEST = 4 << 20  #: bytes of a case that is looked into
+_SEEN = 24  #: how many of the verdicts seen are looked at
+
+
+@dataclass(frozen=True)
+class Witness:
+    """What a backend returned for a case: a comparison per output, made with `numerics`."""
+
+    op: Op
+    image: Image
+    comparisons: Mapping[str, Comparison]
+    numerics: Numerics
+
+    @property
+    def failed(self) -> bool:
+        return any(comparison.wrong.any() for comparison in self.comparisons.values())
+
+    def bears_out(self, hypothesis: Hypothesis | None) -> bool:
+        """Whether the hypothesis (None: it does not concern this case) foretells every element that came back."""
+        if hypothesis is None:
+            return not self.failed
+        return _foretold(self, hypothesis.reading())
+
+
+def _foretold(witness: Witness, reading: Reading) -> bool:
+    """Whether every element of every output is what the reading foretells."""
+    image, numerics = witness.image, witness.numerics
+    op = witness.op if reading.expect is None else replace(witness.op, expect=reading.expect, judge=None)
+    with np.errstate(all="ignore"):
+        expected = expectation(reading.case, op, reading.raw, numerics)
+        return all(
+            bool(_agrees(image, op, reading, expected, comparison, numerics).all())
+            for comparison in witness.comparisons.values()
+        )
+
+
+def _agrees(image: Image, op: Op, reading: Reading, expected: Expected, seen: Comparison, numerics: Numerics) -> Mask:
+    """Which elements of one output are as foretold. An element of which the reading says nothing must be right."""
+    name, got = seen.name, seen.raw
+    if reading.source is None or name != image.out:
+        comparison = compare(reading.case, op, reading.raw, expected, got, numerics, name)
+        return _as_expected(comparison) & (_told(comparison) | ~seen.wrong)
+    first = expected if name == op.outputs[0] else expected.others[name]
+    written = reading.source >= 0
+    source = reading.source[written]
+    result = image.case.outputs[name].type.encode(first.value).reshape(-1)  # what is not seen is taken as right
+    result[source] = got[written]
+    comparison = compare(reading.case, op, reading.raw, expected, result.reshape(got.shape), numerics, name)
+    agrees = np.array(got == image.before, dtype=bool)
+    agrees[written] = _as_expected(comparison).reshape(-1)[source] & (result[source] == got[written])
+    agrees[written] &= _told(comparison).reshape(-1)[source] | ~seen.wrong[written]
+    return agrees
+
+
+def _as_expected(comparison: Comparison) -> Mask:
+    value, got = comparison.expected.value, comparison.got
+    same: Mask = ~comparison.wrong & (np.isnan(value) == np.isnan(got))
+    same |= np.isnan(value) & np.isnan(got)
+    same |= np.isinf(value) & (value == got)
+    return same
+
+
+def _told(comparison: Comparison) -> Mask:
+    """Which elements the expectation says anything about."""
+    return ~np.isinf(comparison.bound) | np.isnan(comparison.expected.value)
+
+
+def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> tuple[str, tuple[str, ...]]:
+    """`hint` and `provenance` of a failure. Whatever goes wrong here, the failure itself must still be shown."""
+    comparison = verdict.comparison
+    if comparison is None or not comparison.wrong.any() or verdict.case.nbytes > _LARGEST or runner.lost:
+        return "", ()
+    time_limit, runner.time_limit = runner.time_limit, min(runner.time_limit, SECONDS)
+    try:
+        return hint(op, runner, verdict, seen), provenance(op, runner, verdict.case)
+    except Exception as error:
+        return f"none, for the diagnosis failed ({type(error).__name__}: {error})", ()
+    finally:
+        runner.time_limit = time_limit
+
+
+def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> str:
+    """The plainest hypothesis that explains a failure, in words; "" where there is none.
+
+    `seen` are verdicts on other cases of the same op and device, passed or failed.
+    """
+    deadline = time.monotonic() + SECONDS
+    case = verdict.case
+    if verdict.comparison is None or verdict.kind == "NOT DETERMINISTIC":
+        return ""
+    out = verdict.comparison.name
+    first = _witness(op, verdict, out)
+    candidates = []
+    for name, hypothesis in named(hypotheses(op, first.image)).items():
+        if time.monotonic() > deadline:
+            return ""
+        if first.bears_out(hypothesis):
+            candidates.append(name)
+    if candidates:
+        for witness in _run(op, runner, other_values(case), out):
+            candidates = _borne_out(witness, candidates)
+    if not candidates:
+        return ""
+    affordable = int((deadline - time.monotonic()) / max(verdict.seconds, 1e-4))
+    larger = list(itertools.islice(grown(op, case), max(affordable, 0)))
+    close = _run(op, runner, larger, out)
+    others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
+    others += _witnesses(op, _chosen(case, seen), out)
+    return _told_apart(case, candidates, close, others, deadline)
+
+
+def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:
+    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True), out)
+
+
+def _witnesses(op: Op, verdicts: Iterable[Verdict], out: str) -> list[Witness]:
+    return [
+        _witness(op, verdict, out)
+        for verdict in verdicts
+        if verdict.comparisons and verdict.kind != "NOT DETERMINISTIC"
+    ]
+
+
+def _witness(op: Op, verdict: Verdict, out: str) -> Witness:
+    image = Image(verdict.case, inputs_of(verdict.case, op), out)
+    return Witness(op, image, _by_output(verdict), verdict.numerics)
+
+
+def _by_output(verdict: Verdict) -> dict[str, Comparison]:
+    return {comparison.name: comparison for comparison in verdict.comparisons}
+
+
+def _chosen(case: Case, seen: Sequence[Verdict]) -> list[Verdict]:
+    """The largest of the verdicts seen, failures before passes."""
+    useful = [other for other in seen if other.case.key != case.key and other.case.nbytes <= LARGEST_PROBE]
+    useful.sort(key=lambda other: (not other.failed, -other.case.nbytes))
+    return useful[:_SEEN]
+
+
+def _borne_out(witness: Witness, names: Iterable[str]) -> list[str]:
+    found = named(hypotheses(witness.op, witness.image))
+    return [name for name in names if witness.bears_out(found.get(name))]
+
+
+def _told_apart(
+    case: Case,
+    candidates: list[str],
+    close: list[Witness],
+    others: list[Witness],
+    deadline: float,
+) -> str:
+    """The candidate that most witnesses bear out, the plainest of several; with the others, and with what speaks
+    against it. "" where none explains every `close` failure: the same case grown has the same fault."""
+    failures = 0
+    passing: dict[str, list[Witness]] = {name: [] for name in candidates}
+    failing: dict[str, list[Witness]] = {name: [] for name in candidates}
+    for index, witness in enumerate([*close, *others]):
+        if time.monotonic() > deadline or not candidates:
+            break
+        borne_out = _borne_out(witness, candidates)
+        failed = witness.failed
+        failures += failed
+        for name in set(candidates).difference(borne_out):
+            (failing if failed else passing)[name].append(witness)
+        if failed and index < len(close):
+            candidates = borne_out
+    if not candidates:
+        return ""
+    against = {name: len(passing[name]) + len(failing[name]) for name in candidates}
+    best = min(candidates, key=lambda name: against[name])
+    rivals = [name for name in candidates if against[name] == against[best] and name != best]
+    says = best
+    if rivals:
+        more = f" ({len(rivals) - 2} more)" if len(rivals) > 2 else ""
+        says += f"; or, for no case run here tells them apart: {'; '.join(rivals[:2])}{more}"
+    doubts = []
+    if passing[best] and case.inplace and all(witness.image.case.inplace is None for witness in passing[best]):
+        doubts.append("in place only")
+    elif passing[best]:
+        doubts.append(f"not always: {len(passing[best])} cases pass that this would spoil")
+    if failing[best]:
+        doubts.append(f"not all: {len(failing[best])} of {failures} other failures need another reason")
+    if doubts:
+        says += f" ({'; '.join(doubts)})"
+    return says

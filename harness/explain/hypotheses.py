@@ -1,0 +1,164 @@
+"""What a wrong kernel would return: hypotheses about layouts, as a table of named readings of a case.
+
+A hypothesis is judged like a backend: `diagnosis.py` holds what was returned against the reference of the reading. An
+op adds hypotheses of its own with `Op.hypotheses`. They stand from the plainest to the strangest.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from opconform.harness.model.image import Hypothesis, Image, Places, Reading
+from opconform.harness.model.layouts import Layout, contiguous_strides
+from opconform.harness.model.op import Op
+
+TILES = (8, 16, 32, 64, 128, 256, 512, 1024)
+_GRID = 65535  #: the most workgroups that Vulkan and CUDA promise along y and z
+
+
+def hypotheses(op: Op, image: Image) -> Iterator[Hypothesis]:
+    """All hypotheses on a case of `op`: nothing written, the op's own, wrong reads, wrong writes, tails."""
+    layout = image.case.outputs[image.out]
+    nothing = np.full(layout.shape, -1, dtype=np.int64)
+    yield Hypothesis(f"{image.out} is not written at all", partial(image.with_source, nothing))
+    if op.hypotheses is not None:
+        yield from op.hypotheses(image)
+    for name, read_layout in image.case.inputs.items():
+        yield from _misread(image, name, read_layout)
+    yield from _together(image)
+    yield from _miswritten(image, layout)
+    yield from _tails(image, layout)
+
+
+def dimension(rank: int, k: int) -> str:
+    """Dimension `k` (0 is ne0) in words."""
+    return f"the outermost dimension (ne{k})" if k == rank - 1 else f"dimension ne{k}"
+
+
+def _spread(layout: Layout) -> list[int]:
+    """The dimensions (0 is ne0) that have more than one element, the outermost first."""
+    return [k for k in reversed(range(len(layout.ne))) if layout.ne[k] > 1]
+
+
+def _misplacements(layout: Layout) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Wrong strides and offsets that a kernel may take for those of `layout`, with words for `{}`'s place."""
+    size, rank, nb = layout.type.itemsize, len(layout.shape), layout.nb
+    packed = contiguous_strides(layout.shape, size)
+    yield "the byte offset of {} is dropped", layout.strides, 0
+    yield "{} is {} as if it were packed", packed, layout.offset
+    for k in _spread(layout):
+        inner = nb[k - 1] * layout.ne[k - 1] if k else size
+        ignored = (*nb[:k], inner, *nb[k + 1 :])[::-1]
+        yield f"the stride nb{k} of {{}} is ignored: i{k} is {{}} as if packed", ignored, layout.offset
+    yield "{} is {} as if it were packed and at offset 0", packed, 0
+    yield "the byte offset of {} is counted in elements", layout.strides, layout.offset * size
+    once_more = layout.offset // size // size * size
+    yield "the offset of {} is divided by the element size once too often", layout.strides, once_more
+    for j, k in itertools.combinations(range(rank), 2):
+        if max(layout.ne[j], layout.ne[k]) > 1:
+            exchanged = list(nb)
+            exchanged[j], exchanged[k] = nb[k], nb[j]
+            words = f"i{j} and i{k} of {{}} are exchanged (the strides nb{j} and nb{k} are swapped)"
+            yield words, tuple(exchanged[::-1]), layout.offset
+
+
+def _departures(layout: Layout) -> Iterator[tuple[str, tuple[int, ...], int]]:
+    """Those of `_misplacements` that make a difference."""
+    spread = [axis for axis, n in enumerate(layout.shape) if n > 1]
+    for words, strides, offset in _misplacements(layout):
+        if offset != layout.offset or any(strides[axis] != layout.strides[axis] for axis in spread):
+            yield words, strides, offset
+
+
+def _misread(image: Image, name: str, layout: Layout) -> Iterator[Hypothesis]:
+    def read(strides: tuple[int, ...], offset: int) -> Callable[[], Reading]:
+        return lambda: image.with_inputs(**{name: image.read(name, strides, offset)})
+
+    for words, strides, offset in _departures(layout):
+        yield Hypothesis(words.format(name, "read"), read(strides, offset))
+    for k in _spread(layout):
+        still = (*layout.nb[:k], 0, *layout.nb[k + 1 :])[::-1]
+        yield Hypothesis(f"every i{k} of {name} is read from i{k} = 0", read(still, layout.offset))
+
+
+def _together(image: Image) -> Iterator[Hypothesis]:
+    """Faults of all inputs at once."""
+    inputs, raw = image.case.inputs, image.raw
+
+    def packed() -> Reading:
+        strides = {name: contiguous_strides(layout.shape, layout.type.itemsize) for name, layout in inputs.items()}
+        return image.with_inputs(**{name: image.read(name, strides[name], inputs[name].offset) for name in inputs})
+
+    if len(inputs) > 1 and any(not layout.is_contiguous for layout in inputs.values()):
+        yield Hypothesis("every input is read as if it were packed", packed)
+    for one, other in itertools.combinations(inputs, 2):
+        if raw[one].shape == raw[other].shape and raw[one].dtype == raw[other].dtype:
+            exchanged = {one: raw[other], other: raw[one]}
+            yield Hypothesis(f"{one} and {other} are exchanged", partial(image.with_inputs, **exchanged))
+
+
+def _miswritten(image: Image, layout: Layout) -> Iterator[Hypothesis]:
+    name, shape, rank = image.out, layout.shape, len(layout.shape)
+    right = np.arange(layout.size, dtype=np.int64).reshape(shape)
+
+    def write(strides: tuple[int, ...], offset: int) -> Callable[[], Reading]:
+        return lambda: image.with_source(image.written(strides, offset))
+
+    for k in _spread(layout):
+        first = _along(shape, rank - 1 - k)
+        only = np.where(first == 0, right, -1)
+        says = f"{dimension(rank, k)} of {name} is not handled: only i{k} = 0 is written"
+        yield Hypothesis(says, partial(image.with_source, only))
+        if len(image.case.inputs) == 1:  # the same as reading every i{k} of it from i{k} = 0
+            continue
+        again = np.broadcast_to(right[_only(rank - 1 - k, 0)], shape)
+        says = f"{dimension(rank, k)} is not handled: every i{k} of {name} gets the result of i{k} = 0"
+        yield Hypothesis(says, partial(image.with_source, again))
+    for words, strides, offset in _departures(layout):
+        yield Hypothesis(words.format(name, "written"), write(strides, offset))
+    if rank >= 2 and min(shape[-2:]) > 1:
+        transposed = np.ascontiguousarray(right.swapaxes(-1, -2)).reshape(shape)
+        yield Hypothesis(f"{name} is written transposed", partial(image.with_source, transposed))
+
+
+def _tails(image: Image, layout: Layout) -> Iterator[Hypothesis]:
+    """What is left of a dimension, or of the whole, once it has been cut into full tiles is not written."""
+    right = np.arange(layout.size, dtype=np.int64).reshape(layout.shape)
+    rank = len(layout.shape)
+
+    def kept(where: npt.NDArray[np.bool_]) -> Callable[[], Reading]:
+        return lambda: image.with_source(np.where(where, right, -1))
+
+    for k, n in enumerate(layout.ne):
+        for tile in TILES:
+            if n % tile and (k < 2 or n > 1):
+                says = f"the tail along i{k} is not written: what a tile of {tile} does not fill"
+                yield Hypothesis(says, kept(_along(layout.shape, rank - 1 - k) < n // tile * tile))
+    for tile in TILES:
+        if layout.size % tile:
+            says = f"the last elements are not written: what a workgroup of {tile} does not fill"
+            yield Hypothesis(says, kept(right < layout.size // tile * tile))
+    if layout.ne and layout.size // max(layout.ne[0], 1) > _GRID:
+        yield Hypothesis(f"rows from number {_GRID} on are not written", kept(right // layout.ne[0] < _GRID))
+
+
+def _along(shape: tuple[int, ...], axis: int) -> Places:
+    """Each element's index along `axis`."""
+    return np.broadcast_to(np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))]), shape)
+
+
+def _only(axis: int, index: int) -> tuple[slice, ...]:
+    return (*(slice(None),) * axis, slice(index, index + 1))
+
+
+def named(found: Iterable[Hypothesis]) -> dict[str, Hypothesis]:
+    """Hypotheses by name; of two with one name, the first."""
+    table: dict[str, Hypothesis] = {}
+    for hypothesis in found:
+        table.setdefault(hypothesis.says, hypothesis)
+    return table

@@ -1,0 +1,1 @@
+"""From two memory images to a verdict."""

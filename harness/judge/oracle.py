@@ -1,0 +1,54 @@
+"""The oracle: runs no backend, only compares what one returned with the reference and its error bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F64, Mask, Raw
+from opconform.harness.model.expected import Comparison, Expected
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op
+
+
+def expectation(case: Case, op: Op, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """The reference and its bound for the raw inputs of `case`; NaN and overflow pass through in silence."""
+    with np.errstate(all="ignore"):
+        return op.expect(case, raw, numerics)
+
+
+def compare(
+    case: Case, op: Op, raw: Mapping[str, Raw], expected: Expected, got_raw: Raw, numerics: Numerics, name: str = ""
+) -> Comparison:
+    """Hold the output `name` (raw elements of its shape; by default the first) against the op's expectation."""
+    name = name or op.outputs[0]
+    first = name == op.outputs[0]
+    expected = expected if first else expected.others[name]
+    dtype = case.outputs[name].type
+    with np.errstate(all="ignore"):
+        got = dtype.decode(got_raw)
+        if op.judge is None or not first:
+            error, bound = np.abs(got - expected.value), expected.bound
+        else:
+            residual = op.judge(case, raw, expected, got, numerics)
+            error, bound = residual.error, residual.bound
+        free = np.isnan(expected.value) | np.isinf(bound)
+        right = (error <= bound) | free
+        if expected.exact is not None and expected.bits is not None:
+            same = _same_bits(expected.bits, got_raw, expected.value, got, numerics, dtype.smallest_normal)
+            right = np.where(expected.exact, same, right)
+            free = free & ~expected.exact
+    return Comparison(name, got, got_raw, expected, error, bound, ~right, int(np.count_nonzero(free)))
+
+
+def _same_bits(bits: Raw, got_bits: Raw, value: F64, got: F64, numerics: Numerics, smallest_normal: float) -> Mask:
+    """Which elements are copies: the same bits, any NaN for a NaN, and 0 for a denormal where the device flushes."""
+    same: Mask = bits == got_bits
+    if same.all():
+        return same
+    same |= np.isnan(value) & np.isnan(got)
+    if numerics.flushes_denormals:
+        same |= (np.abs(value) < smallest_normal) & (got == 0)
+    return same

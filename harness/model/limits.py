@@ -1,0 +1,72 @@
+"""What a backend does not take, and what is left to be drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
+from opconform.harness.model.layouts import LayoutClass
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Something a backend does not take: data, with the reason a person can act on and where that is written.
+
+    `subject` is an argument's name (then `allowed` is the widest `LayoutClass`), "dtype", "empty", a parameter or a
+    trait of the op (then `allowed` lists the values). `kind`: "api" is refused by the interface itself; "kernel" is a
+    precondition that the kernel only asserts, which --strict-supports tries all the same; "bug" is a wrong answer
+    that is known and pinned by the known case `pinned`, which every run tries again. `device` is a prefix of the
+    device ids it holds for.
+    """
+
+    op: str
+    subject: str
+    allowed: LayoutClass | tuple[Any, ...]
+    reason: str
+    source: str
+    kind: Literal["api", "kernel", "bug"] = "api"
+    device: str = ""
+    pinned: str | None = None
+
+    def forbids(self, case: Case, traits: Mapping[str, Any]) -> bool:
+        """Whether `case`, with its op's `traits`, is beyond this limit."""
+        if isinstance(self.allowed, LayoutClass):
+            if self.subject not in case.layouts:  # an argument that the case leaves out
+                return False
+            if case.inplace and self.subject in case.outputs:
+                return False
+            return case.layouts[self.subject].kind > self.allowed
+        if self.subject == "dtype":
+            return case.dtype not in self.allowed
+        if self.subject == "empty":
+            return any(layout.size == 0 for layout in case.layouts.values()) not in self.allowed
+        return {**traits, **case.params}[self.subject] not in self.allowed
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """What may be drawn for one op on one device: what `limits` leave, within `max_bytes` a case."""
+
+    limits: tuple[Limit, ...] = ()
+    max_bytes: int = DEFAULT_MAX_BYTES
+
+    def choices(self, subject: str, values: Iterable[T]) -> list[T]:
+        """Those of `values` that every limit on `subject` (a parameter, a trait, "dtype", "empty") allows."""
+        kept = list(values)
+        for limit in self.limits:
+            if limit.subject == subject and isinstance(limit.allowed, tuple):
+                kept = [value for value in kept if value in limit.allowed]
+        return kept
+
+    def widest(self, argument: str, broadcast: bool) -> LayoutClass:
+        """The widest layout class for an argument; outputs never broadcast."""
+        widest = LayoutClass.BROADCAST if broadcast else LayoutClass.STRIDED
+        for limit in self.limits:
+            if limit.subject == argument and isinstance(limit.allowed, LayoutClass):
+                widest = min(widest, limit.allowed)
+        return widest

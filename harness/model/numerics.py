@@ -1,0 +1,95 @@
+"""What arithmetic a device promises, as far as error bounds depend on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from opconform.harness.model.dtypes import F64
+
+Count = TypeVar("Count", float, npt.NDArray[np.float64])
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """A device's promises about float32 arithmetic.
+
+    flushes_denormals: results and operands below 2^-126 may become 0 (Vulkan without DenormPreserve, OpenCL without
+    CL_FP_DENORM). any_rounding: a correctly rounded result may be either neighbour (Vulkan promises no rounding mode
+    without RoundingModeRTE). division_ulps: the error of a division in units in the last place (2.5 in the Vulkan
+    and OpenCL specifications, 0.5 where it is correctly rounded). exp_ulps, exp_ulps_per_unit: the error of exp(x) is
+    exp_ulps + exp_ulps_per_unit·|x| units in the last place. No usual library exceeds the default 3 of the OpenCL C
+    specification ("Relative error as ULPs", full profile; the CUDA C++ Programming Guide says 2, glibc's manual 1);
+    the Vulkan specification ("Precision of core SPIR-V instructions") has 3 + 2·|x|. sqrt_ulps: the error of a square
+    root (OpenCL 3 unless asked for better; Vulkan that of 1 / inversesqrt: 2 and a division). roundoff: the unit
+    roundoff of an operation in the compute precision, before `any_rounding`. narrow_operands: a product with an f16 or
+    bf16 tensor first rounds its other operand to that type, and adds up in float32 (ggml's matrix products and
+    attention on the CPU). narrow_sums: attention adds up the weighted rows of an f16 tensor in f16 (ggml's on the CPU).
+    """
+
+    flushes_denormals: bool = False
+    any_rounding: bool = False
+    division_ulps: float = 0.5
+    exp_ulps: float = 3.0
+    exp_ulps_per_unit: float = 0.0
+    sqrt_ulps: float = 0.5
+    roundoff: float = 2.0**-24
+    narrow_operands: bool = False
+    narrow_sums: bool = False
+
+    @property
+    def u(self) -> float:
+        """The relative error bound of one operation."""
+        return 2 * self.roundoff if self.any_rounding else self.roundoff
+
+    @property
+    def underflow(self) -> float:
+        """The absolute error one operation can make by underflow: flushed to 0, or rounded to a denormal."""
+        if self.flushes_denormals:
+            return 2.0**-126
+        return 2.0**-149 if self.any_rounding else 2.0**-150
+
+    @property
+    def division_underflow(self) -> float:
+        """The absolute error of a quotient that is a denormal, whose unit in the last place is 2^-149."""
+        return max(self.underflow, self.division_ulps * 2.0**-149)
+
+    @property
+    def division_roundings(self) -> float:
+        """The relative error of a division in units of `u`: one rounding at least."""
+        return max(1.0, 2 * self.division_ulps * self.roundoff / self.u)
+
+    def exp_error(self, x: F64) -> F64:
+        """The relative error of a computed exp(x) for exact x, element by element."""
+        return 2 * self.roundoff * (self.exp_ulps + self.exp_ulps_per_unit * np.abs(x))
+
+    @property
+    def sqrt_error(self) -> float:
+        """The relative error of a computed square root of an exact number: one rounding at least."""
+        return max(self.u, 2 * self.roundoff * self.sqrt_ulps)
+
+    @property
+    def conversions(self) -> int:
+        """How often an operand is rounded before it is used: once where the compute precision is below float32's."""
+        return int(self.roundoff > 2.0**-24)
+
+    @property
+    def lower(self) -> str:
+        """What is declared below float32's precision, in words; "" where nothing is."""
+        said = [f"u = 2^{math.log2(self.roundoff):g}"] if self.conversions else []
+        said += ["operands of products rounded to 16 bits"] if self.narrow_operands else []
+        said += ["sums of f16 in f16"] if self.narrow_sums else []
+        return ", ".join(said)
+
+    def gamma(self, n: Count) -> Count:
+        """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1); infinite from n·u = 1."""
+        with np.errstate(divide="ignore"):
+            relative: Count = n * self.u / np.maximum(1 - n * self.u, 0.0)
+        return relative
+
+
+EXACT = Numerics()

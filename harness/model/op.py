@@ -1,0 +1,135 @@
+"""What an op declares: its arguments, the problems it is tried on, its reference and its error bound."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.dtypes import F64, Raw
+from opconform.harness.model.expected import Comparison, Expect, Expected, Residual
+from opconform.harness.model.numerics import Numerics
+
+if TYPE_CHECKING:
+    from hypothesis.strategies import SearchStrategy
+
+    from opconform.harness.model.image import Hypothesis, Image
+    from opconform.harness.model.limits import Freedom
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an op's strategy draws: everything of a case but layouts and values.
+
+    `shapes` (outermost first) covers every input that the case has (those in `Op.optional` may be absent);
+    `out_shape` is the first output's, `more_outputs` the others'. `dtype` is the first output's element type and every
+    argument's that `dtypes` does not name. `inplace` names the input whose memory the first output takes over.
+    """
+
+    params: Mapping[str, Param]
+    dtype: str
+    shapes: Mapping[str, tuple[int, ...]]
+    out_shape: tuple[int, ...]
+    inplace: str | None = None
+    more_outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+
+    def dtype_of(self, argument: str) -> str:
+        """An argument's element type."""
+        return self.dtypes.get(argument, self.dtype)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step on an op's way to its outputs, which a backend may show (`Backend.stages`).
+
+    `expect` gets the values (float64) of the inputs and of the stages as the backend itself showed them, so that what
+    went wrong before is not held against this stage and its bound stays that of one step. `needs` names the stages it
+    reads (a recurrence reads what its own stage held a token before): where one is not shown, this one is not judged.
+    An output of the case is a stage too where one has its name. `says` is what a report calls the stage.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    expect: Callable[[Case, Mapping[str, F64], Numerics], Expected]
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op. One module in `cases/` declares one as `OP`.
+
+    problems: the strategy of problems for a `Freedom` (what the backend can take, how big a case may be).
+    expect: the float64 reference and the bound; its docstring derives the bound and cites the source.
+    bound: the bound's formula in one line, as a failure prints it.
+    check: raises `CaseError` for a case whose parameters and shapes do not fit together.
+    optional: inputs that a case may leave out.
+    argument_dtypes: the element types of arguments that need not have the first output's.
+    recipes: the value recipes the op is tried with, the simplest first; () for those of `values.py`. A recipe that only
+    the op knows is drawn as "normal", and `shape_values` gives it its meaning.
+    shape_values: gives drawn values the structure the op needs (a triangle that can be solved), in place.
+    packs: arguments that models hold side by side in the rows of one tensor, with how many leading axes they share.
+    traits: what limits may speak of beside parameters ("view" of an ACC).
+    judge: where the error is not |got - value|: a residual computed from what was returned.
+    batch_axes: the outer axes of every argument whose slices must not reach each other.
+    alone: whether the outermost slices of a case are problems of their own, cut from every argument alike.
+    hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
+    stages: the steps on the way to the outputs, in order, for the blame of a failure.
+    metamorphic: relations between runs that hold for every right kernel, always on for packed cases.
+    sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
+    each element of the output, -1 for none.
+    """
+
+    name: str
+    summary: str
+    inputs: tuple[str, ...]
+    params: Mapping[str, type]
+    dtypes: tuple[str, ...]
+    problems: Callable[[Freedom], SearchStrategy[Problem]]
+    expect: Expect
+    bound: str
+    check: Callable[[Case], None]
+    outputs: tuple[str, ...] = ("out",)
+    optional: tuple[str, ...] = ()
+    argument_dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    recipes: tuple[str, ...] = ()
+    packs: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    shape_values: Callable[[Case, dict[str, F64], np.random.Generator], None] | None = None
+    traits: Callable[[Case], Mapping[str, Any]] = field(default=lambda case: {})
+    judge: Callable[[Case, Mapping[str, Raw], Expected, F64, Numerics], Residual] | None = None
+    batch_axes: tuple[int, ...] = (0, 1)
+    alone: Callable[[Case], bool] = field(default=lambda case: False)
+    hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
+    stages: Callable[[Case], Sequence[Stage]] | None = None
+    metamorphic: tuple[Metamorphic, ...] = ()
+    sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
+
+    def where_bound(self) -> str:
+        """file:line of the bound's derivation, for the screen of a failure."""
+        derivation = self.judge or self.expect
+        path = Path(inspect.getsourcefile(derivation) or "?")
+        return f"{path.parent.name}/{path.name}:{inspect.getsourcelines(derivation)[1]}"
+
+
+Again = Callable[[Case], Mapping[str, Comparison] | None]
+
+
+@dataclass(frozen=True)
+class Metamorphic:
+    """A relation between runs that holds for every right kernel of an op.
+
+    `look` gets a packed case that passed, its inputs, its comparisons by output, and a function that runs another case
+    (of any op) on the same device: its comparisons by output, right or wrong, or None where nothing came back. It
+    returns the detail of what it found, or None.
+    """
+
+    name: str
+    reason: str
+    kind: str
+    look: Callable[[Op, Case, Mapping[str, Raw], Mapping[str, Comparison], Again], str | None]

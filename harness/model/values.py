@@ -1,0 +1,157 @@
+"""The values of a case's inputs: from a recipe and a seed, or from the exact bytes that a case file holds.
+
+Recipes stand from the simplest to the strangest, so that shrinking ends in small integers unless the failure needs
+something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import DTYPES, F64, DType, Raw
+from opconform.harness.model.layouts import Layout, LayoutClass
+from opconform.harness.model.op import Op
+
+_SMALL = np.array([1.0, 2.0, 3.0, 4.0, -1.0, -2.0, -3.0, -4.0])
+_ZEROS = np.array([0.0, -0.0, 1.0, -1.0])
+
+
+def _small_int(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """±1 … ±4: the right answer is exact, and every element counts."""
+    return _SMALL[rng.integers(0, 8, shape)]
+
+
+def _index(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Each element names its own flat index, from 1; the sign says which argument it stands in."""
+    size = int(np.prod(shape))
+    limit = int(min(1 / dtype.unit_roundoff if dtype.is_float else dtype.largest, 2**31 - 1))
+    places = (np.arange(size) % limit + 1).astype(np.float64).reshape(shape)
+    return places if argument == 0 else -places
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Standard normal (integers: uniform over ±1000)."""
+    return rng.standard_normal(shape) if dtype.is_float else rng.integers(-1000, 1001, shape).astype(np.float64)
+
+
+def _signed_zero(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """+0, −0 and ±1."""
+    return _ZEROS[rng.integers(0, 4, shape)]
+
+
+def _denormal(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Around the smallest normal number, most of them below it."""
+    return rng.uniform(-1.5, 1.5, shape) * dtype.smallest_normal
+
+
+def _wide(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Magnitudes over 60 binary orders (16 for f16, 31 for integers)."""
+    if not dtype.is_float:
+        return np.floor(np.ldexp(rng.uniform(-1, 1, shape), rng.integers(0, 32, shape)))
+    span = 30 if dtype.smallest_normal < 2.0**-100 else 8
+    return np.ldexp(rng.uniform(-1, 1, shape), rng.integers(-span, span + 1, shape))
+
+
+Recipe = Callable[[np.random.Generator, tuple[int, ...], DType, int], F64]
+
+RECIPES: dict[str, Recipe] = {
+    "small_int": _small_int,
+    "index": _index,
+    "normal": _normal,
+    "signed_zero": _signed_zero,
+    "denormal": _denormal,
+    "wide": _wide,
+}
+INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
+
+
+def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
+    """The recipes that an op is tried with on elements of a type, the simplest first."""
+    return op.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
+
+
+def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
+    """The raw elements of every input, C-contiguous and of its shape.
+
+    Raises `CaseError` for a recipe that does not exist.
+    """
+    if case.data is not None:
+        return {name: _as_stored(_from_bytes(case.data[name], layout), layout) for name, layout in case.inputs.items()}
+    if case.recipe not in RECIPES and case.recipe not in op.recipes:
+        known = dict.fromkeys([*op.recipes, *RECIPES])
+        raise CaseError(f"case.recipe is {case.recipe!r}; it must be one of {', '.join(known)}")
+    recipe = RECIPES.get(case.recipe, _normal)
+    rng = np.random.default_rng(case.seed)
+    values = {
+        name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())
+    }
+    if op.shape_values is not None:
+        op.shape_values(case, values, rng)
+    if case.keep is not None:
+        for name, layout in case.inputs.items():
+            if layout.type.is_float:
+                _spoil_other_slices(values[name], layout, op.batch_axes, case.keep)
+    raw = {}
+    for name, layout in case.inputs.items():
+        raw[name] = _as_stored(layout.type.encode(values[name]), layout)
+    return raw
+
+
+def index_coded(layout: Layout) -> Raw | None:
+    """Elements that name their own flat index, from 1; None where the type cannot hold so many numbers."""
+    if layout.size > min(1 / layout.type.unit_roundoff if layout.type.is_float else layout.type.largest, 2**31 - 1):
+        return None
+    codes = layout.type.encode(np.arange(1.0, layout.size + 1).reshape(layout.shape))
+    return _as_stored(codes, layout)
+
+
+def slices(shape: tuple[int, ...], batch_axes: tuple[int, ...]) -> int:
+    """How many batch slices a tensor of `shape` has."""
+    return int(np.prod([shape[axis] for axis in batch_axes]))
+
+
+def _spoil_other_slices(values: F64, layout: Layout, batch_axes: tuple[int, ...], keep: int) -> None:
+    """NaN in every batch slice but number `keep` (modulo the number of slices); batch axes are the leading ones.
+
+    Slices that share their memory with the kept one, along an axis of stride 0, stay as well.
+    """
+    if not values.size:
+        return
+    sizes = tuple(values.shape[axis] for axis in batch_axes)
+    kept = np.unravel_index(keep % slices(values.shape, batch_axes), sizes)
+    others = np.zeros(sizes, dtype=bool)
+    for axis in batch_axes:
+        if layout.strides[axis]:
+            others |= np.expand_dims(np.arange(sizes[axis]) != kept[axis], tuple(range(1, len(sizes) - axis)))
+    values[others] = np.nan
+
+
+def _as_stored(raw: Raw, layout: Layout) -> Raw:
+    """What memory holds once `raw` is laid out: elements that share an address hold one value, the one at index 0 where
+    a stride is 0, the last one otherwise."""
+    if layout.kind is not LayoutClass.BROADCAST:
+        return raw
+    first = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in layout.strides)
+    raw = np.ascontiguousarray(np.broadcast_to(raw[first], raw.shape))
+    spread = replace(layout, shape=tuple(n if s else 1 for n, s in zip(layout.shape, layout.strides)))
+    if not spread.overlaps:
+        return raw
+    place = np.zeros((), dtype=np.int64)
+    for size, stride in zip(layout.shape, layout.strides):
+        place = place[..., None] + np.arange(size) * (stride // layout.type.itemsize)
+    memory = np.zeros(int(place.max()) + 1, raw.dtype)
+    memory[place] = raw
+    return memory[place]
+
+
+def _from_bytes(data: bytes, layout: Layout) -> Raw:
+    return np.frombuffer(data, dtype=layout.type.raw).reshape(layout.shape)
+
+
+def data_of(values: dict[str, Raw]) -> dict[str, bytes]:
+    """The exact bytes of raw elements, as a case file holds them."""
+    return {name: np.ascontiguousarray(raw).tobytes() for name, raw in values.items()}

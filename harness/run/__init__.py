@@ -1,0 +1,1 @@
+"""Backends, and the processes they run in."""

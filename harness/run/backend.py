@@ -1,0 +1,103 @@
+"""The contract between the harness and a backend. A backend is one class; only `run` must be written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
+
+if TYPE_CHECKING:
+    from opconform.harness.run.sanitizer import Sanitizer
+
+
+class Unavailable(Exception):
+    """A backend that cannot run here: `reason` says why, `remedy` what would make it run. `hardware`: what is missing
+    is a machine, which no installation brings, so that CI does without it."""
+
+    def __init__(self, reason: str, remedy: str, hardware: bool = False) -> None:
+        super().__init__(f"{reason}; {remedy}")
+        self.reason = reason
+        self.remedy = remedy
+        self.hardware = hardware
+
+    def __reduce__(self) -> tuple[type[Unavailable], tuple[str, str, bool]]:
+        return Unavailable, (self.reason, self.remedy, self.hardware)
+
+
+class KernelFault(Exception):
+    """What a backend has seen a kernel do that its API does not define; raised by `Backend.run`.
+
+    `kind` is one of `sanitizer.KINDS` and becomes that of the verdict; the text says the file and line.
+    """
+
+    def __init__(self, kind: str, says: str) -> None:
+        super().__init__(says)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device of a backend. `id` is what stands after the colon (`ggml:Vulkan0`); `description` is its name;
+    `versions` what a bug report must say (driver, library, build)."""
+
+    id: str
+    description: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    numerics: Numerics = Numerics()
+
+
+class Backend:
+    """A backend on one device.
+
+    The harness makes one instance in a worker process of its own: an abort, a segfault or a hang in `run` is a verdict
+    on the case, and the next case gets a fresh worker.
+    """
+
+    name: ClassVar[str] = ""
+    needs: ClassVar[str] = ""  #: what to install, in one line, for `opconform list`
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        """Open `device` (an id that `devices` listed). `options` are the command line's, such as `ggml_lib`."""
+        self.device = device
+        self.options = options
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        """The devices here. Raises `Unavailable` where there is none."""
+        return [Device("0", cls.name or cls.__name__)]
+
+    @classmethod
+    def sanitizer(cls) -> Sanitizer:
+        """The checker of this backend's API. Raises `Unavailable` where it is not installed, or there is none."""
+        raise Unavailable(f"the backend {cls.name} has no checker to run under", "leave it out, or --sanitize")
+
+    def limits(self) -> tuple[Limit, ...]:
+        """What this device does not take. The search steers by it, so that no draw is wasted."""
+        return ()
+
+    def supports(self, case: Case) -> str | None:
+        """None where `run` can compute the case, else the reason, in words a person can act on."""
+        return None
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
+        raise NotImplementedError
+
+    def numerics(self, case: Case) -> Numerics | None:
+        """The arithmetic of one case where it is lower than what `Device.numerics` promises (products in float16, say);
+        None where it is not. The bound follows it, and a failure says so."""
+        return None
+
+    def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
+        """What `run` does, and the intermediates by the name of the op's `Stage`; None where there are none to show.
+
+        Called for failures only. The arrays have the shapes that the op's module gives.
+        """
+        return None

@@ -1,0 +1,70 @@
+"""A run under an API's own checker: how its worker is started, and what the checker's log says.
+
+A backend gives its checker with `Backend.sanitizer`. The worker starts under it; after each case the worker sends on
+what the checker has written since, and the harness turns it into findings, which are verdicts like any other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding
+
+OPTION = "sanitize"  #: the option that a backend's worker is started with
+LOG = "OPCONFORM_SANITIZER_LOG"  #: the environment variable that tells the worker where the log is
+ALIAS = "sanitized"  #: under this name the results stand, apart from those of runs without a checker
+
+KINDS = ("OUT OF BOUNDS", "DATA RACE", "UNINITIALISED READ", "API MISUSE")
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One thing that a checker found: its kind (of `KINDS`), what it says in one line, and where: "set.cl:12", ""."""
+
+    kind: str
+    says: str
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Excuse:
+    """A complaint about the driver itself, known and not held against a case: a pattern, the reason and a link."""
+
+    pattern: str
+    reason: str
+    link: str
+
+
+@dataclass(frozen=True)
+class Sanitizer:
+    """An API's checker.
+
+    start: for the path of a log, the words that go before the worker's command and the environment it needs.
+    read: the complaints in a piece of the log that belongs to one case. excuses: complaints that are not counted.
+    cannot: what the checker cannot see, in one line.
+    """
+
+    name: str
+    start: Callable[[str], tuple[Sequence[str], Mapping[str, str]]]
+    read: Callable[[str, Case], list[Complaint]]
+    excuses: tuple[Excuse, ...] = ()
+    cannot: str = ""
+
+    def findings(self, log: str, case: Case) -> tuple[Finding, ...]:
+        """One finding per kind and place, in the order in which they first stand in the log."""
+        seen: dict[tuple[str, str], list[Complaint]] = {}
+        for complaint in self.read(log, case):
+            if not any(re.search(excuse.pattern, complaint.says) for excuse in self.excuses):
+                seen.setdefault((complaint.kind, complaint.where), []).append(complaint)
+        return tuple(
+            Finding("sanitizer", kind, f"{self.name}: {_said(complaints)}") for (kind, _), complaints in seen.items()
+        )
+
+
+def _said(complaints: Sequence[Complaint]) -> str:
+    first = complaints[0]
+    times = f" ({len(complaints)} times)" if len(complaints) > 1 else ""
+    return f"{first.says}{f', at {first.where}' if first.where else ''}{times}"

@@ -1,0 +1,120 @@
+"""What came of one op on one device: plain data, so that it can travel between processes and into files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from opconform.harness.explain.failure import Failure
+
+
+@dataclass
+class Tally:
+    """Counts of one op on one device. Every case that ran is passed, failed or known; the others have a reason.
+
+    known: failing cases that entries of known_failures.toml cover.
+    free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN).
+    """
+
+    passed: int = 0
+    failed: int = 0
+    unsupported: Counter[str] = field(default_factory=Counter)
+    free: int = 0
+    seconds: float = 0.0
+    known: int = 0
+
+    @property
+    def executed(self) -> int:
+        return self.passed + self.failed + self.known
+
+
+@dataclass(frozen=True)
+class KnownBug:
+    """A fault that the limits keep the search away from: whether its pinned case still fails."""
+
+    id: str
+    reason: str
+    still_fails: bool
+
+
+@dataclass(frozen=True)
+class KnownFailure:
+    """An entry of known_failures.toml that matches this op and device, and what its pinned case does here.
+
+    entry: the file and the number of the entry. expires: its last day; an `expired` entry covers nothing. covered: how
+    many failing cases of the run it covers. fate: of the pinned case: "fails", "passes", or why it was not run.
+    """
+
+    entry: str
+    case: str
+    reason: str
+    link: str
+    expires: str
+    expired: bool
+    covered: int
+    fate: str
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the entry has nothing left to cover."""
+        return self.fate == "passes" and not self.covered
+
+
+@dataclass(frozen=True)
+class Result:
+    """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
+
+    failed_known: ids of known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes,
+    or large and without time.
+    """
+
+    op: str
+    target: str
+    device: str
+    tally: Tally
+    failure: Failure | None = None
+    failed_known: tuple[str, ...] = ()
+    known_bugs: tuple[KnownBug, ...] = ()
+    limits: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    known_failures: tuple[KnownFailure, ...] = ()
+
+    @property
+    def known(self) -> bool:
+        """Whether it fails in expected ways only."""
+        listed = any(known.fate == "fails" and not known.expired for known in self.known_failures)
+        return self.failure is None and (listed or self.tally.known > 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        plain: dict[str, Any] = {
+            "op": self.op,
+            "target": self.target,
+            "device": self.device,
+            "tally": {**asdict(self.tally), "unsupported": dict(self.tally.unsupported)},
+            "failure": None if self.failure is None else self.failure.to_json(),
+            "failed_known": list(self.failed_known),
+            "known_bugs": [asdict(bug) for bug in self.known_bugs],
+            "limits": list(self.limits),
+            "left_out": list(self.left_out),
+            "known_failures": [asdict(known) for known in self.known_failures],
+        }
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Result:
+        """The result that `to_json` gave."""
+        tally = {**plain["tally"], "unsupported": Counter(plain["tally"]["unsupported"])}
+        return cls(
+            op=plain["op"],
+            target=plain["target"],
+            device=plain["device"],
+            tally=Tally(**tally),
+            failure=None if plain["failure"] is None else Failure.from_json(plain["failure"]),
+            failed_known=tuple(plain["failed_known"]),
+            known_bugs=tuple(KnownBug(**bug) for bug in plain["known_bugs"]),
+            limits=tuple(plain["limits"]),
+            left_out=tuple(plain["left_out"]),
+            known_failures=tuple(KnownFailure(**known) for known in plain.get("known_failures", ())),
+        )

@@ -1,0 +1,202 @@
+"""A session: the ops and devices that were asked for, and what came of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from threadpoolctl import threadpool_limits
+
+from opconform.harness.draw.known import known_cases, store
+from opconform.harness.explain.blame import Panel
+from opconform.harness.explain.failure import describe
+from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
+from opconform.harness.model.op import Op
+from opconform.harness.model.usage import UsageError
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.process import devices_of
+from opconform.harness.run.registry import backend_names, split_target
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.sanitizer import ALIAS, OPTION
+from opconform.harness.run.target import Target
+from opconform.harness.search.databases import database_of
+from opconform.harness.search.interrupts import uninterrupted
+from opconform.harness.search.known_failures import Entry, OnDevice
+from opconform.harness.search.observer import Observer
+from opconform.harness.search.result import Result, Tally
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A backend that cannot run here, and what would make it run. `hardware`: it takes a machine that CI may lack."""
+
+    spec: str
+    reason: str
+    remedy: str
+    hardware: bool = False
+
+
+def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target], list[Missing]]:
+    """The devices that `wanted` names; every registered backend's where it names none.
+
+    A backend without a device stands for all of its devices. Raises `UsageError` for a backend or device that does
+    not exist, and for one asked for by name that cannot run.
+    """
+    found: dict[str, Target] = {}
+    missing = []
+    for name in wanted or backend_names():
+        spec, device_id, alias = split_target(name)
+        try:
+            devices = devices_of(spec, _options_of(spec, settings), settings.isolated)
+        except Unavailable as error:
+            if wanted:
+                raise UsageError(f"--backend {name} cannot run: {error.reason}; {error.remedy}") from None
+            missing.append(Missing(spec, error.reason, error.remedy, error.hardware))
+            continue
+        chosen = [device for device in devices if device_id in (None, device.id)]
+        if not chosen:
+            ids = ", ".join(f"{spec}:{device.id}" for device in devices)
+            raise UsageError(f"--backend {name}: no such device; there are {ids}")
+        for device in chosen:
+            target = Target(spec, device, _options_of(spec, settings), alias or (ALIAS if settings.sanitize else ""))
+            found[target.label] = target
+    return list(found.values()), missing
+
+
+def _options_of(spec: str, settings: Settings) -> dict[str, str]:
+    """The options that are a backend's own: `ggml_lib` is ggml's, by its prefix. A backend from a file sees all."""
+    own = {name: value for name, value in settings.options.items() if ".py:" in spec or name.startswith(f"{spec}_")}
+    return {**own, OPTION: "yes"} if settings.sanitize else own
+
+
+def on_device(target: Target) -> OnDevice:
+    """A device, as the entries of known_failures.toml look at it."""
+    return OnDevice(target.label, target.device.description, target.device.versions)
+
+
+class Session:
+    """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers.
+
+    `listed` are the expected failures; they hold for searches, and not for cases that are replayed. Raises `UsageError`
+    for a database of examples that cannot be.
+    """
+
+    def __init__(self, settings: Settings, observers: Sequence[Observer] = (), listed: Sequence[Entry] = ()) -> None:
+        self.settings = settings
+        self._listed = listed
+        self._observers = observers
+        self._database = database_of(settings.database)
+        self._runners: dict[str, Runner] = {}
+        self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
+        # The references multiply small matrices, many at once: more threads only spin.
+        self._one_thread = threadpool_limits(1)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runner in self._runners.values():
+            runner.close()
+        self._runners.clear()
+        self._panel.close()
+        self._one_thread.restore_original_limits()
+        for observer in self._observers:
+            observer.close()
+
+    def runner(self, target: Target) -> Runner:
+        """The runner of a device, started at its first use. Raises `Unavailable`."""
+        if target.label in self._runners and self._runners[target.label].lost:
+            self._runners.pop(target.label).close()
+        if target.label not in self._runners:
+            settings = self.settings
+            self._runners[target.label] = Runner(
+                target,
+                time_limit=settings.time_limit,
+                isolated=settings.isolated,
+                strict=settings.strict,
+                max_bytes=settings.known_max_bytes or settings.max_bytes,
+            )
+        return self._runners[target.label]
+
+    def _backends(self) -> dict[str, Mapping[str, str]]:
+        """The options of every registered backend and of those in use, by spec; none runs under a checker."""
+        specs = dict.fromkeys([*backend_names(), *(runner.target.spec for runner in self._runners.values())])
+        return {spec: _options_of(spec, replace(self.settings, sanitize=False)) for spec in specs}
+
+    def search(self, op: Op, target: Target, on_progress: Callable[[Tally], None] = lambda tally: None) -> Result:
+        """Search one op on one device, and store the failing case where there is one."""
+        index, count = self.settings.shard
+        known = [case for case in known_cases().values() if case.case.op == op.name][index - 1 :: count]
+        self._tell(lambda observer: observer.begins(op, target))
+        runner = self.runner(target)
+        runner.time_limit = self.settings.time_limit
+        for limit in runner.limits(op):
+            if limit.pinned is not None and limit.pinned not in known_cases():
+                raise UsageError(
+                    f"{target.label} pins {limit.pinned!r}, which is no known case (opconform list --cases)"
+                )
+
+        def on_verdicts(verdicts: Sequence[Verdict]) -> None:
+            self._tell_verdicts(op, target, verdicts)
+
+        def on_shrinking(verdict: Verdict) -> None:
+            self._tell(lambda observer: observer.shrinking(op, target, verdict))
+
+        about = on_device(target)
+        listed = [entry for entry in self._listed if entry.matches(op.name, about)]
+        try:
+            result = Search(
+                op, runner, self.settings, known, self._database, on_progress, on_verdicts, on_shrinking, listed
+            ).run()
+        except Unavailable:  # the device was lost; the next op opens it afresh
+            self._runners.pop(target.label).close()
+            raise
+        return self._done(op, target, result)
+
+    def replay(self, op: Op, target: Target, cases: Iterable[tuple[str, Case]]) -> Result:
+        """Run just these cases of one op; the first failure is described as it is, and not shrunk."""
+        tally, failure, failed = Tally(), None, []
+        self._tell(lambda observer: observer.begins(op, target))
+        runner, checks = self.runner(target), [ON_REQUEST[name] for name in self.settings.checks]
+        for name, case in cases:
+            verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
+            if verdict.passed:
+                verdict = runner.related(op, verdict, checks)
+            self._tell_verdicts(op, target, [verdict])
+            if verdict.unsupported is not None:
+                tally.unsupported[verdict.unsupported] += 1
+            elif verdict.failed:
+                tally.failed += 1
+                failed.append(name)
+                failure = failure or describe(op, runner, verdict)
+            else:
+                tally.passed += 1
+        return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
+
+    def _done(self, op: Op, target: Target, result: Result) -> Result:
+        if result.failure is not None:
+            failure = result.failure
+            own = partial(self.runner, target)
+            also = self._panel.line(op, failure.case, failure.kind, failure.packed_twin, target, own)
+            result = replace(result, failure=replace(failure, also=also))
+            try:
+                store(failure.case, self.settings.report_dir)
+            except OSError as error:  # the failure itself must still be shown
+                print(f"the failing case could not be stored: {error}", file=sys.stderr)
+        self._tell(lambda observer: observer.result(op, target, result))
+        return result
+
+    def _tell_verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
+        self._tell(lambda observer: observer.verdicts(op, target, verdicts))
+
+    def _tell(self, event: Callable[[Observer], None]) -> None:
+        """Tell every observer; Ctrl-C waits until all of them know."""
+        with uninterrupted():
+            for observer in self._observers:
+                event(observer)

@@ -1,0 +1,31 @@
+"""The commands that show a failure again, as one types them in a shell."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from opconform.harness.explain.failure import Failure
+from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.search.settings import Settings
+
+_SUITE = "opconform.conformance"
+
+
+def commands(failure: Failure, settings: Settings) -> list[str]:
+    """The commands that reproduce a failure, as one types them in a shell."""
+    from opconform.reports.repro.place import bundle_of
+
+    name = failure.case.id
+    where = os.path.join(settings.report_dir, "cases", f"{name}.json")
+    options = [*failure.replay_options, *(["--strict-supports"] if settings.strict else [])]
+    options += [f"--check {finding.check}" for finding in failure.findings if finding.check in ON_REQUEST]
+    tail = " ".join(["--backend", shlex.quote(failure.target), *options])
+    found = [
+        f"opconform replay {shlex.quote(where)} {tail}",
+        f"pytest --pyargs {_SUITE} --case {shlex.quote(where)} {tail}",
+    ]
+    bundle = bundle_of(failure, settings)
+    if bundle is not None and (bundle / "repro.py").is_file():
+        found.append(f"python {shlex.quote(str(bundle / 'repro.py'))}")
+    return found
