@@ -1,10 +1,10 @@
-"""The contract between the harness and a backend. A backend is one class; only `run` must be written."""
+"""The contract between the harness and a backend. A backend is one class; only `run`, or `load`, must be written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 
@@ -53,6 +53,32 @@ class Device:
     numerics: Numerics = Numerics()
 
 
+class Loaded(Protocol):
+    """A case that stands on the device: its arguments are uploaded and its kernels are built."""
+
+    def launch(self) -> None:
+        """Compute, and return once the device has done so. May be called again: inputs that the op writes in place
+        then hold what the last launch left there."""
+
+    def fetch(self) -> None:
+        """Bring all of the device's memory of the case back into the buffers that it was loaded from."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What `Backend.run` makes of loading: everything happens in the launch."""
+
+    backend: Backend
+    case: Case
+    buffers: Buffers
+
+    def launch(self) -> None:
+        self.backend.run(self.case, self.buffers)
+
+    def fetch(self) -> None:
+        """Nothing is left to do."""
+
+
 class Backend:
     """A backend on one device.
 
@@ -86,9 +112,21 @@ class Backend:
         """None where `run` can compute the case, else the reason, in words a person can act on."""
         return None
 
+    def load(self, case: Case, buffers: Buffers) -> Loaded:
+        """The case on the device, ready to launch; by default one that `run` computes.
+
+        A backend that can keep uploading, computing and downloading apart gives this instead of `run`. What the device
+        holds for the case is freed with the `Loaded`.
+        """
+        return _Run(self, case, buffers)
+
     def run(self, case: Case, buffers: Buffers) -> None:
         """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
-        raise NotImplementedError
+        loaded = self.load(case, buffers)
+        if isinstance(loaded, _Run):
+            raise NotImplementedError(f"{type(self).__name__} has neither run nor load")
+        loaded.launch()
+        loaded.fetch()
 
     def numerics(self, case: Case) -> Numerics | None:
         """The arithmetic of one case where it is lower than what `Device.numerics` promises (products in float16, say);

@@ -57,7 +57,9 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
         reason = backend.supports(case)
         if reason is not None:
             return Answer(unsupported=reason)
-        backend.run(case, Buffers(case, memory))
+        loaded = backend.load(case, Buffers(case, memory))
+        loaded.launch()
+        loaded.fetch()
         seconds = time.perf_counter() - start
         return Answer(seconds=seconds, numerics=backend.numerics(case))
     except KernelFault as fault:

@@ -224,7 +224,12 @@ def test_a_backend_of_a_file_brings_what_it_imports(tmp_path: Path) -> None:
     where = Target(spec("IgnoresNe3"), Device("0", "NumPy"))
     folder = write_bundle(one_failure(where), where, tmp_path)
     modules = {str(file.relative_to(folder / "modules")) for file in folder.rglob("modules/**/*.py")}
-    assert {"sample.py", "tests/kernels/base.py", "opconform/__init__.py", "opconform/harness/model/buffers.py"} <= modules
+    assert {
+        "sample.py",
+        "tests/kernels/base.py",
+        "opconform/__init__.py",
+        "opconform/harness/model/buffers.py",
+    } <= modules
     assert not any("search" in name or "repro" in name for name in modules)
 
 
