@@ -24,6 +24,7 @@ from opconform.harness.draw.strategies import EDGES, outer_sizes
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F32, F64, Mask, Raw
 from opconform.harness.model.expected import Comparison, Expect, Expected
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.image import Hypothesis, Image, Reading
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
@@ -638,10 +639,10 @@ OP = Op(
         Metamorphic(
             "sequence_isolation",
             "a sequence gives the same alone and in company",
-            "SEQUENCES MIXED",
+            Kind.SEQUENCES_MIXED,
             _sequence_isolation,
         ),
-        Metamorphic("head_permutation", "heads do not know each other", "HEADS MIXED", _head_permutation),
-        Metamorphic("form", "two parts, concatenated rows and flash are one function", "FORMS DIFFER", _other_form),
+        Metamorphic("head_permutation", "heads do not know each other", Kind.HEADS_MIXED, _head_permutation),
+        Metamorphic("form", "two parts, concatenated rows and flash are one function", Kind.FORMS_DIFFER, _other_form),
     ),
 )

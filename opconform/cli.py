@@ -14,32 +14,31 @@ from typing import Any, TypeVar
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from opconform import __version__
+from opconform.campaign import Campaign
 from opconform.commands_ci import add_to as add_matrix_to
 from opconform.commands_history import COMMANDS
 from opconform.commands_repro import add_to as add_repro_to
-from opconform.harness.draw.known import find_case, known_cases
+from opconform.harness.draw.known import known_cases
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops, ops
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.target import Target
 from opconform.harness.search.changes import DEFAULT_BASE, changed_files, ops_concerned
-from opconform.harness.search.known_failures import fixed, load, problems
-from opconform.harness.search.result import Result, Tally
-from opconform.harness.search.session import Session, on_device, targets_of
-from opconform.harness.search.settings import Settings, positive
+from opconform.harness.search.known_failures import fixed
+from opconform.harness.search.result import Result
+from opconform.harness.search.session import Missing, Session, targets_of
+from opconform.harness.search.settings import positive
 from opconform.options import OPTIONS, Option, settings_from
-from opconform.output import FORMATS, reporting
+from opconform.output import FORMATS, printing
+from opconform.progress import Progress
 from opconform.reports.commands import commands
 from opconform.reports.console import counts, matrix, screen, text_of
-from opconform.reports.history import History
-from opconform.reports.repro.observer import bundle_writers
-from opconform.reports.run import Run, about_devices
+from opconform.reports.history import history_path
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -115,8 +114,7 @@ def list_command(values: dict[str, Any], cases: bool) -> None:
     targets, missing = targets_of((), settings_from(values))
     for target in targets:
         click.echo(f"{target.label}  {target.about}")
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
+    _name_missing(missing)
 
 
 def _show(table: Table) -> None:
@@ -134,8 +132,7 @@ def support(values: dict[str, Any]) -> None:
     chosen = chosen_ops(values["op"])
     settings = settings_from(values)
     targets, missing = targets_of(values["backend"], settings)
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
+    _name_missing(missing, err=True)
     with Session(settings) as session:
         for target in targets:
             click.echo(f"{target.label}  {target.about}")
@@ -165,49 +162,45 @@ def test(values: dict[str, Any], minutes: float | None, changed_ops: str | None,
     """Search for failing cases of each op on each device; ends with the matrix."""
     if changed_ops is not None:
         values = {**values, "profile": values["profile"] or "quick"}
-    settings = settings_from(values)
-    chosen = chosen_ops(values["op"])
-    cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values["case"]]
-    if cases:
-        chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
     seconds = None if minutes is None else 60 * positive("--minutes", minutes)
-    targets, missing = targets_of(values["backend"], settings)
-    todo = [(op, target) for target in targets for op in chosen]
+    campaign = Campaign.of(values)
     if changed_ops is not None:
-        todo = _changed(todo, changed_ops)
-    pairs = [(op.name, target.label) for op, target in todo]
-    listed = () if cases else load(settings.known_failures)
-    run = Run(settings, "replay" if cases else "search", about_devices(targets), pairs)
-    observers = click.get_current_context().with_resource(reporting(run, output))
-    click.echo(f"seed {settings.seed}: --seed {settings.seed} draws the same cases again")
-    for target in targets:
-        click.echo(f"{target.label}  {target.about}")
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
-    for observer in observers:
-        if isinstance(observer, History):
-            click.echo(f"run {run.id}, recorded in {observer.path}")
+        campaign.pairs = _changed(campaign.pairs, changed_ops)
+    settings = campaign.settings
+    printers = click.get_current_context().with_resource(printing(campaign.run, output))
+    progress = Progress(len(campaign.pairs), settings)
     results: list[Result] = []
     lost = 0
-    observers = [*observers, *bundle_writers(settings)]
-    with Session(settings, observers, listed) as session, _Progress(len(todo), settings) as progress:
+    with campaign.open([*printers, progress]) as session:
+        _announce(campaign)
         deadline = None if seconds is None else time.monotonic() + seconds
-        for index, (op, target) in enumerate(todo):
+        for index, (op, target) in enumerate(campaign.pairs):
             if deadline is not None:
-                share = max(deadline - time.monotonic(), 0.0) / (len(todo) - index)
+                share = max(deadline - time.monotonic(), 0.0) / (len(campaign.pairs) - index)
                 session.settings = replace(settings, seconds=share, examples=sys.maxsize)
-            here = [(name, case) for name, case in cases if case.op == op.name]
             try:
-                with progress.of(op, target) as on_progress:
-                    result = session.replay(op, target, here) if cases else session.search(op, target, on_progress)
+                results.append(campaign.result(session, op, target))
             except Unavailable as error:
                 click.echo(f"FAILED      {op.name} on {target.label} cannot run: {error}", err=True)
                 lost += 1
-                continue
-            progress.show(result)
-            results.append(result)
-    about = {(op.name, target.label): on_device(target) for op, target in todo}
-    _finish(results, lost, problems(listed, about, results))
+    _finish(results, lost, campaign.faults(results))
+
+
+def _announce(campaign: Campaign) -> None:
+    """Say what runs, and how to run the same again."""
+    seed = campaign.settings.seed
+    click.echo(f"seed {seed}: --seed {seed} draws the same cases again")
+    for target in campaign.targets:
+        click.echo(f"{target.label}  {target.about}")
+    _name_missing(campaign.missing)
+    path = history_path(campaign.settings)
+    if path is not None:
+        click.echo(f"run {campaign.run.id}, recorded in {path}")
+
+
+def _name_missing(missing: Sequence[Missing], err: bool = False) -> None:
+    for absent in missing:
+        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=err)
 
 
 @main.command()
@@ -228,20 +221,14 @@ def test(values: dict[str, Any], minutes: float | None, changed_ops: str | None,
 @_output
 def replay(values: dict[str, Any], case: str, output: str) -> None:
     """Run one case, from a file or by id, on the devices named."""
-    settings = settings_from(values)
-    name, found = find_case(case, settings.report_dir, settings.max_bytes)
-    targets, missing = targets_of(values["backend"], settings)
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
-    results = []
-    run = Run(settings, "replay", about_devices(targets), [(found.op, target.label) for target in targets])
-    observers = click.get_current_context().with_resource(reporting(run, output))
-    with Session(settings, observers) as session:
-        for target in targets:
-            results.append(session.replay(ops()[found.op], target, [(name, found)]))
+    campaign = Campaign.of({**values, "case": [case]})
+    _name_missing(campaign.missing, err=True)
+    printers = click.get_current_context().with_resource(printing(campaign.run, output))
+    with campaign.open(printers, bundles=False) as session:
+        results = [campaign.result(session, op, target) for op, target in campaign.pairs]
     for result in results:
         if result.failure is not None:
-            click.echo(screen(result.failure, commands(result.failure, settings)) + "\n")
+            click.echo(screen(result.failure, commands(result.failure, campaign.settings)) + "\n")
     _finish(results)
 
 
@@ -275,61 +262,3 @@ def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()
         sys.exit(1)
     if lost or faults or any(result.failure is not None for result in results):
         sys.exit(1)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere one plain line for each op and device when it is done."""
-
-    def __init__(self, total: int, settings: Settings) -> None:
-        self._settings = settings
-        self._bar: Progress | None = None
-        if sys.stdout.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=Console(),
-                transient=True,
-            )
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def of(self, op: Op, target: Target) -> _Task:
-        return _Task(self._bar, f"{op.name} on {target.label}", self._settings.examples)
-
-    def show(self, result: Result) -> None:
-        """Say what came of one op on one device, with the screen of its failure."""
-        write = self._bar.console.out if self._bar is not None else click.echo
-        tally = result.tally
-        state = "passed" if tally.executed else "unsupported"
-        state = "FAILED" if result.failure else "known" if result.known else state
-        write(f"{state:<11} {result.op} on {result.target}: {tally.executed} cases in {tally.seconds:.1f} s")
-        if result.failure is not None:
-            write("\n" + screen(result.failure, commands(result.failure, self._settings)) + "\n")
-
-
-class _Task:
-    """One row of the bar: a context that yields the callback for `Search`."""
-
-    def __init__(self, bar: Progress | None, title: str, total: int) -> None:
-        self._bar = bar
-        self._id = bar.add_task(title, total=total) if bar is not None else None
-
-    def __enter__(self) -> Callable[[Tally], None]:
-        return self._update
-
-    def _update(self, tally: Tally) -> None:
-        if self._bar is not None and self._id is not None:
-            self._bar.update(self._id, completed=tally.executed)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None and self._id is not None:
-            self._bar.remove_task(self._id)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.sanitizer import Complaint, Excuse, Sanitizer
 
@@ -19,9 +20,9 @@ _ENABLES = ("SYNCHRONIZATION_VALIDATION", "GPU_ASSISTED", "GPU_ASSISTED_RESERVE_
 
 #: What the layer's message is about, by the identifier that heads it.
 _KINDS = (
-    (re.compile(r"SYNC-HAZARD"), "DATA RACE"),
-    (re.compile(r"access out of bounds|out of bounds"), "OUT OF BOUNDS"),
-    (re.compile(r"uninitialized"), "UNINITIALISED READ"),
+    (re.compile(r"SYNC-HAZARD"), Kind.DATA_RACE),
+    (re.compile(r"access out of bounds|out of bounds"), Kind.OUT_OF_BOUNDS),
+    (re.compile(r"uninitialized"), Kind.UNINITIALISED_READ),
 )
 
 #: What the layer says of itself, or of how Kompute uses the API, and not of a kernel.
@@ -71,7 +72,7 @@ def complaints(log: str, case: Case) -> list[Complaint]:
         head = re.match(r"([\w-]+)\((\w+)", message)
         if head is None:
             continue
-        kind = next((kind for pattern, kind in _KINDS if pattern.search(message)), "API MISUSE")
+        kind = next((kind for pattern, kind in _KINDS if pattern.search(message)), Kind.API_MISUSE)
         source = re.search(r"Shader validation error occurred[^|]*?line (\d+)", message)
         told = message.rsplit("| MessageID", 1)[-1].partition("|")[2] or message
         told = re.split(r"Command buffer|Unable to find SPIR-V|Shader validation error|The Vulkan spec states", told)[0]

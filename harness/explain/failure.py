@@ -19,7 +19,7 @@ from opconform.harness.explain.stages import first_wrong_stage
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.expected import Comparison
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import data_of, inputs_of
@@ -101,7 +101,7 @@ class Failure:
     numerics: Numerics = EXACT
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         return self.findings[0].kind
 
     def to_json(self) -> dict[str, Any]:
@@ -137,7 +137,7 @@ class Failure:
             target=plain["target"],
             device=plain["device"],
             versions=tuple((name, value) for name, value in plain["versions"]),
-            findings=tuple(Finding(**finding) for finding in plain["findings"]),
+            findings=tuple(Finding(**{**finding, "kind": Kind.of(finding["kind"])}) for finding in plain["findings"]),
             wrong=wrong,
             packed_twin=plain["packed_twin"],
             bound=plain["bound"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Comparison, Expected
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
 
@@ -49,7 +50,7 @@ class Verdict:
         return not self.findings and self.unsupported is None
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind | Literal[""]:
         """The kind of the first finding; "" where there is none."""
         return self.findings[0].kind if self.findings else ""
 

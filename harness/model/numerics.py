@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import numpy as np
@@ -40,6 +40,19 @@ class Numerics:
     roundoff: float = 2.0**-24
     narrow_operands: bool = False
     narrow_sums: bool = False
+
+    def checked(self) -> Numerics:
+        """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type in ("bool", bool):
+                if not isinstance(value, bool):
+                    raise ValueError(f"Numerics.{item.name} is {value!r}; it must be True or False")
+            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"Numerics.{item.name} is {value!r}; it must be a number from 0 on")
+        if not 2.0**-64 <= self.roundoff <= 2.0**-4:
+            raise ValueError(f"Numerics.roundoff is {self.roundoff!r}; float32's is 2^-24, bfloat16's 2^-9")
+        return self
 
     @property
     def u(self) -> float:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Comparison, Expect, Expected, Residual
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.numerics import Numerics
 
 if TYPE_CHECKING:
@@ -131,5 +132,5 @@ class Metamorphic:
 
     name: str
     reason: str
-    kind: str
+    kind: Kind
     look: Callable[[Op, Case, Mapping[str, Raw], Mapping[str, Comparison], Again], str | None]

@@ -6,16 +6,12 @@ import os
 import re
 from datetime import timedelta
 from pathlib import Path
-
-from hypothesis.database import (
-    DirectoryBasedExampleDatabase,
-    ExampleDatabase,
-    GitHubArtifactDatabase,
-    MultiplexedDatabase,
-    ReadOnlyDatabase,
-)
+from typing import TYPE_CHECKING
 
 from opconform.harness.model.usage import UsageError
+
+if TYPE_CHECKING:  # Hypothesis takes a quarter of a second to import: only a search pays for it
+    from hypothesis.database import ExampleDatabase
 
 KEPT = timedelta(days=60)  #: how long Redis keeps a failing case after it was last seen to fail
 _SECONDS = 5.0  #: how long Redis may take to answer
@@ -33,6 +29,8 @@ def database_of(text: str | None) -> ExampleDatabase | None:
     `github:` reads the artifact that a workflow of that repository uploads as `hypothesis-example-db` (a private one's
     with the token in $GITHUB_TOKEN), and writes to `local_folder` only. Raises `UsageError`.
     """
+    from hypothesis.database import DirectoryBasedExampleDatabase
+
     if text is None:
         return DirectoryBasedExampleDatabase(local_folder())
     kind, colon, rest = text.partition(":")
@@ -70,5 +68,12 @@ def _github(text: str, repository: str) -> ExampleDatabase:
     name = re.fullmatch(r"([A-Za-z0-9-]+)/([A-Za-z0-9._-]+)", repository)
     if name is None:
         raise UsageError(f"--database is {text!r}; {_FORMS}")
+    from hypothesis.database import (
+        DirectoryBasedExampleDatabase,
+        GitHubArtifactDatabase,
+        MultiplexedDatabase,
+        ReadOnlyDatabase,
+    )
+
     local = DirectoryBasedExampleDatabase(local_folder())
     return MultiplexedDatabase(local, ReadOnlyDatabase(GitHubArtifactDatabase(name[1], name[2])))

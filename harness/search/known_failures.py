@@ -32,13 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from opconform.harness.draw.known import LARGEST, case_from_file, known_cases
-from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import op_names, ops
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.registry import backend_names, parts_of
-from opconform.harness.run.sanitizer import KINDS as SANITIZER_KINDS
 from opconform.harness.search.result import KnownFailure, Result
 
 if sys.version_info >= (3, 11):
@@ -48,10 +47,8 @@ else:
 
 DEFAULT_FILE = "known_failures.toml"
 
-#: How a process ends or refuses; an entry without `kind` covers every kind but these.
-ENDS = ("CRASH", "TIMEOUT", "ERROR", "SUPPORTS_OP LIES")
-UNLIKE = (*ENDS, *SANITIZER_KINDS)  #: kinds that an entry covers only where it names them
-_WRONG = ("WRONG VALUES", "NAN/INF", "NOT WRITTEN", "WROTE OUTSIDE", "INPUT MODIFIED", "SLICES MIXED")
+#: Kinds of these severities are covered only by an entry that names them.
+_UNLIKE = (Severity.END, Severity.MEMORY)
 
 _SHORT = 40  #: versions that are longer are left out of a message
 _NEEDED = ("backend", "op", "case", "reason", "link", "expires")
@@ -164,9 +161,9 @@ class Entry:
             and (self.build == "*" or any(fnmatchcase(build, self.build) for build in builds))
         )
 
-    def covers(self, op: Op, case: Case, kind: str) -> bool:
+    def covers(self, op: Op, case: Case, kind: Kind) -> bool:
         """Whether a failure of this kind, of an op and device that the entry matches, is the expected one."""
-        if self.expired() or (kind not in self.kinds if self.kinds else kind in UNLIKE):
+        if self.expired() or (kind not in self.kinds if self.kinds else kind.severity in _UNLIKE):
             return False
         facts = facts_of(op, case) if self.where else {}
         return all(condition.holds(facts) for condition in self.where)
@@ -254,13 +251,6 @@ def load(name: str | None) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-def kinds() -> tuple[str, ...]:
-    """Every kind of failure, those of checks on request, of the ops' own relations and of checkers included."""
-    more = [check.kind for check in ON_REQUEST.values()]
-    more += [relation.kind for op in ops().values() for relation in op.metamorphic]
-    return tuple(dict.fromkeys([*_WRONG, *more, *SANITIZER_KINDS, *ENDS]))
-
-
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
@@ -288,8 +278,8 @@ def _faults(table: Mapping[str, Any]) -> Iterable[str]:
         if ".py:" not in spec and not any(fnmatchcase(name, spec) for name in backend_names()):
             yield f"backend is {table['backend']!r}; there are {', '.join(backend_names())}, or path/to/file.py:Class"
     for kind in _listed(table.get("kind", [])):
-        if kind not in kinds():
-            yield f"kind is {kind!r}; there are {', '.join(kinds())}"
+        if kind not in list(Kind):
+            yield f"kind is {kind!r}; there are {', '.join(Kind)}"
     if not isinstance(table.get("where", {}), dict):
         yield f'where is {table["where"]!r}; it must be a table, such as {{ "b.ne3" = ">1" }}'
 

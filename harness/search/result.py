@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from opconform.harness.explain.failure import Failure
+from opconform.harness.judge.judging import Verdict
 
 
 @dataclass
@@ -27,6 +28,17 @@ class Tally:
     @property
     def executed(self) -> int:
         return self.passed + self.failed + self.known
+
+    def count(self, verdict: Verdict, expected: bool = False) -> None:
+        """Count a verdict. `expected`: it fails as an entry of known_failures.toml says."""
+        if verdict.unsupported is not None:
+            self.unsupported[verdict.unsupported] += 1
+        elif verdict.failed:
+            self.known += expected
+            self.failed += not expected
+        else:
+            self.passed += 1
+            self.free += sum(comparison.free for comparison in verdict.comparisons)
 
 
 @dataclass(frozen=True)

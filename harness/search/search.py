@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,13 +28,15 @@ from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.search.known_failures import Entry
+from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
 from opconform.harness.search.settings import Settings
 
@@ -46,7 +48,7 @@ _LEAST_SECONDS = 1.0
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
-_MAY_BECOME = {"SLICES MIXED": {"SLICES MIXED", "WRONG VALUES", "NAN/INF"}}
+_MAY_BECOME = {Kind.SLICES_MIXED: {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NAN_INF}}
 
 
 class _Failed(Exception):
@@ -80,7 +82,7 @@ class _Found:
     """The failure being shrunk."""
 
     variant: Variant
-    kinds: set[str]
+    kinds: set[Kind]
     problem: Problem
     verdict: Verdict
     deadline: float
@@ -89,9 +91,9 @@ class _Found:
 class Search:
     """One op on one device.
 
-    After every batch `on_verdicts` gets its verdicts and `on_progress` the tally; `on_shrinking` gets the failure that
-    the search has found, before it is shrunk. `listed` are the expected failures of this op and device: what they cover
-    is counted, and neither ends the search nor is shrunk to.
+    `observer` is told of every batch of verdicts, of the tally after it, and of the failure found before it is shrunk.
+    `known` are the known cases to run first, `database` holds failures of earlier runs. `listed` are the expected
+    failures of this op and device: what they cover is counted, and neither ends the search nor is shrunk to.
     """
 
     def __init__(
@@ -101,9 +103,7 @@ class Search:
         settings: Settings,
         known: Sequence[KnownCase] = (),
         database: ExampleDatabase | None = None,
-        on_progress: Callable[[Tally], None] = lambda tally: None,
-        on_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
-        on_shrinking: Callable[[Verdict], None] = lambda verdict: None,
+        observer: Observer | None = None,
         listed: Sequence[Entry] = (),
     ) -> None:
         self._op = op
@@ -113,10 +113,9 @@ class Search:
         self._known = [known for known in known if known.case.nbytes <= most]
         self._left_out = tuple(known.id for known in known if known.case.nbytes > most)
         self._database = database
-        self._on_progress = on_progress
-        self._on_verdicts = on_verdicts
-        self._on_shrinking = on_shrinking
+        self._observer = observer or Observer()
         self._listed = listed
+        self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
         self._covered: Counter[str] = Counter()
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
@@ -170,7 +169,7 @@ class Search:
         verdict = self._runner.verdicts(self._op, [entry.case], beyond=("bug",))[0]
         if verdict.passed:
             checks = [check for check in ON_REQUEST.values() if check.kind in entry.kinds]
-            verdict = self._runner.related(self._op, verdict, checks)
+            verdict = related(self._runner, self._op, verdict, checks)
         return verdict.unsupported or ("fails" if verdict.failed else "passes")
 
     def _known_failure(self, entry: Entry, fate: str) -> KnownFailure:
@@ -181,8 +180,10 @@ class Search:
 
     def _covering(self, verdict: Verdict) -> Entry | None:
         """The entry of known_failures.toml that covers a failing case; None where it is a new failure."""
-        covering = (entry for entry in self._listed if entry.covers(self._op, verdict.case, verdict.kind))
-        return next(covering, None) if verdict.failed else None
+        if not verdict.kind:
+            return None
+        kind = verdict.kind
+        return next((entry for entry in self._listed if entry.covers(self._op, verdict.case, kind)), None)
 
     def _is_new(self, verdict: Verdict) -> bool:
         return verdict.failed and self._covering(verdict) is None
@@ -210,7 +211,7 @@ class Search:
                 if any(verdict.failed for verdict in tried.values()):
                     break  # one of them took the device along
                 raise
-            if tried[name].kind == "TIMEOUT":
+            if tried[name].kind == Kind.TIMEOUT:
                 break
         return tried
 
@@ -239,40 +240,35 @@ class Search:
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
         verdicts = []
-        for verdict in self._runner.verdicts(self._op, cases, until_death=until_death):
+        found = self._runner.verdicts(self._op, cases, until_death=until_death, time_limit=self._time_limit)
+        for verdict in found:
             if verdict.passed:
-                verdict = self._runner.related(self._op, verdict, self._checks)
+                verdict = related(self._runner, self._op, verdict, self._checks, self._time_limit)
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
             self._count(verdict)
-        self._on_verdicts(verdicts)
-        self._on_progress(self._tally)
+        self._observer.verdicts(self._op, self._runner.target, verdicts)
+        self._observer.progress(self._op, self._runner.target, self._tally)
         return verdicts
 
     def _again(self, verdict: Verdict) -> Verdict:
         """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""
         if verdict.findings[0].check == "process":
             return verdict
-        again = self._runner.verdicts(self._op, [verdict.case] * _REPEATS)
+        again = self._runner.verdicts(self._op, [verdict.case] * _REPEATS, time_limit=self._time_limit)
         passes = sum(other.passed for other in again)
         if not passes:
             return verdict
         detail = f"wrong at first, then right {passes} times out of {_REPEATS}: {verdict.findings[0].detail}"
-        finding = Finding("deterministic", "NOT DETERMINISTIC", detail)
+        finding = Finding("deterministic", Kind.NOT_DETERMINISTIC, detail)
         return replace(verdict, findings=(finding, *verdict.findings))
 
     def _count(self, verdict: Verdict) -> None:
-        if verdict.unsupported is not None:
-            self._tally.unsupported[verdict.unsupported] += 1
-        elif (entry := self._covering(verdict)) is not None:
-            self._tally.known += 1
+        entry = self._covering(verdict)
+        self._tally.count(verdict, expected=entry is not None)
+        if entry is not None:
             self._covered[entry.place] += 1
-        elif verdict.failed:
-            self._tally.failed += 1
-        else:
-            self._tally.passed += 1
-            self._tally.free += sum(comparison.free for comparison in verdict.comparisons)
 
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
@@ -331,13 +327,14 @@ class Search:
         return True
 
     def _begin_to_shrink(self, variant: Variant, problem: Problem, verdict: Verdict) -> None:
+        assert verdict.kind
         kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
         self._found = _Found(variant, kinds, problem, verdict, time.monotonic() + SHRINK_SECONDS)
         self._seen[verdict.case.key] = verdict
-        self._on_shrinking(verdict)
-        if verdict.kind == "TIMEOUT":
+        self._observer.shrinking(self._op, self._runner.target, verdict)
+        if verdict.kind == Kind.TIMEOUT:
             least = max(_LEAST_SECONDS, _SLOWEST * self._runner.slowest)
-            self._runner.time_limit = min(self._settings.time_limit, least)
+            self._time_limit = min(self._settings.time_limit, least)
         self._simplify()
 
     def _verdict_while_shrinking(self, case: Case) -> Verdict | None:
@@ -349,7 +346,7 @@ class Search:
             return None
         try:
             verdict = self._examine([case])[0]
-            if verdict.passed and "NOT DETERMINISTIC" in self._found.kinds:
+            if verdict.passed and Kind.NOT_DETERMINISTIC in self._found.kinds:
                 again = self._examine([case] * _REPEATS)
                 verdict = next((other for other in again if other.failed), verdict)
         except CaseError:
@@ -375,8 +372,8 @@ class Search:
             return None
         self._simplify()
         verdict = self._found.verdict
-        if verdict.kind == "TIMEOUT" and self._runner.time_limit < self._settings.time_limit:
-            self._runner.time_limit = self._settings.time_limit
+        if self._time_limit is not None:
+            self._time_limit = None
             full = self._runner.verdicts(self._op, [verdict.case])[0]
             first = next(iter(self._seen.values()))
             return full if full.failed else first

@@ -17,10 +17,10 @@ from opconform.harness.model.buffers import GUARD, Plan, Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Mask, Raw
 from opconform.harness.model.expected import Expected
+from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
-from opconform.harness.run.sanitizer import KINDS as FAULTS
 from opconform.harness.run.target import Target
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class Facts:
     @property
     def is_raised(self) -> bool:
         """Whether the fault is an exception of the backend's `run`."""
-        return self.failure.findings[0].check == "process" and self.failure.kind in ("ERROR", *FAULTS)
+        return self.failure.findings[0].check == "process" and (
+            self.failure.kind is Kind.ERROR or self.failure.kind.severity is Severity.MEMORY
+        )
 
     @property
     def is_deadly(self) -> bool:
@@ -165,7 +167,7 @@ class Facts:
     @property
     def repeats(self) -> int:
         """How often a script runs the case: once, unless it is wrong only now and then."""
-        return 50 if self.failure.kind == "NOT DETERMINISTIC" else 1
+        return 50 if self.failure.kind == Kind.NOT_DETERMINISTIC else 1
 
 
 def ggml_folder(option: str) -> str:

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,15 @@ import pytest
 from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase, MultiplexedDatabase, ReadOnlyDatabase
 
 from opconform.harness.draw.known import KnownCase
+from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.run.runner import Runner
-from opconform.harness.search.result import KnownBug, Result
+from opconform.harness.run.target import Target
+from opconform.harness.search.observer import Observer
+from opconform.harness.search.result import KnownBug, Result, Tally
 from opconform.harness.search.search import Search
 from opconform.harness.search.settings import Settings
 from tests.samples import acc, cases_drawn, target
@@ -141,6 +145,20 @@ def test_known_cases_are_tried_and_named_where_they_fail() -> None:
     assert result.failed_known == ("acc/wrong", "acc/wrong-too")
 
 
+class Watching(Observer):
+    """Tells of each batch of verdicts, and of the tally after it."""
+
+    def __init__(self, tell: Callable[[Sequence[Verdict], Tally], None]) -> None:
+        self._tell = tell
+        self._verdicts: Sequence[Verdict] = ()
+
+    def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
+        self._verdicts = verdicts
+
+    def progress(self, op: Op, target: Target, tally: Tally) -> None:
+        self._tell(self._verdicts, tally)
+
+
 def test_known_cases_come_first_then_earlier_failures_then_the_search() -> None:
     database = InMemoryExampleDatabase()
     search("IgnoresNe3", cases=[known("acc/wrong", acc(2, 1, 1, 2))], database=database, examples=1)
@@ -152,7 +170,7 @@ def test_known_cases_come_first_then_earlier_failures_then_the_search() -> None:
             Settings(examples=8, seed=3),
             [known("acc/fine", acc(3))],
             database,
-            on_verdicts=lambda verdicts: tried.extend(verdict.case for verdict in verdicts),
+            Watching(lambda verdicts, tally: tried.extend(verdict.case for verdict in verdicts)),
         ).run()
     assert tried[:2] == [acc(3), acc(2, 1, 1, 2)]
     assert len(tried) >= 10
@@ -317,7 +335,8 @@ def test_unsupported_cases_are_counted_by_reason() -> None:
 def test_progress_is_told_as_it_goes() -> None:
     seen: list[int] = []
     with Runner(target("Good"), isolated=False) as runner:
-        Search(ops()["acc"], runner, Settings(examples=80), on_progress=lambda tally: seen.append(tally.executed)).run()
+        watching = Watching(lambda verdicts, tally: seen.append(tally.executed))
+        Search(ops()["acc"], runner, Settings(examples=80), observer=watching).run()
     assert seen == sorted(seen)
     assert seen[-1] == 8 * math.ceil(80 / 8)
 
