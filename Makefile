@@ -36,5 +36,5 @@ bench: setup  ## judged cases per second for each backend and op
 	$(BIN)/python benchmarks/throughput.py --ggml-lib $(GGML)/v0.5.0
 
 clean:  ## remove what builds and tests leave behind; .venv and .cache stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis reports/cases reports/events reports/nightly reports/history.sqlite* reports/report.html reports/repro/*-*/
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis opconform-out
 	find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.cache/*' -prune -exec rm -rf {} +

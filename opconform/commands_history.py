@@ -14,7 +14,7 @@ from rich.table import Table
 
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.known_failures import DEFAULT_FILE, fixed_line, load, stale
-from opconform.harness.search.settings import positive
+from opconform.harness.search.settings import OUT, positive
 from opconform.reports.compare import compare, summary_of, table_of
 from opconform.reports.console import text_of
 from opconform.reports.database import read_history
@@ -22,7 +22,7 @@ from opconform.reports.merge import merge
 from opconform.reports.states import Pair, State, devices_in, states_of
 from opconform.reports.summary import markdown_of
 
-DEFAULT_HISTORY = "reports/history.sqlite"
+DEFAULT_HISTORY = f"{OUT}/history.sqlite"
 
 _history_option = click.option(
     "--history", "history", metavar="PATH", default=DEFAULT_HISTORY, help=f"the history (default: {DEFAULT_HISTORY})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from opconform.harness.draw.known import find_case
 from opconform.harness.model.ops import ops
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.session import Session, targets_of
+from opconform.harness.search.settings import OUT
 from opconform.options import settings_from
 from opconform.reports.repro.place import repro_dir
 
@@ -56,7 +58,7 @@ def add_to(group: click.Group, shared: Callable[..., Any]) -> None:
                     said = next(iter(result.tally.unsupported), None)
                     click.echo(f"{name} {f'is unsupported: {said}' if said else 'passes'} on {target.label}", err=True)
                     continue
-                folder = write_bundle(result.failure, target, out or repro_dir(settings) or "reports/repro")
+                folder = write_bundle(result.failure, target, out or repro_dir(settings) or Path(OUT, "repro"))
                 click.echo(f"{folder}  {result.failure.kind}  {found.op} on {target.label}")
                 written += 1
         sys.exit(0 if written else 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -62,6 +62,13 @@ class Freedom:
             if limit.subject == subject and isinstance(limit.allowed, tuple):
                 kept = [value for value in kept if value in limit.allowed]
         return kept
+
+    def forbids(self, case: Case, traits: Callable[[Case], Mapping[str, Any]]) -> Limit | None:
+        """The first limit that does not take `case`, whose `traits` its op tells; None where all of them do."""
+        if not self.limits:
+            return None
+        known = traits(case)
+        return next((limit for limit in self.limits if limit.forbids(case, known)), None)
 
     def widest(self, argument: str, broadcast: bool) -> LayoutClass:
         """The widest layout class for an argument; outputs never broadcast."""

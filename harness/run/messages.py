@@ -102,6 +102,8 @@ def of_limits(limits: Sequence[Limit]) -> bytes:
     """The limits of an open device."""
     plain = []
     for limit in limits:
+        if not isinstance(limit, Limit) or not isinstance(limit.allowed, (LayoutClass, tuple)):
+            raise TypeError(f"limits returned {limit!r:.120}; it returns Limits, which allow a LayoutClass or a tuple")
         allowed = (
             {"class": int(limit.allowed)} if isinstance(limit.allowed, LayoutClass) else {"values": [*limit.allowed]}
         )
@@ -116,14 +118,14 @@ def of_absence(reason: Unavailable | UsageError) -> bytes:
     return packed("usage", str(reason))
 
 
-def of_answer(answer: Answer) -> bytes:
-    """What became of a case. It is cut where it is longer than any reader wants."""
+def of_answer(answer: Answer, number: int) -> bytes:
+    """What became of the case of this `number` in its request. It is cut where it is longer than any reader wants."""
     numerics = None if answer.numerics is None else asdict(answer.numerics)
     plain = {field.name: getattr(answer, field.name) for field in fields(Answer)}
     for name in ("unsupported", "error", "log"):
         if plain[name] is not None:
             plain[name] = _cut(plain[name])
-    return packed("answer", {**plain, "numerics": numerics})
+    return packed("answer", [number, {**plain, "numerics": numerics}])
 
 
 def of_reasons(reasons: Sequence[str | None]) -> bytes:
@@ -252,9 +254,11 @@ def absence_in(kind: str, content: Any) -> Unavailable | UsageError | None:
     return UsageError(text_of(content, "a usage error")) if kind == "usage" else None
 
 
-def answer_in(content: Any) -> Answer:
-    """What a message says of a case. Raises `NonsenseError`."""
-    plain = _record(content, "an answer", [field.name for field in fields(Answer)])
+def answer_in(content: Any, number: int) -> Answer:
+    """What a message says of the case of this `number`. Raises `NonsenseError`, also where it is about another one."""
+    _demand(isinstance(content, list) and len(content) == 2, f"an answer is {content!r:.80}")
+    _demand(content[0] == number, f"the answer to case {content[0]!r:.20} came instead of that to case {number}")
+    plain = _record(content[1], "an answer", [field.name for field in fields(Answer)])
     _demand(plain["kind"] in list(Kind), f"{plain['kind']!r:.80} is no kind of failure")
     unsupported, error, numerics = plain["unsupported"], plain["error"], plain["numerics"]
     return Answer(

@@ -122,12 +122,12 @@ class Worker:
         mark = self._wire.output.total
         logged = os.path.getsize(self._log) if self._log else 0
         self._wire.send(("run", self._arena.size, cases), seconds)
-        for _ in cases:
+        for number in range(len(cases)):
             try:
                 kind, content, _ = self._message(seconds, mark)
                 if kind != "answer":
                     raise NonsenseError(f"a message of {kind!r:.40} came instead of an answer")
-                found = messages.answer_in(content)
+                found = messages.answer_in(content, number)
             except NonsenseError as nonsense:
                 yield replace(self._stopped(nonsense, mark), log=self._logged_since(logged))
                 return

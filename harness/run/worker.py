@@ -203,8 +203,8 @@ def _serve(harness: _Harness, spec: str, memory: _Memory, log: _Log) -> None:
                 harness.send(limits)
             case ("run", size, cases):
                 assert backend is not None
-                for result in _answers(backend, cases, memory.up_to(size), log):
-                    harness.send(messages.of_answer(result))
+                for number, result in enumerate(_answers(backend, cases, memory.up_to(size), log)):
+                    harness.send(messages.of_answer(result, number))
             case ("supports", cases):
                 assert backend is not None
                 reasons = [backend.supports(case) for case in cases]

@@ -310,7 +310,8 @@ class Search:
         if self._found is None:
             drawn = variants(self._op, problem, variant_seed, self._freedom)
             if not drawn:
-                self._tally.unsupported["takes more than --max-bytes allows, as drawn"] += 1
+                limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
+                self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
             self._drawn += max(len(drawn), 1)  # so that a search in which nothing fits comes to an end
             verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
             for variant, verdict in zip(drawn, verdicts):

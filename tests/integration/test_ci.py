@@ -82,7 +82,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("acc.cu").write_text("")
     Path("README").write_text("")
     who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
-    Path(".gitignore").write_text("reports/\n.hypothesis/\n")
+    Path(".gitignore").write_text("opconform-out/\n.hypothesis/\n")
     for command in (("init", "--quiet"), ("add", "."), (*who, "commit", "--quiet", "--message", "first")):
         subprocess.run(["git", *command], check=True)
     return tmp_path

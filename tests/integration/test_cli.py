@@ -39,7 +39,7 @@ def opconform(*arguments: str) -> Result:
 def failing_case() -> Path:
     """The file of the case that a short search stores."""
     assert opconform("test", "--backend", spec("IgnoresNe3"), *SHORT).exit_code == 1
-    (file,) = Path("reports/cases").iterdir()
+    (file,) = Path("opconform-out/cases").iterdir()
     return file
 
 
@@ -244,7 +244,7 @@ def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path
     assert output.splitlines()[-1] == "Aborted!"
     assert within(3, lambda: not any(Path("/proc", str(pid)).exists() for pid in workers))
     assert not list(empty_folder.glob("reports/**/*.part"))
-    for file in empty_folder.glob("reports/cases/*"):
+    for file in empty_folder.glob("opconform-out/cases/*"):
         Case.from_json(json.loads(file.read_text()))
 
 

@@ -56,7 +56,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert found.exit_code == 1, found.output
         found = CliRunner().invoke(main, ["report"])
         assert found.exit_code == 0, found.output
-    return folder / "reports" / "report.html"
+    return folder / "opconform-out" / "report.html"
 
 
 @pytest.fixture(scope="module")

@@ -136,7 +136,7 @@ def test_a_planted_fault_is_found_named_with_its_line_shrunk_and_replayed(fault:
     assert sizes is not None
     assert max(map(int, sizes[1].split(","))) <= 3, done.stdout
 
-    (case,) = (tmp_path / "reports" / "cases").glob("cumsum-*.json")
+    (case,) = (tmp_path / "opconform-out" / "cases").glob("cumsum-*.json")
     again = opconform("replay", str(case), "--backend", spec, "--sanitize", folder=tmp_path)
     assert again.returncode == 1, again.stdout + again.stderr
     mended = opconform("replay", str(case), "--backend", fault.backend, "--sanitize", folder=tmp_path)
