@@ -155,11 +155,14 @@ copy_settings
 
 # ---- the tree --------------------------------------------------------------------------------------------------------
 
+# Both set `run`, the words that go before a command to run it inside.
+
 in_container() {
-  local folder options=(--rm --init -i -v "$host:/host:ro")
-  if [[ -t 0 && -t 1 ]]; then options+=(-t); fi
-  for folder in "${folders[@]}"; do options+=(-v "$folder:$folder:ro"); done
-  "$by" run "${options[@]}" "$image" bash /host/inside.sh "$@"
+  local folder
+  run=("$by" run --rm --init -i -v "$host:/host:ro")
+  if [[ -t 0 && -t 1 ]]; then run+=(-t); fi
+  for folder in "${folders[@]}"; do run+=(-v "$folder:$folder:ro"); done
+  run+=("$image")
 }
 
 # The mirror of the distribution that this machine's own packages come from; nothing where it is another distribution's.
@@ -204,7 +207,7 @@ in_chroot() {
   fi
   for file in /etc/resolv.conf /etc/hosts; do cp -L --remove-destination "$file" "$tree$file"; done
   mkdir -p "$tree/host"
-  unshare --mount --pid --fork --kill-child bash -c '
+  run=(unshare --mount --pid --fork --kill-child bash -c '
     set -euo pipefail
     tree=$1 host=$2 count=$3
     mount -t proc proc "$tree/proc"
@@ -218,15 +221,16 @@ in_chroot() {
     shift $((3 + count))
     status=0 # not exec: something has to be process 1 in there
     chroot "$tree" /usr/bin/env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-      /bin/bash /host/inside.sh "$@" || status=$?
+      "$@" || status=$?
     exit "$status"
-  ' bash "$tree" "$host" "${#folders[@]}" "${folders[@]}" "$@"
+  ' bash "$tree" "$host" "${#folders[@]}" "${folders[@]}")
 }
 
 begin=$SECONDS status=0
 case $by in
-  chroot) in_chroot "$@" || status=$? ;;
-  *) in_container "$@" || status=$? ;;
+  chroot) in_chroot ;;
+  *) in_container ;;
 esac
+"${run[@]}" /bin/bash /host/inside.sh "$@" || status=$?
 say "$image by $by: exit status $status after $((SECONDS - begin)) s"
 exit "$status"
