@@ -69,6 +69,11 @@ def _start(layers: str, log: str) -> tuple[tuple[str, ...], Mapping[str, str]]:
         "report_flags": "error,warn",
         "duplicate_message_limit": "0",
         "enables": ",".join(f"VK_VALIDATION_FEATURE_ENABLE_{name}_EXT" for name in _ENABLES),
+        # Newer layers call the same settings differently, and see what a shader accesses only where they are asked to.
+        "enable_message_limit": "false",
+        "validate_sync": "true",
+        "syncval_shader_accesses_heuristic": "true",
+        "gpuav_enable": "true",
     }
     file = Path(f"{log}.settings.txt")
     file.write_text("".join(f"khronos_validation.{name} = {value}\n" for name, value in settings.items()))
