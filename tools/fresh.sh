@@ -6,7 +6,7 @@
 #   tools/fresh.sh DISTRIBUTION COMMAND …  the command, in the checkout, after make setup; `bash` to look around
 #
 #   DISTRIBUTION  debian:12 (bookworm), debian:13 (trixie) or ubuntu:24.04 (noble)
-#   FRESH_BY      podman, docker or chroot (which takes root and debootstrap); default: the first that can be used here
+#   FRESH_BY      docker, podman or chroot (which takes root and debootstrap); default: the first that can be used here
 #   FRESH_DIR     a folder for the tree of a chroot; it is kept, and used again the next time
 #   MIRROR        where debootstrap takes the packages from; default: this machine's apt sources, or debootstrap's own
 #
@@ -45,16 +45,16 @@ case $by in
     if [[ -n ${FRESH_DIR:-} ]] && can_chroot; then
       by=chroot
     else
-      for name in podman docker; do
+      for name in docker podman; do
         if [[ -z $by ]] && answers "$name"; then by=$name; fi
       done
       if [[ -z $by ]] && can_chroot; then by=chroot; fi
     fi
-    [[ -n $by ]] || die "this takes podman or docker, or else root and debootstrap; none of them can be used here"
+    [[ -n $by ]] || die "this takes docker or podman, or else root and debootstrap; none of them can be used here"
     ;;
   podman | docker) answers "$by" || die "FRESH_BY is $by, and \`$by info\` fails here" ;;
   chroot) can_chroot || die "FRESH_BY is chroot, which takes root, debootstrap and unshare" ;;
-  *) die "FRESH_BY is '$by'; it may be podman, docker or chroot" ;;
+  *) die "FRESH_BY is '$by'; it may be docker, podman or chroot" ;;
 esac
 [[ -z ${FRESH_DIR:-} || $by == chroot ]] || die "FRESH_DIR is for a chroot, and FRESH_BY is $by"
 
@@ -159,7 +159,7 @@ copy_settings
 
 in_container() {
   local folder
-  run=("$by" run --rm --init -i -v "$host:/host:ro")
+  run=("$by" run --rm -i -v "$host:/host:ro")
   if [[ -t 0 && -t 1 ]]; then run+=(-t); fi
   for folder in "${folders[@]}"; do run+=(-v "$folder:$folder:ro"); done
   run+=("$image")
