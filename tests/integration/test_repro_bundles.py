@@ -22,6 +22,7 @@ from opconform.harness.run.target import Target
 from opconform.reports.repro import apis
 from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import script
+from tests.lacking import lacking
 from tests.repro_samples import one_failure
 from tests.samples import acc, spec
 
@@ -292,7 +293,7 @@ class Planted(TorchBackend):
 
 def test_a_stride_bug_in_a_torch_function() -> None:
     if importlib.util.find_spec("torch") is None:
-        missing("torch is not installed; pip install torch")
+        lacking("torch", "torch is not installed; pip install torch")
     folder = bundle_of(planted(TORCH), "cumsum")
     assert not (folder / "modules").exists()
     assert run(folder).returncode == 1
