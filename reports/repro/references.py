@@ -20,7 +20,7 @@ from opconform.reports.repro.rendering import exists, render
 
 def has_residual(facts: Facts) -> bool:
     """Whether the script judges by a residual."""
-    return facts.op.judge is not None and exists(f"ops/{facts.op.name}.residual.py.j2")
+    return facts.op.composite.judge is not None and exists(f"ops/{facts.op.name}.residual.py.j2")
 
 
 def residual_context(facts: Facts) -> dict[str, Any]:
