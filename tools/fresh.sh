@@ -226,11 +226,14 @@ in_chroot() {
   ' bash "$tree" "$host" "${#folders[@]}" "${folders[@]}")
 }
 
-begin=$SECONDS status=0
-case $by in
-  chroot) in_chroot ;;
-  *) in_container ;;
-esac
-"${run[@]}" /bin/bash /host/inside.sh "$@" || status=$?
-say "$image by $by: exit status $status after $((SECONDS - begin)) s"
-exit "$status"
+main() { # bash has read all of this file before it runs a line of main, so the checkout may change meanwhile
+  local begin=$SECONDS status=0 tree run=()
+  case $by in
+    chroot) in_chroot ;;
+    *) in_container ;;
+  esac
+  "${run[@]}" /bin/bash /host/inside.sh "$@" || status=$?
+  say "$image by $by: exit status $status after $((SECONDS - begin)) s"
+  exit "$status"
+}
+main "$@"

@@ -143,7 +143,7 @@ def _as_stored(raw: Raw, layout: Layout) -> Raw:
     place = np.zeros((), dtype=np.int64)
     for size, stride in zip(layout.shape, layout.strides):
         place = place[..., None] + np.arange(size) * (stride // layout.type.itemsize)
-    memory = np.zeros(int(place.max()) + 1, raw.dtype)
+    memory = np.zeros(int(np.max(place)) + 1, raw.dtype)
     memory[place] = raw
     return memory[place]
 
