@@ -49,8 +49,8 @@ def _check_alignment(nodes: Nodes) -> None:
     packed = ("q", "k") if nodes.case.params["l2norm"] else ()
     if any(layout.offset % site.alignment for name, layout in nodes.case.inputs.items() if name not in packed):
         raise RefusedError(
-            f"{site.device}'s GATED_DELTA_NET aborts unless every source starts at a multiple of {site.alignment} bytes "
-            "(src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer)"
+            f"{site.device}'s GATED_DELTA_NET aborts unless every source starts at a multiple of {site.alignment} "
+            "bytes (src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer)"
         )
 
 
