@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure, describe
 from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Finding
@@ -16,7 +17,6 @@ from opconform.harness.run.backend import Device
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.reports.repro.bundle import files_of
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import Part, script
 from tests.judge import OPS, Bench
 from tests.samples import acc

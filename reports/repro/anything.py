@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from opconform.harness.explain.facts import Facts
+from opconform.harness.run.script import CannotWriteError
 from opconform.reports.repro import apis
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.probe import START
-from opconform.reports.repro.scripts import CannotWriteError, Generator, Part
+from opconform.reports.repro.scripts import Generator, Part
 
 _SECONDS = 30.0  #: a file that takes longer to import has no script
 _LARGEST = 4 << 20

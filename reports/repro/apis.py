@@ -22,14 +22,15 @@ from opconform.backends.ggml.ops import OPS
 from opconform.backends.opencl.arguments import LAUNCHES
 from opconform.backends.own_buffers import scratch_of
 from opconform.backends.vulkan.arguments import DISPATCHES, TABLE_WORDS, TABLES, WORDS, with_scratch
+from opconform.harness.explain.facts import Facts
 from opconform.harness.model.buffers import Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, contiguous_strides
+from opconform.harness.run.extract import CannotExtractError, source_of
+from opconform.harness.run.script import CannotWriteError
 from opconform.reports.repro.arrays import packed_text
-from opconform.reports.repro.extract import CannotExtractError, source_of
-from opconform.reports.repro.facts import Facts, ggml_folder
-from opconform.reports.repro.recording import C_TYPES, Recorded
-from opconform.reports.repro.scripts import CannotWriteError, Part
+from opconform.reports.repro.recording import C_TYPES, Recorded, ggml_folder, graphs_of
+from opconform.reports.repro.scripts import Part
 
 Row = TypeVar("Row")
 
@@ -39,7 +40,7 @@ def ggml(facts: Facts) -> Part:
     folder, device = ggml_folder(facts.target.options.get("ggml_lib", "")), facts.target.device.id
     many = facts.op.name in GRAPHS
     if many:
-        graphs = [_recorded(graph, plan) for graph, (_, _, plan) in zip(facts.graphs, facts.parts)]
+        graphs = [_recorded(graph, plan) for graph, (_, _, plan) in zip(graphs_of(facts.request), facts.parts)]
     else:
         _row(OPS, facts)
         graphs = [_single(case, plan, suffix) for suffix, case, plan in facts.parts]
@@ -244,7 +245,7 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
         code = shaders.spirv(file)
     except (Unavailable, RuntimeError, OSError) as error:
         raise CannotWriteError(f"{file.name} cannot be compiled: {error}") from None
-    dispatches, tables, end = [], [], facts.size
+    dispatches, tables, end = [], [], facts.request.size
     for number, (_, case, plan) in enumerate(facts.parts):
         laid_out = with_scratch(case, Plan(plan.slots, end))  # all scratch lies behind all arguments
         end = laid_out.size
@@ -263,7 +264,7 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
             "table_words": TABLE_WORDS,
             "tables": tables,
             "parts": any(dispatch["part"] for dispatch in dispatches),
-            "scratch": end - facts.size,
+            "scratch": end - facts.request.size,
             "dispatches": dispatches,
             "kernel_file": file.name,
             "kernel_source": _literal(source),

@@ -10,16 +10,17 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure
 from opconform.harness.model.version import VERSION
+from opconform.harness.run.script import CannotWriteError
 from opconform.harness.run.target import Target
 from opconform.reports.repro import cpp
 from opconform.reports.repro.anything import part_of
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.issue import issue
 from opconform.reports.repro.picture import picture
 from opconform.reports.repro.place import bundle_path
-from opconform.reports.repro.scripts import CannotWriteError, script
+from opconform.reports.repro.scripts import script
 
 FORMAT = "opconform-bundle/1"
 

@@ -21,15 +21,15 @@ from opconform.backends.ggml import GRAPHS
 from opconform.backends.ggml.graph import TYPES
 from opconform.backends.ggml.limits import CONSTRUCTORS, limits_of
 from opconform.backends.ggml.ops import OPS
+from opconform.harness.explain.facts import Demand, Facts
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DType, Raw
+from opconform.harness.model.escape import identifier
 from opconform.harness.model.layouts import Layout
+from opconform.harness.run.script import CannotWriteError
 from opconform.reports.repro.apis import four_nb
-from opconform.reports.repro.escape import identifier
-from opconform.reports.repro.facts import Demand, Facts, ggml_folder
-from opconform.reports.repro.recording import Call
+from opconform.reports.repro.recording import Call, ggml_folder, graphs_of
 from opconform.reports.repro.rendering import render
-from opconform.reports.repro.scripts import CannotWriteError
 
 LISTED = 4096  #: values that a struct lists; beyond them it takes upstream's random ones
 _NMSE = 1e-7  #: upstream's limit
@@ -90,7 +90,7 @@ def _one_node(facts: Facts) -> tuple[list[str], str, Demand]:
     if not is_ggml(facts):
         raise NoTestError(f"for ggml {facts.op.name} is a graph of several nodes")
     try:
-        calls = facts.graphs[0].calls
+        calls = graphs_of(facts.request)[0].calls
     except CannotWriteError as reason:
         raise NoTestError(str(reason)) from None
     nodes = [call for call in calls if call.function not in _NO_NODES and call.in_context]

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure, Wrong
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.case import Case
@@ -17,7 +18,6 @@ from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.version import VERSION
 from opconform.reports.console import places
 from opconform.reports.repro.cpp import is_ggml, op_name
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.rendering import render
 
 _INLINE = 12_000  #: a longer file is named and not shown: an issue on GitHub holds 65,536 characters

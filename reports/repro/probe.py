@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from opconform.harness.run import registry
-from opconform.reports.repro.extract import CannotExtractError, is_installed, source_of
+from opconform.harness.run.extract import CannotExtractError, is_installed, source_of
 
 #: What a class may change of one of ours while its own `run` stays that of the class above it.
 _CHANGEABLE = {"name", "needs", "devices", "limits", "supports", "kernels", "ops"}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,7 +25,7 @@ from opconform.backends.ggml.graph import TYPES, Arena
 from opconform.backends.ggml.library import load
 from opconform.harness.model.case import Case
 from opconform.harness.run.backend import Unavailable
-from opconform.reports.repro.scripts import CannotWriteError
+from opconform.harness.run.script import CannotWriteError, ScriptRequest
 
 _SECONDS = 60.0
 _START = "from opconform.reports.repro.recording import main; main()"
@@ -66,6 +67,17 @@ class Recorded:
     views: tuple[str, ...] = ()
     shown: Mapping[str, str] = field(default_factory=dict)
     ends: bool = True
+
+
+def graphs_of(request: ScriptRequest) -> tuple[Recorded, ...]:
+    """The graphs of many nodes that the backend builds of a script's cases. Raises `CannotWriteError`."""
+    folder = ggml_folder(request.options.get("ggml_lib", ""))
+    return tuple(record(case, folder, request.device, suffix, request.deadly) for suffix, case, _ in request.cases)
+
+
+def ggml_folder(option: str) -> str:
+    """The folder that the ggml backend has loaded: the option, else the environment's."""
+    return option or os.environ.get("OPCONFORM_GGML_LIB", "")
 
 
 def record(case: Case, folder: str, device: str, suffix: str = "", fatal: bool = False) -> Recorded:

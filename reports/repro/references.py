@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from opconform.harness.explain.facts import Facts, numpy_code
 from opconform.reports.repro import arrays
-from opconform.reports.repro.facts import Facts, numpy_code
 from opconform.reports.repro.rendering import exists, render
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from opconform.reports.repro.escape import FILTERS
+from opconform.harness.model.escape import FILTERS
 
 
 @cache

@@ -10,17 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from opconform.harness.explain.facts import TWIN, Facts
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.escape import docstring
 from opconform.harness.model.version import VERSION
 from opconform.reports.repro import arrays, references
-from opconform.reports.repro.escape import docstring
-from opconform.reports.repro.facts import TWIN, Facts
 from opconform.reports.repro.rendering import render
-
-
-class CannotWriteError(Exception):
-    """This bundle has no repro.py, and why, in one line."""
 
 
 @dataclass(frozen=True)

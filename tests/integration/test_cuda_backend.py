@@ -15,13 +15,13 @@ from click.testing import CliRunner
 from opconform.backends.cuda import CudaBackend, backend
 from opconform.backends.cuda.arguments import LAUNCHES
 from opconform.cli import main
+from opconform.harness.explain.facts import Facts
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
 from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.target import Target
 from opconform.reports.repro import apis
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import script
 from tests import fake_cupy
 from tests.judge import Bench, drawn_cases

@@ -17,10 +17,10 @@ from opconform.backends.cuda import CudaHostBackend
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
 from opconform.cli import main
+from opconform.harness.explain.facts import Facts
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.target import Target
 from opconform.reports.repro import apis
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.scripts import script
 from tests.repro_samples import one_failure
 from tests.samples import acc, spec

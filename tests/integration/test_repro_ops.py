@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import variants
+from opconform.harness.explain.facts import Facts
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Finding
@@ -29,7 +30,6 @@ from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.reports.repro import cpp
 from opconform.reports.repro.bundle import files_of
-from opconform.reports.repro.facts import Facts
 from tests.repro_samples import described
 
 APIS = ("torch:cpu", "opencl:0", "vulkan:0", "cuda-host:0", "ggml:CPU", "ggml:Vulkan0")

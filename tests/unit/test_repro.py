@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure
 from opconform.harness.explain.failure import _wrong as wrong_of
 from opconform.harness.judge.judging import judge
@@ -25,11 +26,10 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device
+from opconform.harness.run.extract import CannotExtractError, source_of
 from opconform.harness.run.target import Target
 from opconform.reports.repro import apis, arrays, bundle
 from opconform.reports.repro.bundle import files_of, write_bundle
-from opconform.reports.repro.extract import CannotExtractError, source_of
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.issue import features, title
 from opconform.reports.repro.picture import picture
 from opconform.reports.repro.scripts import script
