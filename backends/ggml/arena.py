@@ -6,7 +6,7 @@ itself, as it does for a model: a tensor that nobody reads any more gives its me
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -99,7 +99,7 @@ class Arena:
         nodes.one(row)
         return nodes
 
-    def compose(self, case: Case, build: Build, shown: bool = False, kind: type[Nodes] = Nodes) -> Nodes:
+    def compose(self, case: Case, build: Build, shown: bool = False, kind: Callable[..., Nodes] = Nodes) -> Nodes:
         """The same for a graph of many nodes. Its stages can be read after a run where it is built to be `shown`."""
         if not self._c.has("ggml_gallocr_reserve_n_size"):
             raise RefusedError(
@@ -112,7 +112,7 @@ class Arena:
         build(nodes)
         return nodes
 
-    def _start(self, kind: type[Nodes], case: Case, shown: bool = False) -> Nodes:
+    def _start(self, kind: Callable[..., Nodes], case: Case, shown: bool = False) -> Nodes:
         self._c.ggml_reset(self._site.context)
         return kind(self._site, case, shown)
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.ggml import delta_net, mla
 from opconform.backends.ggml.arena import Arena
 from opconform.backends.ggml.binding import MissingError, RefusedError
 from opconform.backends.ggml.declarations import TYPES
+from opconform.backends.ggml.graphs import GRAPHS
 from opconform.backends.ggml.library import REMEDY, Library, load
 from opconform.backends.ggml.limits import limits_of
-from opconform.backends.ggml.nodes import Build, Nodes
+from opconform.backends.ggml.nodes import Nodes
 from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
 from opconform.backends.ggml.rows import Row
 from opconform.harness.model.buffers import ALIGNMENT, Buffers
@@ -23,6 +23,7 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.script import Script, ScriptRequest
 
 #: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
 #: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp.
@@ -45,13 +46,6 @@ _CPU_HALF = {
 }
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
-
-#: The ops that take a graph of several nodes.
-GRAPHS: Mapping[str, Build] = {
-    "gated_delta_net": delta_net.recurrent,
-    "gated_delta_net_chunk": delta_net.chunked,
-    "mla_absorbed": mla.attend,
-}
 
 _ELEMENT = Layout.contiguous("f32", (1, 1, 1, 1))
 _PLAIN_SET = Case("set", {"nb1": 4, "nb2": 4, "nb3": 4, "offset": 0}, {"a": _ELEMENT, "b": _ELEMENT}, {"out": _ELEMENT})
@@ -113,6 +107,13 @@ class GgmlBackend(Backend):
         """Every device of the library, with its build and what its driver said of it."""
         library = load(options)
         return [_describe(library, name, handle) for name, handle in library.devices().items()]
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script | None:
+        """The same graph through ctypes."""
+        from opconform.backends.ggml.script import script
+
+        return script(request, int(request.options.get("ggml_threads", THREADS)))
 
     def limits(self) -> tuple[Limit, ...]:
         """The constructors' asserts, this device's preconditions, and what is known to be wrong in this build."""

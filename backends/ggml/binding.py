@@ -54,14 +54,14 @@ class Binding:
         self.ffi.cdef(declarations.types)
         self.null = self.ffi.NULL
         self.what = "this libggml"  #: what is said to lack a function
-        self._declarations = declarations
+        self.declarations = declarations
         self._missing: set[str] = set()
         # Never unloaded: a driver may run threads of its own until the process ends.
         flags = self.ffi.RTLD_NOW | self.ffi.RTLD_GLOBAL | self.ffi.RTLD_NODELETE
         self._files = [self.ffi.dlopen(str(file), flags) for file in files]
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        declared = self._declarations.functions.get(name)
+        declared = self.declarations.functions.get(name)
         if declared is None:
             raise AttributeError(f"declarations.h declares no {name}")
         if name not in self._missing:

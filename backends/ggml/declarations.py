@@ -7,7 +7,7 @@ neither cffi nor a libggml.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +19,9 @@ CONTEXT = "struct ggml_context *"
 
 _COMMENT = re.compile(r"//[^\n]*")
 _FUNCTION = re.compile(r"^(?!typedef)(\w[\w ]*?[ *]+)(\w+)\(([^()]*)\);\n?", re.MULTILINE)
-_PARAMETER = re.compile(r"(.*?[ *])\w+")
+_PARAMETER = re.compile(r"(.*?[ *])\w+(\[\d+\])?")
+_STRUCT = re.compile(r"^struct (\w+) \{([^}]*)\}", re.MULTILINE)
+_FIELD = re.compile(r"(\w[\w ]*?[ *]+)(\w+)(?:\[(\d+)\])?;")
 _ENUM = re.compile(r"^enum (\w+) \{([^}]*)\}", re.MULTILINE)
 
 
@@ -35,7 +37,8 @@ class Function:
 
 @dataclass(frozen=True)
 class Declarations:
-    """A header's functions by name, its enumerators by the name of their enum, and the text of its types.
+    """A header's functions, structs (their fields: C type, name, length of an array) and enumerators by name, and the
+    text of all its types.
 
     makers: the functions that put a new tensor into a context. choices: the enumerators by what tells them apart, as a
     case spells it: "lower_diag" of GGML_TRI_TYPE_LOWER_DIAG.
@@ -43,6 +46,7 @@ class Declarations:
 
     functions: Mapping[str, Function]
     makers: frozenset[str]
+    structs: Mapping[str, tuple[tuple[str, str, int], ...]]
     enums: Mapping[str, Mapping[str, int]]
     choices: Mapping[str, Mapping[str, int]]
     types: str
@@ -53,15 +57,22 @@ class Declarations:
         text = _COMMENT.sub("", text)
         functions = {name: _function(name, result, given) for result, name, given in _FUNCTION.findall(text)}
         makers = frozenset(it.name for it in functions.values() if it.result == TENSOR and it.types[:1] == (CONTEXT,))
+        structs = {name: tuple(_fields(body)) for name, body in _STRUCT.findall(text)}
         enums = {name: _enumerators(body) for name, body in _ENUM.findall(text)}
         choices = {name: _choices(found) for name, found in enums.items()}
-        return cls(functions, makers, enums, choices, _FUNCTION.sub("", text))
+        return cls(functions, makers, structs, enums, choices, _FUNCTION.sub("", text))
 
 
 def _function(name: str, result: str, parameters: str) -> Function:
     listed = [" ".join(parameter.split()) for parameter in parameters.split(",")]
-    types = [match[1].strip() for parameter in listed if (match := _PARAMETER.fullmatch(parameter))]
+    found = filter(None, map(_PARAMETER.fullmatch, listed))  # none of "void"
+    types = [f"{match[1].strip()} *" if match[2] else match[1].strip() for match in found]
     return Function(name, result.strip(), tuple(types), f"{result}{name}({', '.join(listed)});")
+
+
+def _fields(body: str) -> Iterator[tuple[str, str, int]]:
+    for kind, name, length in _FIELD.findall(body):
+        yield kind.strip(), name, int(length or 1)
 
 
 def _enumerators(body: str) -> dict[str, int]:

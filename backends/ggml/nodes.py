@@ -62,18 +62,22 @@ class Nodes:
         self.count = 0  #: of tensors
         self.needs_memory = False  #: whether ggml is to find some for intermediate results
         self.handle: Any = None  #: the graph itself, once the tensors stand in memory
-        self.null: Tensor = site.library.c.null  #: no tensor
-        self._c = site.library.c
         self._context = site.context
         self._shown = shown
         self._arguments: dict[str, Tensor] = {}
         self._memory_of: dict[Tensor, Tensor] = {}  # the tensor that holds the memory of a view
 
-    # ---- calls
+    # ---- calls. `name` is for subclasses that write them down.
 
-    def call(self, symbol: str, *arguments: Any) -> Tensor:
+    @property
+    def null(self) -> Tensor | None:
+        """No tensor."""
+        nothing: Tensor = self.site.library.c.null
+        return nothing
+
+    def call(self, symbol: str, *arguments: Any, name: str = "") -> Tensor:
         """The tensor that a function of ggml makes of `arguments`, or the one that it changes, where it makes none."""
-        function = getattr(self._c, symbol)
+        function = getattr(self.site.library.c, symbol)
         if symbol not in DECLARATIONS.makers:
             function(*arguments)
             changed: Tensor = arguments[0]
@@ -84,7 +88,7 @@ class Nodes:
         made: Tensor = function(self._context, *arguments)
         return made
 
-    def strided(self, owner: Tensor, offset: int, ne: Sequence[int], nb: Sequence[int]) -> Tensor:
+    def strided(self, owner: Tensor, offset: int, ne: Sequence[int], nb: Sequence[int], name: str = "") -> Tensor:
         """A view of `owner`, `offset` bytes on, with any sizes and strides: ggml_view_4d takes no nb0."""
         view = self.call("ggml_view_1d", owner, 1, offset)
         view.ne, view.nb = ne, nb
@@ -108,12 +112,12 @@ class Nodes:
         """A tensor for an argument: a plain one where ggml itself would lay it out so, else a view of its memory."""
         number, ne = TYPES[layout.dtype], four_ne(layout)
         if is_plain(layout):
-            tensor = self.call("ggml_new_tensor_4d", number, *ne)
+            tensor = self.call("ggml_new_tensor_4d", number, *ne, name=name)
             self.owners.append((tensor, name))
             return tensor
-        owner = self.call("ggml_new_tensor_1d", number, layout.end // layout.type.itemsize)
+        owner = self.call("ggml_new_tensor_1d", number, layout.end // layout.type.itemsize, name=f"{name}_memory")
         self.owners.append((owner, name))
-        view = self.strided(owner, layout.offset, ne, four_nb(layout))
+        view = self.strided(owner, layout.offset, ne, four_nb(layout), name)
         self.views.append(view)
         return view
 
@@ -122,11 +126,13 @@ class Nodes:
     def one(self, row: Row) -> None:
         """The op as the one node of its row, whose result is the output."""
         case = self.case
-        node = self.call(row.symbol_for(case), *row.values(case, self.__getitem__, self.null))
+        out = next(iter(case.outputs))
+        name = "written" if out in row.tensors else out
+        node = self.call(row.symbol_for(case), *row.values(case, self.__getitem__, self.null), name=name)
         if row.writes_into(case):
             self.views.append(node)
         else:
-            self.owners.append((node, next(iter(case.outputs))))
+            self.owners.append((node, out))
         self.outs.append(self.ask(node, row.op))
 
     def make(self, function: str, *arguments: Any) -> Tensor:
@@ -139,7 +145,7 @@ class Nodes:
 
     def ask(self, node: Tensor, name: str) -> Tensor:
         """The node, called `name`, if the device takes it."""
-        if not self._c.ggml_backend_dev_supports_op(self.site.handle, node):
+        if not self.site.library.c.ggml_backend_dev_supports_op(self.site.handle, node):
             raise RefusedError(
                 f"{self.site.device} of ggml {self.site.library.build} says no to {name.upper()} through supports_op"
             )

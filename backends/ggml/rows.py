@@ -206,7 +206,7 @@ class Row:
         if match is None or match[1] not in (self.symbol, self.inplace):
             raise ValueError(f"{call} is no call of {self.symbol}")
         found: dict[str, Param] = {}
-        for argument, text in zip(self.arguments, re.split(r", (?![^{]*\})", match[2])[1:]):
+        for argument, text in zip(self.arguments, re.split(r", (?![^{<]*[}>])", match[2])[1:]):
             if argument.params:
                 value = spelling.read_cpp(text)
                 values = value if isinstance(value, list) else [value]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opconform.backends.ggml.declarations import DECLARATIONS, Function
+from opconform.backends.ggml.declarations import CONSTANTS, DECLARATIONS, Function
 
 #: A tensor is the name of its variable; None is NULL.
 Value = bool | int | float | str | Sequence[bool | int | float] | None
@@ -37,10 +37,22 @@ def signature(function: Function) -> str:
     return types if function.types else f"{types},"
 
 
+def fields(struct: str, last: str) -> str:
+    """The fields of a struct up to the field `last`, as ctypes takes them."""
+    declared = DECLARATIONS.structs[struct]
+    names = [name for _, name, _ in declared]
+    listed = declared[: names.index(last) + 1]
+    return ", ".join(
+        f'("{name}", {ctype(kind)}{f" * {length}" if length > 1 else ""})' for kind, name, length in listed
+    )
+
+
 def python(kind: str, value: Value) -> str:
-    """A value for a call through ctypes."""
+    """A value for a call through ctypes; an element type is a name, such as F32."""
     if isinstance(value, (list, tuple)):
         return f"({ctype(_element(kind))} * {len(value)})({', '.join(map(repr, value))})"
+    if kind == "enum ggml_type":
+        return _enumerator(kind, value).removeprefix("GGML_TYPE_")
     if isinstance(value, float) and not np.isfinite(value):
         return "-np.inf" if value < 0 else "np.inf"
     return value if isinstance(value, str) else repr(value)
@@ -59,12 +71,18 @@ def cpp(kind: str, value: Value) -> str:
         return "true" if value else "false"
     if kind == "float":
         return cpp_float(value)
-    enum = kind.removeprefix("enum ")
-    return f"({enum}) {value}" if enum in DECLARATIONS.enums else str(value)
+    return _enumerator(kind, value) if kind.startswith("enum ") else str(value)
+
+
+def _enumerator(kind: str, value: Any) -> str:
+    """The name of an enum's value."""
+    return next(name for name, number in DECLARATIONS.enums[kind.removeprefix("enum ")].items() if number == value)
 
 
 def cpp_float(value: Any) -> str:
     """A float literal that reads back as this very number."""
+    if not np.isfinite(value):
+        return "NAN" if np.isnan(value) else "-INFINITY" if value < 0 else "INFINITY"
     text = str(np.float32(value))
     return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
@@ -75,8 +93,10 @@ def read_cpp(text: str) -> Any:
         return [read_cpp(each) for each in match[1].split(", ")]
     if text in ("true", "false"):
         return text == "true"
-    number = re.sub(r"^\(\w+\) ", "", text).removesuffix("f")
-    return float(number) if re.search(r"[.e]|inf|nan", number) else int(number)
+    if text in CONSTANTS:
+        return CONSTANTS[text]
+    number = text.removesuffix("f")
+    return float(number) if re.search(r"[.e]|NAN|INFINITY", number) else int(number)
 
 
 def _element(kind: str) -> str:

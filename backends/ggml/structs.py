@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from opconform.backends.ggml.binding import Binding, Tensor
-from opconform.backends.ggml.declarations import CONSTANTS, DECLARATIONS
+from opconform.backends.ggml.declarations import CONSTANTS
 from opconform.harness.run.backend import Unavailable
 
 _NE = (3, 5, 7, 11)
@@ -25,7 +25,7 @@ _REMEDY = "use another build of libggml, or a newer Opconform"
 
 def check(c: Binding) -> None:
     """Raise `Unavailable` where the library numbers its element types otherwise, or holds a field in another place."""
-    for name, number in DECLARATIONS.choices["ggml_type"].items():
+    for name, number in c.declarations.choices["ggml_type"].items():
         if c.text(c.ggml_type_name(number)) != name:
             raise Unavailable(f"{c.what} does not number the type {name} {number}", _REMEDY)
     wrong = [field for field, read, known in _fields(c) if read != known]
