@@ -7,7 +7,9 @@ cannot see the fault (it is the CPU's own, or too small), the struct brings the 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
@@ -21,6 +23,7 @@ from opconform.backends.ggml import GRAPHS
 from opconform.backends.ggml.graph import TYPES
 from opconform.backends.ggml.limits import CONSTRUCTORS, limits_of
 from opconform.backends.ggml.ops import OPS
+from opconform.harness.explain.companions import Companions
 from opconform.harness.explain.facts import Demand, Facts
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DType, Raw
@@ -41,6 +44,35 @@ _ENUMS = {("ggml_tri", 0): "ggml_tri_type"}
 
 class NoTestError(Exception):
     """This bundle has no test_case.cpp, and why, in one line."""
+
+
+def companions(facts: Facts) -> Companions | None:
+    """test_case.cpp and test_case.txt, and what the issue says of them; of ggml's own failures also why not."""
+    files: dict[str, str] = {}
+    lacks, line, ours = "", test_file_line(facts), is_ggml(facts)
+    try:
+        files["test_case.cpp"] = test_case(facts)
+    except NoTestError as reason:
+        lacks = str(reason)
+    if line is not None:
+        files["test_case.txt"] = f"{line}\n"
+    if not files and not ours:
+        return None
+    upstream = _upstream(facts) if ours else {}
+    says = render("companions.md.j2", has_test=not lacks, lacks=lacks, line=line, upstream=upstream)
+    device = facts.target.device.id if ours else ""
+    return Companions(files, {"test_case.cpp": "cpp"} if not lacks else {}, says.strip(), device)
+
+
+def _upstream(facts: Facts) -> dict[str, str]:
+    """How test-backend-ops is run on the device."""
+    device = facts.target.device.id
+    number = re.fullmatch(r"Vulkan\d+", device) and os.environ.get("GGML_VK_VISIBLE_DEVICES", "0")
+    environment = f"GGML_VK_VISIBLE_DEVICES={shlex.quote(number)} " if number else ""
+    return {
+        "run": f"{environment}test-backend-ops test -o {op_name(facts)} -b {shlex.quote(device)}",
+        "file": f"{environment}test-backend-ops test --test-file test_case.txt -b {shlex.quote(device)}",
+    }
 
 
 def test_case(facts: Facts) -> str:
