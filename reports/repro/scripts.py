@@ -16,7 +16,7 @@ from opconform.harness.model.escape import docstring
 from opconform.harness.model.version import VERSION
 from opconform.harness.run.script import CannotWriteError, Script
 from opconform.harness.run.writing import written
-from opconform.reports.repro import apis, arrays, references
+from opconform.reports.repro import arrays, references
 from opconform.reports.repro.rendering import render
 
 
@@ -29,8 +29,6 @@ def asked(facts: Facts) -> Script:
         raise CannotWriteError(
             f"the fault shows only between several runs ({check}), which Opconform's replay compares"
         )
-    if facts.target.spec == "ggml":
-        return apis.ggml(facts.request)
     return written(facts.request)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from opconform.backends.ggml import test_case as cpp
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import variants
 from opconform.harness.explain.facts import Facts
@@ -28,7 +29,6 @@ from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import devices_of
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
-from opconform.reports.repro import cpp
 from opconform.reports.repro.bundle import files_of
 from tests.repro_samples import described
 
