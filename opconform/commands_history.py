@@ -77,7 +77,7 @@ def _fixed(states: Mapping[Pair, State]) -> list[str]:
     """The expected failures that have nothing left to cover; an entry is shown once for each op and device."""
     found = [
         fixed_line(op, target, known)
-        for (op, target), state in states.items()
+        for (op, target, _), state in states.items()
         for known in state.listed
         if known.fixed and state.outcome == "passed"
     ]

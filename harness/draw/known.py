@@ -19,7 +19,6 @@ from opconform.harness.model.values import RECIPES
 
 LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
 _FILE_BYTES = 1 << 30
-_PARTS = 1 << 16  #: commas, colons and brackets in a case file; the largest of ours has some hundred
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def case_from_file(path: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Case:
 def read_case(text: bytes, max_bytes: int) -> Case:
     """The case that JSON text describes, if its op exists and takes it. Raises `ValueError`, one line."""
     try:
-        plain = parsed(text, _PARTS)
+        plain = parsed(text)
     except json.JSONDecodeError as error:
         raise CaseError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
     except UnicodeDecodeError as error:

@@ -349,7 +349,7 @@ def _any_twice(layouts: Sequence[Layout]) -> bool:
     size = layouts[0].type.itemsize
     length = max(layout.end for layout in layouts) // size
     if length > MARKED:
-        raise CaseError(f"case.shares: {length} elements from end to end; arguments in one memory span at most {MARKED}")
+        raise CaseError(f"case.shares: {length} elements from end to end; in one memory at most {MARKED}")
     taken = np.zeros(length, dtype=bool)
     for layout in layouts:
         strides = tuple(stride // size for stride in layout.strides)

@@ -16,7 +16,7 @@ PARTS = 1 << 20  #: commas, colons and brackets that a JSON text may have
 _LARGEST = 2**63
 
 T = TypeVar("T")
-Own = Mapping[type, Callable[[Any, str], Any]]  #: for types that read themselves: what makes one of a value and its place
+Own = Mapping[type, Callable[[Any, str], Any]]  #: types that read themselves: what makes one of a value and its place
 
 
 def parsed(text: str | bytes, parts: int = PARTS) -> Any:
@@ -25,8 +25,8 @@ def parsed(text: str | bytes, parts: int = PARTS) -> Any:
     Refuses what would take far more memory than the text (a hundred million empty lists), what is nested too deep, and
     NaN and infinities, which JSON does not have.
     """
-    marks = ",:[{" if isinstance(text, str) else (b",", b":", b"[", b"{")
-    if len(text) > parts and sum(text.count(mark) for mark in marks) > parts:  # type: ignore[arg-type]
+    raw = text.encode(errors="replace") if isinstance(text, str) else text
+    if len(raw) > parts and sum(raw.count(mark) for mark in (b",", b":", b"[", b"{")) > parts:
         raise ValueError(f"it has more than {parts:,} parts")
     try:
         return json.loads(text, parse_constant=_refused)
@@ -39,7 +39,7 @@ def _refused(name: str) -> Any:
 
 
 def decoded(kind: type[T], plain: Any, where: str, own: Own | None = None) -> T:
-    """`plain` as a value of the type `kind`: a number, text, a union, a tuple, a mapping, or a dataclass of such fields.
+    """`plain` as a value of the type `kind`: a number, text, a union, a tuple, a mapping, or a dataclass of these.
 
     A field with a default may be missing; one that the dataclass does not have is passed over, for a newer version may
     have written it. Numbers that JSON lacks may stand as text ("nan"). Raises `ValueError`, which names the place.
@@ -61,9 +61,8 @@ def _decoded(kind: Any, plain: Any, where: str, own: Own) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(plain, dict):
             raise _fault(where, plain, "an object")
-        found = {
-            name: _decoded(arguments[-1], value, f"{where}.{name}"[:200], own) for name, value in plain.items()
-        }
+        inner = int if origin is Counter else arguments[1]
+        found = {name: _decoded(inner, value, f"{where}.{name[:40]}", own) for name, value in plain.items()}
         return Counter(found) if origin is Counter else found
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, plain, where, own)

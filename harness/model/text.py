@@ -9,9 +9,9 @@ import codecs
 import re
 from typing import Any
 
-#: What begins a command of a CI system that reads logs: `::error::` of GitHub at the start of a line, blanks before it
-#: left out of account; `##[group]` of GitHub, `##vso[` of Azure and `##teamcity[` anywhere. Lines are wrapped and folded,
-#: so that any place may become the start of a line. `std::vector` is none: only GitHub's own words count inside a name.
+#: What begins a command of a CI system that reads logs: `::error::` of GitHub at the start of a line (blanks before it
+#: do not count); `##[group]` of GitHub, `##vso[` of Azure and `##teamcity[` anywhere. Lines are wrapped and folded, so
+#: that any place may become the start of a line. `std::vector` is none: inside a name only GitHub's own words count.
 _COMMANDS = (
     "add-mask|add-matcher|add-path|debug|echo|endgroup|error|group|internal-set-repo-path|notice|remove-matcher|"
     "save-state|set-env|set-output|stop-commands|warning"
@@ -48,11 +48,44 @@ def _escaped(character: str) -> str:
 
 #: What stands for our own symbols where an encoding lacks them.
 _PLAIN = {
-    **{"–": "-", "—": "-", "−": "-", "·": ".", "…": "...", "×": "x", "÷": "/", "±": "+-", "→": "->", "←": "<-"},
-    **{"≤": "<=", "≥": ">=", "∈": "in", "∞": "inf", "√": "sqrt", "‖": "||", "²": "^2", "ᵀ": "^T", "⁺": "^+"},
-    **{"Σ": "sum", "Δ": "delta", "Γ": "Gamma", "γ": "gamma", "β": "beta", "δ": "delta", "ε": "eps", "ρ": "rho"},
-    **{"η": "eta", "θ": "theta", "μ": "mu", "ν": "nu", "χ": "chi", "ψ": "psi", "ω": "omega", "\u0302": "^"},
-    **{"✅": "+", "❌": "X", "❓": "?"},
+    "–": "-",
+    "—": "-",
+    "−": "-",
+    "·": ".",
+    "…": "...",
+    "×": "x",
+    "÷": "/",
+    "±": "+-",
+    "→": "->",
+    "←": "<-",
+    "≤": "<=",
+    "≥": ">=",
+    "∈": "in",
+    "∞": "inf",
+    "√": "sqrt",
+    "‖": "||",
+    "²": "^2",
+    "ᵀ": "^T",
+    "⁺": "^+",
+    "Σ": "sum",
+    "Δ": "delta",
+    "Γ": "Gamma",
+    "γ": "gamma",
+    "β": "beta",
+    "δ": "delta",
+    "ε": "eps",
+    "ρ": "rho",
+    "η": "eta",
+    "θ": "theta",
+    "μ": "mu",
+    "ν": "nu",
+    "χ": "chi",
+    "ψ": "psi",
+    "ω": "omega",
+    "\u0302": "^",
+    "✅": "+",
+    "❌": "X",
+    "❓": "?",
 }
 
 

@@ -180,6 +180,7 @@ class Session:
         return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
 
     def _done(self, op: Op, target: Target, result: Result) -> Result:
+        result = replace(result, build=target.build.name)
         if result.failure is not None:
             failure = result.failure
             own = partial(self.runner, target)
