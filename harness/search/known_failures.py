@@ -266,9 +266,10 @@ def _toml(text: str) -> dict[str, Any]:
         if line.count(".") > _DOTS:  # the parser's memory grows with the square of a key's parts
             raise ValueError(f"line {number} has more than {_DOTS} dots")
     try:
-        return tomllib.loads(text)
+        found: dict[str, Any] = tomllib.loads(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
+    return found
 
 
 @cache
