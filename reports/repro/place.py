@@ -43,7 +43,7 @@ def bundle_of(failure: Failure, settings: Settings) -> Path | None:
 
 
 def _is_free(folder: Path, failure: Failure) -> bool:
-    """Whether a folder holds no bundle, or that of this very target and build. A bundle of 0.1 does not say its build."""
+    """Whether a folder holds no bundle, or that of this very target and build, which a bundle of 0.1 does not say."""
     about = _about(folder)
     versions = dict(failure.versions)
     return about is None or (about.get("target") == failure.target and about.get("versions", versions) == versions)
