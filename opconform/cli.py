@@ -25,6 +25,7 @@ from opconform.commands_repro import add_to as add_repro_to
 from opconform.harness.draw.known import known_cases
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops, ops
+from opconform.harness.model.text import speak_any_encoding
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.target import Target
@@ -87,6 +88,7 @@ _output = click.option(
 @click.version_option(__version__, prog_name="opconform")
 def main() -> None:
     """Does a compute backend compute tensor ops correctly, for every shape, stride and offset?"""
+    speak_any_encoding(sys.stdout, sys.stderr)
 
 
 for _command in COMMANDS:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from opconform.harness.model.text import speak_any_encoding
 from opconform.harness.model.usage import UsageError
 from opconform.options import OPTIONS, SHARD_NEEDS_SEED, settings_from
 from opconform.reports.run import new_run_id
@@ -147,6 +149,7 @@ class Pair:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    speak_any_encoding(sys.stdout, sys.stderr)
     state = config.stash[_STATE] = State(config)
     config.pluginmanager.register(state, "opconform-state")
     from_controller = getattr(config, "workerinput", {})

@@ -9,7 +9,6 @@ not traded for a crash.
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import sys
 import time
@@ -21,7 +20,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 
-from opconform.harness.draw.known import LARGEST, KnownCase, checked
+from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import VARIANTS, Variant, variants
 from opconform.harness.explain.failure import describe
@@ -35,6 +34,7 @@ from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
+from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
@@ -112,7 +112,7 @@ class Search:
         most = settings.known_max_bytes or settings.max_bytes
         self._known = [known for known in known if known.case.nbytes <= most]
         self._left_out = tuple(known.id for known in known if known.case.nbytes > most)
-        self._database = database
+        self._kept = FailingCases(database, op.name, runner.target.label, runner.target.build, most)
         self._observer = observer or Observer()
         self._listed = listed
         self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
@@ -144,7 +144,7 @@ class Search:
         if smallest is not None:
             seen = [*failed_known.values(), *failed_before.values(), *self._seen.values()]
             failure = describe(self._op, self._runner, smallest, seen)
-            self._carry_over(failure.case)
+            self._kept.add(failure.case)
         self._tally.seconds = time.monotonic() - start
         return Result(
             self._op.name,
@@ -224,17 +224,14 @@ class Search:
 
         The others are kept once more, for a database that is only read (`databases.py`) may be older next time.
         """
-        database, key = self._database, self._database_key()
-        if database is None:
-            return {}
-        stored = self._carried_over(database)
+        stored = self._kept.cases()
         tried = self._try([(case.id, case) for case in stored.values()])
         for text, case in stored.items():
             passes = case.id in tried and tried[case.id].passed
             if passes and all(other.passed for other in self._runner.verdicts(self._op, [case] * _REPEATS)):
-                database.delete(key, text)
+                self._kept.drop(text)
             else:
-                database.save(key, text)
+                self._kept.keep(text)
         return {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
@@ -379,20 +376,3 @@ class Search:
             first = next(iter(self._seen.values()))
             return full if full.failed else first
         return verdict
-
-    def _database_key(self) -> bytes:
-        return f"opconform/{self._op.name}/{self._runner.target.label}".encode()
-
-    def _carried_over(self, database: ExampleDatabase) -> dict[bytes, Case]:
-        """Failures of earlier runs that still fit this op, by their stored text; what cannot be read is dropped."""
-        found = {}
-        for stored in list(database.fetch(self._database_key())):
-            try:
-                found[stored] = checked(Case.from_json(json.loads(stored), LARGEST))
-            except (ValueError, RecursionError):
-                database.delete(self._database_key(), stored)
-        return found
-
-    def _carry_over(self, case: Case) -> None:
-        if self._database is not None:
-            self._database.save(self._database_key(), json.dumps(case.to_json(), sort_keys=True).encode())
