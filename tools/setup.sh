@@ -81,7 +81,8 @@ leave_out() {
 # Ends the set-up where something was left out that CI asks for.
 stop_for_demands() {
   ((${#demanded[@]} == 0)) ||
-    die "with CI=true these must be there, unless OPCONFORM_WITHOUT names them:" "${demanded[@]}"
+    die "with CI=true these must be there, unless OPCONFORM_WITHOUT names them:" "${demanded[@]}" \
+      "The log is ${log#"$PWD"/}."
 }
 
 # with_lock COMMAND…: one set-up at a time, of those that share .cache.
