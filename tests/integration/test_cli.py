@@ -184,7 +184,10 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
         ("test --backend {CrashesWhenListing}", "signal SIGABRT; libsample: cannot map the device"),
         ("test --op acc,nope", "no op 'nope'; there are acc, cont, "),
         ("test --profile nope", "'nope' is not one of 'quick', 'default', 'nightly'"),
-        ("test --case nope", "no case 'nope': no such file, no known case (opconform list --cases), none in reports"),
+        (
+            "test --case nope",
+            "no case 'nope': no such file, no known case (opconform list --cases), none in opconform-out",
+        ),
         ("replay nope.json", "nope.json: No such file or directory"),
         ("test --check nope", "no check 'nope' on request; there are deterministic, batch_invariant, layout_invariant"),
         ("test --max-bytes 3X", "'3X' is not a size"),
