@@ -112,7 +112,7 @@ def replay(values: dict[str, Any], case: str, output: str) -> None:
     for result in results:
         if result.failure is not None:
             click.echo(screen(result.failure, commands(result.failure, campaign.settings)) + "\n")
-    _finish(results)
+    _finish(results, faults=campaign.faults(results))
 
 
 def _changed(todo: Sequence[tuple[Op, Target]], base: str) -> list[tuple[Op, Target]]:
@@ -132,7 +132,7 @@ def _changed(todo: Sequence[tuple[Op, Target]], base: str) -> list[tuple[Op, Tar
 
 def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()) -> None:
     """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all; `faults`
-    are those of the list of expected failures."""
+    are what else is wrong with the run."""
     click.echo()
     click.echo(matrix(results))
     click.echo(counts(results))
