@@ -14,7 +14,7 @@ from opconform.harness.run.target import Target
 from opconform.harness.search.known_failures import Entry, load, problems
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import Result
-from opconform.harness.search.session import Missing, Session, on_device, targets_of
+from opconform.harness.search.session import Missing, Session, idle, on_device, targets_of
 from opconform.harness.search.settings import Settings
 from opconform.options import settings_from
 from opconform.reports.history import recorders
@@ -27,7 +27,7 @@ class Campaign:
     """The ops and devices of a run, in the order in which they run, and how each of them runs.
 
     cases: the cases that are replayed, by name; where there are none, each op is searched. missing: backends that
-    cannot run here. listed: the expected failures.
+    cannot run here. listed: the expected failures. asked: the backends and devices that are asked for by name.
     """
 
     settings: Settings
@@ -36,6 +36,7 @@ class Campaign:
     pairs: list[tuple[Op, Target]]
     cases: list[tuple[str, Case]] = field(default_factory=list)
     listed: tuple[Entry, ...] = ()
+    asked: tuple[str, ...] = ()
     run: Run = field(init=False)
     run_id: str | None = None
 
@@ -52,10 +53,11 @@ class Campaign:
         cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values.get("case") or ()]
         if cases:
             chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
-        targets, missing = targets_of(values.get("backend") or (), settings)
+        asked = values.get("backend") or ()
+        targets, missing = targets_of(asked, settings)
         listed = () if cases else load(settings.known_failures)
         pairs = [(op, target) for target in targets for op in chosen]
-        return cls(settings, targets, missing, pairs, cases, listed, run_id)
+        return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), run_id=run_id)
 
     def open(self, more: Sequence[Observer] = (), bundles: bool = True) -> Session:
         """The session in which the pairs run. It is a context manager. `more` observers watch it beside the history;
@@ -71,7 +73,11 @@ class Campaign:
         return session.replay(op, target, [(name, case) for name, case in self.cases if case.op == op.name])
 
     def faults(self, results: Sequence[Result]) -> list[str]:
-        """What is wrong with the list of expected failures, after a run that gave `results`."""
+        """What is wrong with a run that gave `results`, beside its failures: expected failures that are themselves at
+        fault, and backends that were asked for by name and ran nothing while others did."""
         ran = {(result.op, result.target) for result in results}
         about = {(op.name, target.label): on_device(target) for op, target in self.pairs}
-        return problems(self.listed, {pair: device for pair, device in about.items() if pair in ran}, results)
+        faults = problems(self.listed, {pair: device for pair, device in about.items() if pair in ran}, results)
+        if any(result.tally.executed for result in results):  # else the whole run is red, and says so
+            faults += idle(self.asked, self.targets, results)
+        return faults

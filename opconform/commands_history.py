@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.table import Table
 from rich.text import Text
 
+from opconform.arguments import with_usage_errors
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.known_failures import DEFAULT_FILE, fixed_line, load, stale
 from opconform.harness.search.settings import OUT, positive
@@ -30,17 +29,6 @@ _history_option = click.option(
 )
 
 
-def _with_usage_errors(function: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(function)
-    def command(**values: Any) -> None:
-        try:
-            function(**values)
-        except UsageError as error:
-            raise click.UsageError(str(error)) from None
-
-    return command
-
-
 @click.command("compare")
 @click.argument("old")
 @click.argument("new")
@@ -48,7 +36,7 @@ def _with_usage_errors(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--slow", type=float, default=2.0, metavar="F", help="the factor that is newly slow (default: 2)")
 @click.option("--known-failures", metavar="FILE", help=f"expected failures, or none (default: {DEFAULT_FILE})")
 @click.option("--summary", type=Path, metavar="FILE", help="append matrix and changes to this file as Markdown")
-@_with_usage_errors
+@with_usage_errors
 def compare_command(
     old: str, new: str, history: str, slow: float, known_failures: str | None, summary: Path | None
 ) -> None:
@@ -109,9 +97,9 @@ def _place(name: str, history: str) -> tuple[Path, str | None]:
 @click.argument("out", type=Path)
 @click.argument("inputs", metavar="IN...", type=Path, nargs=-1, required=True)
 @click.option("--results", is_flag=True, help="leave out the row of each case: a small file that can be kept for years")
-@_with_usage_errors
+@with_usage_errors
 def merge_command(out: Path, inputs: tuple[Path, ...], results: bool) -> None:
-    """Put the runs of histories IN (of shards, of several machines) into the history OUT.
+    """Put the runs of several histories into one: those of IN (of shards, of several machines) into OUT.
 
     Merging again changes nothing: a run that OUT has is replaced only by a copy with more in it.
     """
@@ -123,7 +111,7 @@ def merge_command(out: Path, inputs: tuple[Path, ...], results: bool) -> None:
 @click.argument("run", required=False)
 @_history_option
 @click.option("--out", type=Path, metavar="FILE", help="where the page goes (default: report.html beside the history)")
-@_with_usage_errors
+@with_usage_errors
 def report_command(run: str | None, history: str, out: Path | None) -> None:
     """Make one HTML page of a history, to read without a network: the last state of each op on each device, or RUN."""
     from opconform.reports.html.data import report_of  # both take a while to import
@@ -139,7 +127,7 @@ def report_command(run: str | None, history: str, out: Path | None) -> None:
 
 @click.command("runs")
 @_history_option
-@_with_usage_errors
+@with_usage_errors
 def runs_command(history: str) -> None:
     """The runs in a history, the oldest first: what was tested, on which build, and what came of it.
 
@@ -150,6 +138,3 @@ def runs_command(history: str) -> None:
     for line in run_lines(Path(history)):
         table.add_row(*map(Text, line))
     click.echo(text_of(table, 400))
-
-
-COMMANDS = (compare_command, merge_command, report_command, runs_command)

@@ -11,8 +11,8 @@ import os
 import random
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytest
 
@@ -47,10 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @dataclass
 class Plan:
-    """What this pytest process is to test, and the session that it runs in."""
+    """What this pytest process is to test, and the session that it runs in. `done` has what came of each op and target:
+    a result, or why it could not run."""
 
     campaign: Campaign
     session: Session
+    done: dict[tuple[str, str], Result | str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: pytest.Config) -> Plan:
@@ -98,7 +100,7 @@ class State:
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with the list of expected failures; found out once the results are in."""
+        """What else is wrong with the run; found out once the results are in."""
         return self._plan.campaign.faults(self.results) if self._plan is not None else []
 
     @property
@@ -125,27 +127,42 @@ class Pair:
         self.result: Result | None = None
 
     def run(self) -> None:
-        """Search, or replay the cases named; fail with the screen of the failure, skip where nothing is supported."""
+        """Search, or replay the cases named; fail with the screen of the failure, skip where nothing is supported.
+
+        A pair that has failed stays failed: a plugin that runs failing tests again must not turn a race into a pass.
+        """
         __tracebackhide__ = True
-        from opconform.harness.run.backend import Unavailable
         from opconform.reports.commands import commands
         from opconform.reports.console import screen
 
-        plan, lost = self._plan, None
-        try:
-            self.result = plan.campaign.result(plan.session, self._op, self._target)
-        except Unavailable as error:
-            lost = f"{self._target.label} cannot run: {error}"
-        if self.result is None:
-            pytest.fail(lost or "", pytrace=False)
-        failure = self.result.failure
+        plan, pair = self._plan, (self._op.name, self._target.label)
+        found = plan.done.get(pair)
+        if not _is_red(found):
+            found = plan.done[pair] = self._outcome()
+        if isinstance(found, str):
+            pytest.fail(found, pytrace=False)
+        self.result = found
+        failure = found.failure
         if failure is not None:
             pytest.fail(screen(failure, commands(failure, plan.campaign.settings)), pytrace=False)
-        if self.result.known:
-            listed = self.result.known_failures
+        if found.known:
+            listed = found.known_failures
             pytest.xfail("; ".join(f"{known.reason} ({known.entry}; {known.link})" for known in listed))
-        if not self.result.tally.executed:
-            pytest.skip(f"unsupported: {'; '.join(self.result.tally.unsupported)}")
+        if not found.tally.executed:
+            pytest.skip(f"unsupported: {'; '.join(found.tally.unsupported)}")
+
+    def _outcome(self) -> Result | str:
+        """What comes of the pair, or why it cannot run."""
+        from opconform.harness.run.backend import Unavailable
+
+        try:
+            return self._plan.campaign.result(self._plan.session, self._op, self._target)
+        except Unavailable as error:
+            return f"{self._target.label} cannot run: {error}"
+
+
+def _is_red(found: Result | str | None) -> TypeGuard[Result | str]:
+    return isinstance(found, str) or (found is not None and found.failure is not None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -261,8 +278,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Nothing executed is red: a run that was asked for a backend must have run a case. So is an expected failure that
-    has expired or that no device matches."""
+    """Nothing executed is red: a run that was asked for a backend must have run a case on it. So is an expected failure
+    that has expired or that no device matches."""
     state = session.config.stash[_STATE]
     only_looking = session.config.option.collectonly or hasattr(session.config, "workerinput")
     nothing = state.asked and not state.executed

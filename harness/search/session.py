@@ -16,9 +16,9 @@ from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.process import devices_of
-from opconform.harness.run.registry import backend_names, split_target
+from opconform.harness.run.registry import backend_names, parts_of, split_target
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.sanitizer import ALIAS, OPTION
@@ -50,7 +50,7 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
     for name in wanted or backend_names():
         spec, device_id, alias = split_target(name)
         try:
-            devices = devices_of(spec, _options_of(spec, settings), settings.isolated)
+            devices = _distinct(devices_of(spec, _options_of(spec, settings), settings.isolated))
         except Unavailable as error:
             if wanted:
                 raise UsageError(f"--backend {name} cannot run: {error.reason}; {error.remedy}") from None
@@ -64,6 +64,36 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
             target = Target(spec, device, _options_of(spec, settings), alias or (ALIAS if settings.sanitize else ""))
             found[target.label] = target
     return list(found.values()), missing
+
+
+def _distinct(devices: list[Device]) -> list[Device]:
+    """`devices`, if no two of them have one id. Raises `Unavailable`: the results of one would stand for both."""
+    for device in devices:
+        if sum(other.id == device.id for other in devices) > 1:
+            raise Unavailable(f"two devices have the id {device.id!r}", "give each device an id of its own")
+    return devices
+
+
+def named_by(name: str, targets: Iterable[Target]) -> list[Target]:
+    """Those of `targets` that `name`, as `--backend` takes it, stands for."""
+    spec, device_id, alias = parts_of(name)
+    return [
+        target
+        for target in targets
+        if target.spec == spec and device_id in ("", target.device.id) and alias in ("", target.alias)
+    ]
+
+
+def idle(asked: Iterable[str], targets: Sequence[Target], results: Sequence[Result]) -> list[str]:
+    """The names in `asked` (as `--backend` takes them) for which no case ran, one line each. A name of which nothing
+    was to be tested is left alone."""
+    found = []
+    for name in asked:
+        labels = {target.label for target in named_by(name, targets)}
+        ran = [result.tally.executed for result in results if result.target in labels]
+        if ran and not any(ran):
+            found.append(f"{name} was asked for by name and ran no case: that is a failure, not a pass")
+    return found
 
 
 def _options_of(spec: str, settings: Settings) -> dict[str, str]:

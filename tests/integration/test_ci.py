@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -43,7 +44,8 @@ def test_the_workflows_fit_the_published_schema(schema: str, pattern: str) -> No
 def test_the_workflows_take_options_and_targets_that_exist() -> None:
     text = "\n".join(file.read_text() for file in GITHUB.rglob("*.yml"))
     for name in ("test", "matrix"):
-        (command,) = [command for command in main.commands.values() if command.name == name]
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
         known = {option for parameter in command.params for option in parameter.opts}
         called = re.findall(rf"opconform {name}((?:.|\\\n)*)", text)
         assert called
