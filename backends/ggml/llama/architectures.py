@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 VOCABULARY = 256
-CONTEXT = 512
+CONTEXT = 256
 WIDTH = 256  #: of the embedding
 SIGMOID = 2  #: how a mixture of experts is gated: enum llama_expert_gating_func_type
 
@@ -32,7 +32,7 @@ _COMMON: Mapping[str, Any] = {
 }
 _EXPERTS: Mapping[str, Any] = {
     "expert_count": 8,
-    "expert_used_count": 2,
+    "expert_used_count": 4,
     "expert_feed_forward_length": 256,
 }
 #: Multi-head latent attention: rows of 128 with a rotary part of 64, heads of 64 + 64 and 64.
@@ -54,16 +54,21 @@ _DELTA_NET: Mapping[str, Any] = {
     "attention.key_length": 64,
     "attention.value_length": 64,
 }
-#: What a layer with a delta net may have, in one of two forms.
-_PROJECTIONS = ("attn_qkv.weight", "attn_gate.weight")
-_SHARED_EXPERT = ("ffn_gate_shexp.weight", "ffn_down_shexp.weight", "ffn_up_shexp.weight")
 _NO_ATTENTION: Mapping[str, Any] = {"attention.head_count": 0, "attention.head_count_kv": 0}
+
+
+_OUTPUT = "output.weight"  #: without it the embedding does for the output too
+
+
+def _of(layers: tuple[int, ...], *tensors: str) -> tuple[str, ...]:
+    """The tensors of each of these layers."""
+    return tuple(f"blk.{layer}.{tensor}" for layer in layers for tensor in tensors)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One architecture: its name in libllama, its metadata (keys without that name), and the tensors of a layer that
-    libllama takes only where a file lists them."""
+    """One architecture: its name in libllama, its metadata (keys without that name), and the tensors that libllama
+    takes only where a file lists them."""
 
     arch: str
     metadata: Mapping[str, Any]
@@ -83,8 +88,12 @@ class Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "llama": Architecture("llama", {}),
-    "llama-moe": Architecture("llama", {**_EXPERTS, "feed_forward_length": 256}, ("ffn_gate_inp.weight", "ffn_gate_exps.weight")),
+    "llama": Architecture("llama", {}, (_OUTPUT,)),
+    "llama-moe": Architecture(
+        "llama",
+        {**_EXPERTS, "feed_forward_length": 256},
+        (_OUTPUT, *_of((0, 1), "ffn_gate_inp.weight", "ffn_gate_exps.weight")),
+    ),
     "qwen3next": Architecture(
         "qwen3next",
         {
@@ -95,7 +104,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "expert_shared_feed_forward_length": 256,
             "rope.dimension_count": 32,
         },
-        _PROJECTIONS,
+        (_OUTPUT, *_of((0, 1, 2), "attn_qkv.weight", "attn_gate.weight")),
     ),
     "qwen35": Architecture(
         "qwen35",
@@ -105,7 +114,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "rope.dimension_count": 32,
             "rope.dimension_sections": (6, 5, 5, 0),
         },
-        _PROJECTIONS,
+        (_OUTPUT, *_of((0,), "attn_qkv.weight", "attn_gate.weight")),
     ),
     "kimi-linear": Architecture(
         "kimi-linear",
@@ -122,7 +131,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "ssm.conv_kernel": 4,
             "kda.head_dim": 128,
         },
-        _SHARED_EXPERT,
+        _of((1,), "ffn_gate_shexp.weight", "ffn_down_shexp.weight", "ffn_up_shexp.weight"),
     ),
     "deepseek2": Architecture(
         "deepseek2",
@@ -136,11 +145,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "expert_weights_norm": True,
             "leading_dense_block_count": 1,
         },
-        ("exp_probs_b.bias",),
+        (_OUTPUT, *_of((1,), "exp_probs_b.bias")),
     ),
     "gemma3": Architecture(
         "gemma3",
-        {"attention.key_length": 64, "attention.value_length": 64, "attention.sliding_window": 32},
+        {
+            "block_count": 6,  # every sixth layer sees everything, whatever the file says
+            "attention.key_length": 64,
+            "attention.value_length": 64,
+            "attention.sliding_window": 32,
+        },
     ),
     "mamba": Architecture(
         "mamba",
@@ -173,7 +187,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
             "time_decay_extra_dim": 64,
             "rescale_every_n_layers": 6,
         },
-        ("time_mix_lerp_fused.weight",),
+        _of((0, 1), "time_mix_lerp_fused.weight"),
     ),
     "rwkv7": Architecture(
         "rwkv7",
@@ -191,6 +205,6 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "gpt-oss": Architecture(
         "gpt-oss",
         {**_EXPERTS, "attention.key_length": 64, "attention.value_length": 64, "attention.sliding_window": 32},
-        ("attn_q.bias", "attn_k.bias", "attn_v.bias"),
+        _of((0, 1), "attn_q.bias", "attn_k.bias", "attn_v.bias"),
     ),
 }

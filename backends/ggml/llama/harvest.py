@@ -68,9 +68,7 @@ def _harvest(folder: Path, name: str, count: int) -> Shapes:
         found[llama.text(llama.lib.ggml_get_name(tensor))] = sizes
 
     architecture = ARCHITECTURES[name]
-    layers = architecture.keys[f"{architecture.arch}.block_count"]
-    listed = [f"blk.{layer}.{tensor}" for layer in range(layers) for tensor in architecture.optional]
-    listed = [*listed, *(f"dummy.{number}" for number in range(count - len(listed)))]
+    listed = [*architecture.optional, *(f"dummy.{number}" for number in range(count - len(architecture.optional)))]
     with tempfile.TemporaryDirectory() as folder_name:
         path = Path(folder_name) / "metadata.gguf"
         gguf.write(path, architecture.keys, [gguf.Tensor(tensor, "f32", (1,), b"\0" * 4) for tensor in listed])

@@ -53,8 +53,8 @@ class Observer:
         return self._callback
 
     def begin(self, watch: Mapping[str, Any]) -> None:
-        """Start a decode under other orders: `ends` and `values` are "all", "none" or lists of node numbers; `told`
-        says whether nodes are sent at all; `noise` is a seed or None; `spoil` is [node, element, factor] or None."""
+        """Start a decode under other orders: `ends` and `values` are "all", "none" or lists of node numbers (a view
+        ends nothing); `told` says whether nodes are sent at all; `noise` is a seed or None; `spoil` is [node, element, factor] or None."""
         self._ends = _chosen(watch.get("ends", "none"))
         self._values = _chosen(watch.get("values", "none"))
         self._told = bool(watch.get("told", False))
@@ -63,6 +63,7 @@ class Observer:
         self._spoil = spoil
         self._index = -1
         self._first = 0
+        self._computing = False  # whether a node of the piece in flight computes anything
         self._pending: list[Any] = []  # what is to be sent of the nodes of the piece in flight
         self._last: Pointer = None
         self.error = ""
@@ -77,9 +78,13 @@ class Observer:
     def _before(self, tensor: Pointer) -> bool:
         self._index += 1
         index = self._index
+        node = self._read(tensor)
+        computes = self._known("op", node.op) not in VIEWS
+        if not self._computing:  # views before a piece belong to it, and start none
+            self._first = index
+        self._computing = self._computing or computes
         self._note(self._first, index)
         if self._told:
-            node = self._read(tensor)
             sources: list[Any] = []
             regions: dict[int, Region | None] = {}
             for source in node.sources:
@@ -90,7 +95,7 @@ class Observer:
             plain = [index, self._first, self._plain(tensor, node), what, node.params.hex(), sources]
             self._pending.append(plain)
         self._last = tensor
-        return self._ends(index)
+        return computes and self._ends(index)
 
     def _source(self, address: int, regions: dict[int, Region | None] | None) -> Any:
         """What is sent of a source, with its bytes where `regions` is given: those that were read for this node."""
@@ -109,7 +114,7 @@ class Observer:
         if self._told and self._values(self._index):
             region = self._bytes(self._last, self._read(self._last))
         self._send_pending(region)
-        self._first = self._index + 1
+        self._computing = False
         return True
 
     def _send_pending(self, region: Region | None) -> None:

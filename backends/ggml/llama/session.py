@@ -32,6 +32,7 @@ import numpy as np
 from opconform.backends.ggml.llama import gguf
 from opconform.backends.ggml.llama.binding import llama_file
 from opconform.backends.ggml.llama.records import Buffer, Node, Source, tensor_from
+from opconform.backends.ggml.llama.scripts import Batch
 from opconform.backends.ggml.llama.wire import TooLateError, Wire, WireError
 from opconform.backends.ggml.llama.worker import PROGRESS
 
@@ -79,16 +80,6 @@ class ContextSizes:
     unified: bool = False
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Tokens to decode together, each with its position in its sequence; `wanted` says whose logits are read."""
-
-    tokens: tuple[int, ...]
-    positions: tuple[int, ...]
-    sequences: tuple[int, ...]
-    wanted: tuple[bool, ...]
-
-
 Chosen = Literal["all", "none"] | Collection[int]
 
 
@@ -96,8 +87,8 @@ Chosen = Literal["all", "none"] | Collection[int]
 class Watch:
     """What is observed of a decode.
 
-    ends: the nodes after which the backend has to stop; what lies between two of them is a piece, which it computes
-    as it likes. values: the nodes whose sources are read before, and, of those among `ends`, the output after. told:
+    ends: the nodes after which the backend has to stop (a view, which computes nothing, ends nothing); what lies
+    between two of them is a piece, which it computes as it likes. values: the nodes whose sources are read before, and, of those among `ends`, the output after. told:
     whether `see` is called with nodes at all. noise: a seed, by which every float32 output is moved by a rounding error
     or so (`observer.NOISE`). spoil: for tests, a node, an element of its output (C order, outermost dimension first)
     and a factor that it is multiplied with.
