@@ -22,7 +22,7 @@ class Setup:
     path: Path
     devices: tuple[str, ...] = ("CPU",)
     gpu_layers: int = 999
-    sizes: ContextSizes = ContextSizes()
+    sizes: ContextSizes = field(default_factory=ContextSizes)
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = SECONDS
 

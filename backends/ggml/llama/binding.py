@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,8 @@ from opconform.harness.run.backend import Unavailable
 Pointer = Any  #: a `void *` of cffi
 
 LLAMA_REMEDY = (
-    "name a folder that has libllama beside libggml: llama.cpp's build/bin, llama-cpp-python's lib, and the npm package "
-    "@node-llama-cpp/linux-x64-vulkan, unpacked, have both"
+    "name a folder that has libllama beside libggml: llama.cpp's build/bin, llama-cpp-python's lib, and the npm "
+    "package @node-llama-cpp/linux-x64-vulkan, unpacked, have both"
 )
 NO_LOG, WARN, ERROR, CONTINUED = 0, 3, 4, 5  #: enum ggml_log_level
 CPU_DEVICE = 0  #: enum ggml_backend_dev_type
@@ -128,5 +127,3 @@ class Llama:
 
 #: Functions of llama.h that not every build has.
 OPTIONAL = ("llama_model_init_from_user",)
-
-BYTE_ORDER = sys.byteorder

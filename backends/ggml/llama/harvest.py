@@ -56,11 +56,11 @@ def _harvest(folder: Path, name: str, count: int) -> Shapes:
     """The same in this process, from metadata that lists `count` tensors."""
     llama = Llama(folder)
     if not llama.has("llama_model_init_from_user"):
-        raise Unavailable(f"{llama.file.name} has no llama_model_init_from_user", "take a build of August 2026 or later")
+        raise Unavailable(f"{llama.file.name} has no llama_model_init_from_user", "take a build of mid-2026 or later")
     read = TensorFields(llama).reader()
     found: dict[str, list[int]] = {}
 
-    @llama.ffi.callback("void(void *, void *)")  # type: ignore[misc]
+    @llama.ffi.callback("void(void *, void *)")
     def note(tensor: object, _: object) -> None:
         sizes = list(read(tensor).ne)
         while len(sizes) > 1 and sizes[-1] == 1:

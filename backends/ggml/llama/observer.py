@@ -53,8 +53,10 @@ class Observer:
         return self._callback
 
     def begin(self, watch: Mapping[str, Any]) -> None:
-        """Start a decode under other orders: `ends` and `values` are "all", "none" or lists of node numbers (a view
-        ends nothing); `told` says whether nodes are sent at all; `noise` is a seed or None; `spoil` is [node, element, factor] or None."""
+        """Start a decode under other orders: `ends` and `values` are "all", "none" or lists of node numbers ("all"
+        ends are those that compute something); `told` says whether nodes are sent at all; `noise` is a seed or None; `spoil` is [node, element,
+        factor] or None."""
+        self._every = watch.get("ends") == "all"
         self._ends = _chosen(watch.get("ends", "none"))
         self._values = _chosen(watch.get("values", "none"))
         self._told = bool(watch.get("told", False))
@@ -95,7 +97,7 @@ class Observer:
             plain = [index, self._first, self._plain(tensor, node), what, node.params.hex(), sources]
             self._pending.append(plain)
         self._last = tensor
-        return computes and self._ends(index)
+        return self._ends(index) and (computes or not self._every)
 
     def _source(self, address: int, regions: dict[int, Region | None] | None) -> Any:
         """What is sent of a source, with its bytes where `regions` is given: those that were read for this node."""
@@ -167,11 +169,11 @@ class Observer:
     def _change(self, index: int, tensor: Pointer) -> None:
         """Move the output of the node that has just been computed, as noise and spoiling say."""
         fields = self._read(tensor)
-        spoiled = self._spoil is not None and self._spoil[0] == index
+        spoil = self._spoil if self._spoil and self._spoil[0] == index else None
         type_ = self._known("type", fields.type)
         if not fields.buffer or type_ not in ("f32", "f16") or self._known("op", fields.op) in VIEWS:
             return
-        if not spoiled and (self._random is None or type_ != "f32"):
+        if not spoil and (self._random is None or type_ != "f32"):
             return
         lib, ffi = self._llama.lib, self._llama.ffi
         raw = np.empty(int(lib.ggml_nbytes(tensor)), np.uint8)
@@ -179,10 +181,8 @@ class Observer:
         kind = np.dtype("<f4" if type_ == "f32" else "<f2")
         values: np.ndarray = np.ndarray(fields.ne[::-1], kind, raw.data, 0, fields.nb[::-1])
         with np.errstate(all="ignore"):
-            if spoiled:
-                _, element, factor = self._spoil
-                place = np.unravel_index(int(element), values.shape)
-                values[place] *= kind.type(factor)
+            if spoil:
+                values[np.unravel_index(int(spoil[1]), values.shape)] *= kind.type(spoil[2])
             elif self._random is not None:
                 values *= 1 + np.float32(NOISE) * self._random.uniform(-1, 1, values.shape).astype(np.float32)
         lib.ggml_backend_tensor_set(tensor, ffi.from_buffer(raw), 0, raw.size)

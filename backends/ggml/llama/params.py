@@ -2,7 +2,8 @@
 
 libllama takes and gives `struct llama_model_params` and `struct llama_context_params` by value. Nothing says how large
 they are or where a field stands, but their default values tell the fields apart, and what the values bring about is
-checked afterwards (`Session` in worker.py). A struct that does not look as known raises `Unavailable`, with what is odd.
+checked afterwards (`Server.open` in worker.py). A struct that does not look as known raises `Unavailable`, with what is
+odd.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Params:
         self.set("Q", offset, int(self._llama.ffi.cast("uintptr_t", pointer)))
 
     def byte(self, offset: int) -> int:
-        return self._memory[offset][0]
+        return int(self._memory[offset][0])
 
     def odd(self, what: str) -> Unavailable:
         """The complaint that the struct does not look as known."""

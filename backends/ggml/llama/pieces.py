@@ -30,8 +30,10 @@ def computing(nodes: Sequence[Node]) -> list[int]:
 
 def ends_around(nodes: Sequence[Node], first: int, last: int) -> list[int]:
     """Where the backend must stop for the nodes from `first` to `last` (indices) to be one piece and each other node
-    to be alone."""
-    return [index for index in computing(nodes) if not first <= index < last]
+    to be alone. Views stay with the node before them: a fused kernel may want the reshaping of its output too."""
+    steps = computing(nodes)
+    ends = [following - 1 for following in steps[1:]] + [nodes[-1].index]
+    return [end for index, end in zip(steps, ends) if not first <= index < last]
 
 
 def smallest(nodes: Sequence[Node], wrong: Callable[[int, int], bool]) -> tuple[int, int] | None:

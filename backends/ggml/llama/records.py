@@ -96,8 +96,8 @@ class Node(Tensor):
     """An op of the graph with its output, as it stands after it.
 
     index: its place in the decode. piece: the index of the first node that was computed together with it, views left
-    out; its own where it was computed alone. what: the op as ggml describes it (`SILU` for the op UNARY). params: op_params. missing:
-    the places of sources that are NULL, as in a list with them.
+    out; its own where it was computed alone. what: the op as ggml describes it (`SILU` for the op UNARY). params:
+    op_params. missing: the places of sources that are NULL, as in a list with them.
     """
 
     index: int = 0

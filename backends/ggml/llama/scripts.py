@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def script(
     random = [np.random.RandomState([seed, sequence]) for sequence in range(sequences)]
     all_tokens = [rows.randint(0, vocabulary, tokens + steps).tolist() for rows in random]
     cuts = [tokens * part // parts for part in range(parts + 1)] + [tokens + step + 1 for step in range(steps)]
-    return tuple(_batch(all_tokens, start, end) for start, end in zip(cuts, cuts[1:]) if end > start)
+    return tuple(_batch(all_tokens, start, end) for start, end in pairwise(cuts) if end > start)
 
 
 def _batch(tokens: Sequence[Sequence[int]], start: int, end: int) -> Batch:

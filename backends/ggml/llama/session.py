@@ -1,8 +1,8 @@
 """A model that runs in a worker process of its own: the front's side.
 
     with Model(folder, path, devices=("Vulkan0",)) as model:
-        with_nothing_observed = model.context(ContextSizes())
-        logits = with_nothing_observed.decode(batch)
+        plain = model.context(ContextSizes())
+        logits = plain.decode(batch)
         watched = model.context(ContextSizes(), watched=True)
         logits = watched.decode(batch, Watch(ends="all", values="all"), see=judge)
 
@@ -87,11 +87,11 @@ Chosen = Literal["all", "none"] | Collection[int]
 class Watch:
     """What is observed of a decode.
 
-    ends: the nodes after which the backend has to stop (a view, which computes nothing, ends nothing); what lies
-    between two of them is a piece, which it computes as it likes. values: the nodes whose sources are read before, and, of those among `ends`, the output after. told:
-    whether `see` is called with nodes at all. noise: a seed, by which every float32 output is moved by a rounding error
-    or so (`observer.NOISE`). spoil: for tests, a node, an element of its output (C order, outermost dimension first)
-    and a factor that it is multiplied with.
+    ends: the nodes after which the backend has to stop ("all": all that compute something); what lies between two of
+    them is a piece, which it computes as it likes. values: the nodes whose sources are read before, and,
+    of those among `ends`, the output after. told: whether `see` is called with nodes at all. noise: a seed, by which
+    every float32 output is moved by a rounding error or so (`observer.NOISE`). spoil: for tests, a node, an element of
+    its output (C order, outermost dimension first) and a factor that it is multiplied with.
     """
 
     ends: Chosen = "all"
@@ -233,7 +233,6 @@ class Model:
         llama_file(folder)
         self.header = checked(path)
         self.path, self.devices = path, tuple(devices)
-        self._buffers: list[Buffer] = []
         self._contexts = 0
         self.worker = Worker(environment or {}, seconds)
         try:
@@ -250,7 +249,7 @@ class Model:
         self._contexts += 1
         plain = {**asdict(sizes), "context": sizes.context * sizes.sequences}
         self.worker.ask("open", self._contexts, watched, plain)
-        return Context(self, self._contexts, watched)
+        return Context(self, self._contexts, sizes, watched)
 
     def close(self) -> None:
         self.worker.close()
@@ -265,17 +264,15 @@ class Model:
 class Context:
     """What a model has decoded so far, and may decode next."""
 
-    def __init__(self, model: Model, number: int, watched: bool) -> None:
-        self._model, self._number, self.watched = model, number, watched
+    def __init__(self, model: Model, number: int, sizes: ContextSizes, watched: bool) -> None:
+        self._model, self._number, self.sizes, self.watched = model, number, sizes, watched
         self._buffers: list[Buffer] = []
 
     def clear(self) -> None:
         """Forget everything that was decoded."""
         self._model.worker.ask("clear", self._number)
 
-    def decode(
-        self, batch: Batch, watch: Watch = UNOBSERVED, see: Callable[[Node], None] | None = None
-    ) -> np.ndarray:
+    def decode(self, batch: Batch, watch: Watch = UNOBSERVED, see: Callable[[Node], None] | None = None) -> np.ndarray:
         """The logits of the tokens that the batch wants, one row each. Raises `ModelError` and `Died`."""
 
         def take(message: list[Any]) -> None:
@@ -287,6 +284,8 @@ class Context:
 
         if watch != UNOBSERVED and not self.watched:
             raise ValueError("this context is not watched")
+        if len(batch.tokens) > self.sizes.batch:
+            raise ValueError(f"a batch of {len(batch.tokens)} tokens; this context takes {self.sizes.batch}")
         plain = {
             "tokens": batch.tokens,
             "positions": batch.positions,
@@ -294,8 +293,9 @@ class Context:
             "wanted": [int(wanted) for wanted in batch.wanted],
         }
         start, rows, width = self._model.worker.ask("decode", self._number, plain, watch.plain(), take=take)
-        memory = self._model.worker.region(start, rows * width * 4)
-        return memory.view(np.float32).reshape(rows, width).copy()
+        logits = np.empty((rows, width), np.float32)
+        logits.view(np.uint8).reshape(-1)[:] = self._model.worker.region(start, logits.nbytes)
+        return logits
 
     def _node(self, message: list[Any]) -> Node:
         _, index, piece, plain, what, params, sources, region = message

@@ -35,7 +35,8 @@ def _between(low: float, high: float) -> Callable[[_Random, tuple[int, ...]], np
 
 def _matrix(random: _Random, shape: tuple[int, ...]) -> np.ndarray:
     """Rows (the innermost dimension) that keep the size of what they are multiplied with."""
-    return random.standard_normal(shape) / np.sqrt(shape[-1])
+    matrix: np.ndarray = random.standard_normal(shape) / np.sqrt(shape[-1])
+    return matrix
 
 
 #: What a tensor holds, by its name; the first pattern that is found in it counts. Trained models have such values.
@@ -52,7 +53,9 @@ _VALUES: tuple[tuple[str, Callable[[_Random, tuple[int, ...]], np.ndarray]], ...
 
 #: Matrices that libllama's quantizer leaves in float32 too (llama-quant.cpp, tensor_allows_quantization), because
 #: their ops take no other type.
-_FLOAT32 = re.compile(r"norm|ffn_gate_inp|ssm_conv1d|ssm_[ad]$|position_embd|_lerp|time_mix_([wagv]\d|first|decay|r_k|k_)")
+_FLOAT32 = re.compile(
+    r"norm|ffn_gate_inp|ssm_conv1d|ssm_[ad]$|position_embd|_lerp|time_mix_([wagv]\d|first|decay|r_k|k_)"
+)
 
 
 @cache

@@ -35,12 +35,14 @@ SWITCHES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Difference:
-    """How far two runs are apart in the decode where they are farthest, measured in thresholds."""
+    """How far two runs are apart in the decode where they are farthest, measured in thresholds; `first` is the first
+    decode in which they are too far apart."""
 
     decode: int
     off: float  #: the largest difference of two logits; infinite where only one of them is a number
     threshold: float
     scale: float  #: the spread of the logits
+    first: int = 0
 
     @property
     def wrong(self) -> bool:
@@ -77,17 +79,23 @@ class Switch:
 
 @dataclass(frozen=True)
 class Whole:
-    """The verdict. `differences` are those of each time the whole was decoded, as far as no worker died; `died` are
-    the deaths; `by_node` the death of the decode node by node, without which nothing can be compared. `nodes` are all
-    nodes of every decode, without values. `runs` counts the decodes of the script that it took."""
+    """The verdict.
+
+    differences: of each time the whole was decoded, as far as no worker died. died: the deaths, each with the decode
+    that it was in. by_node: the death of the decode node by node, without which nothing can be compared. asked: whether
+    the whole is right where the backend is asked to stop nowhere, but asked, which alone makes libllama wait for the
+    device after each split; None where that was not tried. nodes: all nodes of every decode, without values. logits:
+    of the decode node by node. runs: how often the script was decoded for all this.
+    """
 
     differences: tuple[Difference, ...]
-    died: tuple[Died, ...] = ()
+    died: tuple[tuple[int, Died], ...] = ()
     by_node: Died | None = None
+    asked: bool | None = None
     piece: Piece | None = None
     switches: tuple[Switch, ...] = ()
     nodes: tuple[tuple[Node, ...], ...] = ()
-    logits: tuple[np.ndarray, ...] = ()  #: of the decode node by node
+    logits: tuple[np.ndarray, ...] = ()
     runs: int = 0
 
     @property
@@ -113,24 +121,28 @@ def compare(bench: Bench, script: Script, search: bool = True) -> Whole:
     runs = [bench.run(script) for _ in range(TIMES)]
     verdict = Whole(
         differences=tuple(difference(alone, run, thresholds) for run in runs if not run.died),
-        died=tuple(run.died for run in runs if run.died),
+        died=tuple((run.decode, run.died) for run in runs if run.died),
         nodes=tuple(map(tuple, nodes)),
         logits=alone.logits,
         runs=bench.runs,
     )
     if verdict.right or not search:
         return verdict
-    piece = _search(bench, script, alone, thresholds, verdict.nodes)
-    return replace(verdict, piece=piece, switches=_switches(bench.setup, script, alone, thresholds), runs=bench.runs)
+    asked = bench.run(script, UNOBSERVED)
+    asked_right = not asked.died and not difference(alone, asked, thresholds).wrong
+    piece = None if asked_right else _search(bench, script, alone, thresholds, verdict.nodes)
+    switches = _switches(bench.setup, script, alone, thresholds)
+    return replace(verdict, asked=asked_right, piece=piece, switches=switches, runs=bench.runs)
 
 
 def difference(one: Run, other: Run, thresholds: Sequence[float], start: int = 0) -> Difference:
-    """How far apart two runs are, from the decode `start` on."""
+    """How far apart two runs are, from the decode `start` on, as far as both go."""
     found = []
-    for decode in range(start, len(one.logits)):
+    for decode in range(start, min(len(one.logits), len(other.logits))):
         a, b = one.logits[decode].astype(np.float64), other.logits[decode].astype(np.float64)
         found.append(Difference(decode, _off(a, b), thresholds[decode], float(np.nanstd(a))))
-    return max(found, key=lambda each: (each.wrong, each.off / max(each.threshold, 1e-300), -each.decode))
+    farthest = max(found, key=lambda each: (each.wrong, each.off / max(each.threshold, 1e-300), -each.decode))
+    return replace(farthest, first=next((each.decode for each in found if each.wrong), farthest.decode))
 
 
 def _off(a: np.ndarray, b: np.ndarray) -> float:
@@ -156,28 +168,55 @@ def _search(
     bench: Bench, script: Script, alone: Run, thresholds: Sequence[float], nodes: Sequence[Sequence[Node]]
 ) -> Piece | None:
     """The smallest wrong piece. What a decode does wrong may show itself in a later one, through the cache."""
-    stopped, free = Watch(told=False), UNOBSERVED
     for decode in range(len(script)):
-        seen: dict[tuple[int, int], tuple[Difference | None, Died | None]] = {}
-
-        def tried(watch: Watch, decode: int = decode) -> tuple[Difference | None, Died | None]:
-            run = bench.run(script, [watch if number == decode else stopped for number in range(len(script))])
-            return (None, run.died) if run.died else (difference(alone, run, thresholds, decode), None)
-
-        def wrong(first: int, last: int, decode: int = decode, seen: dict = seen) -> bool:  # type: ignore[type-arg]
-            ends = ends_around(nodes[decode], first, last)
-            off, died = seen[first, last] = tried(Watch(ends=ends, told=False))
-            return died is not None or (off is not None and off.wrong)
-
-        off, died = tried(free)
-        if died is None and (off is None or not off.wrong):
+        tries = _Tries(bench, script, alone, thresholds, nodes[decode], decode)
+        if not tries.free():
             continue
-        found = smallest(nodes[decode], wrong)
+        found = smallest(nodes[decode], tries.wrong)
         if found:
             first, last = found
             inside = tuple(node for node in nodes[decode] if first <= node.index <= last)
-            return Piece(decode, inside, *seen[found], overlaps(nodes[decode], first, last))
+            return Piece(decode, inside, *tries.seen[found], overlaps(nodes[decode], first, last))
     return None
+
+
+class _Tries:
+    """Runs in which some nodes of one decode are computed together, and all others alone."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        script: Script,
+        alone: Run,
+        thresholds: Sequence[float],
+        nodes: Sequence[Node],
+        decode: int,
+    ) -> None:
+        self._bench, self._script, self._alone, self._thresholds = bench, script, alone, thresholds
+        self._nodes, self._decode = nodes, decode
+        self._count = len(script)  # decodes to run: those up to the first that is wrong
+        self.seen: dict[tuple[int, int], tuple[Difference | None, Died | None]] = {}
+
+    def free(self) -> bool:
+        """Whether it goes wrong where the decode is stopped nowhere."""
+        found, died = self._tried(UNOBSERVED)
+        if found and found.wrong:
+            self._count = found.first + 1
+        return died is not None or (found is not None and found.wrong)
+
+    def wrong(self, first: int, last: int) -> bool:
+        """Whether it goes wrong where the nodes from `first` to `last` are one piece."""
+        ends = ends_around(self._nodes, first, last)
+        found, died = self.seen[first, last] = self._tried(Watch(ends=ends, told=False))
+        return died is not None or (found is not None and found.wrong)
+
+    def _tried(self, watch: Watch) -> tuple[Difference | None, Died | None]:
+        watches = [Watch(told=False)] * self._count
+        watches[self._decode] = watch
+        run = self._bench.run(self._script[: self._count], watches)
+        if run.died:
+            return None, run.died
+        return difference(self._alone, run, self._thresholds, self._decode), None
 
 
 def _switches(setup: Setup, script: Script, alone: Run, thresholds: Sequence[float]) -> tuple[Switch, ...]:
