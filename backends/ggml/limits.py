@@ -57,6 +57,11 @@ _DELTA_INPUTS = ("q", "k", "v", "g", "beta", "state")
 _DELTA_NET = "src/ggml.c, ggml_gated_delta_net"
 _DELTA_NET_CPU = "src/ggml-cpu/ops.cpp, ggml_compute_forward_gated_delta_net_one_chunk"
 
+_FORM_MASKS = (
+    *(f"{form} {mask}" for form in ("two_part", "concat") for mask in ("none", "f32", "f16")),
+    *("flash none", "flash f16"),
+)
+
 #: What the graphs of many nodes do not take.
 GRAPHS: tuple[Limit, ...] = (
     *(
@@ -81,6 +86,10 @@ GRAPHS: tuple[Limit, ...] = (
         for name in ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv", "mask")
     ),
     Limit(
+        "mla_absorbed", "form_mask", _FORM_MASKS, "ggml_flash_attn_ext asserts that the mask is f16",
+        "src/ggml.c, ggml_flash_attn_ext",
+    ),
+    Limit(
         "gated_delta_net_chunk", "gate", ("log",), "llama.cpp's graph sums log gates",
         "llama.cpp, src/models/delta-net-base.cpp, build_delta_net_chunking",
     ),
@@ -89,10 +98,9 @@ GRAPHS: tuple[Limit, ...] = (
 _ALIGNED = "Vulkan's GATED_DELTA_NET aborts unless every source starts where a storage buffer may"
 _SUBBUFFER = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer"
 
-#: What a kernel wants although supports_op said yes. q, k and v may start at multiples of the device's alignment.
-GRAPH_KERNELS: tuple[Limit, ...] = tuple(
-    Limit("gated_delta_net", name, LayoutClass.PACKED, _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan")
-    for name in ("g", "beta", "state")
+#: What a kernel wants although supports_op said yes.
+GRAPH_KERNELS: tuple[Limit, ...] = (
+    Limit("gated_delta_net", "aligned", (True,), _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan"),
 )
 
 #: Of every build that has ggml_gated_delta_net so far.

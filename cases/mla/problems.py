@@ -97,12 +97,14 @@ def check(case: Case) -> None:
 
 
 def traits(case: Case) -> dict[str, Any]:
-    """cache: the type of c_kv and k_pe. mask: its type, or "none". padded: whether the cache has padding rows. d_n,
-    d_r, d_c, d_v: the widths. scaled: whether k_scale or v_scale is not 1."""
+    """cache: the type of c_kv and k_pe. mask: its type, or "none". form_mask: form and mask, as in "flash f16". padded:
+    whether the cache has padding rows. d_n, d_r, d_c, d_v: the widths. scaled: whether k_scale or v_scale is not 1."""
     inputs, params = case.inputs, case.params
+    mask = inputs["mask"].dtype if "mask" in inputs else "none"
     return {
         "cache": inputs["c_kv"].dtype,
-        "mask": inputs["mask"].dtype if "mask" in inputs else "none",
+        "mask": mask,
+        "form_mask": f"{params['form']} {mask}",
         "padded": int(params["kv_len"]) < inputs["c_kv"].shape[2],
         "d_n": inputs["q_nope"].shape[3],
         "d_r": inputs["q_pe"].shape[3],
@@ -123,7 +125,8 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Decode and prefill over caches of up to 257 rows; shrinks to one head, one query, one row, all widths 1."""
     form = draw(st.sampled_from(freedom.choices("form", FORMS)))
     cache = draw(st.sampled_from(freedom.choices("cache", CACHES)))
-    mask = draw(st.sampled_from(freedom.choices("mask", MASKS)))
+    with_form = {f"{form} {mask}": mask for mask in freedom.choices("mask", MASKS)}
+    mask = with_form[draw(st.sampled_from(freedom.choices("form_mask", with_form)))]
     causal = draw(st.sampled_from(freedom.choices("causal", (False, True))))
     padded = draw(st.sampled_from(freedom.choices("padded", (False, True))))
     scaled = draw(st.sampled_from(freedom.choices("scaled", (False, True))))

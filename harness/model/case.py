@@ -71,6 +71,12 @@ class Case:
         return {**self.inputs, **self.outputs}
 
     @property
+    def aligned(self) -> bool:
+        """Whether every argument starts at a multiple of 256 bytes, the most that a Vulkan device may want of a storage
+        buffer (minStorageBufferOffsetAlignment)."""
+        return all(layout.offset % 256 == 0 for layout in self.layouts.values())
+
+    @property
     def dtype(self) -> str:
         """The element type of the first output."""
         return next(iter(self.outputs.values())).dtype

@@ -71,8 +71,10 @@ Facts = Mapping[str, Any]
 
 def facts_of(op: Op, case: Case) -> dict[str, Any]:
     """What `where` may speak of: the case's parameters, the op's traits, `dtype`, `inplace` (the name of an input, or
-    "") and for each argument `ARG.ne0` … `ARG.ne3`, `ARG.nb0` …, `ARG.offset`, `ARG.dtype` and `ARG.layout`."""
+    ""), `aligned` (`Case.aligned`) and for each argument `ARG.ne0` … `ARG.ne3`, `ARG.nb0` …, `ARG.offset`, `ARG.dtype`
+    and `ARG.layout`."""
     facts: dict[str, Any] = {**op.traits(case), **case.params, "dtype": case.dtype, "inplace": case.inplace or ""}
+    facts["aligned"] = case.aligned
     for name, layout in case.layouts.items():
         facts |= {f"{name}.ne{axis}": size for axis, size in enumerate(layout.ne)}
         facts |= {f"{name}.nb{axis}": stride for axis, stride in enumerate(layout.nb)}

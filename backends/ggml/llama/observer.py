@@ -53,9 +53,9 @@ class Observer:
         return self._callback
 
     def begin(self, watch: Mapping[str, Any]) -> None:
-        """Start a decode under other orders: `ends` and `values` are "all", "none" or lists of node numbers ("all"
-        ends are those that compute something); `told` says whether nodes are sent at all; `noise` is a seed or None; `spoil` is [node, element,
-        factor] or None."""
+        """Start a decode under other orders: `ends` and `values` are "all", "none" or lists of node numbers ("all" ends
+        are those that compute something); `told` says whether nodes are sent at all; `noise` is a seed or None; `spoil`
+        is [node, element, factor] or None."""
         self._every = watch.get("ends") == "all"
         self._ends = _chosen(watch.get("ends", "none"))
         self._values = _chosen(watch.get("values", "none"))
