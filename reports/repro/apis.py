@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import os
 import re
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,9 +19,17 @@ from opconform.backends.ggml import GRAPHS, THREADS
 from opconform.backends.ggml.graph import TYPES
 from opconform.backends.ggml.library import FLOAT16_VARIABLE
 from opconform.backends.ggml.ops import OPS
-from opconform.backends.opencl.arguments import LAUNCHES
-from opconform.backends.own_buffers import scratch_of
-from opconform.backends.vulkan.arguments import DISPATCHES, TABLE_WORDS, TABLES, WORDS, with_scratch
+from opconform.backends.kernels.own_buffers import Source, fields
+from opconform.backends.kernels.table import KERNELS
+from opconform.backends.vulkan.dispatches import (
+    TABLE_WORDS,
+    WORDS,
+    Blocks,
+    dispatches,
+    pushed,
+    with_scratch,
+    words,
+)
 from opconform.harness.model.buffers import Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, contiguous_strides
@@ -154,26 +162,21 @@ def opencl(facts: Facts, kernels: Path | None = None) -> Part:
     """pyopencl; a buffer per tensor, guards included, and the kernels' source in the script."""
     from opconform.backends.opencl import OpenCLBackend
 
-    file = (kernels or OpenCLBackend.kernels) / f"{facts.op.name}.cl"
-    source = _read(file)
+    source = _source(facts, OpenCLBackend, kernels)
     launches: list[dict[str, Any]] = []
-    scratch: dict[str, int] = {}
     for suffix, case, _ in facts.parts:
-        made = scratch_of(case)
-        scratch |= {name + suffix: max(4 * math.prod(shape), 4) for name, shape in made.items()}
-        for launch in _row(LAUNCHES, facts)(case):
-            fields = _annotated(launch.fields, _fields(source, r"struct\s+arguments\s*\{(.*?)\}"))
-            there = {*case.layouts, *made}
-            names = [name + suffix if name in there else None for name in launch.buffers]
-            launches.append({"kernel": launch.kernel, "work": launch.items, "fields": fields, "buffers": names})
+        given = _annotated(source.struct.by_name(fields(KERNELS[case.op], source.struct, case)))
+        for launch in KERNELS[case.op].launches(case):
+            names = _names(case, suffix, launch.buffers)
+            launches.append({"kernel": launch.kernel, "work": launch.items, "fields": given, "buffers": names})
     return Part(
         "opencl.py.j2",
         {
             "device": facts.target.device.id,
             "launches": launches,
-            "scratch": scratch,
-            "kernel_file": file.name,
-            "kernel_source": _literal(source),
+            "scratch": _scratch(facts),
+            "kernel_file": source.file.name,
+            "kernel_source": _literal(source.text),
         },
         ("os",),
     )
@@ -183,20 +186,20 @@ def cuda(facts: Facts, kernels: Path | None = None) -> Part:
     """CuPy; a buffer per tensor, guards included, and the kernels' source in the script."""
     from opconform.backends.cuda import CudaBackend
 
-    file = (kernels or CudaBackend.kernels) / f"{facts.op.name}.cu"
-    return Part("cuda.py.j2", {"device": facts.target.device.id, **_cuda(facts, file)}, ("os",))
+    return Part(
+        "cuda.py.j2", {"device": facts.target.device.id, **_cuda(facts, _source(facts, CudaBackend, kernels))}, ("os",)
+    )
 
 
 def cuda_host(facts: Facts, kernels: Path | None = None) -> Part:
     """g++; the kernels' source and that of what runs them on the CPU in the script."""
     from opconform.backends.cuda import CudaHostBackend, host
-    from opconform.backends.cuda.source import source_of
+    from opconform.backends.kernels.source import source_of
 
-    file = (kernels or CudaHostBackend.kernels) / f"{facts.op.name}.cu"
     return Part(
         "cuda_host.py.j2",
         {
-            **_cuda(facts, file),
+            **_cuda(facts, _source(facts, CudaHostBackend, kernels)),
             "regions": [
                 replace(region, name=region.name + suffix)
                 for suffix, case, plan in facts.parts
@@ -211,25 +214,46 @@ def cuda_host(facts: Facts, kernels: Path | None = None) -> Part:
     )
 
 
-def _cuda(facts: Facts, file: Path) -> dict[str, Any]:
+def _cuda(facts: Facts, source: Source) -> dict[str, Any]:
     """What the scripts of both ways to run the CUDA kernels need."""
-    from opconform.backends.cuda.arguments import LAUNCHES
-    from opconform.backends.cuda.source import source_of
+    from opconform.backends.cuda.geometry import grids
 
-    _read(file)
-    source = source_of(file)
     launches: list[dict[str, Any]] = []
-    scratch: dict[str, int] = {}
     for suffix, case, _ in facts.parts:
-        made = scratch_of(case)
-        scratch |= {name + suffix: max(4 * math.prod(shape), 4) for name, shape in made.items()}
-        for launch in LAUNCHES[case.op](case):
-            fields = _annotated(launch.fields, _fields(source, r"struct\s+arguments\s*\{(.*?)\}"))
-            there = {*case.layouts, *made}
-            names = [name + suffix if name in there else None for name in launch.buffers]
-            geometry = {"blocks": launch.blocks, "threads": launch.threads}
-            launches.append({"kernel": launch.kernel, **geometry, "fields": fields, "buffers": names})
-    return {"launches": launches, "scratch": scratch, "kernel_file": file.name, "kernel_source": _literal(source)}
+        given = _annotated(source.struct.by_name(fields(KERNELS[case.op], source.struct, case)))
+        for grid in grids(KERNELS[case.op], case):
+            geometry = {"blocks": grid.blocks, "threads": grid.threads}
+            names = _names(case, suffix, grid.buffers)
+            launches.append({"kernel": grid.kernel, **geometry, "fields": given, "buffers": names})
+    return {
+        "launches": launches,
+        "scratch": _scratch(facts),
+        "kernel_file": source.file.name,
+        "kernel_source": _literal(source.text),
+    }
+
+
+def _source(facts: Facts, backend: Any, kernels: Path | None) -> Source:
+    """The source of the kernels; `kernels` is a folder that goes before the backend's own."""
+    _row(KERNELS, facts)
+    with _readable():
+        chosen: Any = type("Chosen", (backend,), {"kernels": kernels or backend.kernels})
+        source: Source = chosen.source(facts.op.name)
+        return source
+
+
+def _names(case: Case, suffix: str, buffers: tuple[str, ...]) -> list[str | None]:
+    there = {*case.layouts, *KERNELS[case.op].scratch(case)}
+    return [name + suffix if name in there else None for name in buffers]
+
+
+def _scratch(facts: Facts) -> dict[str, int]:
+    """The bytes of each intermediate result."""
+    return {
+        name + suffix: max(4 * math.prod(shape), 4)
+        for suffix, case, _ in facts.parts
+        for name, shape in KERNELS[case.op].scratch(case).items()
+    }
 
 
 def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
@@ -238,23 +262,24 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
     from opconform.backends.vulkan.backend import groups_of
     from opconform.harness.run.backend import Unavailable
 
-    file = (kernels or VulkanBackend.kernels) / f"{facts.op.name}.comp"
-    source = _read(file)
+    source = _source(facts, VulkanBackend, kernels)
+    blocks = Blocks.of(source.text)
     try:
-        code = shaders.spirv(file)
+        code = shaders.spirv(source.file, source.text)
     except (Unavailable, RuntimeError, OSError) as error:
-        raise CannotWriteError(f"{file.name} cannot be compiled: {error}") from None
-    dispatches, tables, end = [], [], facts.size
+        raise CannotWriteError(f"{source.file.name} cannot be compiled: {error}") from None
+    runs, tables, end = [], [], facts.size
     for number, (_, case, plan) in enumerate(facts.parts):
-        laid_out = with_scratch(case, Plan(plan.slots, end))  # all scratch lies behind all arguments
+        kernel = KERNELS[case.op]
+        laid_out = with_scratch(kernel, case, Plan(plan.slots, end))  # all scratch lies behind all arguments
         end = laid_out.size
-        if case.op in TABLES:
-            words = TABLES[case.op](case, laid_out)
-            tables.append(_annotated(words, _fields(source, r"buffer\s+Table\s*\{(.*?)\}")))
-        for dispatch in _row(DISPATCHES, facts)(case, laid_out):
-            fields = _annotated(dispatch.words, _fields(source, r"uniform\s+Arguments\s*\{(.*?)\}"))
+        if blocks.table.fields:
+            tables.append(_annotated(blocks.table.by_name(words(kernel, blocks.table, case, laid_out).tolist())))
+        same = words(kernel, blocks.pushed, case, laid_out)
+        for dispatch in dispatches(kernel, case):
+            given = _annotated(blocks.pushed.by_name(pushed(blocks.pushed, same, dispatch).tolist()))
             groups = groups_of(dispatch.items)
-            dispatches.append({"groups": groups, "table": number, "part": dispatch.part, "fields": fields})
+            runs.append({"groups": groups, "table": number, "part": dispatch.part, "fields": given})
     return Part(
         "vulkan.py.j2",
         {
@@ -262,11 +287,11 @@ def vulkan(facts: Facts, kernels: Path | None = None) -> Part:
             "words": WORDS,
             "table_words": TABLE_WORDS,
             "tables": tables,
-            "parts": any(dispatch["part"] for dispatch in dispatches),
+            "parts": any(run["part"] for run in runs),
             "scratch": end - facts.size,
-            "dispatches": dispatches,
-            "kernel_file": file.name,
-            "kernel_source": _literal(source),
+            "dispatches": runs,
+            "kernel_file": source.file.name,
+            "kernel_source": _literal(source.text),
             "spirv": packed_text(code),
         },
         ("base64", "os", "subprocess", "zlib"),
@@ -309,11 +334,12 @@ def _row(table: Mapping[str, Row], facts: Facts) -> Row:
     return table[facts.op.name]
 
 
-def _read(file: Path) -> str:
+@contextmanager
+def _readable() -> Iterator[None]:
     try:
-        return file.read_text(encoding="utf-8")
+        yield
     except (OSError, ValueError) as error:
-        raise CannotWriteError(f"{file} cannot be read: {error}") from None
+        raise CannotWriteError(f"the kernels cannot be read: {error}") from None
 
 
 def _literal(source: str) -> str:
@@ -324,19 +350,6 @@ def _literal(source: str) -> str:
     return ascii(source)
 
 
-def _fields(source: str, pattern: str) -> list[tuple[str, int]]:
-    """The fields of a struct in a kernel's source: their names and how many numbers each has."""
-    found = re.search(pattern, re.sub(r"//[^\n]*", "", source), re.DOTALL)
-    names = re.findall(r"(?:size_t|ulong|uint)\s+(\w+)\s*(?:\[(\d+)\])?\s*;", found[1]) if found else []
-    return [(name, int(count or 1)) for name, count in names]
-
-
-def _annotated(numbers: Sequence[int], fields: Sequence[tuple[str, int]]) -> list[str]:
-    """Numbers line by line with the names of their fields; without names where they do not fit."""
-    if sum(count for _, count in fields) != len(numbers):
-        return textwrap.wrap(", ".join(map(str, numbers)) + ",", 100)
-    lines, rest = [], list(numbers)
-    for name, count in fields:
-        lines.append(f"{', '.join(map(str, rest[:count]))},  # {name}")
-        del rest[:count]
-    return lines
+def _annotated(named: Sequence[tuple[str, Sequence[int]]]) -> list[str]:
+    """Numbers line by line with the names of their fields."""
+    return [f"{', '.join(map(str, numbers))},  # {name}" for name, numbers in named]

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opconform.backends.kernels.table import KERNELS
 from opconform.backends.vulkan import VulkanBackend, shaders
-from opconform.backends.vulkan.arguments import DISPATCHES
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device, Unavailable
 from tests.judge import Bench, drawn_cases
 
 FOLDER = Path(shaders.__file__).parent
-SHADERS = sorted(FOLDER.glob("*.comp"))
+OPS = sorted(KERNELS.keys() & ops().keys())
 
 
 def listed() -> tuple[list[Device], str]:
@@ -80,7 +81,7 @@ def short_lines(lines: int) -> Case:
     return Case("cumsum", {"axis": 3, "exclusive": False, "reverse": False}, {"x": x}, {"out": x}, recipe="index")
 
 
-@pytest.mark.parametrize("op", DISPATCHES)
+@pytest.mark.parametrize("op", OPS)
 def test_every_drawn_case_passes(backend: VulkanBackend, device: Device, op: str) -> None:
     for case in drawn_cases(op, 200, 1 << 20):
         assert backend.supports(case) is None
