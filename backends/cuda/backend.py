@@ -28,6 +28,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
+from opconform.harness.run.script import Script, ScriptRequest
 
 #: What NVRTC gets. No fast math: CUDA then divides and takes roots as IEEE 754 does, and keeps denormals; a product and
 #: a sum may become one fused operation, which every bound allows. With the lines, compute-sanitizer names them.
@@ -54,6 +55,7 @@ class CudaKernels(Backend):
     #: from here, or from `backends/kernels`.
     kernels: ClassVar[Path] = _HERE
     table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    script_reads = ("kernels", "table")
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -100,6 +102,12 @@ class CudaBackend(CudaKernels):
         self._modules: dict[str, Any] = {}
         if OPTION in options:
             self._cupy.cuda.set_allocator(None)
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script:
+        from opconform.backends.cuda.script import cuda_script
+
+        return cuda_script(request, cls.table, cls.source)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:

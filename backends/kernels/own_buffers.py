@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opconform.backends.kernels.source import Struct, found_in, source_of, struct_in
+from opconform.backends.kernels.source import Struct, files_of, found_in, struct_in, whole
 from opconform.backends.kernels.table import Kernel
 from opconform.harness.model.buffers import GUARD, Buffers, Slot
 from opconform.harness.model.case import Case
@@ -21,10 +21,15 @@ SHARED = Path(__file__).parent  #: where the kernel files are that both APIs com
 
 @dataclass(frozen=True)
 class Source:
-    """An op's kernel file, with all that it includes."""
+    """An op's kernel file, and the texts of it and of all that it includes, by name."""
 
     file: Path
-    text: str
+    files: Mapping[str, str]
+
+    @cached_property
+    def text(self) -> str:
+        """All of it, for a compiler."""
+        return whole(self.file.name, self.files)
 
     @cached_property
     def struct(self) -> Struct:
@@ -33,9 +38,9 @@ class Source:
 
 
 def source_for(op: str, kernel: Kernel, folders: Sequence[Path], *suffixes: str, glsl: bool = False) -> Source:
-    """The kernel file of an op: that of the first folder that has one with one of these suffixes."""
+    """The kernel file of an op: the one with the first suffix that any folder has."""
     file = found_in(folders, *(kernel.stem(op) + suffix for suffix in suffixes))
-    return Source(file, source_of(file, folders, kernel.made(glsl)))
+    return Source(file, files_of(file, folders, kernel.made(glsl)))
 
 
 def fields(kernel: Kernel, struct: Struct, case: Case) -> list[int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-_INCLUDE = re.compile(r'^#include "([\w.]+)"$')
+_INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
 _LINE = re.compile(r'^#line (\d+) "([^"]+)"$')
 _KERNEL = re.compile(r'^(?:extern "C" __global__|__kernel) void (\w+)\(', re.MULTILINE)
 _STRUCT = r"\b{}\s*\{{(.*?)\}}"
@@ -16,36 +16,57 @@ _FIELD = re.compile(r"(\w+)\s+(\w+)\s*(?:\[(\d+)\])?\s*;")
 
 
 def found_in(folders: Sequence[Path], *names: str) -> Path:
-    """The first file of one of these names, in the first folder that has any. Raises `FileNotFoundError`."""
-    for folder in folders:
-        for name in names:
+    """The first of these names that a folder has, in the first that has it. Raises `FileNotFoundError`."""
+    for name in names:
+        for folder in folders:
             if (folder / name).is_file():
                 return folder / name
     raise FileNotFoundError(f"none of {', '.join(map(str, folders))} has {' or '.join(names)}")
 
 
-def source_of(file: Path, folders: Sequence[Path] = (), made: Mapping[str, str] | None = None) -> str:
-    """A kernel file with what it includes, one text that needs no search path; `#line` keeps files and lines as they
-    are, so that a compiler's messages, and what a checker or a debugger shows, name those of the repository.
+def files_of(file: Path, folders: Sequence[Path] = (), made: Mapping[str, str] | None = None) -> dict[str, str]:
+    """A kernel file, which comes first, and all that it includes: texts by name.
 
     `made` are files that stand nowhere, by name; all others are looked for in `folders`, then beside the file.
     """
-    head = "" if file.suffix == ".comp" else f'#line 1 "{file.name}"\n'  # GLSL begins with #version
-    text = file.read_text(encoding="utf-8")
-    return head + "".join(_lines(file.name, text, (*folders, file.parent), made or {}, set()))
+    found: dict[str, str] = {}
+    wanted = [(file.name, file.read_text(encoding="utf-8"))]
+    while wanted:
+        name, text = wanted.pop()
+        found[name] = text
+        for included in _INCLUDE.findall(text):
+            if included not in found:
+                given = (made or {}).get(included)
+                if given is None:
+                    given = found_in((*folders, file.parent), included).read_text(encoding="utf-8")
+                wanted.append((included, given))
+    return found
 
 
-def _lines(name: str, text: str, folders: Sequence[Path], made: Mapping[str, str], seen: set[str]) -> Iterator[str]:
-    for number, line in enumerate(text.splitlines(), start=1):
+def whole(name: str, files: Mapping[str, str]) -> str:
+    """A kernel file with what it includes, one text that needs no search path. Every file is included once.
+
+    `#line` keeps files and lines as they are, so that a compiler's messages, and what a checker or a debugger shows,
+    name those of the repository.
+    """
+    return "".join(_lines(name, dict(files)))
+
+
+def source_of(file: Path) -> str:
+    """A file with what it includes from its own folder."""
+    return whole(file.name, files_of(file))
+
+
+def _lines(name: str, left: dict[str, str]) -> Iterator[str]:
+    if not name.endswith(".comp"):  # GLSL begins with #version
+        yield f'#line 1 "{name}"\n'
+    for number, line in enumerate(left.pop(name).splitlines(), start=1):
         found = _INCLUDE.match(line)
         if found is None:
             yield line + "\n"
             continue
-        if found[1] not in seen:
-            seen.add(found[1])
-            yield f'#line 1 "{found[1]}"\n'
-            inside = made.get(found[1]) or found_in(folders, found[1]).read_text(encoding="utf-8")
-            yield from _lines(found[1], inside, folders, made, seen)
+        if found[1] in left:
+            yield from _lines(found[1], left)
         yield f'#line {number + 1} "{name}"\n'
 
 

@@ -31,8 +31,8 @@ class Kernel:
     reaches the kernel as a null pointer, and the fields of either hold 0. scratch: intermediate results, each a packed
     float32 array, full of NaN before the first launch, that lasts to the last one. Their names must not be those of
     arguments. After the last launch the harness can ask for all of them, and judges those that bear the name of a stage
-    of the op: so they must have the shape of the stage. dtypes: the element types, for every argument that `others` does
-    not name. file: the kernel file, if it is not called as the op is; `family`: the row that it is the template for.
+    of the op: so they must have the shape of the stage. dtypes: the element types, for every argument that `others`
+    does not name. file: the kernel file, if it is not called as the op is; family: the row that it is the template for.
     """
 
     launches: Callable[[Case], list[Launch]]

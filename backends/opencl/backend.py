@@ -22,6 +22,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
+from opconform.harness.run.script import Script, ScriptRequest
 
 _LOCAL_SIZE = 64
 _CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
@@ -39,6 +40,7 @@ class OpenCLBackend(Backend):
     needs = "pyopencl and an OpenCL driver"
     kernels: ClassVar[Path] = SHARED  #: where <op>.cl lies; what a subclass's own folder lacks is taken from there
     table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    script_reads = ("kernels", "table")
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -66,6 +68,12 @@ class OpenCLBackend(Backend):
             )
             for index, found in enumerate(_opencl_devices())
         ]
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script:
+        from opconform.backends.opencl.script import opencl_script
+
+        return opencl_script(request, cls.table, cls.source)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:

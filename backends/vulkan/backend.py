@@ -20,12 +20,12 @@ from opconform.backends.kernels.own_buffers import Source, source_for
 from opconform.backends.kernels.table import KERNELS, Kernel
 from opconform.backends.vulkan import shaders
 from opconform.backends.vulkan.dispatches import (
-    INVOCATIONS,
     TABLE_WORDS,
     WORDS,
     Blocks,
     Dispatch,
     dispatches,
+    groups_of,
     pushed,
     with_scratch,
     words,
@@ -37,10 +37,8 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
+from opconform.harness.run.script import Script, ScriptRequest
 
-_LOCAL_SIZE = 64  #: local_size_x of every shader
-#: Workgroups of a dispatch; every shader strides on until all its items are done.
-_GROUPS = (1, 64, INVOCATIONS // _LOCAL_SIZE)
 _SMALLEST = 1 << 16  #: bytes; copying fewer takes no less time
 
 #: What Vulkan promises of float32 where no execution mode says more (Vulkan 1.3, "Precision and Operation of SPIR-V
@@ -84,6 +82,7 @@ class VulkanBackend(Backend):
     needs = "a Vulkan driver, glslc, and Kompute (`make setup` builds it)"
     kernels: ClassVar[Path] = _HERE  #: where <op>.comp lies; what a subclass's own folder lacks is taken from here
     table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    script_reads = ("kernels", "table")
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -115,6 +114,12 @@ class VulkanBackend(Backend):
             Device(str(index), found.name, {"driver": found.driver, "vulkan": found.api, **kompute}, _NUMERICS)
             for index, found in enumerate(_physical())
         ]
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script:
+        from opconform.backends.vulkan.script import vulkan_script
+
+        return vulkan_script(request, cls.table, cls.source)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:
@@ -233,11 +238,6 @@ class _Loaded:
         slots = {name: slot for name, slot in self.plan.slots.items() if name not in self.buffers.plan.slots}
         memory, words = self.arena.staging, np.dtype(np.float32)
         return {name: slot.layout.array(memory[slot.start :], words).copy() for name, slot in slots.items()}
-
-
-def groups_of(items: int) -> int:
-    """How many workgroups a dispatch for `items` work items has."""
-    return next((groups for groups in _GROUPS if groups * _LOCAL_SIZE >= items), _GROUPS[-1])
 
 
 def _capacity(size: int) -> int:

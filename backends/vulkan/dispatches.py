@@ -52,7 +52,11 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 
 _MLA_TILE = 4  #: keys that the flash attention of mla_absorbed.comp looks at together
 
+LOCAL_SIZE = 64  #: local_size_x of every shader
 INVOCATIONS = 1 << 16  #: the most that a dispatch starts; each then takes several items
+
+#: Workgroups of a dispatch; every shader strides on until all its items are done.
+_GROUPS = (1, 64, INVOCATIONS // LOCAL_SIZE)
 
 #: Turns of all its loops that an invocation may make in one dispatch. Mesa's llvmpipe leaves every loop after 65,535
 #: turns in all (LP_MAX_TGSI_LOOP_ITERATIONS) and says nothing: longer work is cut into several dispatches.
@@ -67,6 +71,11 @@ class Dispatch:
     items: int
     part: int = 0
     own: Mapping[str, int] = field(default_factory=dict)
+
+
+def groups_of(items: int) -> int:
+    """How many workgroups a dispatch for `items` work items has."""
+    return next((groups for groups in _GROUPS if groups * LOCAL_SIZE >= items), _GROUPS[-1])
 
 
 @dataclass(frozen=True)

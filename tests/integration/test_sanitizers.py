@@ -99,7 +99,6 @@ FAULTS = (
 
 def faulty(fault: Fault, folder: Path) -> str:
     """A backend whose cumsum has the fault, as `--backend` takes it."""
-    suffix = {"opencl": ".cl", "vulkan": ".comp"}[fault.backend]
     base = BACKENDS[fault.backend]
     source = base.source("cumsum").file
     text = source.read_text(encoding="utf-8")

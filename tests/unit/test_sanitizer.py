@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -161,7 +162,7 @@ def test_each_excuse_has_a_reason_and_a_link() -> None:
     assert all(excuse.reason and excuse.link.startswith("https://") for excuse in vulkan.EXCUSES)
 
 
-@pytest.mark.parametrize("missing", [opencl.oclgrind, cuda.compute_sanitizer])
+@pytest.mark.parametrize("missing", [partial(opencl.oclgrind, ()), cuda.compute_sanitizer], ids=["oclgrind", "cuda"])
 def test_a_checker_that_is_missing_says_how_to_get_it(missing: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(Unavailable, match=r"apt-get install oclgrind|comes with the CUDA toolkit"):
