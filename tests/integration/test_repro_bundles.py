@@ -14,6 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from opconform.backends.cuda import CudaHostBackend
+from opconform.backends.kernels.own_buffers import SHARED
+from opconform.backends.kernels.source import found_in
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
 from opconform.cli import main
@@ -221,17 +223,17 @@ class Planted(VulkanBackend):
 
 
 @pytest.mark.parametrize(
-    ("op", "good", "bad", "says"),
+    ("file", "good", "bad", "says"),
     [
-        ("acc", "i3 * p.b_nb[3];", "i3 * p.b_nb[2];", ""),
-        ("gated_delta_net_chunk", "* p.chunk + column * BLOCK + j;", "* p.chunk + row * BLOCK + j;", ""),
-        ("cumsum", "        __syncthreads();  // all have read the carry", "//", "data race: thread"),
+        ("acc.cl", "i3 * p.b_nb[3];", "i3 * p.b_nb[2];", ""),
+        ("gated_delta_net_chunk.cl", "* p.chunk + column * BLOCK + j;", "* p.chunk + row * BLOCK + j;", ""),
+        ("cumsum.cu", "        __syncthreads();  // all have read the carry", "//", "data race: thread"),
     ],
     ids=["acc", "gated_delta_net_chunk", "cumsum"],
 )
-def test_a_bug_in_a_cuda_kernel(op: str, good: str, bad: str, says: str) -> None:
+def test_a_bug_in_a_cuda_kernel(file: str, good: str, bad: str, says: str) -> None:
     needs(CudaHostBackend)
-    right = CudaHostBackend.kernels / f"{op}.cu"
+    op, right = Path(file).stem, found_in((CudaHostBackend.kernels, SHARED), file)
     source = """
 from pathlib import Path
 from opconform.backends.cuda import CudaHostBackend
@@ -239,8 +241,7 @@ from opconform.backends.cuda import CudaHostBackend
 class Planted(CudaHostBackend):
     kernels = Path(__file__).parent
 """
-    included = {file.name.replace(".", "__"): file.read_text() for file in right.parent.glob("*.cuh")}
-    folder = bundle_of(planted(source, **{f"{op}__cu": broken(right, good, bad)}, **included), op)
+    folder = bundle_of(planted(source, **{file.replace(".", "__"): broken(right, good, bad)}), op)
     assert bad in (folder / "repro.py").read_text()
     wrong, mended = run(folder), run(folder, str(right))
     assert [wrong.returncode, mended.returncode] == [1, 0], wrong.stderr + mended.stderr
