@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,14 @@ NOISE = 2.0**-18
 Region = tuple[int, int]  #: offset and size in the shared memory
 
 
+class Memory(Protocol):
+    """Shared memory that the front sees: `worker.SharedMemory`."""
+
+    def renew(self) -> None: ...
+
+    def room(self, size: int) -> tuple[int, np.ndarray]: ...
+
+
 class Observer:
     """Answers one context's questions and sends what it sees."""
 
@@ -30,13 +38,12 @@ class Observer:
         self,
         llama: Llama,
         send: Callable[[Any], None],
-        room: Callable[[int], tuple[int, np.ndarray]],
+        memory: Memory,
         note: Callable[[int, int], None],
     ) -> None:
-        """`room` gives shared memory of a size, and where it is; `note` is told the first and the last node of the
-        piece in flight."""
+        """`note` is told the first and the last node of the piece in flight."""
         self._llama, self._c = llama, llama.c
-        self._send, self._room, self._note = send, room, note
+        self._send, self._memory, self._note = send, memory, note
         self._buffers: dict[int, tuple[int, int]] = {}  # by address: number and first address
         self._unreadable: set[int] = set()  # of them, those whose weights stand in an order of their own
         self._names: dict[tuple[str, int], str] = {}
@@ -86,6 +93,8 @@ class Observer:
         self._computing = self._computing or computes
         self._note(self._first, index)
         if self._told:
+            if not self._pending:
+                self._memory.renew()
             sources: list[Any] = []
             regions: dict[int, Region | None] = {}
             for source in tensor.src:
@@ -167,12 +176,14 @@ class Observer:
     def _bytes(self, tensor: Pointer) -> Region | None:
         """The bytes of a tensor in the shared memory; None where they cannot be read."""
         c, size = self._c, int(self._c.ggml_nbytes(tensor))
-        if not tensor.buffer or not tensor.data or not size:
+        if not size:
+            return 0, 0
+        if not tensor.buffer or not tensor.data:
             return None
         self._buffer(tensor.buffer)
         if self._llama.address(tensor.buffer) in self._unreadable:
             return None
-        offset, memory = self._room(size)
+        offset, memory = self._memory.room(size)
         c.ggml_backend_tensor_get(tensor, c.ffi.from_buffer(memory), 0, size)
         return offset, size
 

@@ -38,8 +38,8 @@ class Refused(Exception):
     """What was asked for cannot be done; the text says why."""
 
 
-class _Memory:
-    """The shared memory behind its first page, filled from its start again whenever the front has taken it all."""
+class SharedMemory:
+    """The shared memory behind its first page, filled from its start again when the front has taken what is in it."""
 
     def __init__(self, descriptor: int, wire: Wire) -> None:
         self._descriptor, self._wire = descriptor, wire
@@ -50,17 +50,20 @@ class _Memory:
         os.ftruncate(self._descriptor, size)
         self._bytes = np.frombuffer(mmap.mmap(self._descriptor, size), np.uint8)
 
-    def room(self, size: int) -> tuple[int, np.ndarray]:
-        """Memory for `size` bytes that the front will see, and where it starts."""
-        if self._used + size > self._bytes.size:
+    def renew(self) -> None:
+        """Where more than half is filled with what has been sent: wait until the front has taken it, and start again.
+        What has not been sent must not stand in the memory then."""
+        if self._used > self._bytes.size // 2:
             self._wire.send(["wait"])
             self._wire.receive()
             self._used = PAGE
-        if self._used + size > self._bytes.size:
-            # What was sent stays valid: the file grows, and the old mapping is kept while anything refers to it.
-            self._map(1 << (PAGE + size - 1).bit_length())
+
+    def room(self, size: int) -> tuple[int, np.ndarray]:
+        """Memory for `size` bytes that the front will see, and where it starts."""
         start = self._used
         self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        if self._used > self._bytes.size:
+            self._map(1 << (self._used - 1).bit_length())  # the file keeps what it holds
         return start, self._bytes[start : start + size]
 
     def progress(self, decode: int, runs: bool, first: int, last: int) -> None:
@@ -72,7 +75,7 @@ class Server:
 
     def __init__(self, wire: Wire, memory_descriptor: int) -> None:
         self._wire = wire
-        self._memory = _Memory(memory_descriptor, wire)
+        self._memory = SharedMemory(memory_descriptor, wire)
         self._decodes = 0
         self._contexts: dict[int, tuple[Pointer, Observer | None]] = {}
         self._model: Pointer = None
@@ -105,7 +108,7 @@ class Server:
         params.compute(sizes["threads"], sizes["flash"], sizes["unified"])
         observer = None
         if watched:
-            observer = Observer(llama, self._wire.send, self._memory.room, self._note)
+            observer = Observer(llama, self._wire.send, self._memory, self._note)
             params.watch(observer.callback)
         context = llama.c.llama_init_from_model(self._model, params.value)
         if not context:
@@ -140,6 +143,7 @@ class Server:
             raise Refused(f"llama_decode returned {status}: {llama.complaint}")
         rows = [i for i, wanted in enumerate(batch["wanted"]) if wanted]
         width = int(llama.c.llama_vocab_n_tokens(llama.c.llama_model_get_vocab(self._model)))
+        self._memory.renew()
         start, memory = self._memory.room(len(rows) * width * 4)
         table = memory.view(np.float32).reshape(len(rows), width)
         for row, i in zip(table, rows):
