@@ -55,13 +55,25 @@ class Binding:
         self.null = self.ffi.NULL
         self.what = "this libggml"  #: what is said to lack a function
         self.declarations = declarations
+        self._functions = dict(declarations.functions)
         self._missing: set[str] = set()
+        self._files: list[Any] = []
+        for file in files:
+            self._open(file)
+
+    def _open(self, file: Path) -> None:
         # Never unloaded: a driver may run threads of its own until the process ends.
         flags = self.ffi.RTLD_NOW | self.ffi.RTLD_GLOBAL | self.ffi.RTLD_NODELETE
-        self._files = [self.ffi.dlopen(str(file), flags) for file in files]
+        self._files.append(self.ffi.dlopen(str(file), flags))
+
+    def add(self, file: Path, declarations: Declarations) -> None:
+        """Load a library that builds on those that are loaded, with its declarations. Raises OSError."""
+        self.ffi.cdef(declarations.types)
+        self._functions |= declarations.functions
+        self._open(file)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        declared = self.declarations.functions.get(name)
+        declared = self._functions.get(name)
         if declared is None:
             raise AttributeError(f"declarations.h declares no {name}")
         if name not in self._missing:

@@ -84,6 +84,9 @@ class Bench:
         except Died as died:
             self.close()
             return Run(tuple(logits), died)
+        except BaseException:
+            self.close()
+            raise
         return Run(tuple(logits))
 
     def _context(self, watched: bool) -> Context:

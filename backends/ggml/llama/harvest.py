@@ -15,12 +15,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from opconform.backends.ggml.llama import gguf
 from opconform.backends.ggml.llama.architectures import ARCHITECTURES
 from opconform.backends.ggml.llama.binding import Llama, folder_of
 from opconform.backends.ggml.llama.params import ModelParams
-from opconform.backends.ggml.llama.tensors import TensorFields
 from opconform.harness.run.backend import Unavailable
 
 SHAPES = Path(__file__).parent / "shapes.json"
@@ -55,28 +55,27 @@ def tensors_of(folder: Path, name: str) -> Shapes:
 def _harvest(folder: Path, name: str, count: int) -> Shapes:
     """The same in this process, from metadata that lists `count` tensors."""
     llama = Llama(folder)
-    if not llama.has("llama_model_init_from_user"):
+    if not llama.c.has("llama_model_init_from_user"):
         raise Unavailable(f"{llama.file.name} has no llama_model_init_from_user", "take a build of mid-2026 or later")
-    read = TensorFields(llama).reader()
     found: dict[str, list[int]] = {}
 
-    @llama.ffi.callback("void(void *, void *)")
-    def note(tensor: object, _: object) -> None:
-        sizes = list(read(tensor).ne)
+    @llama.c.ffi.callback("set_tensor_data")
+    def note(tensor: Any, _: Any) -> None:
+        sizes = list(tensor.ne)
         while len(sizes) > 1 and sizes[-1] == 1:
             sizes.pop()
-        found[llama.text(llama.lib.ggml_get_name(tensor))] = sizes
+        found[llama.c.text(tensor.name)] = sizes
 
     architecture = ARCHITECTURES[name]
     listed = [*architecture.optional, *(f"dummy.{number}" for number in range(count - len(architecture.optional)))]
     with tempfile.TemporaryDirectory() as folder_name:
         path = Path(folder_name) / "metadata.gguf"
         gguf.write(path, architecture.keys, [gguf.Tensor(tensor, "f32", (1,), b"\0" * 4) for tensor in listed])
-        metadata = llama.lib.gguf_init_from_file(str(path).encode(), (True, llama.ffi.NULL))
+        metadata = llama.c.gguf_init_from_file(str(path).encode(), (True, llama.c.null))
     params = ModelParams(llama)
-    params.place(llama.ffi.new("void *[1]"), 0)
-    if not llama.lib.llama_model_init_from_user(metadata, note, llama.ffi.NULL, params.value):
-        raise Unavailable("llama_model_init_from_user failed", llama.last_complaint)
+    params.place(llama.c.ffi.new("void *[1]"), 0)
+    if not llama.c.llama_model_init_from_user(metadata, note, llama.c.null, params.value):
+        raise Unavailable("llama_model_init_from_user failed", llama.complaint)
     return list(found.items())
 
 

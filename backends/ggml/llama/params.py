@@ -32,15 +32,15 @@ class Params:
         """The defaults that the function `default` gives."""
         self._llama = llama
         self._default = default
-        self._struct = llama.ffi.new("llama_params *")
-        self._memory = llama.ffi.buffer(self._struct)
+        self._struct = llama.c.ffi.new("llama_params *")
+        self._memory = llama.c.ffi.buffer(self._struct)
         self._memory[:] = _FILL * len(self._memory)
         if platform.machine() in ("x86_64", "AMD64"):
             # A struct of this size is returned in memory whose address is a hidden first argument: what the function
             # does not write keeps the filling.
-            llama.function(default, "void *(*)(void *)")(self._struct)
+            llama.cast(default, "void *(*)(void *)")(self._struct)
         else:
-            self._struct[0] = getattr(llama.lib, default)()
+            self._struct[0] = getattr(llama.c, default)()
 
     @property
     def value(self) -> Any:
@@ -56,7 +56,7 @@ class Params:
         struct.pack_into("=" + form, self._memory, offset, *values)
 
     def set_pointer(self, offset: int, pointer: Pointer) -> None:
-        self.set("Q", offset, int(self._llama.ffi.cast("uintptr_t", pointer)))
+        self.set("Q", offset, self._llama.address(pointer))
 
     def byte(self, offset: int) -> int:
         return int(self._memory[offset][0])

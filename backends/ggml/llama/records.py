@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from opconform.backends.ggml.llama.gguf import TYPES
+
 _COPY = re.compile(r"^(?P<device>[^#]+)#(?P<name>.+)#(?P<number>\d+)$", re.DOTALL)
 WEIGHTS = 1  #: enum ggml_backend_buffer_usage
 
@@ -30,10 +32,11 @@ class Buffer:
     host: bool
     usage: int
 
-    @property
-    def is_repacked(self) -> bool:
-        """Whether weights stand in it in another order than their type's, so that nobody can read them."""
-        return "REPACK" in self.name or "AMX" in self.name
+
+def is_repacked(buffer: str) -> bool:
+    """Whether weights stand in a buffer of this name in another order than their type's, so that nobody can read them.
+    A model is loaded so that there is none, unless a build keeps the flag for it elsewhere."""
+    return any(word in buffer for word in ("REPACK", "AMX", "KLEIDIAI"))
 
 
 NO_BUFFER = Buffer(-1, "", 0, False, 0)
@@ -81,6 +84,13 @@ class Tensor:
         return self.buffer.usage == WEIGHTS
 
     @property
+    def is_contiguous(self) -> bool:
+        """Whether its elements (or blocks) follow each other without gaps."""
+        block = TYPES[self.type].block if self.type in TYPES else 1
+        rows = (self.nb[0] * (self.ne[0] // block), self.nb[1] * self.ne[1], self.nb[2] * self.ne[2])
+        return self.nb[1:] == rows
+
+    @property
     def original(self) -> str:
         """The name of the tensor that this one is the scheduler's copy of, on another device; nothing for no copy."""
         found = _COPY.match(self.name)
@@ -117,6 +127,11 @@ class Node(Tensor):
         """The layer that its name says: `ffn_out-1` is of layer 1."""
         found = re.search(r"-(\d+)\b", self.name) or re.search(r"\bblk\.(\d+)\.|_l(\d+)\b", self.name)
         return int(next(number for number in found.groups() if number)) if found else None
+
+    def source(self, place: int) -> Source | None:
+        """The source in a place of ggml's list; None where that is NULL, or past its end."""
+        present = place - sum(gap < place for gap in self.missing)
+        return None if place in self.missing or present >= len(self.sources) else self.sources[present]
 
     @property
     def writes_over(self) -> tuple[Source, ...]:

@@ -130,6 +130,7 @@ class Worker:
         )
         theirs.close()
         self._wire = Wire(ours)
+        self._ended: Died | None = None
         self._said = bytearray()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
@@ -142,7 +143,10 @@ class Worker:
             del self._said[:-_LOG_BYTES]
 
     def ask(self, *request: Any, take: Callable[[list[Any]], None] | None = None) -> Any:
-        """The answer to a request; what comes before it goes to `take`. Raises `ModelError` and `Died`."""
+        """The answer to a request; what comes before it goes to `take`. Raises `ModelError` and `Died`, and whatever
+        `take` raises; after anything but `ModelError` the worker has ended."""
+        if self._ended:
+            raise self._ended
         try:
             self._wire.send(request)
             while True:
@@ -157,22 +161,30 @@ class Worker:
                         take(message)
                     case _:
                         raise WireError("a message that is none")
+        except ModelError:
+            raise
         except TooLateError:
-            raise self._died(self.seconds) from None
-        except WireError:
-            raise self._died(None) from None
+            raise self._died(f"no sign of life within {self.seconds:g} s", "TIMEOUT") from None
+        except WireError as error:
+            raise self._died("" if error.hung_up else f"it sent what it should not: {error}") from None
+        except BaseException:
+            self._died("the request was given up")
+            raise
 
     def region(self, start: int, size: int) -> np.ndarray:
         """Bytes of the shared memory. Raises `WireError` for such that it does not have."""
+        if not 0 <= start <= start + size:
+            raise WireError(f"a region from {start} of {size} bytes")
         if start + size > self._mapped.size:
             length = os.fstat(self._memory_fd).st_size
-            if not 0 <= start <= start + size <= length:
-                raise WireError("a region that is not there")
+            if start + size > length:
+                raise WireError(f"a region from {start} of {size} bytes; there are {length}")
             self._mapped = np.frombuffer(mmap.mmap(self._memory_fd, length), np.uint8)
         return self._mapped[start : start + size]
 
-    def _died(self, seconds: float | None) -> Died:
-        if seconds is not None:
+    def _died(self, why: str, kind: str = "CRASH") -> Died:
+        """The worker's end. Without a `why` it has come to it by itself."""
+        if why:
             self._kill()
         try:
             code = self._process.wait(_EXIT_SECONDS)
@@ -185,10 +197,9 @@ class Worker:
         if os.fstat(self._memory_fd).st_size >= PROGRESS.size:
             _, runs, first, last = PROGRESS.unpack(os.pread(self._memory_fd, PROGRESS.size, 0))
             piece = (first, last) if runs and last >= 0 else None
-        if seconds is not None:
-            return Died("TIMEOUT", f"no sign of life within {seconds:g} s", said, piece)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return Died("CRASH", f"the process ended with {how}", said, piece)
+        self._ended = Died(kind, why or f"the process ended with {how}", said, piece)
+        return self._ended
 
     def _kill(self) -> None:
         """End the worker and whatever it has started."""
@@ -228,7 +239,7 @@ class Model:
         """Load `path` with the libllama in `folder`: the last `gpu_layers` layers on `devices`, the others on the CPU.
 
         `environment` is set before the libraries are loaded. Raises `ModelError` for a file that libllama does not
-        take, `Unavailable` for a folder without libllama, and `Died`.
+        take, and `Unavailable` for a folder without libllama.
         """
         llama_file(folder)
         self.header = checked(path)
@@ -237,6 +248,10 @@ class Model:
         self.worker = Worker(environment or {}, seconds)
         try:
             found = self.worker.ask("load", str(folder), str(path), list(devices), gpu_layers)
+        except Died as died:
+            self.worker.close()
+            said = f": {died.last_words}" if died.last_words else ""
+            raise ModelError(f"loading {path} ends libllama, {died.detail}{said}") from None
         except BaseException:
             self.worker.close()
             raise
@@ -276,11 +291,9 @@ class Context:
         """The logits of the tokens that the batch wants, one row each. Raises `ModelError` and `Died`."""
 
         def take(message: list[Any]) -> None:
-            if message[0] == "buffer":
-                _, name, size, host, usage = message
-                self._buffers.append(Buffer(len(self._buffers), str(name), int(size), bool(host), int(usage)))
-            elif message[0] == "node" and see:
-                see(self._node(message))
+            node = self._taken(message)
+            if node and see:
+                see(node)
 
         if watch != UNOBSERVED and not self.watched:
             raise ValueError("this context is not watched")
@@ -292,10 +305,24 @@ class Context:
             "sequences": batch.sequences,
             "wanted": [int(wanted) for wanted in batch.wanted],
         }
-        start, rows, width = self._model.worker.ask("decode", self._number, plain, watch.plain(), take=take)
+        answer = self._model.worker.ask("decode", self._number, plain, watch.plain(), take=take)
+        start, rows, width = (int(number) for number in answer)
         logits = np.empty((rows, width), np.float32)
         logits.view(np.uint8).reshape(-1)[:] = self._model.worker.region(start, logits.nbytes)
         return logits
+
+    def _taken(self, message: list[Any]) -> Node | None:
+        """The node in a message; None of a message about a buffer. Raises `WireError` for what is neither."""
+        try:
+            match message:
+                case ["buffer", str(name), int(size), bool(host), int(usage)]:
+                    self._buffers.append(Buffer(len(self._buffers), name, size, host, usage))
+                    return None
+                case ["node", *_]:
+                    return self._node(message)
+        except (TypeError, ValueError, IndexError) as error:
+            raise WireError(f"a node that is none: {error}") from None
+        raise WireError("a message about nothing known")
 
     def _node(self, message: list[Any]) -> Node:
         _, index, piece, plain, what, params, sources, region = message

@@ -9,8 +9,10 @@ tie between experts, say) gets a wide threshold in this way, and no false alarm.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from opconform.backends.ggml.llama.session import UNOBSERVED, Died, Watch
 
 MARGIN = 16.0  #: the moves of a few noisy runs are a sample; the largest possible one is a few times larger
 NOISY_RUNS = 3
+ATTEMPTS = 2  #: a driver may die now and then of what is not the graph's fault
 TIMES = 2  #: how often the whole is decoded: a race shows itself only now and then
 
 #: Environment variables by which a backend leaves out what it does with a whole graph, by the start of a device's name.
@@ -113,9 +116,12 @@ def compare(bench: Bench, script: Script, search: bool = True) -> Whole:
 
     Raises `ModelError` where libllama does not decode the script at all.
     """
-    nodes: list[list[Node]] = [[] for _ in script]
-    alone = bench.run(script, Watch(), lambda number, node: nodes[number].append(node))
-    if alone.died:
+    for _ in range(ATTEMPTS):
+        nodes: list[list[Node]] = [[] for _ in script]
+        alone = bench.run(script, Watch(), partial(_append, nodes))
+        if not alone.died:
+            break
+    else:
         return Whole((), by_node=alone.died, nodes=tuple(map(tuple, nodes)), runs=bench.runs)
     thresholds = _thresholds(bench, script, alone)
     runs = [bench.run(script) for _ in range(TIMES)]
@@ -133,6 +139,10 @@ def compare(bench: Bench, script: Script, search: bool = True) -> Whole:
     piece = None if asked_right else _search(bench, script, alone, thresholds, verdict.nodes)
     switches = _switches(bench.setup, script, alone, thresholds)
     return replace(verdict, asked=asked_right, piece=piece, switches=switches, runs=bench.runs)
+
+
+def _append(nodes: list[list[Node]], number: int, node: Node) -> None:
+    nodes[number].append(node)
 
 
 def difference(one: Run, other: Run, thresholds: Sequence[float], start: int = 0) -> Difference:
@@ -155,13 +165,12 @@ def _off(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _thresholds(bench: Bench, script: Script, alone: Run) -> list[float]:
-    """For each decode, how far from the decode node by node is wrong."""
-    moves = np.zeros(len(script))
+    """For each decode, how far from the decode node by node is wrong; infinitely far where no noisy run came to it."""
+    moves: list[list[float]] = [[] for _ in script]
     for seed in range(NOISY_RUNS):
-        noisy = bench.run(script, Watch(told=False, noise=seed))
-        for decode, logits in enumerate(noisy.logits):
-            moves[decode] = max(moves[decode], _off(alone.logits[decode].astype(np.float64), logits.astype(np.float64)))
-    return [float(MARGIN * move) for move in moves]
+        for decode, logits in enumerate(bench.run(script, Watch(told=False, noise=seed)).logits):
+            moves[decode].append(_off(alone.logits[decode].astype(np.float64), logits.astype(np.float64)))
+    return [MARGIN * max(found) if found else math.inf for found in moves]
 
 
 def _search(
@@ -213,8 +222,11 @@ class _Tries:
     def _tried(self, watch: Watch) -> tuple[Difference | None, Died | None]:
         watches = [Watch(told=False)] * self._count
         watches[self._decode] = watch
-        run = self._bench.run(self._script[: self._count], watches)
-        if run.died:
+        for _ in range(ATTEMPTS):
+            run = self._bench.run(self._script[: self._count], watches)
+            if not run.died:
+                break
+        else:
             return None, run.died
         return difference(self._alone, run, self._thresholds, self._decode), None
 

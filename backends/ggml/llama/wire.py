@@ -19,6 +19,10 @@ LONGEST = 1 << 26  #: bytes of a message
 class WireError(Exception):
     """The other side has hung up, or sent what is no message."""
 
+    def __init__(self, message: str, hung_up: bool = False) -> None:
+        super().__init__(message)
+        self.hung_up = hung_up
+
 
 class TooLateError(WireError):
     """The other side has not sent a message in time."""
@@ -37,7 +41,7 @@ class Wire:
         try:
             self._end.sendall(_LENGTH.pack(len(raw)) + raw)
         except OSError as error:
-            raise WireError(f"the other side has hung up: {error.strerror}") from None
+            raise WireError(f"the other side has hung up: {error.strerror}", True) from None
 
     def receive(self, seconds: float | None = None) -> Any:
         """The next message. Raises `TooLateError` where none is there in time, and `WireError`."""
@@ -58,9 +62,9 @@ class Wire:
             try:
                 more = self._end.recv(1 << 16)
             except OSError as error:
-                raise WireError(f"the other side has hung up: {error.strerror}") from None
+                raise WireError(f"the other side has hung up: {error.strerror}", True) from None
             if not more:
-                raise WireError("the other side has hung up")
+                raise WireError("the other side has hung up", True)
             self._read += more
         taken = bytes(self._read[:size])
         del self._read[:size]

@@ -25,7 +25,6 @@ import numpy as np
 from opconform.backends.ggml.llama.binding import Llama, Pointer
 from opconform.backends.ggml.llama.observer import Observer
 from opconform.backends.ggml.llama.params import ContextParams, ModelParams
-from opconform.backends.ggml.llama.tensors import TensorFields
 from opconform.backends.ggml.llama.wire import Wire, WireError
 from opconform.harness.run.backend import Unavailable
 
@@ -39,8 +38,8 @@ class Refused(Exception):
     """What was asked for cannot be done; the text says why."""
 
 
-class _Memory:
-    """The shared memory behind its first page, filled from its start again whenever the front has taken it all."""
+class SharedMemory:
+    """The shared memory behind its first page, filled from its start again when the front has taken what is in it."""
 
     def __init__(self, descriptor: int, wire: Wire) -> None:
         self._descriptor, self._wire = descriptor, wire
@@ -51,17 +50,20 @@ class _Memory:
         os.ftruncate(self._descriptor, size)
         self._bytes = np.frombuffer(mmap.mmap(self._descriptor, size), np.uint8)
 
-    def room(self, size: int) -> tuple[int, np.ndarray]:
-        """Memory for `size` bytes that the front will see, and where it starts."""
-        if self._used + size > self._bytes.size:
+    def renew(self) -> None:
+        """Where more than half is filled with what has been sent: wait until the front has taken it, and start again.
+        What has not been sent must not stand in the memory then."""
+        if self._used > self._bytes.size // 2:
             self._wire.send(["wait"])
             self._wire.receive()
             self._used = PAGE
-        if self._used + size > self._bytes.size:
-            # What was sent stays valid: the file grows, and the old mapping is kept while anything refers to it.
-            self._map(1 << (PAGE + size - 1).bit_length())
+
+    def room(self, size: int) -> tuple[int, np.ndarray]:
+        """Memory for `size` bytes that the front will see, and where it starts."""
         start = self._used
         self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        if self._used > self._bytes.size:
+            self._map(1 << (self._used - 1).bit_length())  # the file keeps what it holds
         return start, self._bytes[start : start + size]
 
     def progress(self, decode: int, runs: bool, first: int, last: int) -> None:
@@ -73,7 +75,7 @@ class Server:
 
     def __init__(self, wire: Wire, memory_descriptor: int) -> None:
         self._wire = wire
-        self._memory = _Memory(memory_descriptor, wire)
+        self._memory = SharedMemory(memory_descriptor, wire)
         self._decodes = 0
         self._contexts: dict[int, tuple[Pointer, Observer | None]] = {}
         self._model: Pointer = None
@@ -81,23 +83,21 @@ class Server:
     def load(self, folder: str, path: str, devices: list[str], gpu_layers: int) -> dict[str, Any]:
         """Load the libraries and the model."""
         self._llama = llama = Llama(Path(folder))
-        self._fields = TensorFields(llama)
         handles = [llama.device(name) for name in devices]
         # The CPU is in no list: libllama always has it, for what the listed devices do not take.
-        self._devices = llama.ffi.new("void *[]", [*(h for h in handles if not llama.is_cpu(h)), llama.ffi.NULL])
+        self._devices = llama.c.ffi.new("void *[]", [*(h for h in handles if not llama.is_cpu(h)), llama.c.null])
         params = ModelParams(llama)
         params.place(self._devices, gpu_layers)
         ContextParams(llama)  # so that a build whose structs are odd is told before the model is loaded
-        self._model = llama.lib.llama_model_load_from_file(os.fsencode(path), params.value)
+        self._model = llama.c.llama_model_load_from_file(os.fsencode(path), params.value)
         if not self._model:
-            raise Refused(f"libllama does not load {path}: {llama.last_complaint or 'it does not say why'}")
-        lib = llama.lib
+            raise Refused(f"libllama does not load {path}: {llama.complaint}")
+        c = llama.c
         return {
-            "vocabulary": int(lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self._model))),
-            "context": int(lib.llama_model_n_ctx_train(self._model)),
-            "layers": int(lib.llama_model_n_layer(self._model)),
-            "bytes": int(lib.llama_model_size(self._model)),
-            "weights": int(lib.llama_model_n_params(self._model)),
+            "vocabulary": int(c.llama_vocab_n_tokens(c.llama_model_get_vocab(self._model))),
+            "context": int(c.llama_model_n_ctx_train(self._model)),
+            "layers": int(c.llama_model_n_layer(self._model)),
+            "weights": int(c.llama_model_n_params(self._model)),
         }
 
     def open(self, number: int, watched: bool, sizes: dict[str, Any]) -> dict[str, Any]:
@@ -108,23 +108,23 @@ class Server:
         params.compute(sizes["threads"], sizes["flash"], sizes["unified"])
         observer = None
         if watched:
-            observer = Observer(llama, self._fields, self._wire.send, self._memory.room, self._note)
+            observer = Observer(llama, self._wire.send, self._memory, self._note)
             params.watch(observer.callback)
-        context = llama.lib.llama_init_from_model(self._model, params.value)
+        context = llama.c.llama_init_from_model(self._model, params.value)
         if not context:
-            raise Refused(f"libllama makes no context: {llama.last_complaint or 'it does not say why'}")
-        found = int(llama.lib.llama_n_batch(context)), int(llama.lib.llama_n_seq_max(context))
-        threads = int(llama.lib.llama_n_threads(context))
+            raise Refused(f"libllama makes no context: {llama.complaint}")
+        found = int(llama.c.llama_n_batch(context)), int(llama.c.llama_n_seq_max(context))
+        threads = int(llama.c.llama_n_threads(context))
         wanted = sizes["batch"], sizes["sequences"]
         if found != wanted or threads != sizes["threads"]:
             raise params.odd(f"batch, sequences and threads are {[*found, threads]}, not {[*wanted, sizes['threads']]}")
         self._contexts[number] = context, observer
-        return {"context": int(llama.lib.llama_n_ctx(context))}
+        return {"context": int(llama.c.llama_n_ctx(context))}
 
     def clear(self, number: int) -> None:
         """Forget what a context has decoded, its memory's content too."""
-        lib = self._llama.lib
-        lib.llama_memory_clear(lib.llama_get_memory(self._contexts[number][0]), True)
+        c = self._llama.c
+        c.llama_memory_clear(c.llama_get_memory(self._contexts[number][0]), True)
 
     def decode(self, number: int, batch: dict[str, list[int]], watch: dict[str, Any]) -> list[Any]:
         """Decode a batch; gives where its logits stand, how many rows they are, and how long a row is."""
@@ -133,28 +133,29 @@ class Server:
         self._note(0, -1)
         if observer:
             observer.begin(watch)
-        status = llama.lib.llama_decode(context, self._batch(batch))
-        llama.lib.llama_synchronize(context)
+        status = llama.c.llama_decode(context, self._batch(batch))
+        llama.c.llama_synchronize(context)
         if observer:
             if observer.error:
                 raise RuntimeError(observer.error)
             observer.finish()
         if status:
-            raise Refused(f"llama_decode returned {status}: {llama.last_complaint or 'it does not say why'}")
+            raise Refused(f"llama_decode returned {status}: {llama.complaint}")
         rows = [i for i, wanted in enumerate(batch["wanted"]) if wanted]
-        width = int(llama.lib.llama_vocab_n_tokens(llama.lib.llama_model_get_vocab(self._model)))
+        width = int(llama.c.llama_vocab_n_tokens(llama.c.llama_model_get_vocab(self._model)))
+        self._memory.renew()
         start, memory = self._memory.room(len(rows) * width * 4)
         table = memory.view(np.float32).reshape(len(rows), width)
         for row, i in zip(table, rows):
-            logits = llama.lib.llama_get_logits_ith(context, i)
+            logits = llama.c.llama_get_logits_ith(context, i)
             if not logits:
                 raise Refused(f"libllama has no logits of token {i}")
-            row[:] = np.frombuffer(llama.ffi.buffer(logits, width * 4), np.float32)
+            row[:] = np.frombuffer(llama.c.ffi.buffer(logits, width * 4), np.float32)
         self._memory.progress(self._decodes, False, 0, -1)
         return [start, len(rows), width]
 
     def _batch(self, batch: dict[str, list[int]]) -> Any:
-        ffi, count = self._llama.ffi, len(batch["tokens"])
+        ffi, count = self._llama.c.ffi, len(batch["tokens"])
         sequences = [ffi.new("int32_t[1]", [sequence]) for sequence in batch["sequences"]]
         self._kept = (  # what the batch points to
             ffi.new("int32_t[]", batch["tokens"]),
@@ -165,7 +166,7 @@ class Server:
             sequences,
         )
         tokens, positions, counts, of, wanted, _ = self._kept
-        made = ffi.new("llama_batch *", (count, tokens, ffi.NULL, positions, counts, of, wanted))
+        made = ffi.new("llama_batch *", (count, tokens, self._llama.c.null, positions, counts, of, wanted))
         return made[0]
 
     def _note(self, first: int, last: int) -> None:
