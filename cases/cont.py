@@ -48,4 +48,5 @@ OP = Op(
     check=check,
     alone=lambda case: True,
     sources=lambda case: {"x": moves.flat(case.inputs["x"])},
+    copies=True,
 )

@@ -150,4 +150,5 @@ OP = Op(
     traits=traits,
     hypotheses=hypotheses,
     sources=sources,
+    copies=True,
 )

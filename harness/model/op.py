@@ -85,6 +85,7 @@ class Op:
     metamorphic: relations between runs that hold for every right kernel, always on for packed cases.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    copies: whether the op by definition gives the elements of its input, all of them and no other.
     """
 
     name: str
@@ -110,6 +111,7 @@ class Op:
     stages: Callable[[Case], Sequence[Stage]] | None = None
     metamorphic: tuple[Metamorphic, ...] = ()
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
+    copies: bool = False
 
     def where_bound(self) -> str:
         """file:line of the bound's derivation, for the screen of a failure."""
