@@ -176,7 +176,7 @@ OPS = (
         alone=lambda case: not (case.params["lp3"] or case.params["rp3"]),
         bound="the bits of x inside, +0 in the padding",
     ),
-    gather("cont", "the same elements in memory of their own", _itself, shapes=tensors),
+    gather("cont", "the same elements in memory of their own", _itself, shapes=tensors, copies=True),
     gather(
         "cpy",
         "the elements of x, in flat order, in another shape and type",
@@ -186,6 +186,7 @@ OPS = (
         check=_check_copy,
         types=(*_TYPES, "i32-i32"),
         alone=lambda case: False,
+        copies=True,
         bound="the bits of x where the type stays or holds the value, else one rounding to nearest even",
     ),
 )

@@ -125,6 +125,7 @@ def gather(
     check: Callable[[Case], None] | None = None,
     types: tuple[str, ...] = (),
     alone: Callable[[Case], bool] = lambda case: True,
+    copies: bool = False,
     bound: str = "the bits of x",
 ) -> Op:
     """An op that moves elements of x.
@@ -132,8 +133,8 @@ def gather(
     source: where each element of the output comes from. shapes: the strategy of x's shapes for elements of so many
     bytes. out: the output's shape for a shape of x, or several to draw one from (then `check` says what else fits);
     raises `CaseError` for a shape of x that does not fit. elsewhere: what wrong kernels do. types: the pairs of types
-    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone: as `Op`
-    has it.
+    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies:
+    as `Op` has them.
     """
     row = _Row(source, shapes, out, params, elsewhere, check, types)
 
@@ -155,6 +156,7 @@ def gather(
         alone=alone,
         hypotheses=row.hypotheses,
         sources=row.sources,
+        copies=copies,
     )
 
 

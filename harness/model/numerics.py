@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
@@ -126,6 +127,12 @@ class Numerics:
         said += ["variances in one pass"] if self.one_pass_variance else []
         return ", ".join(said)
 
+    @property
+    def looser(self) -> str:
+        """What is declared looser than IEEE float32 and the usual libraries, in words; "" where nothing is. Below
+        float32's precision it begins with "lower precision"."""
+        return _looser(self)
+
     def gamma(self, n: Count) -> Count:
         """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1); infinite from n·u = 1."""
         with np.errstate(divide="ignore"):
@@ -134,3 +141,16 @@ class Numerics:
 
 
 EXACT = Numerics()
+
+
+@cache
+def _looser(numerics: Numerics) -> str:
+    said = []
+    for item in fields(numerics):
+        value, usual = getattr(numerics, item.name), getattr(EXACT, item.name)
+        if value > usual and item.name not in ("roundoff", "narrow_operands", "narrow_sums"):
+            words = item.name.replace("_", " ")
+            said.append(words if value is True else f"{words} {value:g} instead of {usual:g}")
+    kind = "lower precision" if numerics.lower else "looser arithmetic"
+    found = [numerics.lower, *said] if numerics.lower else said
+    return f"{kind}: {', '.join(found)}" if found else ""

@@ -102,6 +102,7 @@ class Op:
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    copies: whether the op by definition gives the elements of its input, all of them and no other.
     composite: what only few ops have.
     """
 
@@ -119,6 +120,7 @@ class Op:
     alone: Callable[[Case], bool] = field(default=lambda case: False)
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
+    copies: bool = False
     composite: Composite = field(default_factory=Composite)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from opconform.harness.explain.failure import Failure
@@ -13,10 +13,13 @@ from opconform.harness.model.plain import decoded
 
 @dataclass
 class Tally:
-    """Counts of one op on one device. Every case that ran is passed, failed or known; the others have a reason.
+    """Counts of one op on one device. Every case that ran is passed, failed or known; the others have a reason, or say
+    nothing.
 
     known: failing cases that entries of known_failures.toml cover.
+    vacuous: cases that a kernel passes which writes zeros or copies an input (`vacuous.py`); they do not count as run.
     free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN).
+    looser: how many cases were judged by an arithmetic that is looser than float32, by what it is (`Numerics.looser`).
     """
 
     passed: int = 0
@@ -25,6 +28,8 @@ class Tally:
     free: int = 0
     seconds: float = 0.0
     known: int = 0
+    vacuous: int = 0
+    looser: Counter[str] = field(default_factory=Counter)
 
     @property
     def executed(self) -> int:
@@ -32,14 +37,29 @@ class Tally:
 
     def count(self, verdict: Verdict, expected: bool = False) -> None:
         """Count a verdict. `expected`: it fails as an entry of known_failures.toml says."""
+        if verdict.comparisons and not verdict.vacuous and verdict.numerics.looser:
+            self.looser[verdict.numerics.looser] += 1
         if verdict.unsupported is not None:
             self.unsupported[verdict.unsupported] += 1
         elif verdict.failed:
             self.known += expected
             self.failed += not expected
+        elif verdict.vacuous:
+            self.vacuous += 1
         else:
             self.passed += 1
             self.free += sum(comparison.free for comparison in verdict.comparisons)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**plain, "unsupported": dict(self.unsupported), "looser": dict(self.looser)}
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Tally:
+        """The tally that `to_json` gave."""
+        counters = {name: Counter(plain.get(name, {})) for name in ("unsupported", "looser")}
+        return cls(**{**plain, **counters})
 
 
 @dataclass(frozen=True)
@@ -106,7 +126,7 @@ class Result:
             "op": self.op,
             "target": self.target,
             "device": self.device,
-            "tally": {**asdict(self.tally), "unsupported": dict(self.tally.unsupported)},
+            "tally": self.tally.to_json(),
             "failure": None if self.failure is None else self.failure.to_json(),
             "failed_known": list(self.failed_known),
             "known_bugs": [asdict(bug) for bug in self.known_bugs],

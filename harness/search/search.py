@@ -42,6 +42,7 @@ from opconform.harness.search.settings import Settings
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems drawn between two looks at the clock
+_LEAST_CHUNK = 4  #: the first problem of a chunk is always the simplest, of which some ops can show nothing
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
@@ -121,6 +122,7 @@ class Search:
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
+        self._vacuous = 0  #: cases drawn that say nothing
         self._found: _Found | None = None
         self._seen: dict[str, Verdict] = {}
 
@@ -272,10 +274,15 @@ class Search:
         if self._freedom.choices("dtype", self._op.dtypes):
             index, count = self._settings.shard
             chunk = index - 1
-            while not self._found and self._time_left(start) and self._drawn < self._settings.examples:
+            while not self._found and self._time_left(start) and self._more_to_draw():
                 self._draw_chunk(chunk, start)
                 chunk += count
         return self._shrunk()
+
+    def _more_to_draw(self) -> bool:
+        """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
+        and a problem of which nothing fits counts as a case: a search comes to its end."""
+        return self._drawn < self._settings.examples and self._vacuous <= self._settings.examples
 
     def _time_left(self, start: float) -> bool:
         """Whether to draw on. One problem is always tried, for a pair that ran nothing would read as unsupported."""
@@ -283,11 +290,12 @@ class Search:
         return in_time or not self._drawn
 
     def _draw_chunk(self, chunk: int, start: float) -> None:
-        problems = min(_CHUNK, -(-(self._settings.examples - self._drawn) // VARIANTS))
+        needed = -(-(self._settings.examples - self._drawn) // VARIANTS)
+        problems = min(_CHUNK, max(needed, _LEAST_CHUNK))
 
         @seed(self._settings.seed * 1_000_003 + chunk)
         @settings(
-            max_examples=max(problems, 1),
+            max_examples=problems,
             phases=(Phase.generate, Phase.shrink),
             database=None,
             deadline=None,
@@ -297,7 +305,8 @@ class Search:
         )
         @given(batches(self._op, self._freedom))
         def examine(drawn: tuple[Problem, int]) -> None:
-            if (self._found or self._time_left(start)) and self._fails(*drawn):
+            goes_on = self._found is not None or (self._time_left(start) and self._more_to_draw())
+            if goes_on and self._fails(*drawn):
                 raise _Failed
 
         with contextlib.suppress(_Failed), _the_same_everywhere():
@@ -309,8 +318,10 @@ class Search:
             if not drawn:
                 limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
                 self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
-            self._drawn += max(len(drawn), 1)  # so that a search in which nothing fits comes to an end
             verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
+            vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
+            self._vacuous += vacuous
+            self._drawn += len(drawn) - vacuous if drawn else 1
             for variant, verdict in zip(drawn, verdicts):
                 if self._is_new(verdict):
                     self._begin_to_shrink(variant, problem, verdict)
