@@ -7,6 +7,7 @@ from ctypes import c_bool, c_float, c_int, c_size_t, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
+from opconform.backends.rows import rows_of
 from opconform.harness.model.case import Case
 
 #: Strides and offsets travel to the kernels as int32, and ggml_set asserts an offset below 2^30.
@@ -53,7 +54,19 @@ TRI_TYPES = {"upper_diag": 0, "upper": 1, "lower_diag": 2, "lower": 3}  #: enum 
 
 _WRITE_VIEW = (c_void_p, c_void_p, c_void_p, c_size_t, c_size_t, c_size_t, c_size_t)
 
-OPS: Mapping[str, OpBinding] = {
+_UNARY, _BINARY = (c_void_p, c_void_p), (c_void_p, c_void_p, c_void_p)
+
+
+def _none(case: Case) -> tuple[Any, ...]:
+    return ()
+
+
+def _named(*names: str) -> Callable[[Case], tuple[Any, ...]]:
+    """These parameters of the case, in this order."""
+    return lambda case: tuple(case.params[name] for name in names)
+
+
+_OPS: Mapping[str, OpBinding] = {
     "acc": OpBinding("ggml_acc", _WRITE_VIEW, _view, inplace="ggml_acc_inplace"),
     "set": OpBinding("ggml_set", _WRITE_VIEW, _view, inplace="ggml_set_inplace"),
     "cumsum": OpBinding("ggml_cumsum", (c_void_p, c_void_p), lambda case: ()),
@@ -66,4 +79,18 @@ OPS: Mapping[str, OpBinding] = {
     "sum_rows": OpBinding("ggml_sum_rows", (c_void_p, c_void_p), lambda case: ()),
     "cpy": OpBinding("ggml_cpy", (c_void_p, c_void_p, c_void_p), lambda case: (), into=True),
     "cont": OpBinding("ggml_cont", (c_void_p, c_void_p), lambda case: ()),
+    "add": OpBinding("ggml_add", _BINARY, _none, inplace="ggml_add_inplace"),
+    "mul": OpBinding("ggml_mul", _BINARY, _none, inplace="ggml_mul_inplace"),
+    "scale": OpBinding(
+        "ggml_scale_bias",
+        (*_UNARY, c_float, c_float),
+        _named("scale", "bias"),
+        inplace="ggml_scale_bias_inplace",
+    ),
+    "clamp": OpBinding("ggml_clamp", (*_UNARY, c_float, c_float), _named("min", "max"), inplace="ggml_clamp_inplace"),
+    "exp": OpBinding("ggml_exp", _UNARY, _none, inplace="ggml_exp_inplace"),
+    "silu": OpBinding("ggml_silu", _UNARY, _none, inplace="ggml_silu_inplace"),
+    "norm": OpBinding("ggml_norm", (*_UNARY, c_float), _named("eps")),
 }
+#: Every op with its row. Other packages register theirs: see `rows_of`.
+OPS: Mapping[str, OpBinding] = {**_OPS, **rows_of("ggml")}

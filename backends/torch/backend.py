@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from opconform.backends.rows import rows_of
 from opconform.backends.torch import delta_net, mla, ops, small_ops
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
@@ -22,6 +23,7 @@ REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/
 #: What computes an op: the case's tensors by argument name to the output, or to outputs and stages by name.
 Computes = Callable[[Case, Mapping[str, "torch.Tensor"]], "torch.Tensor | dict[str, torch.Tensor]"]
 
+#: Every op, with its row. Other packages register theirs: see `rows_of`.
 _OPS: Mapping[str, Computes] = {
     "acc": ops.acc,
     "set": ops.set_,
@@ -35,6 +37,13 @@ _OPS: Mapping[str, Computes] = {
     "sum_rows": small_ops.sum_rows,
     "cpy": small_ops.cpy,
     "cont": small_ops.cont,
+    "add": small_ops.over(lambda a, b: a + b),
+    "mul": small_ops.over(lambda a, b: a * b),
+    "scale": small_ops.scale,
+    "clamp": small_ops.clamp,
+    "exp": lambda case, tensors: tensors["x"].exp(),
+    "silu": small_ops.silu,
+    "norm": small_ops.norm,
     "gated_delta_net": delta_net.gated_delta_net,
     "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
     "mla_absorbed": mla.mla_absorbed,
@@ -50,7 +59,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     needs = "pip install torch"
-    ops: ClassVar[Mapping[str, Computes]] = _OPS
+    ops: ClassVar[Mapping[str, Computes]] = {**_OPS, **rows_of("torch")}
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
