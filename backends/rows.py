@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from opconform.harness.model.ops import registered
 
 
-def rows_of(backend: str) -> dict[str, Any]:
-    """What other packages have registered for their ops, by the op's name.
+def rows_of(backend: str) -> list[Any]:
+    """What other packages have registered for their ops: tables like the backend's own.
 
-    An entry point of the group `opconform.rows.BACKEND` names a mapping from ops to what that backend's own table has
-    for an op: for `torch` a function of the case and its tensors, for `ggml` an `OpBinding`.
+    An entry point of the group `opconform.rows.BACKEND` names one: for `torch` a mapping from an op's name to a
+    function of the case and its tensors, for `ggml` some `Row`s.
     """
-    found: dict[str, Any] = {}
-    for point in registered(f"opconform.rows.{backend}").values():
-        rows: Mapping[str, Any] = point.load()
-        found.update(rows)
-    return found
+    return [point.load() for point in registered(f"opconform.rows.{backend}").values()]

@@ -13,12 +13,14 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.version import VERSION
 from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.script import CannotWriteError, Script, ScriptRequest
 
 __version__ = VERSION
 
 __all__ = [
     "Backend",
     "Buffers",
+    "CannotWriteError",
     "Case",
     "CaseError",
     "Device",
@@ -29,6 +31,8 @@ __all__ = [
     "Numerics",
     "Op",
     "Problem",
+    "Script",
+    "ScriptRequest",
     "Unavailable",
     "__version__",
 ]

@@ -24,6 +24,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
+from opconform.harness.run.script import Script, ScriptRequest
 
 #: What NVRTC gets. No fast math: CUDA then divides and takes roots as IEEE 754 does, and keeps denormals; a product and
 #: a sum may become one fused operation, which every bound allows. With the lines, compute-sanitizer names them.
@@ -44,6 +45,7 @@ class CudaKernels(Backend):
     """What both ways to run the kernels beside this file share."""
 
     kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.cu lies; a subclass may have its own
+    script_reads = ("kernels",)
     launches: ClassVar[Mapping[str, Callable[[Case], list[Launch]]]] = LAUNCHES
 
     def supports(self, case: Case) -> str | None:
@@ -72,6 +74,12 @@ class CudaBackend(CudaKernels):
         self._modules: dict[str, Any] = {}
         if OPTION in options:
             self._cupy.cuda.set_allocator(None)
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script:
+        from opconform.backends.cuda.script import cuda_script
+
+        return cuda_script(request, cls.kernels)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:

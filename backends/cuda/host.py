@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from opconform.harness.model.buffers import GUARD, Buffers, Plan
 from opconform.harness.model.case import Case
 from opconform.harness.run.backend import Device, KernelFault, Unavailable
 from opconform.harness.run.sanitizer import Sanitizer
+from opconform.harness.run.script import Script, ScriptRequest
 
 _HERE = Path(__file__).parent
 #: Lines as addr2line reads them where #line names the file; fortified, longjmp would refuse to change stacks.
@@ -59,6 +60,18 @@ class CudaHostBackend(CudaKernels):
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
         return [Device("0", f"the CUDA kernels on the CPU ({platform.machine()})", {"g++": compiler()[1]}, NUMERICS)]
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script:
+        from opconform.backends.cuda.script import host_script
+
+        regions = [
+            replace(region, name=region.name + suffix)
+            for suffix, case, plan in request.cases
+            for region in regions_of(case, plan)
+        ]
+        host = {"regions": regions, "common": list(COMMON), "checked": list(CHECKED)}
+        return host_script(request, cls.kernels, host)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:

@@ -21,6 +21,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
+from opconform.harness.run.script import Script, ScriptRequest
 
 _LOCAL_SIZE = 64
 _CORRECT_DIVISION = "-cl-fp32-correctly-rounded-divide-sqrt"
@@ -37,6 +38,7 @@ class OpenCLBackend(Backend):
     name = "opencl"
     needs = "pyopencl and an OpenCL driver"
     kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.cl lies; a subclass may have its own
+    script_reads = ("kernels",)
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -63,6 +65,12 @@ class OpenCLBackend(Backend):
             )
             for index, found in enumerate(_opencl_devices())
         ]
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script:
+        from opconform.backends.opencl.script import opencl_script
+
+        return opencl_script(request, cls.kernels)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:

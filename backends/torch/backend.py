@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,6 +15,7 @@ from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.script import Script, ScriptRequest
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +61,8 @@ class TorchBackend(Backend):
 
     name = "torch"
     needs = "pip install torch"
-    ops: ClassVar[Mapping[str, Computes]] = {**_OPS, **rows_of("torch")}
+    ops: ClassVar[Mapping[str, Computes]] = {**_OPS, **ChainMap(*rows_of("torch"))}
+    script_reads = ("ops",)
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -80,6 +83,12 @@ class TorchBackend(Backend):
             versions = {"torch": torch.__version__, "macOS": platform.mac_ver()[0]}
             found.append(Device("mps", "Apple GPU", versions, Numerics(flushes_denormals=True)))
         return found
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script | None:
+        from opconform.backends.torch.script import torch_script
+
+        return torch_script(request, cls.ops)
 
     def supports(self, case: Case) -> str | None:
         return None if case.op in self.ops else f"the torch backend has no {case.op}; it has {', '.join(self.ops)}"

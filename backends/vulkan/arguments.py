@@ -56,6 +56,10 @@ INVOCATIONS = 1 << 16  #: the most that a dispatch starts; each then takes sever
 #: turns in all (LP_MAX_TGSI_LOOP_ITERATIONS) and says nothing: longer work is cut into several dispatches.
 TURNS = 30_000
 
+LOCAL_SIZE = 64  #: local_size_x of every shader
+#: Workgroups of a dispatch; every shader strides on until all its items are done.
+_GROUPS = (1, 64, INVOCATIONS // LOCAL_SIZE)
+
 
 @dataclass(frozen=True)
 class Dispatch:
@@ -65,6 +69,11 @@ class Dispatch:
     items: int
     words: list[int]
     part: int = 0
+
+
+def groups_of(items: int) -> int:
+    """How many workgroups a dispatch for `items` work items has."""
+    return next((groups for groups in _GROUPS if groups * LOCAL_SIZE >= items), _GROUPS[-1])
 
 
 def with_scratch(case: Case, plan: Plan) -> Plan:

@@ -20,11 +20,11 @@ from opconform.backends.element_types import refusal
 from opconform.backends.vulkan import shaders
 from opconform.backends.vulkan.arguments import (
     DISPATCHES,
-    INVOCATIONS,
     TABLE_WORDS,
     TABLES,
     WORDS,
     Dispatch,
+    groups_of,
     with_scratch,
 )
 from opconform.backends.vulkan.physical import Physical, layers, physical_devices
@@ -34,10 +34,8 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
+from opconform.harness.run.script import Script, ScriptRequest
 
-_LOCAL_SIZE = 64  #: local_size_x of every shader
-#: Workgroups of a dispatch; every shader strides on until all its items are done.
-_GROUPS = (1, 64, INVOCATIONS // _LOCAL_SIZE)
 _SMALLEST = 1 << 16  #: bytes; copying fewer takes no less time
 
 #: What Vulkan promises of float32 where no execution mode says more (Vulkan 1.3, "Precision and Operation of SPIR-V
@@ -67,6 +65,7 @@ class VulkanBackend(Backend):
     name = "vulkan"
     needs = "a Vulkan driver, glslc, and Kompute (`make setup` builds it)"
     kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.comp lies; a subclass may have its own
+    script_reads = ("kernels",)
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -97,6 +96,12 @@ class VulkanBackend(Backend):
             Device(str(index), found.name, {"driver": found.driver, "vulkan": found.api, **kompute}, _NUMERICS)
             for index, found in enumerate(_physical())
         ]
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script:
+        from opconform.backends.vulkan.script import vulkan_script
+
+        return vulkan_script(request, cls.kernels)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:
@@ -174,11 +179,6 @@ class VulkanBackend(Backend):
                 arena.tensors, self._shaders[op], (groups, 1, 1), part, words
             )
         return arena.algorithms[op, dispatch.part, groups]
-
-
-def groups_of(items: int) -> int:
-    """How many workgroups a dispatch for `items` work items has."""
-    return next((groups for groups in _GROUPS if groups * _LOCAL_SIZE >= items), _GROUPS[-1])
 
 
 def _capacity(size: int) -> int:

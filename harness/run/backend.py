@@ -12,6 +12,7 @@ from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.script import Script, ScriptRequest
 
 if TYPE_CHECKING:
     from opconform.harness.run.sanitizer import Sanitizer
@@ -88,6 +89,7 @@ class Backend:
 
     name: ClassVar[str] = ""
     needs: ClassVar[str] = ""  #: what to install, in one line, for `opconform list`
+    script_reads: ClassVar[tuple[str, ...]] = ()  #: attributes that `script` follows, where a subclass changes them
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         """Open `device` (an id that `devices` listed). `options` are the command line's, such as `ggml_lib`."""
@@ -103,6 +105,16 @@ class Backend:
     def sanitizer(cls) -> Sanitizer:
         """The checker of this backend's API. Raises `Unavailable` where it is not installed, or there is none."""
         raise Unavailable(f"the backend {cls.name} has no checker to run under", "leave it out, or --sanitize")
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script | None:
+        """The part of a bundle's `repro.py` that calls the API: how it runs the failing case without Opconform.
+
+        None stands for the default: the class itself runs in the script, on copies of the files that it imports. A
+        subclass that changes how cases are computed, in anything but what `script_reads` names, has the default too.
+        Called in a process of its own, without a device. Raises `CannotWriteError` with the reason.
+        """
+        return None
 
     def limits(self) -> tuple[Limit, ...]:
         """What this device does not take. The search steers by it, so that no draw is wasted."""

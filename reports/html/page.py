@@ -24,12 +24,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from opconform.harness.explain.failure import Failure, Worst
+from opconform.harness.model.escape import lines
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.version import VERSION
 from opconform.reports.console import clean, places, twin
 from opconform.reports.html.charts import spark, strip, trend
 from opconform.reports.html.data import Entry, Report
-from opconform.reports.repro.escape import lines
 from opconform.reports.repro.picture import picture
 from opconform.reports.run import now
 from opconform.reports.states import Pair

@@ -17,11 +17,10 @@ from opconform.backends.cuda import CudaHostBackend
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
 from opconform.cli import main
+from opconform.harness.explain.facts import Facts
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.target import Target
-from opconform.reports.repro import apis
-from opconform.reports.repro.facts import Facts
-from opconform.reports.repro.scripts import script
+from opconform.reports.repro.scripts import asked, script
 from tests.repro_samples import one_failure
 from tests.samples import acc, spec
 
@@ -249,7 +248,7 @@ class Planted(CudaHostBackend):
 def test_the_script_for_cuda_says_that_it_takes_a_gpu() -> None:
     where = Target("cuda", Device("0", "a GPU"), {})
     facts = Facts(one_failure(where), where)
-    Path("repro.py").write_text(script(facts, apis.cuda(facts)))
+    Path("repro.py").write_text(script(facts, asked(facts)))
     Path("cupy.py").write_text(NO_DRIVER)
     done = subprocess.run([sys.executable, "repro.py"], capture_output=True, text=True)
     assert done.returncode == 2

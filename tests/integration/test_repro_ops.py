@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from opconform.backends.ggml import test_case as cpp
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import variants
+from opconform.harness.explain.facts import Facts
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Finding
@@ -27,9 +29,7 @@ from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import devices_of
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
-from opconform.reports.repro import cpp
 from opconform.reports.repro.bundle import files_of
-from opconform.reports.repro.facts import Facts
 from tests.repro_samples import described
 
 APIS = ("torch:cpu", "opencl:0", "vulkan:0", "cuda-host:0", "ggml:CPU", "ggml:Vulkan0")

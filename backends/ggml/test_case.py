@@ -6,41 +6,87 @@ cannot see the fault (it is the CPU's own, or too small), the struct brings the 
 
 from __future__ import annotations
 
-import ctypes
+import os
 import re
+import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opconform.backends.ggml import GRAPHS
-from opconform.backends.ggml.graph import TYPES
+from opconform.backends.ggml.calls import Call
+from opconform.backends.ggml.declarations import DECLARATIONS, TYPES
+from opconform.backends.ggml.graphs import GRAPHS
+from opconform.backends.ggml.library import library_files
 from opconform.backends.ggml.limits import CONSTRUCTORS, limits_of
+from opconform.backends.ggml.nodes import four_nb, four_ne, is_plain
 from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.recording import folder_of, recorded
+from opconform.backends.ggml.rows import Row
+from opconform.backends.ggml.spelling import cpp_float
+from opconform.harness.explain.companions import Companions
+from opconform.harness.explain.facts import Demand, Facts
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DType, Raw
+from opconform.harness.model.escape import identifier
 from opconform.harness.model.layouts import Layout
-from opconform.reports.repro.apis import four_nb
-from opconform.reports.repro.escape import identifier
-from opconform.reports.repro.facts import Demand, Facts, ggml_folder
-from opconform.reports.repro.recording import Call
-from opconform.reports.repro.rendering import render
-from opconform.reports.repro.scripts import CannotWriteError
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.script import CannotWriteError
+from opconform.harness.run.templates import render
 
 LISTED = 4096  #: values that a struct lists; beyond them it takes upstream's random ones
+_HERE = Path(__file__).parent
 _NMSE = 1e-7  #: upstream's limit
 _UNREAD = 1024.0  #: stands for a NaN that the op must not read or keep apart: upstream takes any NaN for a failure
-
-#: Parameters that C++ wants as an enum: (function, place after the tensors).
-_ENUMS = {("ggml_tri", 0): "ggml_tri_type"}
 
 
 class NoTestError(Exception):
     """This bundle has no test_case.cpp, and why, in one line."""
+
+
+def companions(facts: Facts) -> Companions | None:
+    """test_case.cpp and test_case.txt, and what the issue says of them; of ggml's own failures also why not."""
+    files: dict[str, str] = {}
+    lacks, line, ours = "", test_file_line(facts), is_ggml(facts)
+    try:
+        files["test_case.cpp"] = test_case(facts)
+    except NoTestError as reason:
+        lacks = str(reason)
+    if line is not None:
+        files["test_case.txt"] = f"{line}\n"
+    if not files and not ours:
+        return None
+    upstream = _upstream(facts) if ours else {}
+    says = render(_HERE / "test_case.md.j2", has_test=not lacks, lacks=lacks, line=line, upstream=upstream)
+    device = facts.target.device.id if ours else ""
+    return Companions(files, {"test_case.cpp": "cpp"} if not lacks else {}, says.strip(), device)
+
+
+def _upstream(facts: Facts) -> dict[str, str]:
+    """How test-backend-ops is run on the device."""
+    device = facts.target.device.id
+    number = re.fullmatch(r"Vulkan\d+", device) and os.environ.get("GGML_VK_VISIBLE_DEVICES", "0")
+    environment = f"GGML_VK_VISIBLE_DEVICES={shlex.quote(number)} " if number else ""
+    return {
+        "run": f"{environment}test-backend-ops test -o {op_name(facts)} -b {shlex.quote(device)}",
+        "file": f"{environment}test-backend-ops test --test-file test_case.txt -b {shlex.quote(device)}",
+    }
+
+
+def is_ggml(facts: Facts) -> bool:
+    return facts.target.spec == "ggml"
+
+
+def op_name(facts: Facts) -> str:
+    """What ggml_op_name gives."""
+    return facts.op.name.upper()
+
+
+# ---- test_case.cpp ---------------------------------------------------------------------------------------------------
 
 
 def test_case(facts: Facts) -> str:
@@ -50,7 +96,7 @@ def test_case(facts: Facts) -> str:
     listed = sum(layout.size for layout in case.inputs.values()) <= LISTED
     expected, why = _expected(facts, demand) if listed else (None, "")
     return render(
-        "test_case.cpp.j2",
+        _HERE / "test_case.cpp.j2",
         op_name=op_name(facts),
         kind=facts.failure.kind.lower(),
         device=facts.failure.device,
@@ -68,21 +114,17 @@ def test_case(facts: Facts) -> str:
 
 def _single(facts: Facts) -> tuple[list[str], str, Demand]:
     """The lines that build an op of one node, the tensor that it gives, and what is demanded of that."""
-    case, binding = facts.case, OPS.get(facts.op.name)
-    symbol = None if binding is None else binding.symbol_for(case)
-    if binding is None or symbol is None:
+    case, row = facts.case, OPS.get(facts.op.name)
+    if row is None or not row.symbol_for(case):
         raise NoTestError(f"ggml has no {'in-place ' if case.inplace else ''}{facts.op.name}")
     if not _can_be_built(facts):
-        raise NoTestError(f"{symbol} does not take this case")
+        raise NoTestError(f"{row.symbol_for(case)} does not take this case")
     out = next(iter(case.outputs))
-    tensors = [*case.inputs]
     build = [line for name in case.inputs for line in _tensor(case, name)]
-    if binding.into:
+    if out in row.tensors:
         build += _plain_or_view("place", case.outputs[out], case.outputs[out].end)
-        tensors.append("place")
-    given = [_cpp(symbol, place, value, kind) for place, (value, kind) in enumerate(_typed(case, symbol))]
-    build.append(f"ggml_tensor * {out} = {symbol}({', '.join(['ctx', *tensors, *given])});")
-    return build, out, facts.demands[out]
+    call = row.cpp(case, lambda name: "place" if name == out else name)
+    return [*build, f"ggml_tensor * {out} = {call};"], out, facts.demands[out]
 
 
 def _one_node(facts: Facts) -> tuple[list[str], str, Demand]:
@@ -90,57 +132,34 @@ def _one_node(facts: Facts) -> tuple[list[str], str, Demand]:
     if not is_ggml(facts):
         raise NoTestError(f"for ggml {facts.op.name} is a graph of several nodes")
     try:
-        calls = facts.graphs[0].calls
+        calls = recorded(facts.request)[0].calls
     except CannotWriteError as reason:
         raise NoTestError(str(reason)) from None
-    nodes = [call for call in calls if call.function not in _NO_NODES and call.in_context]
-    node = next((call for call in nodes if call.function == f"ggml_{facts.op.name}"), None)
-    if node is None or len(nodes) > 1:
+    row = OPS.get(facts.op.name)
+    nodes = [call for call in calls if call.function not in _NO_NODES and call.function in DECLARATIONS.makers]
+    node = next((call for call in nodes if row and call.function == row.symbol), None)
+    if row is None or node is None or len(nodes) > 1:
         raise NoTestError(f"the case is a graph of {len(nodes)} nodes, which test-backend-ops would compare one by one")
-    case, needed, build = facts.case, set(node.arguments), []
+    case, needed, build = facts.case, set(node.arguments), list[Call]()
     for call in reversed(calls[: calls.index(node)]):
         if call.result in needed and call.result not in case.inputs:
             needed.update(call.arguments)
-            build.append(_call(call))
-    build = [*(line for name in case.inputs for line in _tensor(case, name)), *build[::-1], _call(node)]
-    return build, node.result, _joined(facts, calls, node)
+            build.append(call)
+    lines = [line for name in case.inputs for line in _tensor(case, name)]
+    return [*lines, *(call.cpp() for call in (*build[::-1], node))], node.result, _joined(facts, row)
 
 
 #: What makes no node that computes: copies into and out of the outputs, memory, views.
 _NO_NODES = ("ggml_view_1d", "ggml_new_tensor_1d", "ggml_new_tensor_4d", "ggml_reshape_4d", "ggml_cpy", "ggml_fill")
 
 
-def _call(call: Call) -> str:
-    """A call of ggml in C++."""
-    given = ["ctx"]
-    for kind, source in zip(call.types[1:], call.arguments):
-        if kind == "c_float":
-            given.append(_float(np.float32(eval(source, {"np": np}))))
-        elif kind == "c_int" and source.isidentifier():
-            given.append(f"GGML_TYPE_{source}")
-        else:
-            given.append({"None": "nullptr", "True": "true", "False": "false"}.get(source, source))
-    return f"ggml_tensor * {call.result} = {call.function}({', '.join(given)});"
-
-
-def _joined(facts: Facts, calls: Sequence[Call], node: Call) -> Demand:
-    """What is demanded of a node whose result holds all outputs, each where the view lies that is copied from it."""
-    by_result = {call.result: call for call in calls}
-    total = sum(layout.size for layout in facts.case.outputs.values())
-    flat = Demand(np.zeros(total), np.full(total, np.inf), np.zeros(total, bool), np.ones(total, bool))
-    for call in calls:
-        if call.function == "ggml_cpy" and call.arguments[1] in facts.demands:
-            view, demand = by_result[call.arguments[0]], facts.demands[call.arguments[1]]
-            start, step = int(view.arguments[2]) // 4, [nb // 4 for nb in view.nb[::-1]]
-            for name in ("value", "bound", "exact", "free"):
-                array = getattr(flat, name)[start:]
-                steps = [count * array.itemsize for count in step]
-                np.lib.stride_tricks.as_strided(array, view.ne[::-1], steps)[...] = getattr(demand, name)
-    return flat
-
-
-def is_ggml(facts: Facts) -> bool:
-    return facts.target.spec == "ggml"
+def _joined(facts: Facts, row: Row) -> Demand:
+    """What is demanded of a node whose result holds all outputs, packed one after another."""
+    demands = [facts.demands[name] for name in row.results]
+    joined = (
+        np.concatenate([getattr(it, field).ravel() for it in demands]) for field in ("value", "bound", "exact", "free")
+    )
+    return Demand(*joined)
 
 
 def _can_be_built(facts: Facts) -> bool:
@@ -152,11 +171,6 @@ def _can_be_built(facts: Facts) -> bool:
         return False
     traits = facts.op.traits(case)
     return not any(limit.op == case.op and limit.forbids(case, traits) for limit in CONSTRUCTORS)
-
-
-def op_name(facts: Facts) -> str:
-    """What ggml_op_name gives."""
-    return facts.op.name.upper()
 
 
 def _notes(facts: Facts, listed: bool) -> list[str]:
@@ -187,6 +201,9 @@ def _cpu_aborts(facts: Facts) -> str:
     return next((limit.reason for limit in broken), "")
 
 
+# ---- tensors and their values ----------------------------------------------------------------------------------------
+
+
 def _memories(case: Case) -> dict[str, list[str]]:
     """The inputs that lie in one memory, by the input that it belongs to."""
     found: dict[str, list[str]] = {}
@@ -207,15 +224,10 @@ def _tensor(case: Case, name: str) -> list[str]:
     return [*_memory(owner, case.inputs[name], max(case.inputs[each].end for each in together)), *view]
 
 
-def _is_plain(layout: Layout) -> bool:
-    return layout.size == 0 or (layout.offset == 0 and layout.strides == layout.packed().strides)
-
-
 def _plain_or_view(name: str, layout: Layout, end: int) -> list[str]:
-    if not _is_plain(layout):
+    if not is_plain(layout):
         return [*_memory(name, layout, end), *_view_lines(name, layout, f"{name}_memory")]
-    ne = (*layout.ne, 1, 1, 1, 1)[:4]
-    made = f"ggml_tensor * {name} = ggml_new_tensor_4d(ctx, {_kind(layout)}, {', '.join(map(str, ne))});"
+    made = f"ggml_tensor * {name} = ggml_new_tensor_4d(ctx, {_kind(layout)}, {', '.join(map(str, four_ne(layout)))});"
     return [made, f'ggml_set_name({name}, "{name}");', ""]
 
 
@@ -230,27 +242,12 @@ def _memory(owner: str, layout: Layout, end: int) -> list[str]:
 
 
 def _view_lines(name: str, layout: Layout, memory: str) -> list[str]:
-    ne, nb = (*layout.ne, 1, 1, 1, 1)[:4], four_nb(layout)
+    sizes = enumerate(zip(four_ne(layout), four_nb(layout)))
     return [
         f"ggml_tensor * {name} = ggml_view_1d(ctx, {memory}, 1, {layout.offset}); // of any strides:",
-        *(f"{name}->ne[{i}] = {size}; {name}->nb[{i}] = {step};" for i, (size, step) in enumerate(zip(ne, nb))),
+        *(f"{name}->ne[{i}] = {size}; {name}->nb[{i}] = {step};" for i, (size, step) in sizes),
         "",
     ]
-
-
-def _typed(case: Case, symbol: str) -> list[tuple[Any, Any]]:
-    """The parameters after the tensors, each with its C type."""
-    binding = OPS[case.op]
-    values = binding.params(case)
-    return list(zip(values, binding.arguments[len(binding.arguments) - len(values) :])) if values else []
-
-
-def _cpp(symbol: str, place: int, value: Any, kind: Any) -> str:
-    if (symbol, place) in _ENUMS:
-        return f"({_ENUMS[symbol, place]}) {int(value)}"
-    if kind is ctypes.c_bool:
-        return "true" if value else "false"
-    return _float(np.float32(value)) if kind is ctypes.c_float else str(int(value))
 
 
 def _has_nan(dtype: DType, raw: Raw) -> bool:
@@ -261,7 +258,7 @@ def _fill(facts: Facts, names: Sequence[str]) -> dict[str, Any]:
     """How the memory of inputs is filled: their elements in their places; the gaps hold what is never read."""
     layouts = {name: facts.case.inputs[name] for name in names}
     first = layouts[names[0]]
-    dtype, plain = first.type, len(names) == 1 and _is_plain(first)
+    dtype, plain = first.type, len(names) == 1 and is_plain(first)
     end = first.size * dtype.itemsize if plain else max(layout.end for layout in layouts.values())
     memory = np.zeros(end, np.uint8)
     if not plain:
@@ -275,19 +272,13 @@ def _fill(facts: Facts, names: Sequence[str]) -> dict[str, Any]:
     flat = memory.view(dtype.native)
     types = {"f32": "float", "f16": "uint16_t", "bf16": "uint16_t", "i32": "int32_t"}
     if dtype.name == "f32":
-        digits = [_float(value) for value in flat]
+        digits = [cpp_float(value) for value in flat]
     else:
         digits = [str(int(value)) for value in (flat if dtype.name == "i32" else memory.view(np.uint16))]
     about = [] if plain else [f"{_UNREAD:g} stands between the elements, where nothing must be read"]
     about += [f"bits of {dtype.name}"] if dtype.name in ("f16", "bf16") else []
     owner = facts.case.shares.get(names[0], names[0])
     return {"name": owner, "type": types[dtype.name], "about": "; ".join(about), "lines": _lines(digits)}
-
-
-def _float(value: np.floating[Any]) -> str:
-    """A float literal that reads back as this very number."""
-    text = str(np.float32(value))
-    return f"{text}f" if "." in text or "e" in text else f"{text}.0f"
 
 
 def _lines(digits: list[str]) -> list[str]:
@@ -309,49 +300,29 @@ def _expected(facts: Facts, demand: Demand) -> tuple[dict[str, list[str]] | None
     return {name: _lines([repr(float(x)) for x in array.flat]) for name, array in numbers.items()}, why
 
 
-_OP_PARAMS: Mapping[str, Callable[[Case], list[int]]] = {
-    "acc": lambda case: [*_view(case), int(case.inplace is not None)],
-    "set": lambda case: [*_view(case), int(case.inplace is not None)],
-    "cumsum": lambda case: [],
-    "solve_tri": lambda case: [],
-    "tri": lambda case: list(OPS["tri"].params(case)),
-    "diag": lambda case: [],
-    "pad": lambda case: list(OPS["pad"].params(case)),
-    "l2_norm": lambda case: [int(np.float32(case.params["eps"]).view(np.int32))],
-    "ssm_conv": lambda case: [],
-    "sum_rows": lambda case: [],
-    "cont": lambda case: [],
-}  #: int32 words that the constructor stores in op_params
-
-
-def _view(case: Case) -> list[int]:
-    return [int(case.params[name]) for name in ("nb1", "nb2", "nb3", "offset")]
+# ---- test_case.txt ---------------------------------------------------------------------------------------------------
 
 
 def test_file_line(facts: Facts) -> str | None:
     """The case as a line for `test-backend-ops --test-file`, with random values; None where that format has no room
-    for it (an offset, elements that share memory, an op whose words are not known), the CPU device cannot run it, or
-    the build cannot be asked."""
-    case, made = facts.case, _OP_PARAMS.get(facts.op.name)
-    if not is_ggml(facts) or made is None:
+    for it (an offset, elements that share memory, an output that is given, or several), the CPU device cannot run it,
+    or the build cannot be asked."""
+    case, row = facts.case, OPS.get(facts.op.name)
+    if not is_ggml(facts) or row is None or row.results or any(name in case.outputs for name in row.tensors):
         return None
     if any(layout.offset or layout.overlaps or four_nb(layout)[0] == 0 for layout in case.inputs.values()):
         return None
     if _cpu_aborts(facts):
         return None
-    number = _op_number(op_name(facts), facts.target.options.get("ggml_lib", ""))
+    number = _op_number(op_name(facts), folder_of(facts.target.options))
     if number is None:
         return None
-    out, params = next(iter(case.outputs.values())), made(case)
-    words = [number, TYPES[out.dtype], *_four_ne(out), len(params), *params, len(case.inputs)]
+    out, params = next(iter(case.outputs.values())), row.op_params(case)
+    words = [number, TYPES[out.dtype], *four_ne(out), len(params), *params, len(case.inputs)]
     for layout in case.inputs.values():
         plain = layout.strides == layout.packed().strides
-        words += [TYPES[layout.dtype], *_four_ne(layout), *([0] * 4 if plain else four_nb(layout))]
+        words += [TYPES[layout.dtype], *four_ne(layout), *([0] * 4 if plain else four_nb(layout))]
     return " ".join(map(str, words)) + f" {re.sub(r'[^A-Za-z0-9_-]', '_', case.id)}"
-
-
-def _four_ne(layout: Layout) -> tuple[int, ...]:
-    return (*layout.ne, 1, 1, 1, 1)[:4]
 
 
 _ASK = """
@@ -367,11 +338,8 @@ for number in range(200):
 
 def _op_number(name: str, folder: str) -> int | None:
     """An op's number in enum ggml_op, which differs from build to build: asked of libggml in a process of its own."""
-    from opconform.backends.ggml.library import library_files
-    from opconform.harness.run.backend import Unavailable
-
     try:
-        base, registry = library_files(Path(ggml_folder(folder)))
+        base, registry = library_files(Path(folder))
     except (Unavailable, OSError, ValueError):
         return None
     command = [sys.executable, "-c", _ASK, str(base or registry), name]

@@ -135,5 +135,7 @@ def is_installed(module: types.ModuleType | None) -> bool:
     file = getattr(module, "__file__", None)
     if file is None:
         return module.__name__ in sys.builtin_module_names
+    if {"site-packages", "dist-packages"}.intersection(Path(file).parts):  # another environment's, seen from here
+        return True
     places = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return any(place and Path(file).is_relative_to(place) for place in places)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.oracle import compare, expectation
-from opconform.harness.model.buffers import GUARD, Plan, Slot
+from opconform.harness.model.buffers import Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Mask, Raw
 from opconform.harness.model.expected import Expected
@@ -21,26 +19,21 @@ from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.sanitizer import KINDS as FAULTS
+from opconform.harness.run.script import Placed, ScriptRequest
 from opconform.harness.run.target import Target
-
-if TYPE_CHECKING:
-    from opconform.reports.repro.recording import Recorded
 
 TWIN = "_twin"  #: what the arguments of a second case are called, where a check compares two
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An argument where a script puts it: `start` is its first element's byte in the one memory of all arguments,
-    `first` and `end` bound its own window of it, guards included."""
+    """An argument where a script puts it: `start` is its first element's byte in the one memory of all arguments."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     start: int
-    first: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -107,10 +100,6 @@ class Facts:
         return Demand(expected.value, np.where(exact, 0.0, np.where(free, np.inf, bound)), exact, free)
 
     @cached_property
-    def plan(self) -> Plan:
-        return Plan.of(self.case)
-
-    @cached_property
     def twin(self) -> Case | None:
         """The second case of a check that compares two, or None."""
         check = ON_REQUEST.get(self.failure.findings[0].check)
@@ -119,23 +108,25 @@ class Facts:
         return check.twin(self.case, self.op, self.values)
 
     @cached_property
-    def twin_plan(self) -> Plan:
-        """The twin's arguments, behind those of the case in the same memory."""
-        assert self.twin is not None
-        plan, offset = Plan.of(self.twin), self.plan.size
-        slots = {name: replace(slot, start=slot.start + offset) for name, slot in plan.slots.items()}
-        return Plan(slots, plan.size)
-
-    @property
-    def parts(self) -> list[tuple[str, Case, Plan]]:
+    def parts(self) -> tuple[Placed, ...]:
         """The cases that a script runs, each with its suffix and its place in memory: one, or a case and its twin."""
-        alone = [("", self.case, self.plan)]
-        return alone if self.twin is None else [*alone, (TWIN, self.twin, self.twin_plan)]
+        alone = Placed.at("", self.case, 0)
+        return (alone,) if self.twin is None else (alone, Placed.at(TWIN, self.twin, alone.plan.size))
 
     @property
-    def size(self) -> int:
-        """Bytes of memory that a script needs."""
-        return sum(plan.size for _, _, plan in self.parts)
+    def request(self) -> ScriptRequest:
+        """What the backend is asked to write a script for."""
+        return ScriptRequest(
+            self.target.spec,
+            self.target.device.id,
+            self.failure.device,
+            self.parts,
+            dict(self.target.options),
+            self.versions,
+            self.repeats,
+            self.is_deadly,
+            self.is_raised,
+        )
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -149,15 +140,6 @@ class Facts:
             found |= {name + TWIN: raw for name, raw in inputs_of(self.twin, self.op).items()}
         return found
 
-    @cached_property
-    def graphs(self) -> tuple[Recorded, ...]:
-        """The graphs of many nodes that the ggml backend builds of a script's cases. Raises `CannotWriteError`."""
-        from opconform.reports.repro.recording import record
-
-        folder = ggml_folder(self.target.options.get("ggml_lib", ""))
-        device = self.target.device.id
-        return tuple(record(case, folder, device, suffix, self.is_deadly) for suffix, case, _ in self.parts)
-
     @property
     def versions(self) -> Mapping[str, str]:
         return dict(self.failure.versions)
@@ -166,11 +148,6 @@ class Facts:
     def repeats(self) -> int:
         """How often a script runs the case: once, unless it is wrong only now and then."""
         return 50 if self.failure.kind == "NOT DETERMINISTIC" else 1
-
-
-def ggml_folder(option: str) -> str:
-    """The folder that the ggml backend has loaded: the option, else the environment's."""
-    return option or os.environ.get("OPCONFORM_GGML_LIB", "")
 
 
 _CODES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i32": "<i4"}
@@ -183,6 +160,4 @@ def numpy_code(dtype: str) -> str:
 
 def _tensor(name: str, slot: Slot) -> Tensor:
     layout = slot.layout
-    start = slot.start + layout.offset
-    ends = slot.start - GUARD, slot.start + slot.size + GUARD
-    return Tensor(name, numpy_code(layout.dtype), layout.shape, layout.strides, start, *ends)
+    return Tensor(name, numpy_code(layout.dtype), layout.shape, layout.strides, slot.start + layout.offset)
