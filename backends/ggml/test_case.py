@@ -288,7 +288,7 @@ def _lines(digits: list[str]) -> list[str]:
 def _expected(facts: Facts, demand: Demand) -> tuple[dict[str, list[str]] | None, str]:
     """What the output must be, where comparing with the CPU device would not show the fault, and why not."""
     wrong, on_cpu = facts.failure.wrong, facts.target.device.id.startswith("CPU")
-    if facts.is_deadly or wrong is None or facts.op.judge is not None or facts.case.keep is not None:
+    if facts.is_deadly or wrong is None or facts.op.composite.judge is not None or facts.case.keep is not None:
         return None, ""
     if not on_cpu and not wrong.nmse <= 10 * _NMSE:
         return None, ""

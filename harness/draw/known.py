@@ -50,7 +50,7 @@ def checked(case: Case) -> Case:
     if op is None:
         raise CaseError(f"case.op is {case.op!r}; there are {', '.join(ops())}")
     for what, got, wanted in (("inputs", case.inputs, op.inputs), ("outputs", case.outputs, op.outputs)):
-        if not set(wanted) - set(op.optional) <= set(got) <= set(wanted):
+        if not set(wanted) - set(op.composite.optional) <= set(got) <= set(wanted):
             raise CaseError(f"case.{what} are {', '.join(got) or 'none'}; {case.op} has {', '.join(wanted)}")
     if set(case.params) != set(op.params):
         raise CaseError(f"case.params are {', '.join(case.params)}; {case.op} has {', '.join(op.params)}")

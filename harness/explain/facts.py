@@ -89,7 +89,7 @@ class Facts:
     def _demand(self, name: str, expected: Expected) -> Demand:
         """For an op judged by a residual the bound is that of the reference itself, which is close to that of any
         answer close to it."""
-        bound, judged = expected.bound, self.op.judge is not None and name == self.op.outputs[0]
+        bound, judged = expected.bound, self.op.composite.judge is not None and name == self.op.outputs[0]
         exact = np.zeros(expected.value.shape, dtype=bool) if expected.exact is None else expected.exact
         free = (np.isnan(expected.value) | np.isinf(bound)) & ~exact
         if judged:

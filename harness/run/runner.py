@@ -292,12 +292,12 @@ class Runner:
         """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed.
         `wrong` gets the verdicts on related cases of the op that are wrong by themselves."""
         case = verdict.case
-        if not op.metamorphic or case.keep is not None or case.packed() != case:
+        if not op.composite.metamorphic or case.keep is not None or case.packed() != case:
             return ()
         values = inputs_of(case, op)
         comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
         found = []
-        for check in op.metamorphic:
+        for check in op.composite.metamorphic:
             ends: list[str] = []
             detail = check.look(
                 op, case, values, comparisons, partial(self._outputs, op, ends, [] if wrong is None else wrong)

@@ -257,7 +257,7 @@ def load(name: str | None) -> tuple[Entry, ...]:
 def kinds() -> tuple[str, ...]:
     """Every kind of failure, those of checks on request, of the ops' own relations and of checkers included."""
     more = [check.kind for check in ON_REQUEST.values()]
-    more += [relation.kind for op in ops().values() for relation in op.metamorphic]
+    more += [relation.kind for op in ops().values() for relation in op.composite.metamorphic]
     return tuple(dict.fromkeys([*_WRONG, *more, *SANITIZER_KINDS, *ENDS]))
 
 

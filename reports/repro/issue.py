@@ -107,7 +107,7 @@ def title(facts: Facts, device: str = "") -> str:
 def _part(facts: Facts) -> str:
     """Which of an op's outputs or steps is wrong first, where it has several."""
     stage, outputs = re.split(r"[ :]", facts.failure.stage)[0], facts.case.outputs
-    steps = facts.op.stages(facts.case) if facts.op.stages else ()
+    steps = facts.op.composite.stages(facts.case) if facts.op.composite.stages else ()
     if stage not in outputs and any(stage == step.name for step in steps):
         return f" from the step {stage} on"
     return f" in {facts.out}" if len(outputs) > 1 and facts.failure.wrong else ""

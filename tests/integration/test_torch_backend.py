@@ -85,7 +85,7 @@ def test_every_drawn_case_passes(backend: TorchBackend, device: Device, name: st
     hold()
 
 
-@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.stages is not None])
+@pytest.mark.parametrize("name", [name for name, op in OPS.items() if op.composite.stages is not None])
 def test_every_stage_that_is_shown_is_right_by_itself(backend: TorchBackend, device: Device, name: str) -> None:
     op = OPS[name]
     for case in drawn_cases(name, 80, 1 << 16):

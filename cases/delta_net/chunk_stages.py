@@ -1,47 +1,26 @@
-"""The stages of the two delta-net ops: what each step gives for what the backend itself had before it, and its bound.
+"""The stages of the chunked form: what each step gives for what the backend itself had before it, and its bound.
 
-A bound here is that of one step on the backend's own intermediate results: γ_n times the step's sum of magnitudes
-(Higham 2002, section 3.1), the errors of exp and of the normalisation as in `delta_rule`, and underflow.
-Tokens beyond the last one, where a chunk has room for them, are not judged.
+Everything is per value head, [G, N, C, …]. The bounds are made like those of `stages.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 
-from opconform.cases import delta_rule
-from opconform.cases.delta_chunks import gaps_of, inverse, log_error, products
-from opconform.cases.delta_rule import EXP_UNDERFLOW, Rule, initial_state, stored_state, times, token_order
+from opconform.cases.delta_net.chunks import gaps_of, inverse, log_error, products
+from opconform.cases.delta_net.rule import EXP_UNDERFLOW, initial_state, stored_state, token_order
+from opconform.cases.delta_net.stages import Values, norms_of, roundings, shown_rule
 from opconform.harness.model.case import Case
-from opconform.harness.model.dtypes import F32, F64
+from opconform.harness.model.dtypes import F64
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Stage
 
-Values = Mapping[str, F64]
-
 BLOCK = 16  #: rows and columns of a block of Akk and Aqk in the blockwise form
 
-
-def recurrent(case: Case) -> tuple[Stage, ...]:
-    """The stages of `gated_delta_net`, each per token: q_norm and k_norm [B, T, H_k, K], decay [B, T, H_v, 1 or K],
-    delta [B, T, H_v, V], states [B, T, H_v, K, V], then the outputs."""
-    norms = _norms(case)
-    decay: tuple[Stage, ...] = ()
-    if case.params["gate"] == "log":
-        decay = (Stage("decay", (), _decay, "decay: exp of the log gate"),)
-    before = tuple(stage.name for stage in (*norms, *decay))
-    return (
-        *norms,
-        *decay,
-        Stage("delta", (*before, "states"), _delta, "delta: β(v − Sᵀk) with the decayed state S"),
-        Stage("states", (*before, "delta", "states"), _states, "states: S after each token, diag(a) S + k deltaᵀ"),
-        Stage("out", (*before, "delta", "states"), _out, "out: scale·Sᵀq, S after the token's own update"),
-        Stage("state_out", ("states",), _state_out, "state_out: the last states, newest first, in their layout"),
-    )
+Step = Callable[["_Chunks"], Expected]
 
 
 def chunked(case: Case) -> tuple[Stage, ...]:
@@ -49,7 +28,7 @@ def chunked(case: Case) -> tuple[Stage, ...]:
     G [B, H_v, N, C, 1 or K], decay [B, H_v, N, C, C] (one gate per head only), Akk, Aqk and T [B, H_v, N, C, C],
     w [B, H_v, N, C, K], u and v_new [B, H_v, N, C, V], states [B, H_v, N, K, V]; then the outputs. Blockwise
     there are Akk_blocks and Aqk_blocks [B, H_v, N, blocks, 16, 16]: the lower ones row by row, not placed yet."""
-    norms = _norms(case)
+    norms = norms_of(case)
     before = tuple(stage.name for stage in norms)
     how = ""
     if case.params["form"] == "blockwise":
@@ -92,99 +71,12 @@ def _per_head(case: Case) -> bool:
     return case.inputs["g"].shape[3] == 1
 
 
-def _norms(case: Case) -> tuple[Stage, ...]:
-    if not case.params["l2norm"]:
-        return ()
-    return tuple(Stage(f"{x}_norm", (), partial(_norm, x), f"{x}_norm: {x} / √(Σ{x}² + eps)") for x in ("q", "k"))
-
-
-def _norm(argument: str, case: Case, values: Values, numerics: Numerics) -> Expected:
-    x = values[argument]
-    sums = np.sum(x * x, axis=-1, keepdims=True) + float(case.params["eps"])
-    value = x / np.sqrt(sums)
-    bound = delta_rule.norm_error(x.shape[-1], numerics) * np.abs(value) + numerics.underflow * (1 + 1 / np.sqrt(sums))
-    return Expected(value, np.where(sums > F32.largest / 2, np.inf, bound))
-
-
-def _rule(case: Case, values: Values, numerics: Numerics) -> Rule:
-    """The rule with q and k as the backend normalised them."""
-    shown = {name: values.get(f"{name}_norm", values[name]) for name in ("q", "k")}
-    return delta_rule.rule_of(case, {**values, **shown}, numerics, normalised=True)
-
-
-def _count(numerics: Numerics, n: int) -> float:
-    return float(numerics.gamma(float(n + 2 * numerics.conversions)))
-
-
-# --- token by token ---
-
-
-def _decay(case: Case, values: Values, numerics: Numerics) -> Expected:
-    g = values["g"]
-    return Expected(np.exp(g), numerics.exp_error(g) * np.exp(g) + EXP_UNDERFLOW)
-
-
-def _token(case: Case, values: Values, numerics: Numerics) -> tuple[Rule, F64, F64, F64]:
-    """The rule, and as the backend showed them: the decay, and the states before each token and after it."""
-    rule = _rule(case, values, numerics)
-    decay = delta_rule.tokens_first(values["decay"]) if "decay" in values else rule.gate
-    after = delta_rule.tokens_first(values["states"])
-    before = np.concatenate([rule.state[None], after[:-1]])
-    return rule, decay, before, after
-
-
-def _delta(case: Case, values: Values, numerics: Numerics) -> Expected:
-    rule, decay, before, _ = _token(case, values, numerics)
-    decayed, beta = decay[..., None] * before, np.abs(rule.beta)
-    value = rule.beta * (rule.v - times(rule.k, decayed))
-    sizes = np.abs(rule.v) + times(np.abs(rule.k), np.abs(decayed))
-    small = np.sum(np.abs(rule.k), axis=2, keepdims=True) + 2 * np.sum(np.abs(before), axis=2)
-    lost = numerics.underflow * (2 * rule.keys + 4 + np.abs(rule.v) + small)
-    bound = _count(numerics, rule.keys + 3) * beta * sizes + (1 + beta) * lost
-    return Expected(token_order(case, value), token_order(case, bound))
-
-
-def _states(case: Case, values: Values, numerics: Numerics) -> Expected:
-    rule, decay, before, _ = _token(case, values, numerics)
-    delta = delta_rule.tokens_first(values["delta"])
-    decayed, update = decay[..., None] * before, rule.k[..., None] * delta[:, :, None, :]
-    small = 4 + np.abs(before) + np.abs(delta)[:, :, None, :]
-    bound = _count(numerics, 3) * (np.abs(decayed) + np.abs(update)) + numerics.underflow * small
-    return Expected(token_order(case, decayed + update), token_order(case, bound))
-
-
-def _out(case: Case, values: Values, numerics: Numerics) -> Expected:
-    rule, decay, before, after = _token(case, values, numerics)
-    delta = np.abs(delta_rule.tokens_first(values["delta"]))
-    q, k, scale = np.abs(rule.q), np.abs(rule.k), abs(rule.scale)
-    sizes = times(q, np.abs(decay[..., None] * before)) + np.sum(q * k, axis=2, keepdims=True) * delta
-    small = 2 * rule.keys + 4 + np.sum(q, axis=2, keepdims=True) + np.sum(np.abs(after), axis=2)
-    # 3 more: the state shown has been rounded, which a kernel that adds (q·k) delta does not use
-    bound = _count(numerics, rule.keys + 7) * scale * sizes + numerics.underflow * max(1.0, scale) * small
-    return Expected(token_order(case, rule.scale * times(rule.q, after)), token_order(case, bound))
-
-
-def _state_out(case: Case, values: Values, numerics: Numerics) -> Expected:
-    kept = int(case.params["snapshots"])
-    newest_first = delta_rule.tokens_first(values["states"])[: -kept - 1 : -1]
-    value, bound = (np.full((kept, *newest_first.shape[1:]), fill) for fill in (0.0, np.inf))
-    value[: len(newest_first)] = newest_first
-    bound[: len(newest_first)] = numerics.u * np.abs(newest_first) + numerics.underflow
-    value, bound = (stored_state(case, x.reshape(-1, *x.shape[2:])) for x in (value, bound))
-    return Expected(value, bound)
-
-
-# --- in chunks: everything per value head, [G, N, C, …] ---
-
-Step = Callable[["_Chunks"], Expected]
-
-
 class _Chunks:
     """What a backend had before a stage, cut into chunks [G, N, C, …], zeros beyond the last token."""
 
     def __init__(self, case: Case, values: Values, numerics: Numerics) -> None:
         self.case, self.values, self.numerics = case, values, numerics
-        self.rule = _rule(case, values, numerics)
+        self.rule = shown_rule(case, values, numerics)
         self.size = int(case.params["chunk"])
         self.number = -(-self.rule.tokens // self.size)
         self.q, self.k, self.v, self.beta = (
@@ -214,7 +106,7 @@ class _Chunks:
         sums = self.values["G"].reshape(-1, *self.values["G"].shape[2:])
         end = np.take_along_axis(sums, self.last[None, :, None, None], axis=2)
         apart = np.abs(sums[:, :, -1:] - end)
-        return end, np.where(apart <= 2 * _count(self.numerics, self.size) * np.abs(end), apart, 0.0)
+        return end, np.where(apart <= 2 * roundings(self.numerics, self.size) * np.abs(end), apart, 0.0)
 
     def before(self) -> F64:
         """The states that the chunks begin with [G, N, K, V]."""
@@ -223,13 +115,13 @@ class _Chunks:
 
     def solve(self) -> tuple[F64, F64]:
         """(I + Akk)^-1 and the bound of its error for one right-hand side of size 1 after the other: by a substitution
-        or by an inverse that is multiplied with (see `delta_chunks.chunk_tolerance`)."""
+        or by an inverse that is multiplied with (see `chunks.chunk_tolerance`)."""
         lower = self.shown("Akk") * np.tri(self.size, self.size, -1)
         value = inverse(lower)
         size, eye = np.abs(value), np.eye(self.size)
-        wrong = _count(self.numerics, self.size) * (size @ (np.abs(lower) + eye))
+        wrong = roundings(self.numerics, self.size) * (size @ (np.abs(lower) + eye))
         radius = wrong.sum(axis=3).max(axis=2)[..., None, None]
-        first = (wrong + _count(self.numerics, self.size) * eye) @ size
+        first = (wrong + roundings(self.numerics, self.size) * eye) @ size
         first = first + radius / np.maximum(1 - radius, 0) * first.max(axis=2, keepdims=True)
         lost = self.numerics.underflow * self.size * (size @ (1 + size))
         return value, np.where(radius < 1, first + lost, np.inf)
@@ -272,7 +164,7 @@ def _gammas(it: _Chunks) -> Expected:
 
 def _square(it: _Chunks, left: F64, factor: F64) -> tuple[F64, F64]:
     """factor_i Σ_d left_id k_jd e^{G_id − G_jd} and its bound, one head after the other: these are large."""
-    count = _count(it.numerics, it.rule.keys + 2)
+    count = roundings(it.numerics, it.rule.keys + 2)
     values, bounds = [], []
     for head in range(len(left)):
         q, k = left[head], it.k[head]
@@ -330,14 +222,14 @@ def _solved(it: _Chunks, right: F64, error: F64) -> Expected:
 def _w(it: _Chunks) -> Expected:
     decay, error = _exp(it.numerics, it.shown("G"))
     right = it.beta * decay * it.k
-    error = ((1 + error) * (1 + _count(it.numerics, 2)) - 1) * np.abs(right)
+    error = ((1 + error) * (1 + roundings(it.numerics, 2)) - 1) * np.abs(right)
     lost = 2 * (EXP_UNDERFLOW + it.numerics.underflow) * (1 + np.abs(it.k)) * (1 + np.abs(it.beta))
     return _solved(it, right, error + lost)
 
 
 def _u(it: _Chunks) -> Expected:
     right = it.beta * it.v
-    error = _count(it.numerics, 1) * np.abs(right)
+    error = roundings(it.numerics, 1) * np.abs(right)
     return _solved(it, right, error + it.numerics.underflow * (1 + np.abs(it.v) + np.abs(it.beta)))
 
 
@@ -346,7 +238,7 @@ def _v_new(it: _Chunks) -> Expected:
     sizes = np.abs(u) + np.abs(w) @ np.abs(state)
     small = np.abs(w).sum(axis=3, keepdims=True) + np.abs(state).sum(axis=2, keepdims=True)
     lost = it.numerics.underflow * (2 * it.rule.keys + 1 + small)
-    return it.expected(u - w @ state, _count(it.numerics, it.rule.keys + 1) * sizes + lost)
+    return it.expected(u - w @ state, roundings(it.numerics, it.rule.keys + 1) * sizes + lost)
 
 
 def _chunk_states(it: _Chunks) -> Expected:
@@ -356,7 +248,7 @@ def _chunk_states(it: _Chunks) -> Expected:
     ended, ended_error = _exp(it.numerics, np.where(it.real, end - sums, -np.inf))
     kept_error, ended_error = ((1 + error) * np.exp(apart) - 1 for error in (kept_error, ended_error))
     keys, kept, kept_error = (x.swapaxes(-1, -2) for x in (ended * it.k, kept, kept_error))
-    count = _count(it.numerics, it.size + 3)
+    count = roundings(it.numerics, it.size + 3)
     error = ((1 + ended_error) * (1 + count) - 1).swapaxes(-1, -2)
     bound = (np.abs(keys) * error) @ np.abs(new) + ((1 + kept_error) * (1 + count) - 1) * np.abs(kept * state)
     small = np.abs(state) + (1 + np.abs(it.k).sum(axis=3, keepdims=True)).swapaxes(-1, -2) @ np.abs(new)
@@ -368,7 +260,7 @@ def _chunk_out(it: _Chunks) -> Expected:
     decay, error = _exp(it.numerics, it.shown("G"))
     state, new, aqk, scale = it.before(), it.shown("v_new"), np.tril(it.shown("Aqk")), abs(it.rule.scale)
     keyed = it.q * decay
-    count = _count(it.numerics, it.rule.keys + it.size + 4)
+    count = roundings(it.numerics, it.rule.keys + it.size + 4)
     bound = (np.abs(keyed) * ((1 + error) * (1 + count) - 1)) @ np.abs(state) + count * (np.abs(aqk) @ np.abs(new))
     small = np.abs(aqk).sum(axis=3, keepdims=True) + np.abs(new).sum(axis=2, keepdims=True)
     lost = it.numerics.underflow * (2 * (it.rule.keys + it.size + 2) + small)

@@ -8,9 +8,18 @@ from functools import partial
 
 import numpy as np
 
-from opconform.cases import delta_chunks, delta_rule
-from opconform.cases.delta_rule import Rule, Walk, stored_state, times, token_order
-from opconform.cases.delta_values import usual_scale
+from opconform.cases.delta_net import chunks
+from opconform.cases.delta_net.rule import (
+    Rule,
+    Walk,
+    decoded,
+    recurrent_tolerance,
+    rule_of,
+    stored_state,
+    times,
+    token_order,
+)
+from opconform.cases.delta_net.values import usual_scale
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expected
@@ -101,16 +110,16 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
 
 def expect(wrong: Wrong, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """What a kernel gives that is wrong in one way, with four times the bound that a right one has on these values."""
-    values = delta_rule.decoded(case, raw)
+    values = decoded(case, raw)
     if wrong.reads_transposed:
         values["state"] = values["state"].swapaxes(-1, -2)
     chunk = int(case.params.get("chunk", 0))
-    rule = delta_rule.rule_of(case, values, numerics)
+    rule = rule_of(case, values, numerics)
     exact = _walk(rule, wrong, chunk)
     if chunk:
-        tolerance = delta_chunks.chunk_tolerance(rule, exact, chunk, numerics)
+        tolerance = chunks.chunk_tolerance(rule, exact, chunk, numerics)
     else:
-        tolerance = delta_rule.recurrent_tolerance(rule, exact, numerics)
+        tolerance = recurrent_tolerance(rule, exact, numerics)
     kept = min(int(case.params.get("snapshots", 1)), rule.tokens)
     out, state_out = _outputs(case, wrong, exact.out, exact.states[-kept:], 0.0)
     out_bound, state_bound = _outputs(case, wrong, 4 * tolerance.out, 4 * tolerance.states[-kept:], np.inf)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opconform.cases.delta_rule import EXP_UNDERFLOW, Relative, Rule, Tolerance, Walk, length
+from opconform.cases.delta_net.rule import EXP_UNDERFLOW, Relative, Rule, Tolerance, Walk, length
 from opconform.harness.model.dtypes import F32, F64
 from opconform.harness.model.numerics import Numerics
 
@@ -96,7 +96,7 @@ def chunk_tolerance(rule: Rule, exact: Walk, chunk: int, numerics: Numerics) -> 
     v' are the deltas of the recurrence. The error ΔS of the state a chunk begins with passes on exactly linearly, with
     w = T (β e^G k): Δv' = −w ΔS, Δo = scale (q e^G − B w) ΔS, ΔS⁺ = P ΔS, P = diag(e^{G_C}) − (k e^{G_C − G})ᵀ w; P is
     the product of the chunk's steps (I − βkkᵀ) diag(a), and ‖P‖₂ at most the product of their norms (see
-    `delta_rule.recurrent_tolerance`) and its Frobenius norm. ΔS has a componentwise bound c and a normwise one n per
+    `rule.recurrent_tolerance`) and its Frobenius norm. ΔS has a componentwise bound c and a normwise one n per
     value column, each cut by the other. To that comes, per chunk, on the values that are there (|Ŝ| ≤ |S| + c):
 
     * G is a sum of up to i gates in any order: ΔG_i = γ_{i−1} Σ|g|, and the error of log where the decay was given. For
@@ -117,7 +117,7 @@ def chunk_tolerance(rule: Rule, exact: Walk, chunk: int, numerics: Numerics) -> 
       |v̂'| ≤ |v'| + |wΔS| + ε_v.
     * S⁺: |k e^{G_C − G}|ᵀ ε_v + (χ|k|e^{G_C − G})ᵀ|v̂'| + χ e^{G_C}|Ŝ|, χ = (1 + R_C)(1 + ν)(1 + γ_{C+3}) − 1.
 
-    Underflow and overflow as in `delta_rule.recurrent_tolerance`.
+    Underflow and overflow as in `rule.recurrent_tolerance`.
     """
     relative = Relative(rule, numerics)
     count, nu, keys = relative.count, relative.norm, rule.keys
