@@ -51,4 +51,4 @@ def _content(tensor: Tensor) -> tuple[object, ...] | None:
     """The sizes of a contiguous tensor, its type, and a digest of its bytes; None where they were not read."""
     if tensor.data is None or not tensor.is_contiguous:
         return None
-    return tensor.ne, tensor.type, hashlib.sha256(tensor.data).digest()
+    return tensor.ne, tensor.type, hashlib.sha256(tensor.data.tobytes()).digest()
