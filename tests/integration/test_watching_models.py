@@ -311,7 +311,7 @@ def test_layers_on_two_devices_get_their_copies(models: Path) -> None:
     with bench_of(VARIABLE, "mamba", models, devices=("Vulkan0",), gpu_layers=2) as bench:
         run = bench.run(script(VOCABULARY, 9), Watch(values="all"), see)
     assert run.died is None
-    assert set(devices_of(seen)) == {"CPU", "Vulkan0"}
+    assert {"Vulkan0", "Vulkan_Host"} <= set(devices_of(seen))  # the CPU computes in memory that the device reads
     assert copies.followed
     assert not wrong
 
@@ -320,7 +320,7 @@ def test_a_graph_that_is_wrong_only_as_a_whole_is_cut_down_to_its_fused_piece(mo
     """llama.cpp b8121 on Vulkan: the fused routing of a mixture of experts writes over the logits that it still reads
     (mended by pull request 19768). Each of its nodes is right alone."""
     with bench_of(f"{VARIABLE}_FIXED", "kimi-linear", models, devices=("Vulkan0",)) as bench:
-        whole = compare(bench, script(VOCABULARY, 70))
+        whole = compare(bench, script(VOCABULARY, 16))
     assert whole.wrong_times == 2
     assert whole.asked is False
     assert whole.piece is not None

@@ -24,7 +24,7 @@ from opconform.backends.ggml.llama.session import UNOBSERVED, Died, Watch
 
 MARGIN = 8.0  #: the moves of a few noisy runs are a sample; the largest possible one is a few times larger
 NOISY_RUNS = 3
-CONFIRMING_RUNS = 12  #: more of them before a difference is called wrong: a tie may have come out one way by chance
+CONFIRMING_RUNS = 9  #: more of them before a difference is called wrong: a tie may have come out one way by chance
 ATTEMPTS = 2  #: a driver may die now and then of what is not the graph's fault
 TIMES = 2  #: how often the whole is decoded: a race shows itself only now and then
 
@@ -235,8 +235,10 @@ class _Tries:
 
     def wrong(self, first: int, last: int) -> bool:
         """Whether it goes wrong where the nodes from `first` to `last` are one piece."""
-        ends = ends_around(self._nodes, first, last)
-        found, died = self.seen[first, last] = self._tried(Watch(ends=ends, told=False))
+        if (first, last) not in self.seen:
+            ends = ends_around(self._nodes, first, last)
+            self.seen[first, last] = self._tried(Watch(ends=ends, told=False))
+        found, died = self.seen[first, last]
         return died is not None or (found is not None and found.wrong)
 
     def _tried(self, watch: Watch) -> tuple[Difference | None, Died | None]:
