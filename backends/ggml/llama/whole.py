@@ -196,9 +196,11 @@ def _confirmed(bench: Bench, script: Script, alone: Run, thresholds: Thresholds,
 def _search(
     bench: Bench, script: Script, alone: Run, thresholds: Thresholds, nodes: Sequence[Sequence[Node]]
 ) -> Piece | None:
-    """The smallest wrong piece. What a decode does wrong may show itself in a later one, through the cache."""
-    for decode in range(len(script)):
-        tries = _Tries(bench, script, alone, thresholds, nodes[decode], decode)
+    """The smallest wrong piece. What a decode does wrong may show itself in a later one, through the cache; and it may
+    do wrong only after others that were not stopped."""
+    orders = [(False, decode) for decode in range(len(script))] + [(True, decode) for decode in range(1, len(script))]
+    for freely, decode in orders:
+        tries = _Tries(bench, script, alone, thresholds, nodes[decode], decode, UNOBSERVED if freely else _STOPPED)
         if not tries.free():
             continue
         found = smallest(nodes[decode], tries.wrong)
@@ -209,8 +211,12 @@ def _search(
     return None
 
 
+_STOPPED = Watch(told=False)
+
+
 class _Tries:
-    """Runs in which some nodes of one decode are computed together, and all others alone."""
+    """Runs in which some nodes of one decode are computed together, and all others alone; those of the decodes before
+    it as `before` says."""
 
     def __init__(
         self,
@@ -220,9 +226,10 @@ class _Tries:
         thresholds: Thresholds,
         nodes: Sequence[Node],
         decode: int,
+        before: Watch,
     ) -> None:
         self._bench, self._script, self._alone, self._thresholds = bench, script, alone, thresholds
-        self._nodes, self._decode = nodes, decode
+        self._nodes, self._decode, self._before = nodes, decode, before
         self._count = len(script)  # decodes to run: those up to the first that is wrong
         self.seen: dict[tuple[int, int], tuple[Difference | None, Died | None]] = {}
 
@@ -242,8 +249,8 @@ class _Tries:
         return died is not None or (found is not None and found.wrong)
 
     def _tried(self, watch: Watch) -> tuple[Difference | None, Died | None]:
-        watches = [Watch(told=False)] * self._count
-        watches[self._decode] = watch
+        later = self._count - self._decode - 1
+        watches = [*[self._before] * self._decode, watch, *[_STOPPED] * later]
         for _ in range(ATTEMPTS):
             run = self._bench.run(self._script[: self._count], watches)
             if not run.died:
