@@ -17,8 +17,9 @@ import numpy as np
 from opconform.backends.ggml.llama.binding import Llama, Pointer
 from opconform.backends.ggml.llama.records import VIEWS, is_repacked
 
-#: How far noise moves an element, relative to it: a float32 sum of 256 terms may be this far off.
-NOISE = 2.0**-18
+#: How far noise moves an element, relative to it: as far as a float32 sum of 256 terms typically moves when they are
+#: added in another order (√n·u, Higham 2002, section 4.6).
+NOISE = 2.0**-20
 
 Region = tuple[int, int]  #: offset and size in the shared memory
 
