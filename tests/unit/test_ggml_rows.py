@@ -149,6 +149,8 @@ def test_sizes_types_and_enumerators_stand_in_a_call() -> None:
         ("ggml_acc(a, b, nb1, nb2, nb3, offset)", {"inplace": "ggml_cumsum"}, "has other arguments"),
         ("ggml_l2_norm(x, eps)", {"stored": "epsilon"}, "has no epsilon to store"),
         ("ggml_l2_norm", {}, "is no call"),
+        ("ggml_l2_norm(x, {a b})", {}, "{a b} is nothing for a float"),
+        ("ggml_fill(x, out.ne4)", {}, "out.ne4 is nothing for a float"),
     ],
 )
 def test_a_row_that_does_not_fit_its_declaration_is_an_error(call: str, more: dict[str, str], says: str) -> None:
