@@ -77,7 +77,7 @@ class GgmlBackend(Backend):
     """One device of a libggml."""
 
     name: ClassVar[str] = "ggml"
-    needs: ClassVar[str] = "a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
+    needs: ClassVar[str] = "pip install cffi; a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         """Open `device` ("CPU", "Vulkan0", …). Raises `Unavailable` where there is no libggml or no such device."""
