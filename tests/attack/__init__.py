@@ -1,0 +1,1 @@
+"""Hostile data: every reader gives one clear line, and harms nothing."""
