@@ -112,7 +112,7 @@ class _Collected:
 
 
 _LAMBDA_NAME = "<lambda>"
-_LAMBDA = "computed"  #: what the function itself is called where it is a lambda
+_LAMBDA = "function_at_fault"  #: what the function itself is called where it is a lambda
 
 
 def _kept(name: str, cell: types.CellType) -> Any:
