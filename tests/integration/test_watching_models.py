@@ -227,6 +227,7 @@ def test_a_worker_that_is_killed_says_which_piece_was_in_flight(models: Path) ->
         assert (run.died.kind, run.died.detail) == ("CRASH", "the process ended with signal SIGSEGV")
         assert run.died.piece is not None
         assert run.died.piece[1] >= 12
+        assert re.fullmatch(r"[A-Z_]+ \S.*", run.died.node)
         assert bench.run(script(VOCABULARY, 9)).died is None  # in another worker
 
 

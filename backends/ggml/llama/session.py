@@ -53,11 +53,12 @@ class ModelError(Exception):
 
 class Died(Exception):
     """The worker's end during a request: `kind` is CRASH or TIMEOUT, `detail` says how, `stderr` are its last words;
-    `first` and `last` are the nodes of the piece in flight, None where no node was."""
+    `piece` are the first and the last node of the piece in flight, None where none was, and `node` is the last one's op
+    and name."""
 
-    def __init__(self, kind: str, detail: str, stderr: str, piece: tuple[int, int] | None) -> None:
+    def __init__(self, kind: str, detail: str, stderr: str, piece: tuple[int, int] | None, node: str = "") -> None:
         super().__init__(detail)
-        self.kind, self.detail, self.stderr, self.piece = kind, detail, stderr, piece
+        self.kind, self.detail, self.stderr, self.piece, self.node = kind, detail, stderr, piece, node
 
     @property
     def last_words(self) -> str:
@@ -193,12 +194,13 @@ class Worker:
             code = self._process.wait()
         self._listener.join(_EXIT_SECONDS)
         said = bytes(self._said).decode(errors="replace").strip()
-        piece = None
+        piece, node = None, ""
         if os.fstat(self._memory_fd).st_size >= PROGRESS.size:
-            _, runs, first, last = PROGRESS.unpack(os.pread(self._memory_fd, PROGRESS.size, 0))
-            piece = (first, last) if runs and last >= 0 else None
+            _, runs, first, last, name = PROGRESS.unpack(os.pread(self._memory_fd, PROGRESS.size, 0))
+            if runs and last >= 0:
+                piece, node = (first, last), name.rstrip(b"\0").decode(errors="replace")
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        self._ended = Died(kind, why or f"the process ended with {how}", said, piece)
+        self._ended = Died(kind, why or f"the process ended with {how}", said, piece, node)
         return self._ended
 
     def _kill(self) -> None:

@@ -29,7 +29,8 @@ from opconform.backends.ggml.llama.wire import Wire, WireError
 from opconform.harness.run.backend import Unavailable
 
 PAGE = 4096
-PROGRESS = struct.Struct("<4q")  #: number of the decode, whether it runs, first and last node of the piece in flight
+#: Number of the decode, whether it runs, first and last node of the piece in flight, op and name of the last.
+PROGRESS = struct.Struct("<4q128s")
 FIRST_SIZE = 1 << 24  #: of the shared memory; it grows to hold the sources of the largest node
 _ALIGNMENT = 64
 
@@ -66,8 +67,8 @@ class SharedMemory:
             self._map(1 << (self._used - 1).bit_length())  # the file keeps what it holds
         return start, self._bytes[start : start + size]
 
-    def progress(self, decode: int, runs: bool, first: int, last: int) -> None:
-        PROGRESS.pack_into(self._bytes.data, 0, decode, runs, first, last)
+    def progress(self, decode: int, runs: bool, first: int, last: int, name: str = "") -> None:
+        PROGRESS.pack_into(self._bytes.data, 0, decode, runs, first, last, name.encode())
 
 
 class Server:
@@ -130,7 +131,7 @@ class Server:
         """Decode a batch; gives where its logits stand, how many rows they are, and how long a row is."""
         llama, (context, observer) = self._llama, self._contexts[number]
         self._decodes += 1
-        self._note(0, -1)
+        self._note(0, -1, "")
         if observer:
             observer.begin(watch)
         status = llama.c.llama_decode(context, self._batch(batch))
@@ -169,8 +170,8 @@ class Server:
         made = ffi.new("llama_batch *", (count, tokens, self._llama.c.null, positions, counts, of, wanted))
         return made[0]
 
-    def _note(self, first: int, last: int) -> None:
-        self._memory.progress(self._decodes, True, first, last)
+    def _note(self, first: int, last: int, name: str) -> None:
+        self._memory.progress(self._decodes, True, first, last, name)
 
 
 def _die_with_parent() -> None:
