@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from opconform.harness.model.usage import UsageError
-from opconform.harness.search.settings import PROFILES, Settings, bytes_of, chosen_checks, positive, shard_of, share_of
+from opconform.harness.search.settings import (
+    OUT,
+    PROFILES,
+    Settings,
+    bytes_of,
+    chosen_checks,
+    positive,
+    shard_of,
+    share_of,
+)
 
 NIGHTLY_KNOWN = 1 << 30  #: the nightly profile runs known cases up to this size: the shapes of whole models
 
@@ -50,7 +59,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
     Option("--sanitize", "run each backend under its API's checker: Oclgrind, Vulkan's validation layer", flag=True),
     Option("--ggml-lib", "a directory with libggml (default: $OPCONFORM_GGML_LIB)", "DIR"),
-    Option("--report-dir", "where failing cases are stored (default: reports)", "DIR"),
+    Option("--report-dir", f"where runs write: failing cases, bundles, histories (default: {OUT})", "DIR"),
     Option("--repro-dir", "where the bundle of each failure goes, or none (default: repro in --report-dir)", "DIR"),
     Option("--also-seconds", "time to try a failing case on the other backends (default 20; 0: do not)", "S", float),
     Option("--database", "where failing cases wait for the next run: folder, none, redis://…, github:OWNER/NAME", "DB"),
@@ -95,7 +104,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         isolated=not values.get("no_isolation"),
         strict=bool(values.get("strict_supports")),
         checks=chosen_checks(values.get("check") or (), ON_REQUEST),
-        report_dir=values.get("report_dir") or "reports",
+        report_dir=values.get("report_dir") or OUT,
         options=options,
         profile="" if values.get("max_examples") is not None else values.get("profile") or "default",
         shard=shard,

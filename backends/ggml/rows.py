@@ -92,7 +92,9 @@ class Row:
     call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what the
     constructor keeps in `op_params`, word by word: names of parameters, numbers, and "inplace" (1 or 0); by default the
     call's parameters in their order. results: the outputs that stand packed one after another in the one tensor that
-    the call makes, where there are several. mixed: whether arguments may differ in their element type.
+    the call makes, where there are several. mixed: whether arguments may differ in their element type. whole_rows: the
+    argument whose elements of a row the CPU's kernel wants side by side in older builds. aligned: whether Vulkan's
+    kernel wants each argument to start where a storage buffer may in older builds (for both see `limits.py`).
 
     Raises ValueError for a call that is not declared so.
     """
@@ -103,6 +105,8 @@ class Row:
     stored: str | None = None
     results: tuple[str, ...] = ()
     mixed: bool = False
+    whole_rows: str = ""
+    aligned: bool = False
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
 
     def __post_init__(self) -> None:

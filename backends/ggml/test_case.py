@@ -33,6 +33,7 @@ from opconform.harness.explain.facts import Demand, Facts
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DType, Raw
 from opconform.harness.model.escape import identifier
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.script import CannotWriteError
@@ -183,7 +184,7 @@ def _notes(facts: Facts, listed: bool) -> list[str]:
         notes.append("The values are random: there are too many to list them. repro.py has the exact ones.")
     elif any(_has_nan(layout.type, facts.values[name]) for name, layout in facts.case.inputs.items()):
         notes.append(f"Where the case has NaN there is {_UNREAD:g} here: upstream takes every NaN for a failure.")
-    if facts.failure.kind in ("WROTE OUTSIDE", "INPUT MODIFIED"):
+    if facts.failure.kind in (Kind.WROTE_OUTSIDE, Kind.INPUT_MODIFIED):
         notes.append("The sentinels see a write outside only where it meets one of them; repro.py sees every byte.")
     if facts.repeats > 1:
         notes.append("It is wrong only now and then: run it several times.")
@@ -288,7 +289,7 @@ def _lines(digits: list[str]) -> list[str]:
 def _expected(facts: Facts, demand: Demand) -> tuple[dict[str, list[str]] | None, str]:
     """What the output must be, where comparing with the CPU device would not show the fault, and why not."""
     wrong, on_cpu = facts.failure.wrong, facts.target.device.id.startswith("CPU")
-    if facts.is_deadly or wrong is None or facts.op.judge is not None or facts.case.keep is not None:
+    if facts.is_deadly or wrong is None or facts.op.composite.judge is not None or facts.case.keep is not None:
         return None, ""
     if not on_cpu and not wrong.nmse <= 10 * _NMSE:
         return None, ""

@@ -29,12 +29,13 @@ def _inversions(order: tuple[int, ...]) -> int:
 _ORDERS = tuple(sorted(itertools.permutations(range(4)), key=_inversions))
 _ROW_ORDERS = tuple(order for order in _ORDERS if order[0] == 0)
 _OFFSETS = (1, 3, 4, 8, 17, 64)
+_ALIGNED = 128  #: elements: 256 bytes or more, where every device can start a buffer
 _PLAIN_ORDER = (0, 1, 2, 3)
 _NO_PADS = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
-class Shape:
+class Departure:
     """How a layout departs from packed.
 
     order: the axes from the fastest in memory to the slowest (0 is ne[0]). pads: elements left unused after each
@@ -49,7 +50,7 @@ class Shape:
     repeat: tuple[int, ...] = ()
 
     def layout(self, dtype: str, sizes: tuple[int, ...]) -> Layout:
-        """This shape as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
+        """This departure as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
         if self == PACKED:
             return Layout.contiguous(dtype, sizes)
         itemsize = DTYPES[dtype].itemsize
@@ -61,7 +62,7 @@ class Shape:
             nb[axis] = 0
         return Layout(dtype, sizes, tuple(reversed(nb)), self.offset * itemsize)
 
-    def simpler(self) -> Iterator[Shape]:
+    def simpler(self) -> Iterator[Departure]:
         """Shapes strictly nearer to packed, the plainest first."""
         if self != PACKED:
             yield PACKED
@@ -81,18 +82,18 @@ class Shape:
                     yield replace(self, pads=(*self.pads[:axis], pad, *self.pads[axis + 1 :]))
 
 
-PACKED = Shape()
+PACKED = Departure()
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Layout shapes by argument, a value recipe with its seed, and the batch slice to keep (see `Case.keep`).
+    """Departures from packed by argument, a value recipe with its seed, and the batch slice to keep (see `Case.keep`).
 
-    together: the arguments that the op packs lie side by side in one tensor; the first one's shape gives its row
+    together: the arguments that the op packs lie side by side in one tensor; the first one's departure gives its row
     padding and its offset.
     """
 
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    departures: Mapping[str, Departure] = field(default_factory=dict)
     recipe: str = "small_int"
     seed: int = 0
     keep: int | None = None
@@ -101,25 +102,25 @@ class Variant:
     def case(self, op: Op, problem: Problem) -> Case:
         """The case that this variant makes of `problem`."""
         inputs = {
-            name: self._shape(name).layout(problem.dtype_of(name), sizes) for name, sizes in problem.shapes.items()
+            name: self._departure(name).layout(problem.dtype_of(name), sizes) for name, sizes in problem.shapes.items()
         }
         shares: dict[str, str] = {}
-        for group, axes in op.packs.items() if self.together else ():
+        for group, axes in op.composite.packs.items() if self.together else ():
             if problem.inplace not in group and _fit_together(problem, group, axes):
-                inputs.update(_side_by_side(problem, group, axes, self._shape(group[0])))
+                inputs.update(_side_by_side(problem, group, axes, self._departure(group[0])))
                 shares.update(dict.fromkeys(group[1:], group[0]))
         outputs = {}
         for name, sizes in {op.outputs[0]: problem.out_shape, **problem.more_outputs}.items():
             taken_over = inputs[problem.inplace] if problem.inplace and name == op.outputs[0] else None
-            outputs[name] = taken_over or self._shape(name).layout(problem.dtype_of(name), sizes)
+            outputs[name] = taken_over or self._departure(name).layout(problem.dtype_of(name), sizes)
         keep = None
-        count = max(slices(sizes, op.batch_axes) for sizes in problem.shapes.values())
+        count = max(slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values())
         if self.keep is not None and count > 1 and DTYPES[problem.dtype].is_float:
             keep = self.keep % count
         return Case(op.name, problem.params, inputs, outputs, self.recipe, self.seed, keep, problem.inplace, shares)
 
-    def _shape(self, name: str) -> Shape:
-        return self.shapes.get(name, PACKED)
+    def _departure(self, name: str) -> Departure:
+        return self.departures.get(name, PACKED)
 
     def simpler(self, recipes: Sequence[str]) -> Iterator[Variant]:
         """Variants nearer to the plain one, the boldest simplification first; `recipes` stand from the simplest on."""
@@ -127,11 +128,11 @@ class Variant:
             yield replace(self, keep=None)
         if self.together:
             yield replace(self, together=False)
-        if any(shape != PACKED for shape in self.shapes.values()):
-            yield replace(self, shapes={})
-        for name, shape in self.shapes.items():
-            for simpler in shape.simpler():
-                yield replace(self, shapes={**self.shapes, name: simpler})
+        if any(departure != PACKED for departure in self.departures.values()):
+            yield replace(self, departures={})
+        for name, departure in self.departures.items():
+            for simpler in departure.simpler():
+                yield replace(self, departures={**self.departures, name: simpler})
         for recipe in itertools.takewhile(lambda recipe: recipe != self.recipe, recipes):
             yield replace(self, recipe=recipe)
         for seed in range(min(self.seed, 3)):
@@ -147,16 +148,16 @@ def _fit_together(problem: Problem, group: tuple[str, ...], axes: int) -> bool:
     return len({(problem.shapes[name][:axes], problem.dtype_of(name)) for name in group}) == 1
 
 
-def _side_by_side(problem: Problem, group: tuple[str, ...], axes: int, shape: Shape) -> dict[str, Layout]:
+def _side_by_side(problem: Problem, group: tuple[str, ...], axes: int, departure: Departure) -> dict[str, Layout]:
     """Layouts of arguments that are parts of the rows of one tensor."""
     first = problem.shapes[group[0]]
     dtype = problem.dtype_of(group[0])
     itemsize = DTYPES[dtype].itemsize
     parts = {name: contiguous_strides(problem.shapes[name][axes:], itemsize) for name in group}
     widths = {name: strides[0] * problem.shapes[name][axes] for name, strides in parts.items()}
-    row = sum(widths.values()) + shape.pads[0] * itemsize
+    row = sum(widths.values()) + departure.pads[0] * itemsize
     rows = tuple(stride // itemsize * row for stride in contiguous_strides(first[:axes], itemsize))
-    layouts, start = {}, shape.offset * itemsize
+    layouts, start = {}, departure.offset * itemsize
     for name, strides in parts.items():
         layouts[name] = Layout(dtype, problem.shapes[name], (*rows, *strides), start)
         start += widths[name]
@@ -164,33 +165,54 @@ def _side_by_side(problem: Problem, group: tuple[str, ...], axes: int, shape: Sh
 
 
 def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Variant]:
-    """`VARIANTS` variants of `problem`, the first of them packed; none where it does not fit in `freedom.max_bytes`.
+    """`VARIANTS` variants of `problem`, the first of them packed. Limits steer them: what the device cannot take is not
+    drawn. None where it does not take the problem in any layout, or where it does not fit in `freedom.max_bytes`.
 
     Equal arguments give equal variants.
     """
-    if Variant().case(op, problem).nbytes > freedom.max_bytes:
-        return []
     random = Random(seed)
     names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
     widest = {name: freedom.widest(name, name in problem.shapes and name != problem.inplace) for name in names}
     recipes = recipes_of(op, problem.dtype)
-    packs = [name for group in op.packs for name in group]
+    packs = [name for group in op.composite.packs for name in group]
     may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
-    found = []
+    found: list[Variant] = []
     for index in range(VARIANTS):
-        shapes = {name: _shape(random, widest[name]) for name in names} if index else {}
+        departures = {name: _departure(random, widest[name]) for name in names} if index else {}
         keep = random.randrange(64) if random.random() < 0.15 else None
-        variant = Variant(shapes, random.choice(recipes), random.randrange(256), keep)
+        variant = Variant(departures, random.choice(recipes), random.randrange(256), keep)
         if packs and may_pack and index and random.random() < 0.3:
             variant = replace(variant, together=True)
-        if variant.case(op, problem).nbytes > freedom.max_bytes:  # padding and steps can make a large case too large
-            variant = replace(variant, shapes={}, together=False)
-        found.append(variant)
+        taken = next((each for each in _nearer(variant, problem) if _is_taken(op, problem, each, freedom)), None)
+        if taken is None:
+            return found
+        found.append(taken)
     return found
 
 
-def _shape(random: Random, widest: LayoutClass) -> Shape:
-    """A layout shape of class `widest` or narrower: packed, one departure from it, or several at once."""
+def _is_taken(op: Op, problem: Problem, variant: Variant, freedom: Freedom) -> bool:
+    """Whether a device takes what a variant makes of a problem, and it fits. Padding and steps can make a large case
+    too large."""
+    case = variant.case(op, problem)
+    return case.nbytes <= freedom.max_bytes and freedom.forbids(case, op.traits) is None
+
+
+def _nearer(variant: Variant, problem: Problem) -> Iterator[Variant]:
+    """`variant`, then ever plainer ones: with offsets that any device can start a buffer at, with all inputs laid out
+    alike, with both, without offsets, packed."""
+    yield variant
+    aligned = {name: replace(d, offset=_ALIGNED if d.offset else 0) for name, d in variant.departures.items()}
+    yield replace(variant, departures=aligned)
+    for departures in (variant.departures, aligned):
+        first = next((departures[name] for name in problem.shapes if departures.get(name, PACKED) != PACKED), PACKED)
+        alike = {name: first if name in problem.shapes else d for name, d in departures.items()}
+        yield replace(variant, departures=alike)
+    yield replace(variant, departures={name: replace(d, offset=0) for name, d in variant.departures.items()})
+    yield replace(variant, departures={}, together=False)
+
+
+def _departure(random: Random, widest: LayoutClass) -> Departure:
+    """A departure of class `widest` or narrower: none, one trait, or several at once."""
     if widest is LayoutClass.PACKED:
         return PACKED
     rows, wide = widest >= LayoutClass.ROWS, widest >= LayoutClass.STRIDED
@@ -198,12 +220,12 @@ def _shape(random: Random, widest: LayoutClass) -> Shape:
     if form == 0:
         return PACKED
     if form == 1 or not rows:
-        return Shape(offset=random.choice(_OFFSETS))
+        return Departure(offset=random.choice(_OFFSETS))
     if form == 7 and widest is LayoutClass.BROADCAST:
-        return Shape(repeat=random.choice(((3,), (2,), (2, 3))))
+        return Departure(repeat=random.choice(((3,), (2,), (2, 3))))
     mixed = form >= 5
     orders = _ORDERS if wide else _ROW_ORDERS
-    return Shape(
+    return Departure(
         order=random.choice(orders) if mixed or form == 2 else _PLAIN_ORDER,
         pads=tuple(random.choice((0, 0, 1, 3)) for _ in range(4)) if mixed or form == 3 else _NO_PADS,
         step=random.choice((1, 2, 3)) if wide and (mixed or form == 4) else 1,

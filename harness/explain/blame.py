@@ -30,10 +30,12 @@ from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.expected import Comparison
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import Worker
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 
@@ -189,7 +191,7 @@ class Panel:
                 continue
             same = is_same_device(target, other)
             verdict = self._verdict(op, case, kind, other, deadline)
-            if verdict is None or verdict.kind == "TIMEOUT":
+            if verdict is None or verdict.kind == Kind.TIMEOUT:
                 yield Elsewhere(label, "silent", same)
             elif verdict.unsupported is not None:
                 yield Elsewhere(label, "unsupported", same)
@@ -224,7 +226,7 @@ def _again(
 ) -> tuple[Comparison | None, Again | None]:
     """What the device returns now, and how it fails. A case that hangs is not run again, nor one that cannot be because
     it took the device along."""
-    if kind == "TIMEOUT":
+    if kind == Kind.TIMEOUT:
         return None, None
     try:
         verdicts = _run(op, [case] * AGAIN, kind, own(), deadline, beyond=("bug",))
@@ -244,15 +246,12 @@ def _run(
 ) -> list[Verdict]:
     """Verdicts, with what is left of the time as the limit of each case. Where `kind` is that of a relation between
     runs, a case fails if that relation does not hold."""
-    only = replace(op, metamorphic=tuple(relation for relation in op.metamorphic if relation.kind == kind))
+    relations = tuple(relation for relation in op.composite.metamorphic if relation.kind == kind)
+    only = replace(op, composite=replace(op.composite, metamorphic=relations))
     checks = [check for check in ON_REQUEST.values() if check.kind == kind]
-    kept = runner.time_limit
-    runner.time_limit = min(kept, _left(deadline))
-    try:
-        verdicts = runner.verdicts(op, cases, beyond=beyond)
-        return [runner.related(only, verdict, checks) if verdict.passed else verdict for verdict in verdicts]
-    finally:
-        runner.time_limit = kept
+    left = _left(deadline)
+    verdicts = runner.verdicts(op, cases, beyond=beyond, time_limit=left)
+    return [related(runner, only, verdict, checks, left) if verdict.passed else verdict for verdict in verdicts]
 
 
 def _left(deadline: float) -> float:

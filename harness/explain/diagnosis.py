@@ -22,6 +22,7 @@ from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Mask
 from opconform.harness.model.expected import Comparison, Expected
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.image import Hypothesis, Image, Reading
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
@@ -56,7 +57,9 @@ class Witness:
 def _foretold(witness: Witness, reading: Reading) -> bool:
     """Whether every element of every output is what the reading foretells."""
     image, numerics = witness.image, witness.numerics
-    op = witness.op if reading.expect is None else replace(witness.op, expect=reading.expect, judge=None)
+    op = witness.op
+    if reading.expect is not None:
+        op = replace(op, expect=reading.expect, composite=replace(op.composite, judge=None))
     with np.errstate(all="ignore"):
         expected = expectation(reading.case, op, reading.raw, numerics)
         return all(
@@ -101,13 +104,10 @@ def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = 
     comparison = verdict.comparison
     if comparison is None or not comparison.wrong.any() or verdict.case.nbytes > _LARGEST or runner.lost:
         return "", ()
-    time_limit, runner.time_limit = runner.time_limit, min(runner.time_limit, SECONDS)
     try:
-        return hint(op, runner, verdict, seen), provenance(op, runner, verdict.case)
+        return hint(op, runner, verdict, seen), provenance(op, runner, verdict.case, SECONDS)
     except Exception as error:
         return f"none, for the diagnosis failed ({type(error).__name__}: {error})", ()
-    finally:
-        runner.time_limit = time_limit
 
 
 def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> str:
@@ -117,7 +117,7 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     """
     deadline = time.monotonic() + SECONDS
     case = verdict.case
-    if verdict.comparison is None or verdict.kind == "NOT DETERMINISTIC":
+    if verdict.comparison is None or verdict.kind == Kind.NOT_DETERMINISTIC:
         return ""
     out = verdict.comparison.name
     first = _witness(op, verdict, out)
@@ -141,14 +141,14 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
 
 
 def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:
-    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True), out)
+    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True, time_limit=SECONDS), out)
 
 
 def _witnesses(op: Op, verdicts: Iterable[Verdict], out: str) -> list[Witness]:
     return [
         _witness(op, verdict, out)
         for verdict in verdicts
-        if verdict.comparisons and verdict.kind != "NOT DETERMINISTIC"
+        if verdict.comparisons and verdict.kind != Kind.NOT_DETERMINISTIC
     ]
 
 

@@ -15,10 +15,10 @@ from opconform.harness.model.buffers import Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Mask, Raw
 from opconform.harness.model.expected import Expected
+from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
-from opconform.harness.run.sanitizer import KINDS as FAULTS
 from opconform.harness.run.script import Placed, ScriptRequest
 from opconform.harness.run.target import Target
 
@@ -60,7 +60,9 @@ class Facts:
     @property
     def is_raised(self) -> bool:
         """Whether the fault is an exception of the backend's `run`."""
-        return self.failure.findings[0].check == "process" and self.failure.kind in ("ERROR", *FAULTS)
+        return self.failure.findings[0].check == "process" and (
+            self.failure.kind is Kind.ERROR or self.failure.kind.severity is Severity.MEMORY
+        )
 
     @property
     def is_deadly(self) -> bool:
@@ -89,7 +91,7 @@ class Facts:
     def _demand(self, name: str, expected: Expected) -> Demand:
         """For an op judged by a residual the bound is that of the reference itself, which is close to that of any
         answer close to it."""
-        bound, judged = expected.bound, self.op.judge is not None and name == self.op.outputs[0]
+        bound, judged = expected.bound, self.op.composite.judge is not None and name == self.op.outputs[0]
         exact = np.zeros(expected.value.shape, dtype=bool) if expected.exact is None else expected.exact
         free = (np.isnan(expected.value) | np.isinf(bound)) & ~exact
         if judged:
@@ -147,7 +149,7 @@ class Facts:
     @property
     def repeats(self) -> int:
         """How often a script runs the case: once, unless it is wrong only now and then."""
-        return 50 if self.failure.kind == "NOT DETERMINISTIC" else 1
+        return 50 if self.failure.kind == Kind.NOT_DETERMINISTIC else 1
 
 
 _CODES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i32": "<i4"}

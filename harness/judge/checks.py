@@ -15,7 +15,7 @@ from opconform.harness.model.buffers import GUARD, Buffers, unwritten
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Mask, Raw
 from opconform.harness.model.expected import Comparison
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import data_of
@@ -48,7 +48,7 @@ class TwinCheck:
 
     name: str
     reason: str
-    kind: str
+    kind: Kind
     twin: Callable[[Case, Op, Mapping[str, Raw]], Case | None]
     same: Callable[[Case, Raw, Raw], bool]
 
@@ -73,19 +73,19 @@ def _value(run: Run) -> Finding | None:
     wrong = run.comparison.wrong & ~_non_finite(run) & ~_unwritten(run)
     if not wrong.any():
         return None
-    return Finding("value", "WRONG VALUES", f"{_count(run, wrong)} differ from the reference by more than the bound")
+    return Finding("value", Kind.WRONG_VALUES, f"{_count(run, wrong)} differ from the reference by more than the bound")
 
 
 def _finite(run: Run) -> Finding | None:
     missing = _unwritten(run)
     if missing.any():
-        return Finding("finite", "NOT WRITTEN", f"{_count(run, missing)} still hold what was there before the run")
+        return Finding("finite", Kind.NOT_WRITTEN, f"{_count(run, missing)} still hold what was there before the run")
     bad = _non_finite(run)
     if run.case.keep is not None:
         bad &= np.isinf(run.comparison.got)
     if not bad.any():
         return None
-    return Finding("finite", "NAN/INF", f"{_count(run, bad)} are NaN or infinite where the reference is not")
+    return Finding("finite", Kind.NAN_INF, f"{_count(run, bad)} are NaN or infinite where the reference is not")
 
 
 def _isolation(run: Run) -> Finding | None:
@@ -94,21 +94,21 @@ def _isolation(run: Run) -> Finding | None:
         return None
     return Finding(
         "isolation",
-        "SLICES MIXED",
+        Kind.SLICES_MIXED,
         f"{_count(run, bad)} took NaN from another batch slice: every slice but number {run.case.keep} was NaN",
     )
 
 
 def _guard(run: Run) -> Finding | None:
-    return _changed(run, run.case.outputs, "guard", "WROTE OUTSIDE", "around or between the elements of")
+    return _changed(run, run.case.outputs, "guard", Kind.WROTE_OUTSIDE, "around or between the elements of")
 
 
 def _inputs(run: Run) -> Finding | None:
     inputs = {name: layout for name, layout in run.case.inputs.items() if name != run.case.inplace}
-    return _changed(run, inputs, "inputs", "INPUT MODIFIED", "in the memory of input")
+    return _changed(run, inputs, "inputs", Kind.INPUT_MODIFIED, "in the memory of input")
 
 
-def _changed(run: Run, layouts: Mapping[str, Layout], check: str, kind: str, where: str) -> Finding | None:
+def _changed(run: Run, layouts: Mapping[str, Layout], check: str, kind: Kind, where: str) -> Finding | None:
     for name in layouts:
         slot = run.after.plan.slots[name]
         window = slice(slot.start - GUARD, slot.start + slot.size + GUARD)
@@ -172,8 +172,8 @@ def _same(case: Case, one: Raw, other: Raw) -> bool:
 ON_REQUEST: dict[str, TwinCheck] = {
     check.name: check
     for check in (
-        TwinCheck("deterministic", "the same bits on the second run", "NOT DETERMINISTIC", _itself, _same),
-        TwinCheck("batch_invariant", "the same bits alone and in company", "DEPENDS ON BATCH", _first_slice, _same),
-        TwinCheck("layout_invariant", "the same bits packed and strided", "DEPENDS ON LAYOUT", _packed, _same),
+        TwinCheck("deterministic", "the same bits on the second run", Kind.NOT_DETERMINISTIC, _itself, _same),
+        TwinCheck("batch_invariant", "the same bits alone and in company", Kind.DEPENDS_ON_BATCH, _first_slice, _same),
+        TwinCheck("layout_invariant", "the same bits packed and strided", Kind.DEPENDS_ON_LAYOUT, _packed, _same),
     )
 }

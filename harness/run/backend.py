@@ -10,6 +10,7 @@ import numpy as np
 
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.script import Script, ScriptRequest
@@ -35,10 +36,10 @@ class Unavailable(Exception):
 class KernelFault(Exception):
     """What a backend has seen a kernel do that its API does not define; raised by `Backend.run`.
 
-    `kind` is one of `sanitizer.KINDS` and becomes that of the verdict; the text says the file and line.
+    `kind`, of severity MEMORY, becomes that of the verdict; the text says the file and line.
     """
 
-    def __init__(self, kind: str, says: str) -> None:
+    def __init__(self, kind: Kind, says: str) -> None:
         super().__init__(says)
         self.kind = kind
 
@@ -78,6 +79,17 @@ class _Run:
 
     def fetch(self) -> None:
         """Nothing is left to do."""
+
+
+def loaded(backend: Backend, case: Case, buffers: Buffers) -> Loaded:
+    """The case on the device, ready to launch. A class that overrides only `run` computes with that, even where the
+    class above it has `load`."""
+    for each in type(backend).__mro__:
+        if "load" in vars(each):
+            break
+        if "run" in vars(each):
+            return _Run(backend, case, buffers)
+    return backend.load(case, buffers)
 
 
 class Backend:
@@ -134,11 +146,11 @@ class Backend:
 
     def run(self, case: Case, buffers: Buffers) -> None:
         """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
-        loaded = self.load(case, buffers)
-        if isinstance(loaded, _Run):
+        found = self.load(case, buffers)
+        if isinstance(found, _Run):
             raise NotImplementedError(f"{type(self).__name__} has neither run nor load")
-        loaded.launch()
-        loaded.fetch()
+        found.launch()
+        found.fetch()
 
     def numerics(self, case: Case) -> Numerics | None:
         """The arithmetic of one case where it is lower than what `Device.numerics` promises (products in float16, say);

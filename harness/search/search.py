@@ -9,44 +9,47 @@ not traded for a crash.
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 
-from opconform.harness.draw.known import LARGEST, KnownCase, checked
+from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import VARIANTS, Variant, variants
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
+from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
+from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
 from opconform.harness.search.settings import Settings
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems drawn between two looks at the clock
+_LEAST_CHUNK = 4  #: the first problem of a chunk is always the simplest, of which some ops can show nothing
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
-_MAY_BECOME = {"SLICES MIXED": {"SLICES MIXED", "WRONG VALUES", "NAN/INF"}}
+_MAY_BECOME = {Kind.SLICES_MIXED: {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NAN_INF}}
 
 
 class _Failed(Exception):
@@ -80,7 +83,7 @@ class _Found:
     """The failure being shrunk."""
 
     variant: Variant
-    kinds: set[str]
+    kinds: set[Kind]
     problem: Problem
     verdict: Verdict
     deadline: float
@@ -89,9 +92,9 @@ class _Found:
 class Search:
     """One op on one device.
 
-    After every batch `on_verdicts` gets its verdicts and `on_progress` the tally; `on_shrinking` gets the failure that
-    the search has found, before it is shrunk. `listed` are the expected failures of this op and device: what they cover
-    is counted, and neither ends the search nor is shrunk to.
+    `observer` is told of every batch of verdicts, of the tally after it, and of the failure found before it is shrunk.
+    `known` are the known cases to run first, `database` holds failures of earlier runs. `listed` are the expected
+    failures of this op and device: what they cover is counted, and neither ends the search nor is shrunk to.
     """
 
     def __init__(
@@ -101,9 +104,7 @@ class Search:
         settings: Settings,
         known: Sequence[KnownCase] = (),
         database: ExampleDatabase | None = None,
-        on_progress: Callable[[Tally], None] = lambda tally: None,
-        on_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
-        on_shrinking: Callable[[Verdict], None] = lambda verdict: None,
+        observer: Observer | None = None,
         listed: Sequence[Entry] = (),
     ) -> None:
         self._op = op
@@ -112,16 +113,16 @@ class Search:
         most = settings.known_max_bytes or settings.max_bytes
         self._known = [known for known in known if known.case.nbytes <= most]
         self._left_out = tuple(known.id for known in known if known.case.nbytes > most)
-        self._database = database
-        self._on_progress = on_progress
-        self._on_verdicts = on_verdicts
-        self._on_shrinking = on_shrinking
+        self._kept = FailingCases(database, op.name, runner.target.label, runner.target.build, most)
+        self._observer = observer or Observer()
         self._listed = listed
+        self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
         self._covered: Counter[str] = Counter()
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
+        self._vacuous = 0  #: cases drawn that say nothing
         self._found: _Found | None = None
         self._seen: dict[str, Verdict] = {}
 
@@ -145,7 +146,7 @@ class Search:
         if smallest is not None:
             seen = [*failed_known.values(), *failed_before.values(), *self._seen.values()]
             failure = describe(self._op, self._runner, smallest, seen)
-            self._carry_over(failure.case)
+            self._kept.add(failure.case)
         self._tally.seconds = time.monotonic() - start
         return Result(
             self._op.name,
@@ -170,7 +171,7 @@ class Search:
         verdict = self._runner.verdicts(self._op, [entry.case], beyond=("bug",))[0]
         if verdict.passed:
             checks = [check for check in ON_REQUEST.values() if check.kind in entry.kinds]
-            verdict = self._runner.related(self._op, verdict, checks)
+            verdict = related(self._runner, self._op, verdict, checks)
         return verdict.unsupported or ("fails" if verdict.failed else "passes")
 
     def _known_failure(self, entry: Entry, fate: str) -> KnownFailure:
@@ -181,8 +182,10 @@ class Search:
 
     def _covering(self, verdict: Verdict) -> Entry | None:
         """The entry of known_failures.toml that covers a failing case; None where it is a new failure."""
-        covering = (entry for entry in self._listed if entry.covers(self._op, verdict.case, verdict.kind))
-        return next(covering, None) if verdict.failed else None
+        if not verdict.kind:
+            return None
+        kind = verdict.kind
+        return next((entry for entry in self._listed if entry.covers(self._op, verdict.case, kind)), None)
 
     def _is_new(self, verdict: Verdict) -> bool:
         return verdict.failed and self._covering(verdict) is None
@@ -210,7 +213,7 @@ class Search:
                 if any(verdict.failed for verdict in tried.values()):
                     break  # one of them took the device along
                 raise
-            if tried[name].kind == "TIMEOUT":
+            if tried[name].kind == Kind.TIMEOUT:
                 break
         return tried
 
@@ -223,66 +226,63 @@ class Search:
 
         The others are kept once more, for a database that is only read (`databases.py`) may be older next time.
         """
-        database, key = self._database, self._database_key()
-        if database is None:
-            return {}
-        stored = self._carried_over(database)
+        stored = self._kept.cases()
         tried = self._try([(case.id, case) for case in stored.values()])
         for text, case in stored.items():
             passes = case.id in tried and tried[case.id].passed
             if passes and all(other.passed for other in self._runner.verdicts(self._op, [case] * _REPEATS)):
-                database.delete(key, text)
+                self._kept.drop(text)
             else:
-                database.save(key, text)
+                self._kept.keep(text)
         return {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
         verdicts = []
-        for verdict in self._runner.verdicts(self._op, cases, until_death=until_death):
+        found = self._runner.verdicts(self._op, cases, until_death=until_death, time_limit=self._time_limit)
+        for verdict in found:
             if verdict.passed:
-                verdict = self._runner.related(self._op, verdict, self._checks)
+                verdict = related(self._runner, self._op, verdict, self._checks, self._time_limit)
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
             self._count(verdict)
-        self._on_verdicts(verdicts)
-        self._on_progress(self._tally)
+        self._observer.verdicts(self._op, self._runner.target, verdicts)
+        self._observer.progress(self._op, self._runner.target, self._tally)
         return verdicts
 
     def _again(self, verdict: Verdict) -> Verdict:
         """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""
         if verdict.findings[0].check == "process":
             return verdict
-        again = self._runner.verdicts(self._op, [verdict.case] * _REPEATS)
+        again = self._runner.verdicts(self._op, [verdict.case] * _REPEATS, time_limit=self._time_limit)
         passes = sum(other.passed for other in again)
         if not passes:
             return verdict
         detail = f"wrong at first, then right {passes} times out of {_REPEATS}: {verdict.findings[0].detail}"
-        finding = Finding("deterministic", "NOT DETERMINISTIC", detail)
+        finding = Finding("deterministic", Kind.NOT_DETERMINISTIC, detail)
         return replace(verdict, findings=(finding, *verdict.findings))
 
     def _count(self, verdict: Verdict) -> None:
-        if verdict.unsupported is not None:
-            self._tally.unsupported[verdict.unsupported] += 1
-        elif (entry := self._covering(verdict)) is not None:
-            self._tally.known += 1
+        entry = self._covering(verdict)
+        self._tally.count(verdict, expected=entry is not None)
+        if entry is not None:
             self._covered[entry.place] += 1
-        elif verdict.failed:
-            self._tally.failed += 1
-        else:
-            self._tally.passed += 1
-            self._tally.free += sum(comparison.free for comparison in verdict.comparisons)
 
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
         if self._freedom.choices("dtype", self._op.dtypes):
             index, count = self._settings.shard
             chunk = index - 1
-            while not self._found and self._time_left(start) and self._drawn < self._settings.examples:
+            while not self._found and self._time_left(start) and self._more_to_draw():
                 self._draw_chunk(chunk, start)
                 chunk += count
         return self._shrunk()
+
+    def _more_to_draw(self) -> bool:
+        """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
+        and a problem of which nothing fits counts as a case: a search comes to its end."""
+        return self._drawn < self._settings.examples and self._vacuous <= self._settings.examples
 
     def _time_left(self, start: float) -> bool:
         """Whether to draw on. One problem is always tried, for a pair that ran nothing would read as unsupported."""
@@ -290,11 +290,12 @@ class Search:
         return in_time or not self._drawn
 
     def _draw_chunk(self, chunk: int, start: float) -> None:
-        problems = min(_CHUNK, -(-(self._settings.examples - self._drawn) // VARIANTS))
+        needed = -(-(self._settings.examples - self._drawn) // VARIANTS)
+        problems = min(_CHUNK, max(needed, _LEAST_CHUNK))
 
         @seed(self._settings.seed * 1_000_003 + chunk)
         @settings(
-            max_examples=max(problems, 1),
+            max_examples=problems,
             phases=(Phase.generate, Phase.shrink),
             database=None,
             deadline=None,
@@ -304,7 +305,8 @@ class Search:
         )
         @given(batches(self._op, self._freedom))
         def examine(drawn: tuple[Problem, int]) -> None:
-            if (self._found or self._time_left(start)) and self._fails(*drawn):
+            goes_on = self._found is not None or (self._time_left(start) and self._more_to_draw())
+            if goes_on and self._fails(*drawn):
                 raise _Failed
 
         with contextlib.suppress(_Failed), _the_same_everywhere():
@@ -314,9 +316,12 @@ class Search:
         if self._found is None:
             drawn = variants(self._op, problem, variant_seed, self._freedom)
             if not drawn:
-                self._tally.unsupported["takes more than --max-bytes allows, as drawn"] += 1
-            self._drawn += max(len(drawn), 1)  # so that a search in which nothing fits comes to an end
+                limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
+                self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
             verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
+            vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
+            self._vacuous += vacuous
+            self._drawn += len(drawn) - vacuous if drawn else 1
             for variant, verdict in zip(drawn, verdicts):
                 if self._is_new(verdict):
                     self._begin_to_shrink(variant, problem, verdict)
@@ -331,13 +336,14 @@ class Search:
         return True
 
     def _begin_to_shrink(self, variant: Variant, problem: Problem, verdict: Verdict) -> None:
+        assert verdict.kind
         kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
         self._found = _Found(variant, kinds, problem, verdict, time.monotonic() + SHRINK_SECONDS)
         self._seen[verdict.case.key] = verdict
-        self._on_shrinking(verdict)
-        if verdict.kind == "TIMEOUT":
+        self._observer.shrinking(self._op, self._runner.target, verdict)
+        if verdict.kind == Kind.TIMEOUT:
             least = max(_LEAST_SECONDS, _SLOWEST * self._runner.slowest)
-            self._runner.time_limit = min(self._settings.time_limit, least)
+            self._time_limit = min(self._settings.time_limit, least)
         self._simplify()
 
     def _verdict_while_shrinking(self, case: Case) -> Verdict | None:
@@ -349,7 +355,7 @@ class Search:
             return None
         try:
             verdict = self._examine([case])[0]
-            if verdict.passed and "NOT DETERMINISTIC" in self._found.kinds:
+            if verdict.passed and Kind.NOT_DETERMINISTIC in self._found.kinds:
                 again = self._examine([case] * _REPEATS)
                 verdict = next((other for other in again if other.failed), verdict)
         except CaseError:
@@ -375,26 +381,9 @@ class Search:
             return None
         self._simplify()
         verdict = self._found.verdict
-        if verdict.kind == "TIMEOUT" and self._runner.time_limit < self._settings.time_limit:
-            self._runner.time_limit = self._settings.time_limit
+        if self._time_limit is not None:
+            self._time_limit = None
             full = self._runner.verdicts(self._op, [verdict.case])[0]
             first = next(iter(self._seen.values()))
             return full if full.failed else first
         return verdict
-
-    def _database_key(self) -> bytes:
-        return f"opconform/{self._op.name}/{self._runner.target.label}".encode()
-
-    def _carried_over(self, database: ExampleDatabase) -> dict[bytes, Case]:
-        """Failures of earlier runs that still fit this op, by their stored text; what cannot be read is dropped."""
-        found = {}
-        for stored in list(database.fetch(self._database_key())):
-            try:
-                found[stored] = checked(Case.from_json(json.loads(stored), LARGEST))
-            except (ValueError, RecursionError):
-                database.delete(self._database_key(), stored)
-        return found
-
-    def _carry_over(self, case: Case) -> None:
-        if self._database is not None:
-            self._database.save(self._database_key(), json.dumps(case.to_json(), sort_keys=True).encode())

@@ -12,6 +12,9 @@ from opconform.harness.model.usage import UsageError
 #: Cases per op and device.
 PROFILES: Mapping[str, int] = {"quick": 150, "default": 1000, "nightly": 20000}
 
+#: Where runs write unless they are told otherwise. It is no folder of the source.
+OUT = "opconform-out"
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -41,7 +44,7 @@ class Settings:
     isolated: bool = True
     strict: bool = False
     checks: tuple[str, ...] = ()
-    report_dir: str = "reports"
+    report_dir: str = OUT
     options: Mapping[str, str] = field(default_factory=dict)
     profile: str = ""
     shard: tuple[int, int] = (1, 1)

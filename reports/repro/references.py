@@ -29,7 +29,7 @@ def _lines(facts: Facts, kind: str) -> Path | None:
 
 def residual(facts: Facts) -> str:
     """The function `residual` as source; "" where the script judges by the difference."""
-    template = _lines(facts, "residual") if facts.op.judge is not None else None
+    template = _lines(facts, "residual") if facts.op.composite.judge is not None else None
     if template is None:
         return ""
     numerics = facts.numerics

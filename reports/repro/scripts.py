@@ -25,7 +25,7 @@ def asked(facts: Facts) -> Script:
     check = facts.failure.findings[0].check
     if check == "sanitizer":
         raise CannotWriteError("only a checker sees this fault; the case replays under it with --sanitize")
-    if check in {relation.name for relation in facts.op.metamorphic}:
+    if check in {relation.name for relation in facts.op.composite.metamorphic}:
         raise CannotWriteError(
             f"the fault shows only between several runs ({check}), which Opconform's replay compares"
         )

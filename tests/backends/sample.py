@@ -53,6 +53,21 @@ class TwoDevices(Good):
         return a + b if self.device == "0" else a
 
 
+class TwinDevices(Good):
+    """Lists two devices of one id."""
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", "the first"), Device("0", "the second")]
+
+
+class HalfIdle(TwoDevices):
+    """Device 0 is right; device 1 takes nothing."""
+
+    def supports(self, case: Case) -> str | None:
+        return super().supports(case) if self.device == "0" else "device 1 has no kernels"
+
+
 class IgnoresNe3(Good):
     """acc: only the first slice of ne3 is added, as Vulkan did in January 2026."""
 
@@ -213,6 +228,16 @@ class Flaky(Good):
     def added(self, a: F32, b: F32) -> F32:
         self.runs += 1
         return a + b if self.runs % 3 else a
+
+
+class WrongOnce(Good):
+    """acc: wrong until a file says that it has been; then right for ever, as a race may be."""
+
+    def added(self, a: F32, b: F32) -> F32:
+        if os.path.exists("been-wrong"):
+            return a + b
+        open("been-wrong", "w").close()
+        return a - b
 
 
 class Jitters(Good):

@@ -22,6 +22,9 @@ from tests.samples import acc, children, spec, within
 SHORT = ("--op", "acc", "--max-examples", "40", "--seed", "1", "--history", "none", "--no-isolation")
 
 
+CLASSES = ("Good", "NotABackend", "ListsNone", "CrashesWhenListing", "TwinDevices")
+
+
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Every test runs in a folder of its own, with two backends registered, one of which cannot run."""
@@ -39,7 +42,7 @@ def opconform(*arguments: str) -> Result:
 def failing_case() -> Path:
     """The file of the case that a short search stores."""
     assert opconform("test", "--backend", spec("IgnoresNe3"), *SHORT).exit_code == 1
-    (file,) = Path("reports/cases").iterdir()
+    (file,) = Path("opconform-out/cases").iterdir()
     return file
 
 
@@ -138,6 +141,15 @@ def test_nothing_executed_is_a_failure() -> None:
     assert "[1] unsupported: has no kernel for acc yet" in found.output
 
 
+@pytest.mark.parametrize("command", [("test", *SHORT), ("replay", "acc/kb001", "--no-isolation")])
+def test_a_device_asked_for_by_name_that_ran_nothing_is_red_though_another_ran(command: tuple[str, ...]) -> None:
+    found = opconform(*command, "--backend", f"{spec('HalfIdle')}:0", "--backend", f"{spec('HalfIdle')}:1")
+    assert found.exit_code == 1
+    said = f"{spec('HalfIdle')}:1 was asked for by name and ran no case: that is a failure, not a pass"
+    assert said in found.output.splitlines()
+    assert opconform(*command, "--backend", spec("HalfIdle")).exit_code == 0  # the backend was asked for, and it ran
+
+
 def test_minutes_are_shared_among_the_pairs_and_each_runs() -> None:
     start = time.monotonic()
     found = opconform(
@@ -181,10 +193,15 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
         ("test --backend {Good}:7", "no such device; there are {Good}:0"),
         ("test --backend {NotABackend}", "has no Backend class 'NotABackend'; it has Good, TwoDevices, "),
         ("test --backend {ListsNone}", "cannot run: no such device on this machine; plug one in"),
+        ("test --backend {TwinDevices}", "two devices have the id '0'"),
+        ("test --no-isolation --backend {TwinDevices}", "cannot run: two devices have the id '0'; give each device"),
         ("test --backend {CrashesWhenListing}", "signal SIGABRT; libsample: cannot map the device"),
         ("test --op acc,nope", "no op 'nope'; there are acc, cont, "),
         ("test --profile nope", "'nope' is not one of 'quick', 'default', 'nightly'"),
-        ("test --case nope", "no case 'nope': no such file, no known case (opconform list --cases), none in reports"),
+        (
+            "test --case nope",
+            "no case 'nope': no such file, no known case (opconform list --cases), none in opconform-out",
+        ),
         ("replay nope.json", "nope.json: No such file or directory"),
         ("test --check nope", "no check 'nope' on request; there are deterministic, batch_invariant, layout_invariant"),
         ("test --max-bytes 3X", "'3X' is not a size"),
@@ -199,7 +216,7 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_status_2(arguments: str, message: str) -> None:
-    names = {name: spec(name) for name in ("Good", "NotABackend", "ListsNone", "CrashesWhenListing")}
+    names = {name: spec(name) for name in CLASSES}
     found = opconform(*arguments.format(**names).split())
     assert found.exit_code == 2
     (line,) = [line for line in found.output.splitlines() if line.startswith("Error: ")]
@@ -244,7 +261,7 @@ def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path
     assert output.splitlines()[-1] == "Aborted!"
     assert within(3, lambda: not any(Path("/proc", str(pid)).exists() for pid in workers))
     assert not list(empty_folder.glob("reports/**/*.part"))
-    for file in empty_folder.glob("reports/cases/*"):
+    for file in empty_folder.glob("opconform-out/cases/*"):
         Case.from_json(json.loads(file.read_text()))
 
 

@@ -17,18 +17,20 @@ from functools import cache
 import numpy as np
 import pytest
 
-from opconform.cases.mla_absorbed import FORMS, OP
+from opconform.cases.mla.absorbed import OP
+from opconform.cases.mla.problems import FORMS
 from opconform.harness.explain.failure import Failure
 from opconform.harness.explain.stages import judged_stages
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Device
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.harness.search.search import Search
@@ -158,7 +160,7 @@ def test_the_absorbed_and_the_unabsorbed_form_are_one_function() -> None:
             assert np.allclose(got, value, rtol=0, atol=tolerance * largest), case
 
 
-@pytest.mark.parametrize("recipe", OP.recipes)
+@pytest.mark.parametrize("recipe", OP.composite.recipes)
 def test_padding_rows_hold_nan_and_no_other_element_does(recipe: str) -> None:
     case = replace(a_case(kv_len=5), recipe=recipe)
     raw = inputs_of(case, OP)
@@ -257,7 +259,7 @@ def test_relations_between_runs_hold_for_a_right_kernel() -> None:
         for case in drawn_cases("mla_absorbed", 400, 1 << 14):
             (verdict,) = runner.verdicts(OP, [case])
             assert verdict.passed
-            assert not runner.metamorphic_findings(OP, verdict)
+            assert related(runner, OP, verdict, ()).passed
             ran += case.packed() == case and case.keep is None
     assert ran >= 30
 
@@ -268,7 +270,7 @@ def test_nan_in_the_other_run_breaks_a_relation() -> None:
         (found,) = runner.verdicts(OP, [case])[0].comparisons
     assert np.isfinite(found.bound).any()
     nothing = replace(found, got=np.full(found.got.shape, np.nan))
-    form = next(relation for relation in OP.metamorphic if relation.name == "form")
+    form = next(relation for relation in OP.composite.metamorphic if relation.name == "form")
     assert form.look(OP, case, inputs_of(case, OP), {"out": found}, lambda twin: {"out": found}) is None
     assert form.look(OP, case, inputs_of(case, OP), {"out": found}, lambda twin: {"out": nothing}) is not None
 
@@ -278,9 +280,9 @@ def test_a_crash_in_the_other_run_breaks_a_relation(monkeypatch: pytest.MonkeyPa
     case = next(case for case in packed if case.inputs["q_nope"].shape[:2] == (1, 1))
     with runner_of(Mla) as runner:
         (verdict,) = runner.verdicts(OP, [case])
-        crash = Finding("process", "CRASH", "the process ended")
-        monkeypatch.setattr(runner, "verdicts", lambda op, cases: [Verdict(cases[0], (crash,))])
-        (found,) = runner.metamorphic_findings(OP, verdict)
+        crash = Finding("process", Kind.CRASH, "the process ended")
+        monkeypatch.setattr(runner, "verdicts", lambda op, cases, time_limit: [Verdict(cases[0], (crash,))])
+        (found,) = related(runner, OP, verdict, ()).findings
     assert (found.check, found.kind) == ("form", "FORMS DIFFER")
     assert found.detail == "a run to compare with fails: the process ended"
 
@@ -352,7 +354,7 @@ def test_everything_that_a_case_may_be_comes_up() -> None:
         )
         drawn["wide"] += traits["d_c"] >= 64
         drawn["long"] += int(case.params["kv_len"]) >= 64
-    assert len(drawn) == 3 + 3 + 3 + len(OP.recipes) + 5 * 2 + 3
+    assert len(drawn) == 3 + 3 + 3 + len(OP.composite.recipes) + 5 * 2 + 3
     assert min(drawn.values()) >= 50, drawn
 
 
