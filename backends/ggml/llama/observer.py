@@ -38,7 +38,7 @@ class Observer:
     def __init__(
         self,
         llama: Llama,
-        send: Callable[[Any], None],
+        send: Callable[[str, Any], None],
         memory: Memory,
         note: Callable[[int, int, str], None],
     ) -> None:
@@ -134,7 +134,7 @@ class Observer:
         """Send the nodes of a piece. Only the last one's output can be read: a later node may have been given the
         memory of an earlier one, and a fused kernel does not write what is between."""
         for plain in self._pending:
-            self._send(["node", *plain, region if plain is self._pending[-1] else None])
+            self._send("node", [*plain, region if plain is self._pending[-1] else None])
         self._pending.clear()
 
     def finish(self) -> None:
@@ -171,7 +171,7 @@ class Observer:
             if is_repacked(name):
                 self._unreadable.add(address)
             size, host = c.ggml_backend_buffer_get_size(buffer), c.ggml_backend_buffer_is_host(buffer)
-            self._send(["buffer", name, int(size), bool(host), int(c.ggml_backend_buffer_get_usage(buffer))])
+            self._send("buffer", [name, int(size), bool(host), int(c.ggml_backend_buffer_get_usage(buffer))])
         return self._buffers[address]
 
     def _bytes(self, tensor: Pointer) -> Region | None:
