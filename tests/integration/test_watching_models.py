@@ -32,6 +32,7 @@ from opconform.backends.ggml.llama.whole import compare
 from opconform.harness.judge.oracle import compare as compare_output
 from opconform.harness.judge.oracle import expectation
 from opconform.harness.model.case import CaseError
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Unavailable
 
@@ -220,24 +221,25 @@ def test_a_worker_that_is_killed_says_which_piece_was_in_flight(models: Path) ->
 
         def kill(_: int, node: Node) -> None:
             if node.index == 12:
-                os.kill(bench.model().worker._process.pid, signal.SIGSEGV)
+                os.kill(bench.model().worker.pid, signal.SIGSEGV)
 
         run = bench.run(script(VOCABULARY, 9), Watch(values="all"), kill)
         assert run.died
-        assert (run.died.kind, run.died.detail) == ("CRASH", "the process ended with signal SIGSEGV")
+        assert (run.died.kind, run.died.detail) == (Kind.CRASH, "the process ended with signal SIGSEGV")
         assert run.died.piece is not None
         assert run.died.piece[1] >= 12
+        assert re.fullmatch(r"[A-Z_]+ \S.*", run.died.node)
         assert bench.run(script(VOCABULARY, 9)).died is None  # in another worker
 
 
 def test_a_worker_that_says_nothing_for_too_long_is_ended(models: Path) -> None:
     with Model(folder_in(VARIABLE), tiny_model("llama", folder=models)) as model:
         context = model.context(ContextSizes(), watched=True)
-        os.kill(model.worker._process.pid, signal.SIGSTOP)
+        os.kill(model.worker.pid, signal.SIGSTOP)
         model.worker.seconds = 0.3
         with pytest.raises(Died, match=r"no sign of life within 0\.3 s") as caught:
             context.decode(script(VOCABULARY, 9)[0], UNOBSERVED)
-        assert caught.value.kind == "TIMEOUT"
+        assert caught.value.kind == Kind.TIMEOUT
         with pytest.raises(Died):  # and stays so
             context.clear()
 
@@ -256,15 +258,18 @@ def test_an_error_of_whoever_looks_is_theirs_and_the_next_run_is_whole(models: P
 @pytest.mark.parametrize(
     ("program", "detail"),
     [
-        ("import os; os.write(connection, bytes([255] * 64)); time.sleep(60)", "it sent what it should not"),
-        ("import os; os.write(connection, bytes([2, 0, 0, 0]) + b'{}'); time.sleep(60)", "it sent what it should not"),
+        ("import os; os.write(connection, bytes([255] * 64)); time.sleep(60)", "does not keep to the protocol"),
+        (
+            "import os; os.write(connection, bytes(3) + bytes([2]) + bytes(8) + b'{}'); time.sleep(60)",
+            "does not keep to the protocol",
+        ),
         ("print('x' * 1000 + chr(10), end='' ) or [print('y' * 1000) for _ in range(50_000)]; sys.exit(3)", "status 3"),
     ],
 )
 def test_a_worker_out_of_its_mind_is_ended_and_its_words_are_cut(
     program: str, detail: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_START", f"import sys, time; connection = int(sys.argv[1]); {program}")
+    monkeypatch.setattr(session, "_START", f"import sys, time; connection = int(sys.argv[2]); {program}")
     worker = session.Worker({}, 30)
     with pytest.raises(Died, match=detail) as caught:
         worker.ask("load")
@@ -279,7 +284,7 @@ import time
 from pathlib import Path
 from opconform.backends.ggml.llama.session import Model
 model = Model(Path({str(folder_in(VARIABLE))!r}), Path({str(path)!r}))
-print(model.worker._process.pid, flush=True)
+print(model.worker.pid, flush=True)
 time.sleep(60)
 """
     process = subprocess.Popen([sys.executable, "-c", front], stdout=subprocess.PIPE, text=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import struct
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +15,6 @@ from opconform.backends.ggml.llama.pieces import ends_around, overlaps, smallest
 from opconform.backends.ggml.llama.records import NO_BUFFER, Buffer, Memory, Node, Source
 from opconform.backends.ggml.llama.scripts import script
 from opconform.backends.ggml.llama.whole import difference
-from opconform.backends.ggml.llama.wire import TooLateError, Wire, WireError
 
 CPU = Buffer(0, "CPU", 1 << 20, True, 2)
 
@@ -231,23 +228,3 @@ def test_logits_that_are_no_numbers_are_off_only_where_they_differ() -> None:
     found = difference(one, other, limits)
     assert (found.off, found.first, found.wrong) == (inf, 1, True)
     assert not difference(one, other, [np.ones(1), np.array([inf])]).wrong  # nothing to compare with
-
-
-def test_the_wire_takes_messages_and_nothing_else() -> None:
-    ours, theirs = socket.socketpair()
-    wire = Wire(ours)
-    Wire(theirs).send(["node", {"x": [1, 2]}])
-    assert wire.receive(1) == ["node", {"x": [1, 2]}]
-    with pytest.raises(TooLateError):
-        wire.receive(0.01)
-    theirs.sendall(struct.pack("<I", 2**31))
-    with pytest.raises(WireError, match="a message of 2147483648 bytes"):
-        wire.receive(1)
-    theirs.sendall(struct.pack("<I", 3) + b"\x80\x04.")
-    with pytest.raises(WireError, match="no JSON"):
-        wire.receive(1)
-    theirs.close()
-    with pytest.raises(WireError, match="hung up") as caught:
-        wire.receive(1)
-    assert caught.value.hung_up
-    wire.close()

@@ -13,13 +13,14 @@ from opconform.backends.ggml.llama.bench import Run, Setup
 from opconform.backends.ggml.llama.records import NO_BUFFER, Memory, Node
 from opconform.backends.ggml.llama.scripts import script
 from opconform.backends.ggml.llama.session import Died, Watch
+from opconform.harness.model.findings import Kind
 
 SCRIPT = script(256, 3, steps=1)
 NODES = tuple(
     Node(f"n{i}", "f32", (1, 1, 1, 1), (4, 4, 4, 4), NO_BUFFER, Memory(-1, 0, 0), op="ADD", index=i, what=f"OP{i}")
     for i in range(8)
 )
-DEAD = Died("CRASH", "the process ended with signal SIGSEGV", "", None)
+DEAD = Died(Kind.CRASH, "the process ended with signal SIGSEGV", "", None)
 
 #: A way to compute: for each decode, the sets of nodes that were computed together; None where nobody asked.
 Pieces = Sequence[Sequence[frozenset[int]] | None]
