@@ -2,8 +2,8 @@
 
 Hypothesis draws a problem (shapes and parameters); `variants.py` makes several cases of it that travel to the worker
 together. At the first failure the variant that failed is simplified and kept, Hypothesis shrinks the problem under it,
-and at the end the variant is simplified once more. While it shrinks, a failure must stay of its kind: a wrong value is
-not traded for a crash.
+the variant is simplified once more, and at the end the case itself is made smaller (`smaller.py`), as a known case is
+that fails. While it shrinks, a failure must stay of its kind: a wrong value is not traded for a crash.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -24,7 +24,7 @@ from hypothesis.database import ExampleDatabase
 from opconform.harness.draw.known import LARGEST, KnownCase, checked
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import VARIANTS, Variant, variants
-from opconform.harness.explain.failure import describe
+from opconform.harness.explain.failure import Failure, describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case, CaseError
@@ -39,11 +39,13 @@ from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
 from opconform.harness.search.settings import Settings
+from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems drawn between two looks at the clock
 _LEAST_CHUNK = 4  #: the first problem of a chunk is always the simplest, of which some ops can show nothing
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
+RACE_RUNS = 50  #: how often a case that fails now and then is run to see it fail again, here and in a replay
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
 
@@ -79,14 +81,28 @@ def _the_same_everywhere() -> Iterator[None]:
 
 
 @dataclass
-class _Found:
-    """The failure being shrunk."""
+class _Shrinking:
+    """The failure being shrunk. seen: the verdicts on what was tried. cut: whether the time was up before the end.
+    first: the failure as it was found."""
 
-    variant: Variant
     kinds: set[Kind]
-    problem: Problem
     verdict: Verdict
     deadline: float
+    first: Verdict
+    seen: dict[str, Verdict] = field(default_factory=dict)
+    cut: bool = False
+
+    def kept_by(self, verdict: Verdict | None) -> bool:
+        """Whether a verdict is on the same kind of failure."""
+        return verdict is not None and verdict.kind in self.kinds
+
+
+@dataclass
+class _Drawn:
+    """What was drawn of the failing case."""
+
+    variant: Variant
+    problem: Problem
 
 
 class Search:
@@ -123,8 +139,8 @@ class Search:
         self._tally = Tally()
         self._drawn = 0
         self._vacuous = 0  #: cases drawn that say nothing
-        self._found: _Found | None = None
-        self._seen: dict[str, Verdict] = {}
+        self._found: _Shrinking | None = None
+        self._of: _Drawn | None = None
 
     def run(self) -> Result:
         """Known cases first, then failures of earlier runs, then the search. The smallest failure is the result's."""
@@ -135,18 +151,21 @@ class Search:
         fates = [self._fate(entry) for entry in self._listed]
         failed_known = self._failing(self._in_turn([known for known in self._known if known.id not in pinned], start))
         failed_before = self._failing_still()
-        smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
+        others = [*failed_before.values(), *failed_known.values()]
         try:
-            smallest = self._search(start) or smallest
+            reported = self._search(start)
+            if reported is None and others:
+                reported = others[0] if failed_before else self._shrunk_known(others[0])
         except Unavailable:  # a crash took the device along; what failed until then is still reported
-            smallest = self._found.verdict if self._found else smallest
-            if smallest is None:
+            reported = self._found.verdict if self._found else next(iter(others), None)
+            if reported is None:
                 raise
         failure = None
-        if smallest is not None:
-            seen = [*failed_known.values(), *failed_before.values(), *self._seen.values()]
-            failure = describe(self._op, self._runner, smallest, seen)
-            self._carry_over(failure.case)
+        if reported is not None:
+            reported, unfinished = self._smallest_of(reported, others)
+            seen = [*others, *(self._found.seen.values() if self._found else ())]
+            failure = replace(describe(self._op, self._runner, reported, seen), unfinished=unfinished)
+            self._carry_over(failure)
         self._tally.seconds = time.monotonic() - start
         return Result(
             self._op.name,
@@ -160,6 +179,16 @@ class Search:
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
         )
+
+    def _smallest_of(self, verdict: Verdict, others: Sequence[Verdict]) -> tuple[Verdict, str]:
+        """The verdict to report, and why its case may not be the smallest; "" where it is. Where shrinking was cut
+        short, a known case that fails in the same way may be smaller than what there was time for."""
+        found = self._found
+        if found is None or not found.cut:
+            return verdict, ""
+        alike = [verdict, *(other for other in others if found.kept_by(other))]
+        least = min(alike, key=lambda other: other.case.nbytes)
+        return least, f"shrinking was cut short after {SHRINK_SECONDS:g} s: a smaller case may fail too"
 
     def _known_bug(self, known: KnownCase, reason: str) -> KnownBug | None:
         """Whether a pinned case still fails; None where another limit keeps it from being run."""
@@ -224,20 +253,37 @@ class Search:
     def _failing_still(self) -> dict[str, Verdict]:
         """Of the failures of earlier runs those that still fail; one that always passes now is forgotten.
 
-        The others are kept once more, for a database that is only read (`databases.py`) may be older next time.
+        The others are kept once more, for a database that is only read (`databases.py`) may be older next time. What
+        failed now and then is tried until it fails again, `RACE_RUNS` times.
         """
-        database, key = self._database, self._database_key()
+        database = self._database
         if database is None:
             return {}
-        stored = self._carried_over(database)
-        tried = self._try([(case.id, case) for case in stored.values()])
-        for text, case in stored.items():
-            passes = case.id in tried and tried[case.id].passed
-            if passes and all(other.passed for other in self._runner.verdicts(self._op, [case] * _REPEATS)):
-                database.delete(key, text)
-            else:
+        found: dict[str, Verdict] = {}
+        for key, repeats in ((self._database_key(), _REPEATS), (self._database_key(races=True), RACE_RUNS - 1)):
+            stored = self._carried_over(database, key)
+            tried = self._try([(case.id, case) for case in stored.values()])
+            for text, case in stored.items():
+                verdict = tried.get(case.id)
+                if verdict is not None and verdict.passed:
+                    verdict = self._until_it_fails(verdict, repeats)
+                if verdict is not None and verdict.passed:
+                    database.delete(key, text)
+                    continue
                 database.save(key, text)
-        return {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
+                if verdict is not None and verdict is not tried[case.id]:
+                    tried[case.id] = verdict
+                    self._tell([verdict])
+            found |= {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
+        return found
+
+    def _until_it_fails(self, verdict: Verdict, runs: int) -> Verdict:
+        """A case that passed, run again up to so many times, until it fails."""
+        for done in range(1, runs + 1):
+            other = self._runner.verdicts(self._op, [verdict.case])[0]
+            if other.failed:
+                return now_and_then(other, f"right at first, then wrong in run {done + 1}")
+        return verdict
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
@@ -249,10 +295,15 @@ class Search:
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
+        self._tell(verdicts)
+        return verdicts
+
+    def _tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Count verdicts, and let the observer know."""
+        for verdict in verdicts:
             self._count(verdict)
         self._observer.verdicts(self._op, self._runner.target, verdicts)
         self._observer.progress(self._op, self._runner.target, self._tally)
-        return verdicts
 
     def _again(self, verdict: Verdict) -> Verdict:
         """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""
@@ -262,9 +313,7 @@ class Search:
         passes = sum(other.passed for other in again)
         if not passes:
             return verdict
-        detail = f"wrong at first, then right {passes} times out of {_REPEATS}: {verdict.findings[0].detail}"
-        finding = Finding("deterministic", Kind.NOT_DETERMINISTIC, detail)
-        return replace(verdict, findings=(finding, *verdict.findings))
+        return now_and_then(verdict, f"wrong at first, then right {passes} times out of {_REPEATS}")
 
     def _count(self, verdict: Verdict) -> None:
         entry = self._covering(verdict)
@@ -327,34 +376,45 @@ class Search:
             self._drawn += len(drawn) - vacuous if drawn else 1
             for variant, verdict in zip(drawn, verdicts):
                 if self._is_new(verdict):
-                    self._begin_to_shrink(variant, problem, verdict)
+                    self._of = _Drawn(variant, problem)
+                    self._begin_to_shrink(verdict)
+                    self._simplify()
                     break
             else:
                 return False
-        assert self._found is not None
-        shrunk = self._verdict_while_shrinking(self._found.variant.case(self._op, problem))
-        if shrunk is None or shrunk.kind not in self._found.kinds or not self._is_new(shrunk):
+        assert self._of is not None
+        if not self._fails_alike(self._of.variant.case(self._op, problem)):
             return False
-        self._found.problem, self._found.verdict = problem, shrunk
+        self._of.problem = problem
         return True
 
-    def _begin_to_shrink(self, variant: Variant, problem: Problem, verdict: Verdict) -> None:
+    def _begin_to_shrink(self, verdict: Verdict) -> None:
         assert verdict.kind
         kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
-        self._found = _Found(variant, kinds, problem, verdict, time.monotonic() + SHRINK_SECONDS)
-        self._seen[verdict.case.key] = verdict
+        self._found = _Shrinking(kinds, verdict, time.monotonic() + SHRINK_SECONDS, verdict)
+        self._found.seen[verdict.case.key] = verdict
         self._observer.shrinking(self._op, self._runner.target, verdict)
         if verdict.kind == Kind.TIMEOUT:
             least = max(_LEAST_SECONDS, _SLOWEST * self._runner.slowest)
             self._time_limit = min(self._settings.time_limit, least)
-        self._simplify()
+
+    def _fails_alike(self, case: Case) -> bool:
+        """Whether a candidate fails in the same way, unexpectedly: then it is the failure from here on."""
+        assert self._found is not None
+        verdict = self._verdict_while_shrinking(case)
+        if verdict is None or not self._found.kept_by(verdict) or not self._is_new(verdict):
+            return False
+        self._found.verdict = verdict
+        return True
 
     def _verdict_while_shrinking(self, case: Case) -> Verdict | None:
         """The verdict on a candidate; the same each time it is asked for. None once the time to shrink is up."""
-        if case.key in self._seen:
-            return self._seen[case.key]
         assert self._found is not None
+        seen = self._found.seen
+        if case.key in seen and case.data is None:
+            return seen[case.key]
         if time.monotonic() > self._found.deadline:
+            self._found.cut = True
             return None
         try:
             verdict = self._examine([case])[0]
@@ -363,47 +423,65 @@ class Search:
                 verdict = next((other for other in again if other.failed), verdict)
         except CaseError:
             return None
-        self._seen[case.key] = verdict
+        seen[case.key] = verdict
         return verdict
 
     def _simplify(self) -> None:
         """Make the variant as plain as it can be while its failure stays."""
-        assert self._found is not None
-        found = self._found
+        drawn = self._of
+        assert drawn is not None
         improved = True
         while improved:
             improved = False
-            for simpler in found.variant.simpler(recipes_of(self._op, found.problem.dtype)):
-                verdict = self._verdict_while_shrinking(simpler.case(self._op, found.problem))
-                if verdict is not None and verdict.kind in found.kinds and self._is_new(verdict):
-                    found.variant, found.verdict, improved = simpler, verdict, True
+            for simpler in drawn.variant.simpler(recipes_of(self._op, drawn.problem.dtype)):
+                if self._fails_alike(simpler.case(self._op, drawn.problem)):
+                    drawn.variant, improved = simpler, True
                     break
 
     def _shrunk(self) -> Verdict | None:
         if self._found is None:
             return None
         self._simplify()
-        verdict = self._found.verdict
+        return self._at_its_smallest()
+
+    def _shrunk_known(self, verdict: Verdict) -> Verdict:
+        """The verdict on the smallest case like a known one that fails in the same way."""
+        self._begin_to_shrink(verdict)
+        return self._at_its_smallest()
+
+    def _at_its_smallest(self) -> Verdict:
+        """The verdict on the failure's case, made smaller by itself."""
+        found = self._found
+        assert found is not None
+        smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
+        verdict = found.verdict
         if self._time_limit is not None:
             self._time_limit = None
             full = self._runner.verdicts(self._op, [verdict.case])[0]
-            first = next(iter(self._seen.values()))
-            return full if full.failed else first
+            return full if full.failed else found.first
         return verdict
 
-    def _database_key(self) -> bytes:
-        return f"opconform/{self._op.name}/{self._runner.target.label}".encode()
+    def _database_key(self, races: bool = False) -> bytes:
+        """Where failing cases wait for the next run: those that fail each time, or those that fail now and then."""
+        return f"opconform/{self._op.name}/{self._runner.target.label}{'/races' if races else ''}".encode()
 
-    def _carried_over(self, database: ExampleDatabase) -> dict[bytes, Case]:
+    def _carried_over(self, database: ExampleDatabase, key: bytes) -> dict[bytes, Case]:
         """Failures of earlier runs that still fit this op, by their stored text; what cannot be read is dropped."""
         found = {}
-        for stored in list(database.fetch(self._database_key())):
+        for stored in list(database.fetch(key)):
             try:
                 found[stored] = checked(Case.from_json(json.loads(stored), LARGEST))
             except (ValueError, RecursionError):
-                database.delete(self._database_key(), stored)
+                database.delete(key, stored)
         return found
 
-    def _carry_over(self, case: Case) -> None:
+    def _carry_over(self, failure: Failure) -> None:
         if self._database is not None:
-            self._database.save(self._database_key(), json.dumps(case.to_json(), sort_keys=True).encode())
+            key = self._database_key(races=failure.kind == Kind.NOT_DETERMINISTIC)
+            self._database.save(key, json.dumps(failure.case.to_json(), sort_keys=True).encode())
+
+
+def now_and_then(verdict: Verdict, when: str) -> Verdict:
+    """A failing verdict on a case that passes too: it heads the report that the two differ."""
+    detail = f"{when}: {verdict.findings[0].detail}"
+    return replace(verdict, findings=(Finding("deterministic", Kind.NOT_DETERMINISTIC, detail), *verdict.findings))
