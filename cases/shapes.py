@@ -44,3 +44,18 @@ def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
     if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
         n = 0
     return (outer[1], outer[0], n, n)
+
+
+@st.composite
+def tensors(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
+    """Shapes like `rows`, with the long axis in any place: once strides are permuted, it is worth as much in each."""
+    shape = draw(rows(freedom, itemsize))
+    turned = draw(st.integers(0, 3))
+    return (*shape[turned:], *shape[:turned])
+
+
+@st.composite
+def diagonals(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
+    """Shapes of the diagonals of `squares`, each a matrix of one row."""
+    shape = draw(squares(freedom, itemsize))
+    return (*shape[:2], 1, shape[3])

@@ -15,7 +15,7 @@ from opconform.harness.model.expected import Expected, Residual
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Composite, Op, Problem
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -183,9 +183,8 @@ OP = Op(
     expect=expect,
     bound="|B − A X̂| ≤ γ_{n+ρ}·|A||X̂| + underflow, ρ roundings for the division",
     check=check,
-    shape_values=shape_values,
-    judge=judge,
     traits=lambda case: {"n": case.inputs["a"].shape[-1]},
     alone=lambda case: True,
     hypotheses=hypotheses,
+    composite=Composite(shape_values=shape_values, judge=judge),
 )

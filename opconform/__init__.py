@@ -21,12 +21,14 @@ if TYPE_CHECKING:
     from opconform.harness.model.numerics import Numerics
     from opconform.harness.model.op import Op, Problem
     from opconform.harness.run.backend import Backend, Device, Unavailable
+    from opconform.harness.run.script import CannotWriteError, Script, ScriptRequest
 
 __version__ = VERSION
 
 __all__ = [
     "Backend",
     "Buffers",
+    "CannotWriteError",
     "Case",
     "CaseError",
     "Device",
@@ -37,12 +39,17 @@ __all__ = [
     "Numerics",
     "Op",
     "Problem",
+    "Script",
+    "ScriptRequest",
     "Unavailable",
     "__version__",
 ]
 
 _PLACES = {
     "Backend": "run.backend",
+    "CannotWriteError": "run.script",
+    "Script": "run.script",
+    "ScriptRequest": "run.script",
     "Buffers": "model.buffers",
     "Case": "model.case",
     "CaseError": "model.case",

@@ -64,7 +64,7 @@ class Campaign:
         with `bundles` each failure leaves one."""
         self.run.pairs[:] = [(op.name, target.label) for op, target in self.pairs]
         writers = bundle_writers(self.settings) if bundles else []
-        return Session(self.settings, [*recorders(self.run), *more, *writers], self.listed)
+        return Session(self.settings, [*recorders(self.run), *writers, *more], self.listed)
 
     def result(self, session: Session, op: Op, target: Target) -> Result:
         """Run one pair. Raises `Unavailable` where the device cannot run, or not any more."""

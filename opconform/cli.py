@@ -5,12 +5,14 @@ Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage, 130 s
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
 import click
 
 from opconform import __version__
+from opconform.harness.model.text import speak_any_encoding
 
 #: The commands in the order in which the help lists them: where each stands, and its line there.
 _COMMANDS = {
@@ -52,3 +54,4 @@ _HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 @click.version_option(__version__, prog_name="opconform")
 def main() -> None:
     """Does a compute backend compute tensor ops correctly, for every shape, stride and offset?"""
+    speak_any_encoding(sys.stdout, sys.stderr)

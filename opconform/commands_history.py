@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from opconform.arguments import with_usage_errors
 from opconform.harness.model.usage import UsageError
@@ -16,7 +17,7 @@ from opconform.harness.search.known_failures import DEFAULT_FILE, fixed_line, lo
 from opconform.harness.search.settings import OUT, positive
 from opconform.reports.compare import compare, summary_of, table_of
 from opconform.reports.console import text_of
-from opconform.reports.database import read_history
+from opconform.reports.listing import run_lines
 from opconform.reports.merge import merge
 from opconform.reports.states import Pair, State, devices_in, states_of
 from opconform.reports.summary import markdown_of
@@ -65,7 +66,7 @@ def _fixed(states: Mapping[Pair, State]) -> list[str]:
     """The expected failures that have nothing left to cover; an entry is shown once for each op and device."""
     found = [
         fixed_line(op, target, known)
-        for (op, target), state in states.items()
+        for (op, target, _), state in states.items()
         for known in state.listed
         if known.fixed and state.outcome == "passed"
     ]
@@ -87,7 +88,7 @@ def _states(name: str, history: str) -> dict[Pair, State]:
 
 def _place(name: str, history: str) -> tuple[Path, str | None]:
     """The history that `name` means, and the run in it where it means one."""
-    if Path(name).exists() or set(name) & set("./\\"):
+    if os.path.lexists(name) or set(name) & set("./\\\0"):
         return Path(name), None
     return Path(history), name
 
@@ -128,18 +129,12 @@ def report_command(run: str | None, history: str, out: Path | None) -> None:
 @_history_option
 @with_usage_errors
 def runs_command(history: str) -> None:
-    """The runs in a history, the oldest first; `unfinished` is one that goes on still, or was killed."""
-    table = Table("run", "started", "ended", "what", "seed", "shard", "cases", "failing", box=None, pad_edge=False)
-    with closing(read_history(Path(history))) as db:
-        for row in db.execute(_RUNS):
-            table.add_row(*map(str, row))
-    click.echo(text_of(table))
+    """The runs in a history, the oldest first: what was tested, on which build, and what came of it.
 
-
-_RUNS = """
-SELECT run_id, substr(started, 1, 19), coalesce(substr(ended, 1, 19), 'unfinished'), command, seed,
-  shard || '/' || shards,
-  (SELECT count(*) FROM test_backend_ops WHERE test_backend_ops.run_id = runs.run_id),
-  (SELECT count(*) FROM results WHERE results.run_id = runs.run_id AND kind <> '')
-FROM runs ORDER BY started, rowid
-"""
+    `unfinished` is one that goes on still, or was killed.
+    """
+    names = ("run", "started", "ended", "what", "target", "build", "ops", "result", "seed", "shard")
+    table = Table(*names, box=None, pad_edge=False)
+    for line in run_lines(Path(history)):
+        table.add_row(*map(Text, line))
+    click.echo(text_of(table, 400))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytest
 
+from opconform.harness.model.text import speak_any_encoding
 from opconform.harness.model.usage import UsageError
 from opconform.options import OPTIONS, SHARD_NEEDS_SEED, settings_from
 from opconform.reports.run import new_run_id
@@ -164,6 +166,7 @@ def _is_red(found: Result | str | None) -> TypeGuard[Result | str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    speak_any_encoding(sys.stdout, sys.stderr)
     state = config.stash[_STATE] = State(config)
     config.pluginmanager.register(state, "opconform-state")
     from_controller = getattr(config, "workerinput", {})
@@ -206,11 +209,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def opconform_pair(request: pytest.FixtureRequest) -> Generator[Pair]:
-    """One op on one device: `run()` tests it. A backend that cannot run here is a skip, under CI a failure."""
+    """One op on one device: `run()` tests it. A backend that cannot run here is a skip; under CI it is a failure,
+    unless OPCONFORM_WITHOUT names it."""
     plan = request.config.stash[_STATE].plan
     if not isinstance(request.param, tuple):
         absent = request.param
-        demanded = os.environ.get("CI", "").lower() in ("1", "true") and not absent.hardware
+        left_out = absent.hardware or absent.spec in os.environ.get("OPCONFORM_WITHOUT", "").split()
+        demanded = os.environ.get("CI", "").lower() in ("1", "true") and not left_out
         end = pytest.fail if demanded else pytest.skip
         end(f"{absent.spec} is not available: {absent.reason}; {absent.remedy}")
     op_name, label = request.param

@@ -15,11 +15,13 @@ from rich.text import Text
 
 from opconform.harness.explain.failure import Failure, Wrong
 from opconform.harness.model.case import Case
+from opconform.harness.model.text import printable
 from opconform.harness.search.result import KnownFailure, Result
 
 WIDTH = 110
 _STDERR_LINES = 12
 _NAMES = 8
+_BUILD = 32  #: characters of a build's name over a column
 
 
 def screen(failure: Failure, commands: Sequence[str]) -> str:
@@ -48,7 +50,12 @@ def screen(failure: Failure, commands: Sequence[str]) -> str:
         said = [part for line in failure.stderr.splitlines() for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]]
         lines += ["", "  it said", *(f"    {line}" for line in said[-_STDERR_LINES:])]
     lines += ["", "  again with", *(f"    {command}" for command in commands)]
-    return "\n".join(line.rstrip() for line in lines)
+    return _shown(lines)
+
+
+def _shown(lines: Iterable[str]) -> str:
+    """Lines as they leave for a terminal or a log: whatever a stranger's text holds, each of them stays one line."""
+    return "\n".join(printable(line.rstrip()) for line in lines)
 
 
 def _wrapped(label: str, text: str) -> list[str]:
@@ -59,14 +66,14 @@ def _wrapped(label: str, text: str) -> list[str]:
 
 
 def _case(case: Case) -> list[str]:
-    """The case as a ggml user reads it; a long one is broken between its parameters, and nowhere else."""
+    """The case, sizes and strides innermost first; a long one is broken between its parameters, and nowhere else."""
     spaced = re.sub(r",(?=[a-z])", ", ", str(case))
     return [line.replace(", ", ",") for line in _wrapped("case", spaced)]
 
 
 def clean(line: str) -> str:
-    """A line of a worker's output without colours and what else a terminal would act on."""
-    return "".join(char for char in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.expandtabs()) if char.isprintable())
+    """A line of a worker's output: without colours, and printable."""
+    return printable(re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.expandtabs()))
 
 
 def _kept(case: Case) -> str:
@@ -125,7 +132,7 @@ def places(case: Case, wrong: Wrong) -> list[str]:
 
 
 def _outer(index: tuple[int, ...]) -> str:
-    """An index over the outer axes as a ggml user reads it: i2, then i3."""
+    """An index over the outer axes, innermost first: i2, then i3."""
     return "(" + ",".join(f"i{axis + 2}={i}" for axis, i in enumerate(reversed(index))) + ")"
 
 
@@ -144,24 +151,25 @@ def twin(fate: str) -> str:
 
 
 def matrix(results: Sequence[Result]) -> str:
-    """Ops down, devices across, then every reason, known bug and limit that a cell only hints at."""
-    targets = list(dict.fromkeys(result.target for result in results))
+    """Ops down, devices with their builds across, then every reason, known bug and limit that a cell only hints at."""
+    targets = {result.target: result.build for result in results}
     cells = {(result.op, result.target): result for result in results}
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("op")
     notes: dict[str, int] = {}
-    for target in targets:
-        table.add_column(Text(target, overflow="fold"), overflow="fold")
+    for target, build in targets.items():
+        head = f"{printable(target)}\n{printable(build, _BUILD)}" if build else printable(target)
+        table.add_column(Text(head, overflow="fold"), overflow="fold")
     for op in dict.fromkeys(result.op for result in results):
         row = [_cell(cells.get((op, target)), notes) for target in targets]
-        table.add_row(op, *(Text(cell) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in (op, *row)))
     lines = [text_of(table)]
     lines += [line for note, number in notes.items() for line in _note(number, note)]
     left_out = dict.fromkeys(name for result in results for name in result.left_out)
     if left_out:
         names = _listed(list(left_out))
         lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {names}", WIDTH)
-    return "\n".join(lines)
+    return _shown("\n".join(lines).split("\n"))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -238,4 +246,4 @@ def text_of(table: Table, width: int = 200) -> str:
     """A table as plain text, without trailing blanks."""
     stream = io.StringIO()
     Console(file=stream, width=width, color_system=None, force_terminal=False).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").splitlines())
+    return _shown(stream.getvalue().rstrip("\n").split("\n"))

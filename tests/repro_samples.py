@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure, describe
 from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Finding
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.run.backend import Device
 from opconform.harness.run.runner import Runner
+from opconform.harness.run.script import Script
 from opconform.harness.run.target import Target
 from opconform.reports.repro.bundle import files_of
-from opconform.reports.repro.facts import Facts
-from opconform.reports.repro.scripts import Part, script
+from opconform.reports.repro.scripts import script
 from tests.judge import OPS, Bench
 from tests.samples import acc
 from tests.samples import target as sample
@@ -61,7 +62,7 @@ def module_of(failure: Failure, where: Target) -> dict[str, Any]:
     """The names of a script, as if it were imported; it has no `run`."""
     facts = Facts(failure, where)
     scope: dict[str, Any] = {"__name__": "script"}
-    exec(compile(script(facts, Part("base.py.j2", {"needs": "numpy."})), "repro.py", "exec"), scope)
+    exec(compile(script(facts, Script("def run(memory):\n    raise NotImplementedError\n")), "repro.py", "exec"), scope)
     return scope
 
 

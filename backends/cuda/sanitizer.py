@@ -20,7 +20,7 @@ _KINDS = (
     (re.compile(r"Invalid __(global|shared|local)__ (read|write|atomic)|out of bounds"), Kind.OUT_OF_BOUNDS),
     (re.compile(r"Barrier error|Program hit|Invalid|Misaligned"), Kind.API_MISUSE),
 )
-_PLACE = re.compile(r"in (?:\S*/)?([\w.-]+\.cu):(\d+)")
+_PLACE = re.compile(r"in (?:\S*/)?([\w.-]+\.(?:cu|cl|h)):(\d+)")
 
 
 def compute_sanitizer() -> Sanitizer:

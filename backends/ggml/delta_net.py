@@ -12,49 +12,49 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from opconform.backends.ggml.composite import Assemble, Nodes, RefusedError
+from opconform.backends.ggml.binding import RefusedError, Tensor
+from opconform.backends.ggml.declarations import CONSTANTS
+from opconform.backends.ggml.nodes import Assemble, Nodes
+from opconform.backends.ggml.ops import OPS
 
-TRI_LOWER_DIAG, TRI_LOWER = 2, 3  #: enum ggml_tri_type
+TRI_LOWER_DIAG, TRI_LOWER = (CONSTANTS[f"GGML_TRI_TYPE_{name}"] for name in ("LOWER_DIAG", "LOWER"))
 BLOCK = 16  #: rows and columns of a block of Akk and Aqk in the blockwise form
 LARGEST_TENSOR = 1 << 28  #: bytes; the decay of KDA takes C·C·K elements for every chunk and head
 
 
 def recurrent(nodes: Nodes) -> None:
     """`gated_delta_net` as ggml's own node: value heads share key heads tiled, scale 1/√V, states [V,K], log gates."""
-    nodes.require("gated_delta_net")
-    snapshots = int(nodes.case.params["snapshots"])
-    arguments = [*_normalised(nodes), *(nodes[name] for name in ("v", "g", "beta"))]
-    values, heads, tokens, sequences = nodes.ne(nodes["v"])
+    row, library = OPS["gated_delta_net"], nodes.site.library
+    library.c.require(row.symbol)
+    values, heads, _, sequences = nodes.ne(nodes["v"])
     if nodes.ne(nodes["k"])[0] != values:
         raise RefusedError("ggml_gated_delta_net wants K = V")
     _check_alignment(nodes)
+    given = dict(zip(("q", "k"), _normalised(nodes)))
     state = nodes["state"] if "state" in nodes else nodes.filled(0.0, values, values, heads, sequences)
-    if not nodes.library.counts_snapshots:
-        if snapshots > 1:
-            raise RefusedError(f"the ggml_gated_delta_net of this libggml ({nodes.library.build}) gives one state only")
+    if not library.counts_snapshots:
+        if nodes.case.params["snapshots"] != 1:
+            raise RefusedError(f"the ggml_gated_delta_net of this libggml ({library.build}) gives one state only")
         state = nodes.reshape(state, values * values * heads, 1, sequences, 1)
-    both = nodes.make("gated_delta_net", *arguments, state, snapshots)
-    row = values * 4
-    out_nb = (4, row, row * heads, row * heads * tokens)
-    nodes.write("out", nodes.view(both, (values, heads, tokens, sequences), out_nb))
-    state_nb = (4, row, row * values, row * values * heads)
-    states = (values, values, heads, snapshots * sequences)
-    nodes.write("state_out", nodes.view(both, states, state_nb, out_nb[3] * sequences))
+    given["state"] = state
+    both = nodes.call(row.symbol, *row.values(nodes.case, lambda name: given.get(name) or nodes[name], nodes.null))
+    nodes.write_results(row, nodes.ask(both, row.op))
 
 
 def _check_alignment(nodes: Nodes) -> None:
     """Vulkan's GATED_DELTA_NET asserts that every source starts where a storage buffer may."""
-    if not nodes.device.startswith("Vulkan"):
+    site = nodes.site
+    if not site.device.startswith("Vulkan"):
         return
     packed = ("q", "k") if nodes.case.params["l2norm"] else ()
-    if any(layout.offset % nodes.alignment for name, layout in nodes.case.inputs.items() if name not in packed):
+    if any(layout.offset % site.alignment for name, layout in nodes.case.inputs.items() if name not in packed):
         raise RefusedError(
-            f"{nodes.device}'s GATED_DELTA_NET aborts unless every source starts at a multiple of {nodes.alignment} "
+            f"{site.device}'s GATED_DELTA_NET aborts unless every source starts at a multiple of {site.alignment} "
             "bytes (src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer)"
         )
 
 
-def _normalised(nodes: Nodes) -> tuple[int, int]:
+def _normalised(nodes: Nodes) -> tuple[Tensor, Tensor]:
     """q and k, each divided by √(Σx² + eps) where the case wants it. ggml_l2_norm divides by max(‖x‖, eps) instead."""
     if not nodes.case.params["l2norm"]:
         return nodes["q"], nodes["k"]
@@ -117,7 +117,7 @@ class _Chunked:
             make("mul", q, grown), make("mul", k, make("exp", to_last)), aqk, w, u, make("exp", self._cont(last))
         )
 
-    def _walk(self, q_grown: int, k_left: int, aqk: int, w: int, u: int, through: int) -> None:
+    def _walk(self, q_grown: Tensor, k_left: Tensor, aqk: Tensor, w: Tensor, u: Tensor, through: Tensor) -> None:
         """Chunk by chunk: v' = u − w S, out, and the next state. States are [K,V,1,HB], as ggml holds them."""
         nodes, make = self.nodes, self.nodes.make
         state, states, corrected = self._first_state(), [], []
@@ -137,14 +137,14 @@ class _Chunked:
         transposed = nodes.case.params["state_layout"] == "kv"
         nodes.write("state_out", nodes.permuted(state, 1, 0, 2, 3) if transposed else state)
 
-    def _cont(self, tensor: int) -> int:
+    def _cont(self, tensor: Tensor) -> Tensor:
         return self.nodes.make("cont", tensor)
 
-    def _at(self, tensor: int, chunk: int) -> int:
+    def _at(self, tensor: Tensor, chunk: int) -> Tensor:
         """One chunk, packed: Vulkan rounds a matrix product's second operand to float16 unless it is contiguous."""
         return self._cont(self.nodes.part(tensor, 2, chunk, 1))
 
-    def _for_every_head(self, x: int) -> int:
+    def _for_every_head(self, x: Tensor) -> Tensor:
         """[K,H_k,T,B] → [K,H,T,B]: each key head once for every value head that shares it."""
         nodes, shared = self.nodes, self.heads // self.key_heads
         if shared == 1:
@@ -156,7 +156,7 @@ class _Chunked:
         repeated = nodes.make("repeat_4d", apart, self.keys, shared, self.key_heads, rows)
         return nodes.reshape(repeated, self.keys, self.heads, self.tokens, self.sequences)
 
-    def _in_chunks(self, x: int) -> int:
+    def _in_chunks(self, x: Tensor) -> Tensor:
         """[n,H,T,B] → [n,C,N,HB], padded with zeros beyond T."""
         nodes = self.nodes
         by_head = self._cont(nodes.permuted(x, 0, 2, 1, 3))  # [n,T,H,B]
@@ -165,7 +165,7 @@ class _Chunked:
             by_head = nodes.make("pad_ext", by_head, 0, 0, 0, beyond, 0, 0, 0, 0)
         return nodes.reshape(by_head, nodes.ne(x)[0], self.chunk, self.chunks, self.batch)
 
-    def _cumulated(self) -> int:
+    def _cumulated(self) -> Tensor:
         """G, the sum of the log gates from the chunk's start: [G,C,N,HB]. ggml sums along ne0, thus over time first."""
         nodes = self.nodes
         in_time = nodes.turned(self._in_chunks(nodes["g"]))  # [C,G,N,HB]
@@ -173,7 +173,7 @@ class _Chunked:
         nodes.show("G", summed, self._by_chunk)
         return summed
 
-    def _first_state(self) -> int:
+    def _first_state(self) -> Tensor:
         nodes = self.nodes
         if "state" not in nodes:
             return nodes.filled(0.0, self.keys, self.values, 1, self.batch)
@@ -181,7 +181,7 @@ class _Chunked:
         state = self._cont(nodes.permuted(nodes["state"], *order))
         return nodes.reshape(state, self.keys, self.values, 1, self.batch)
 
-    def _write_out(self, rows: int, n: int) -> None:
+    def _write_out(self, rows: Tensor, n: int) -> None:
         """[V,C,1,HB] into the tokens of chunk n of the output [V,H,T,B]; those beyond T are dropped."""
         nodes = self.nodes
         by_head = nodes.reshape(rows, self.values, self.chunk, self.heads, self.sequences)
@@ -189,7 +189,7 @@ class _Chunked:
         tokens = nodes.part(by_head, 1, 0, count)
         nodes.write("out", nodes.permuted(tokens, 0, 2, 1, 3), n * self.chunk, axis=2)
 
-    def _whole(self, q: int, k: int, k_beta: int, gates: int) -> tuple[int, int]:
+    def _whole(self, q: Tensor, k: Tensor, k_beta: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         """Akk (strictly lower) and Aqk (with its diagonal), each computed at once for all pairs of a chunk's tokens."""
         nodes, make = self.nodes, self.nodes.make
         if self.gates == 1:
@@ -203,9 +203,9 @@ class _Chunked:
         nodes.show("Aqk", aqk, self._by_chunk)
         return akk, aqk
 
-    def _blockwise(self, q: int, k: int, k_beta: int, gates: int) -> tuple[int, int]:
+    def _blockwise(self, q: Tensor, k: Tensor, k_beta: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         """The same from 16×16 blocks: only those on and below the diagonal are computed, and placed into zeros."""
-        blocks: dict[tuple[int, int], tuple[int, int]] = {}
+        blocks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i in range(self.chunk // BLOCK):
             for j in range(i + 1):
                 blocks[i, j] = self._block(q, k, k_beta, gates, i, j)
@@ -214,7 +214,7 @@ class _Chunked:
             for index, name in enumerate(("Akk", "Aqk"))
         )
 
-    def _placed(self, name: str, blocks: dict[tuple[int, int], int]) -> int:
+    def _placed(self, name: str, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
         nodes = self.nodes
         whole = nodes.filled(0.0, self.chunk, self.chunk, self.chunks, self.batch)
         nb = nodes.nb(whole)
@@ -224,7 +224,7 @@ class _Chunked:
         nodes.show(name, whole, self._by_chunk)
         return whole
 
-    def _block(self, q: int, k: int, k_beta: int, gates: int, i: int, j: int) -> tuple[int, int]:
+    def _block(self, q: Tensor, k: Tensor, k_beta: Tensor, gates: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
         """The blocks of Akk and Aqk in block row i and block column j: [16,16,N,HB], the column innermost."""
         nodes, make = self.nodes, self.nodes.make
         rows = [self._tokens(x, i) for x in (k_beta, q)]
@@ -244,10 +244,10 @@ class _Chunked:
             akk, aqk = (make("mul_mat", faded, make("mul", each, since)) for each in rows)
         return (make("tri", akk, TRI_LOWER) if i == j else akk), aqk
 
-    def _tokens(self, x: int, block: int) -> int:
+    def _tokens(self, x: Tensor, block: int) -> Tensor:
         return self._cont(self.nodes.part(x, 1, block * BLOCK, BLOCK))
 
-    def _decay(self, rows: int, columns: int, masked: bool) -> int:
+    def _decay(self, rows: Tensor, columns: Tensor, masked: bool) -> Tensor:
         """e^(G_i − G_j) of gates per head, [1,n,N,HB] → [n,n,N,HB], j innermost; 0 for j > i where it is `masked`."""
         make = self.nodes.make
         n = self.nodes.ne(rows)[1]
@@ -255,12 +255,12 @@ class _Chunked:
         difference = make("sub", make("repeat_4d", rows, n, n, self.chunks, self.batch), g_j)
         return self._lower_exp(difference) if masked else make("exp", difference)
 
-    def _lower_exp(self, difference: int) -> int:
+    def _lower_exp(self, difference: Tensor) -> Tensor:
         """exp on and below the diagonal, 0 above it, where differences are positive and must not be exponentiated."""
         make = self.nodes.make
         return make("tri", make("exp", make("tri", difference, TRI_LOWER_DIAG)), TRI_LOWER_DIAG)
 
-    def _by_channel(self, k: int, gates: int, rows: Sequence[int]) -> tuple[int, ...]:
+    def _by_channel(self, k: Tensor, gates: Tensor, rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Σ_d rows_id k_jd e^(G_id − G_jd) of gates per key channel, for j ≤ i: [n,n,N,HB], j innermost."""
         nodes, make = self.nodes, self.nodes.make
         n, all_chunks = nodes.ne(gates)[1], self.chunks * self.batch

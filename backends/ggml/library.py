@@ -1,24 +1,19 @@
-"""libggml through ctypes: finding the files, loading them, declaring what is called, and naming the build.
-
-Everything that is called of ggml stands in `_SIGNATURES` (and, for the ops, in `ops.py`); the functions become
-attributes of `Library` with their argument types declared once.
-"""
+"""A libggml: finding its files, loading them, taking its log, and naming the build."""
 
 from __future__ import annotations
 
 import atexit
-import ctypes
 import json
 import os
 import re
 from collections.abc import Mapping
-from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from opconform.backends.ggml.composite import FUNCTIONS
-from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml import structs
+from opconform.backends.ggml.binding import Binding, MissingError
+from opconform.backends.ggml.declarations import CONSTANTS
 from opconform.harness.run.backend import Unavailable
 
 VARIABLE = "OPCONFORM_GGML_LIB"
@@ -29,79 +24,16 @@ REMEDY = (
     "so do llama.cpp's build/bin and llama-cpp-python's lib"
 )
 
-CPU_DEVICE = 0  # enum ggml_backend_dev_type
-_WARN, _ERROR, _CONTINUED = 3, 4, 5  # enum ggml_log_level
-_LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_int, c_char_p, c_void_p)
+_SHOWN = (CONSTANTS["GGML_LOG_LEVEL_WARN"], CONSTANTS["GGML_LOG_LEVEL_ERROR"])
+_CONTINUED = CONSTANTS["GGML_LOG_LEVEL_CONT"]
 
 _DEVICE_LINE = re.compile(r"^(?:ggml_(vulkan): (\d+) = |\s+Device (\d+): )(.+)$")
 _BACKEND_LINE = re.compile(r"^load_backend: loaded (\S+) backend from (.+)$")
 _BUILD_IN_NAME = re.compile(r"^libggml\.(?:.*\.)?((?:b|v)\d[\w.]*?)\.(?:so|dylib)$")
 
 
-class InitParams(ctypes.Structure):
-    """struct ggml_init_params: the memory a context makes its tensors in."""
-
-    _fields_ = [("mem_size", c_size_t), ("mem_buffer", c_void_p), ("no_alloc", c_bool)]
-
-
-#: What is called of ggml besides the ops: the result's type, then the arguments'. Pointers are plain integers.
-_SIGNATURES: Mapping[str, tuple[Any, ...]] = {
-    "ggml_backend_load_all_from_path": (None, c_char_p),
-    "ggml_type_name": (c_char_p, c_int),
-    # devices
-    "ggml_backend_dev_count": (c_size_t,),
-    "ggml_backend_dev_get": (c_void_p, c_size_t),
-    "ggml_backend_dev_name": (c_char_p, c_void_p),
-    "ggml_backend_dev_description": (c_char_p, c_void_p),
-    "ggml_backend_dev_type": (c_int, c_void_p),
-    "ggml_backend_dev_backend_reg": (c_void_p, c_void_p),
-    "ggml_backend_reg_name": (c_char_p, c_void_p),
-    "ggml_backend_reg_get_proc_address": (c_void_p, c_void_p, c_char_p),
-    "ggml_backend_dev_init": (c_void_p, c_void_p, c_char_p),
-    "ggml_backend_dev_supports_op": (c_bool, c_void_p, c_void_p),
-    # memory
-    "ggml_backend_dev_buffer_type": (c_void_p, c_void_p),
-    "ggml_backend_buft_get_alignment": (c_size_t, c_void_p),
-    "ggml_backend_buft_alloc_buffer": (c_void_p, c_void_p, c_size_t),
-    "ggml_backend_buffer_get_base": (c_void_p, c_void_p),
-    "ggml_backend_tensor_alloc": (c_int, c_void_p, c_void_p, c_void_p),
-    "ggml_backend_view_init": (c_int, c_void_p),
-    "ggml_backend_tensor_set": (None, c_void_p, c_void_p, c_size_t, c_size_t),
-    "ggml_backend_tensor_get": (None, c_void_p, c_void_p, c_size_t, c_size_t),
-    # tensors and graphs
-    "ggml_init": (c_void_p, InitParams),
-    "ggml_free": (None, c_void_p),
-    "ggml_nbytes": (c_size_t, c_void_p),
-    "ggml_reset": (None, c_void_p),
-    "ggml_tensor_overhead": (c_size_t,),
-    "ggml_graph_overhead_custom": (c_size_t, c_size_t, c_bool),
-    "ggml_new_tensor_1d": (c_void_p, c_void_p, c_int, c_int64),
-    "ggml_new_tensor_4d": (c_void_p, c_void_p, c_int, c_int64, c_int64, c_int64, c_int64),
-    "ggml_view_1d": (c_void_p, c_void_p, c_void_p, c_int64, c_size_t),
-    "ggml_new_graph_custom": (c_void_p, c_void_p, c_size_t, c_bool),
-    "ggml_build_forward_expand": (None, c_void_p, c_void_p),
-    "ggml_backend_graph_compute": (c_int, c_void_p, c_void_p),
-    "ggml_set_output": (None, c_void_p),
-    "ggml_gallocr_new": (c_void_p, c_void_p),
-    "ggml_gallocr_reserve": (c_bool, c_void_p, c_void_p),
-    "ggml_gallocr_alloc_graph": (c_bool, c_void_p, c_void_p),
-}
-_OPTIONAL: Mapping[str, tuple[Any, ...]] = {
-    "ggml_version": (c_char_p,),
-    "ggml_commit": (c_char_p,),
-    "ggml_log_set": (None, _LOG_CALLBACK, c_void_p),
-    "ggml_soft_max_add_sinks": (None, c_void_p, c_void_p),
-    "ggml_flash_attn_ext_set_prec": (None, c_void_p, c_int),
-    "ggml_gallocr_reserve_n_size": (None, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p),
-}
-
-
 class Library:
-    """A loaded libggml. Its functions are attributes; an op that this build lacks is None."""
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...
+    """A loaded libggml. `c` has its functions."""
 
     def __init__(self, folder: Path) -> None:
         """Load what lies in `folder`. Raises `Unavailable` where that is no libggml."""
@@ -117,35 +49,17 @@ class Library:
         if not self.float16:
             os.environ.setdefault("GGML_VK_DISABLE_F16", "1")
         try:
-            self._handles = [ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL) for path in (base, registry) if path]
+            self.c = Binding([path for path in (base, registry) if path])
         except OSError as error:
             raise Unavailable(f"libggml in {folder} cannot be loaded: {error}", REMEDY) from None
-        self._declare()
-        self.log = _Log(self)
-        self.ggml_backend_load_all_from_path(os.fsencode(folder))
-        self.build = self._build(registry)
-
-    def _declare(self) -> None:
-        for name, signature in _SIGNATURES.items():
-            function = self._find(name, signature)
-            if function is None:
-                raise Unavailable(f"libggml in {self.folder} has no {name}: it is too old or not ggml", REMEDY)
-            setattr(self, name, function)
-        for name, signature in _OPTIONAL.items():
-            setattr(self, name, self._find(name, signature))
-        for op in OPS.values():
-            for symbol in op.symbols:
-                setattr(self, symbol, self._find(symbol, (c_void_p, *op.arguments)))
-        for symbol, arguments in FUNCTIONS.items():
-            setattr(self, symbol, self._find(symbol, (c_void_p, c_void_p, *arguments)))
-
-    def _find(self, name: str, signature: tuple[Any, ...]) -> Any:
-        for handle in self._handles:
-            function = getattr(handle, name, None)
-            if function is not None:
-                function.restype, function.argtypes = signature[0], signature[1:]
-                return function
-        return None
+        try:
+            self.build = self._build(registry)
+            self.c.what += f" ({self.build})"
+            structs.check(self.c)
+            self.log = _Log(self.c)
+            self.c.ggml_backend_load_all_from_path(os.fsencode(folder))
+        except MissingError as lack:
+            raise Unavailable(f"{lack}: it is too old or not ggml", REMEDY) from None
 
     def _build(self, registry: Path) -> str:
         """The build as a person quotes it: llama.cpp's release, else ggml's own version, else the file's name."""
@@ -167,42 +81,48 @@ class Library:
         one element, which every version accepts as every source, tells them apart: the result holds one element of
         output and as many of state as there are snapshots.
         """
-        if self.ggml_gated_delta_net is None:
+        c = self.c
+        if not c.has("ggml_gated_delta_net"):
             return None
-        context = self.ggml_init(InitParams(16 * self.ggml_tensor_overhead(), None, True))
-        one = self.ggml_new_tensor_4d(context, 0, 1, 1, 1, 1)
-        size = self.ggml_nbytes(self.ggml_gated_delta_net(context, *[one] * 6, 2))
-        self.ggml_free(context)
+        context = c.ggml_init(c.ffi.new("struct ggml_init_params *", [16 * c.ggml_tensor_overhead(), c.null, True])[0])
+        one = c.ggml_new_tensor_1d(context, CONSTANTS["GGML_TYPE_F32"], 1)
+        size = c.ggml_nbytes(c.ggml_gated_delta_net(context, *[one] * 6, 2))
+        c.ggml_free(context)
         return bool(size == (1 + 2) * 4)
 
     def version(self) -> str:
         """ggml's version and commit, or nothing where the library does not say."""
-        version = self.ggml_version() if self.ggml_version else None
-        commit = self.ggml_commit() if self.ggml_commit else None
-        return " ".join(part.decode() for part in (version, commit) if part)
+        names = [name for name in ("ggml_version", "ggml_commit") if self.c.has(name)]
+        return " ".join(self.c.text(getattr(self.c, name)()) for name in names)
 
-    def devices(self) -> dict[str, int]:
+    def devices(self) -> dict[str, Any]:
         """Every device that the loaded backends found: its name and its handle."""
-        handles = [self.ggml_backend_dev_get(i) for i in range(self.ggml_backend_dev_count())]
-        return {self.ggml_backend_dev_name(handle).decode(): handle for handle in handles}
+        handles = [self.c.ggml_backend_dev_get(i) for i in range(self.c.ggml_backend_dev_count())]
+        return {self.c.text(self.c.ggml_backend_dev_name(handle)): handle for handle in handles}
+
+    def is_cpu(self, device: Any) -> bool:
+        """Whether a device (its handle) is ggml's own CPU device."""
+        return bool(self.c.ggml_backend_dev_type(device) == CONSTANTS["GGML_BACKEND_DEVICE_TYPE_CPU"])
 
 
 class _Log:
     """Takes ggml's log: warnings and errors go on to stderr, the rest is dropped but for facts about the devices."""
 
-    def __init__(self, library: Library) -> None:
+    def __init__(self, c: Binding) -> None:
         self.driver: dict[str, str] = {}  #: what a backend said of its devices, by device id
         self.file: dict[str, str] = {}  #: the file that a backend came from, by its name
         self._level = 0
-        self._callback = _LOG_CALLBACK(self._take)  # kept alive for as long as ggml may call it
-        if library.ggml_log_set:
-            library.ggml_log_set(self._callback, None)
-            # ggml may log while the process ends, when Python can no longer be called.
-            atexit.register(library.ggml_log_set, _LOG_CALLBACK(), None)
+        self._ffi = c.ffi
+        # Kept alive for as long as ggml may call it.
+        self._callback = c.ffi.callback("void(enum ggml_log_level, const char *, void *)", self._take)
+        c.ggml_log_set(self._callback, c.null)
+        # ggml may log while the process ends, when Python can no longer be called.
+        atexit.register(c.ggml_log_set, c.null, c.null)
 
-    def _take(self, level: int, text: bytes, _: int | None) -> None:
+    def _take(self, level: int, message: Any, _: Any) -> None:
+        text = self._ffi.string(message)
         self._level = self._level if level == _CONTINUED else level
-        if self._level in (_WARN, _ERROR):
+        if self._level in _SHOWN:
             os.write(2, text)
             return
         line = text.decode(errors="replace").rstrip()

@@ -8,39 +8,40 @@ from __future__ import annotations
 
 import re
 
+from opconform.backends.ggml.ops import ROWS
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
 _TYPES = ("f32", "f16", "bf16", "i32")
-_FRESH = "ggml makes a fresh output itself, packed"
 _VK_SHADER = "src/ggml-vulkan/vulkan-shaders/acc.comp"
 _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"f16", "bf16"})
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 
+#: A constructor makes its output itself, unless it is given one to write into. Those that give several results in one
+#: tensor have them copied to where the outputs stand.
+FRESH_OUTPUTS: tuple[Limit, ...] = tuple(
+    Limit(row.op, "out", LayoutClass.PACKED, "ggml makes a fresh output itself, packed", f"src/ggml.c, {row.symbol}")
+    for row in ROWS
+    if not row.results and "out" not in row.tensors
+)
+
 #: What the constructors assert or do: such a call aborts before a device is asked, or says something else.
 CONSTRUCTORS: tuple[Limit, ...] = (
     Limit("acc", "dtype", ("f32",), "ggml_acc takes f32 only", "src/ggml.c, ggml_acc_impl"),
     Limit("acc", "a", LayoutClass.CONTIGUOUS, "ggml_acc asserts that a is contiguous", "src/ggml.c, ggml_acc_impl"),
-    Limit("acc", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_acc_impl (ggml_dup_tensor)"),
-    Limit("set", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_set_impl (ggml_dup_tensor)"),
     Limit("cumsum", "dtype", ("f32",), "ggml_cumsum takes f32 only", "src/ggml.c, ggml_cumsum"),
     Limit("cumsum", "axis", (0,), "ggml_cumsum sums along ne0 only", "include/ggml.h, ggml_cumsum"),
     Limit("cumsum", "exclusive", (False,), "ggml_cumsum is inclusive", "include/ggml.h, ggml_cumsum"),
     Limit("cumsum", "reverse", (False,), "ggml_cumsum runs forwards only", "include/ggml.h, ggml_cumsum"),
-    Limit("cumsum", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_cumsum (ggml_dup_tensor)"),
     Limit("solve_tri", "dtype", ("f32",), "ggml_solve_tri takes f32 only", "src/ggml.c, ggml_solve_tri"),
     Limit("solve_tri", "left", (True,), "ggml_solve_tri solves A X = B only", "src/ggml.c, ggml_solve_tri"),
     Limit("solve_tri", "lower", (True,), "ggml_solve_tri takes lower triangles only", "src/ggml.c, ggml_solve_tri"),
     Limit("solve_tri", "unit", (False,), "ggml_solve_tri reads the diagonal", "src/ggml.c, ggml_solve_tri"),
     Limit("solve_tri", "a", LayoutClass.CONTIGUOUS, "ggml_solve_tri asserts contiguity", "src/ggml.c, ggml_solve_tri"),
     Limit("solve_tri", "b", LayoutClass.CONTIGUOUS, "ggml_solve_tri asserts contiguity", "src/ggml.c, ggml_solve_tri"),
-    Limit("solve_tri", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_solve_tri (ggml_new_tensor_4d)"),
     Limit("tri", "dtype", ("f32",), "ggml_tri takes f32 only", "src/ggml.c, ggml_tri"),
     Limit("tri", "x", LayoutClass.CONTIGUOUS, "ggml_tri asserts contiguity", "src/ggml.c, ggml_tri"),
-    Limit("tri", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_tri (ggml_dup_tensor)"),
-    Limit("diag", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_diag (ggml_new_tensor)"),
-    Limit("pad", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_pad_ext (ggml_new_tensor_4d)"),
     Limit(
         "l2_norm",
         "eps_mode",
@@ -48,16 +49,18 @@ CONSTRUCTORS: tuple[Limit, ...] = (
         "ggml's eps is the least norm: x / max(norm, eps)",
         "include/ggml.h, ggml_l2_norm",
     ),
-    Limit("l2_norm", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_l2_norm_impl (ggml_dup_tensor)"),
-    Limit("ssm_conv", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_ssm_conv (ggml_new_tensor_3d)"),
-    Limit("sum_rows", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_sum_rows (ggml_new_tensor)"),
-    Limit("cont", "out", LayoutClass.PACKED, _FRESH, "src/ggml.c, ggml_cont_impl (ggml_dup_tensor)"),
+    *FRESH_OUTPUTS,
 )
 
 _VIEW_FITS = "ggml asserts that a view's elements, packed, fit into what it views: no stride 0"
 _DELTA_INPUTS = ("q", "k", "v", "g", "beta", "state")
 _DELTA_NET = "src/ggml.c, ggml_gated_delta_net"
 _DELTA_NET_CPU = "src/ggml-cpu/ops.cpp, ggml_compute_forward_gated_delta_net_one_chunk"
+
+_FORM_MASKS = (
+    *(f"{form} {mask}" for form in ("two_part", "concat") for mask in ("none", "f32", "f16")),
+    *("flash none", "flash f16"),
+)
 
 #: What the graphs of many nodes do not take.
 GRAPHS: tuple[Limit, ...] = (
@@ -83,6 +86,10 @@ GRAPHS: tuple[Limit, ...] = (
         for name in ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv", "mask")
     ),
     Limit(
+        "mla_absorbed", "form_mask", _FORM_MASKS, "ggml_flash_attn_ext asserts that the mask is f16",
+        "src/ggml.c, ggml_flash_attn_ext",
+    ),
+    Limit(
         "gated_delta_net_chunk", "gate", ("log",), "llama.cpp's graph sums log gates",
         "llama.cpp, src/models/delta-net-base.cpp, build_delta_net_chunking",
     ),
@@ -91,10 +98,9 @@ GRAPHS: tuple[Limit, ...] = (
 _ALIGNED = "Vulkan's GATED_DELTA_NET aborts unless every source starts where a storage buffer may"
 _SUBBUFFER = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer"
 
-#: What a kernel wants although supports_op said yes. q, k and v may start at multiples of the device's alignment.
-GRAPH_KERNELS: tuple[Limit, ...] = tuple(
-    Limit("gated_delta_net", name, LayoutClass.PACKED, _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan")
-    for name in ("g", "beta", "state")
+#: What a kernel wants although supports_op said yes.
+GRAPH_KERNELS: tuple[Limit, ...] = (
+    Limit("gated_delta_net", "aligned", (True,), _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan"),
 )
 
 #: Of every build that has ggml_gated_delta_net so far.

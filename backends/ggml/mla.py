@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from opconform.backends.ggml.composite import Assemble, Nodes, RefusedError
+from opconform.backends.ggml.binding import RefusedError, Tensor
+from opconform.backends.ggml.declarations import CONSTANTS
+from opconform.backends.ggml.nodes import Assemble, Nodes
 
-F32, F16 = 0, 1  #: enum ggml_type
-TRI_UPPER = 1  #: enum ggml_tri_type
-PREC_F32 = 10  #: enum ggml_prec
+F32, F16 = CONSTANTS["GGML_TYPE_F32"], CONSTANTS["GGML_TYPE_F16"]
+TRI_UPPER = CONSTANTS["GGML_TRI_TYPE_UPPER"]
+PREC_F32 = CONSTANTS["GGML_PREC_F32"]
 _SINK = -3.0e38
 
 
@@ -55,7 +57,7 @@ class _Attention:
         nodes.show("context", context, _only)
         nodes.write("out", nodes.permuted(self._by_head(nodes["w_uv"], context), 0, 3, 1, 2))
 
-    def _by_head(self, weight: int, x: int) -> int:
+    def _by_head(self, weight: Tensor, x: Tensor) -> Tensor:
         """Each head's matrix [m,n,H,1] times its rows [n,T,H,B]: [m,T,B,H]. The sequences' rows stand under each other,
         since Vulkan's matrix product does not broadcast over ne3."""
         nodes, (width, inner) = self.nodes, self.nodes.ne(weight)[:2]
@@ -64,7 +66,7 @@ class _Attention:
         found = nodes.make("mul_mat", nodes.turned(weight), rows)
         return nodes.reshape(found, width, self.queries, self.sequences, self.heads)
 
-    def _explicit(self, query: int, q_pe: int) -> int:
+    def _explicit(self, query: Tensor, q_pe: Tensor) -> Tensor:
         """softmax of all scores at once: in two parts, or from concatenated rows."""
         nodes, make = self.nodes, self.nodes.make
         if self.form == "two_part":
@@ -84,22 +86,22 @@ class _Attention:
         nodes.show("weights", weights, self._all_rows(0.0))
         return make("mul_mat", nodes.turned(latent), weights)  # [c,T,H,B]
 
-    def _softmax(self, scores: int, mask: int | None, scale: float) -> int:
+    def _softmax(self, scores: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         nodes = self.nodes
-        weights = nodes.unasked("soft_max_ext", scores, mask, scale, 0.0)
+        weights = nodes.unasked("soft_max_ext", scores, mask or nodes.null, scale, 0.0)
         if self._may_mask_all:
-            nodes.require("soft_max_add_sinks")(weights, nodes.filled(_SINK, self.heads, 1, 1, 1))
+            nodes.call("ggml_soft_max_add_sinks", weights, nodes.filled(_SINK, self.heads, 1, 1, 1))
         return nodes.ask(weights, "soft_max_ext")
 
-    def _flash(self, query: int, q_pe: int) -> int:
+    def _flash(self, query: Tensor, q_pe: Tensor) -> Tensor:
         """Flash attention on concatenated rows; V is the view of their first c elements."""
         nodes, make = self.nodes, self.nodes.make
         keys = self._row(lambda part: part)
         values = nodes.part(keys, 0, 0, self.width)
         queries = make("concat", query, q_pe, 0)
         mask = self._mask(F16)
-        found = nodes.unasked("flash_attn_ext", queries, keys, values, mask, self.scale, 0.0, 0.0)
-        nodes.require("flash_attn_ext_set_prec")(found, PREC_F32)
+        found = nodes.unasked("flash_attn_ext", queries, keys, values, mask or nodes.null, self.scale, 0.0, 0.0)
+        nodes.call("ggml_flash_attn_ext_set_prec", found, PREC_F32)
         nodes.ask(found, "flash_attn_ext")  # [c,H,T,B]
         return make("cont", nodes.permuted(found, 0, 2, 1, 3))
 
@@ -107,19 +109,19 @@ class _Attention:
     def _may_mask_all(self) -> bool:
         return "mask" in self.nodes or (self.causal and self.queries > self.rows)
 
-    def _row_part(self, name: str) -> int:
+    def _row_part(self, name: str) -> Tensor:
         """c_kv or k_pe without the padding rows, as a view."""
         return self.nodes.part(self.nodes[name], 1, 0, self.rows)
 
-    def _in_place(self, name: str) -> int:
+    def _in_place(self, name: str) -> Tensor:
         """The same for a matrix product: the CPU device reads whole rows where they stand, and rounds the other operand
         to their type; else a packed copy in float32."""
         part = self._row_part(name)
         layout = self.nodes.case.inputs[name]
         whole = layout.strides[-1] == layout.type.itemsize
-        return part if self.nodes.device == "CPU" and whole else self._as_f32(part)
+        return part if self.nodes.site.device == "CPU" and whole else self._as_f32(part)
 
-    def _row(self, made: Callable[[int], int]) -> int:
+    def _row(self, made: Callable[[Tensor], Tensor]) -> Tensor:
         """The rows (c_kv | k_pe), as they are `made`: one view where the parts lie side by side, else concatenated."""
         nodes, inputs = self.nodes, self.nodes.case.inputs
         latent, rotary = inputs["c_kv"], inputs["k_pe"]
@@ -130,15 +132,15 @@ class _Attention:
         parts = (nodes.make("cont", made(self._row_part(name))) for name in ("c_kv", "k_pe"))
         return nodes.make("concat", *parts, 0)
 
-    def _as_f32(self, tensor: int) -> int:
+    def _as_f32(self, tensor: Tensor) -> Tensor:
         return self._as(F32, tensor)
 
-    def _as(self, number: int, tensor: int) -> int:
+    def _as(self, number: int, tensor: Tensor) -> Tensor:
         """A packed copy of a type."""
         nodes = self.nodes
         return nodes.make("cpy", tensor, nodes.unasked("new_tensor_4d", number, *nodes.ne(tensor)))
 
-    def _mask(self, number: int | None) -> int | None:
+    def _mask(self, number: int | None) -> Tensor | None:
         """What is added to the scores [R,T,1,B or 1], of a type (None: whichever it has); None where nothing is."""
         nodes, make = self.nodes, self.nodes.make
         given = make("cont", nodes.part(nodes["mask"], 0, 0, self.rows)) if "mask" in nodes else None

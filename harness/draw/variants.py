@@ -105,7 +105,7 @@ class Variant:
             name: self._departure(name).layout(problem.dtype_of(name), sizes) for name, sizes in problem.shapes.items()
         }
         shares: dict[str, str] = {}
-        for group, axes in op.packs.items() if self.together else ():
+        for group, axes in op.composite.packs.items() if self.together else ():
             if problem.inplace not in group and _fit_together(problem, group, axes):
                 inputs.update(_side_by_side(problem, group, axes, self._departure(group[0])))
                 shares.update(dict.fromkeys(group[1:], group[0]))
@@ -114,7 +114,7 @@ class Variant:
             taken_over = inputs[problem.inplace] if problem.inplace and name == op.outputs[0] else None
             outputs[name] = taken_over or self._departure(name).layout(problem.dtype_of(name), sizes)
         keep = None
-        count = max(slices(sizes, op.batch_axes) for sizes in problem.shapes.values())
+        count = max(slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values())
         if self.keep is not None and count > 1 and DTYPES[problem.dtype].is_float:
             keep = self.keep % count
         return Case(op.name, problem.params, inputs, outputs, self.recipe, self.seed, keep, problem.inplace, shares)
@@ -174,7 +174,7 @@ def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Vari
     names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
     widest = {name: freedom.widest(name, name in problem.shapes and name != problem.inplace) for name in names}
     recipes = recipes_of(op, problem.dtype)
-    packs = [name for group in op.packs for name in group]
+    packs = [name for group in op.composite.packs for name in group]
     may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
     found: list[Variant] = []
     for index in range(VARIANTS):

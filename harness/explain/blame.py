@@ -246,7 +246,8 @@ def _run(
 ) -> list[Verdict]:
     """Verdicts, with what is left of the time as the limit of each case. Where `kind` is that of a relation between
     runs, a case fails if that relation does not hold."""
-    only = replace(op, metamorphic=tuple(relation for relation in op.metamorphic if relation.kind == kind))
+    relations = tuple(relation for relation in op.composite.metamorphic if relation.kind == kind)
+    only = replace(op, composite=replace(op.composite, metamorphic=relations))
     checks = [check for check in ON_REQUEST.values() if check.kind == kind]
     left = _left(deadline)
     verdicts = runner.verdicts(op, cases, beyond=beyond, time_limit=left)

@@ -57,7 +57,9 @@ class Witness:
 def _foretold(witness: Witness, reading: Reading) -> bool:
     """Whether every element of every output is what the reading foretells."""
     image, numerics = witness.image, witness.numerics
-    op = witness.op if reading.expect is None else replace(witness.op, expect=reading.expect, judge=None)
+    op = witness.op
+    if reading.expect is not None:
+        op = replace(op, expect=reading.expect, composite=replace(op.composite, judge=None))
     with np.errstate(all="ignore"):
         expected = expectation(reading.case, op, reading.raw, numerics)
         return all(

@@ -20,7 +20,7 @@ def first_wrong_stage(op: Op, runner: Runner, case: Case, numerics: Numerics) ->
 
     Whatever goes wrong here, the failure itself must still be shown.
     """
-    if op.stages is None or runner.lost:
+    if op.composite.stages is None or runner.lost:
         return ""
     try:
         shown = runner.stages(op, case)
@@ -33,11 +33,11 @@ def first_wrong_stage(op: Op, runner: Runner, case: Case, numerics: Numerics) ->
 
 def judged_stages(op: Op, case: Case, shown: Mapping[str, F64], numerics: Numerics) -> str:
     """The first stage in `shown` that is beyond the bound of its own step; who was right, where none is."""
-    assert op.stages is not None
+    assert op.composite.stages is not None
     raw = inputs_of(case, op)
     values = {**shown, **{name: layout.type.decode(raw[name]) for name, layout in case.inputs.items()}}
     right: list[str] = []
-    for stage in op.stages(case):
+    for stage in op.composite.stages(case):
         if stage.name not in shown or any(name not in values for name in stage.needs):
             continue
         got = shown[stage.name]

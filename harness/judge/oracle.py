@@ -29,10 +29,10 @@ def compare(
     dtype = case.outputs[name].type
     with np.errstate(all="ignore"):
         got = dtype.decode(got_raw)
-        if op.judge is None or not first:
+        if op.composite.judge is None or not first:
             error, bound = np.abs(got - expected.value), expected.bound
         else:
-            residual = op.judge(case, raw, expected, got, numerics)
+            residual = op.composite.judge(case, raw, expected, got, numerics)
             error, bound = residual.error, residual.bound
         free = np.isnan(expected.value) | np.isinf(bound)
         right = (error <= bound) | free

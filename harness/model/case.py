@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 
 from opconform.harness.model.dtypes import DTYPES, Mask
-from opconform.harness.model.layouts import Layout
+from opconform.harness.model.layouts import MARKED, Layout
+from opconform.harness.model.text import printable
 
 FORMAT = "opconform-case/1"
 MAX_RANK = 4
@@ -33,15 +34,13 @@ Param = bool | int | float | str
 class CaseError(ValueError):
     """A case that cannot be: one line that says what is wrong, where, and what would be right.
 
-    What stands in a file is not printed as it is: line breaks, control characters and lone surrogates are escaped, and
-    the line is cut after `LONGEST` characters.
+    What stands in a file is not printed as it is: the line is made printable, and cut after `LONGEST` characters.
     """
 
     LONGEST = 400
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[: self.LONGEST])
-        super().__init__(line if len(message) <= self.LONGEST else line + "…")
+        super().__init__(printable(message, self.LONGEST))
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,12 @@ class Case:
     def layouts(self) -> dict[str, Layout]:
         """Every argument's layout: inputs, then outputs."""
         return {**self.inputs, **self.outputs}
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every argument starts at a multiple of 256 bytes, the most that a Vulkan device may want of a storage
+        buffer (minStorageBufferOffsetAlignment)."""
+        return all(layout.offset % 256 == 0 for layout in self.layouts.values())
 
     @property
     def dtype(self) -> str:
@@ -348,7 +353,10 @@ def _check_shares(case: Case) -> None:
 def _any_twice(layouts: Sequence[Layout]) -> bool:
     """Whether elements of two of the layouts (of one memory and one type) share an address."""
     size = layouts[0].type.itemsize
-    taken = np.zeros(max(layout.end for layout in layouts) // size, dtype=bool)
+    length = max(layout.end for layout in layouts) // size
+    if length > MARKED:
+        raise CaseError(f"case.shares: {length} elements from end to end; in one memory at most {MARKED}")
+    taken = np.zeros(length, dtype=bool)
     for layout in layouts:
         strides = tuple(stride // size for stride in layout.strides)
         mine: Mask = np.ndarray(layout.shape, bool, taken.data, layout.offset // size, strides)

@@ -80,7 +80,7 @@ class Image:
         wrong, right = (
             addresses(layout.shape, *place) // size for place in ((strides, offset), (layout.strides, layout.offset))
         )
-        memory = np.full(int(right.max(initial=0)) + 1, -1, dtype=np.int64)
+        memory = np.full(int(np.max(right, initial=0)) + 1, -1, dtype=np.int64)
         inside = wrong < memory.size
         memory[wrong[inside]] = np.arange(wrong.size).reshape(wrong.shape)[inside]
         return memory[right]

@@ -10,6 +10,8 @@ import numpy as np
 
 from opconform.harness.model.dtypes import DTYPES, DType
 
+MARKED = 1 << 28  #: elements of memory that are marked one by one to see whether two elements meet
+
 
 class LayoutClass(IntEnum):
     """How much freedom a layout takes; each class includes the ones before it.
@@ -110,7 +112,8 @@ class Layout:
         """Whether two elements share a byte.
 
         Strides that nest (each at least the extent of those below it) keep elements apart; anything else is decided
-        by marking the addresses that are reached (strides are multiples of the element size).
+        by marking the addresses that are reached (strides are multiples of the element size). A tensor whose strides
+        do not nest and that spans more than `MARKED` elements counts as one whose elements meet.
         """
         if self.size <= 1:
             return False
@@ -123,9 +126,10 @@ class Layout:
 
     def _shares_addresses(self) -> bool:
         itemsize = self.type.itemsize
-        reached = np.zeros((self.end - self.offset) // itemsize, dtype=bool)
-        if self.size > reached.size:
+        span = (self.end - self.offset) // itemsize
+        if self.size > span or span > MARKED:
             return True
+        reached = np.zeros(span, dtype=bool)
         strides = tuple(stride // itemsize for stride in self.strides)
         np.ndarray(self.shape, bool, reached.data, 0, strides)[...] = True
         return int(np.count_nonzero(reached)) < self.size

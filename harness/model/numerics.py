@@ -19,17 +19,31 @@ Count = TypeVar("Count", float, npt.NDArray[np.float64])
 class Numerics:
     """A device's promises about float32 arithmetic.
 
+    Errors "in ulps" are units in the last place of the result. The defaults are those of the OpenCL C specification
+    ("Relative error as ULPs", full profile), which no usual library exceeds: the CUDA C++ Programming Guide
+    ("Mathematical Functions") has 2 for exp, tanh, erf, sin and cos and 1 for log, glibc's manual 1 or 2 for each, and
+    ggml's own vector exp 1.96 (src/ggml-cpu/vec.h, ggml_v_expf).
+
     flushes_denormals: results and operands below 2^-126 may become 0 (Vulkan without DenormPreserve, OpenCL without
-    CL_FP_DENORM). any_rounding: a correctly rounded result may be either neighbour (Vulkan promises no rounding mode
-    without RoundingModeRTE). division_ulps: the error of a division in units in the last place (2.5 in the Vulkan
-    and OpenCL specifications, 0.5 where it is correctly rounded). exp_ulps, exp_ulps_per_unit: the error of exp(x) is
-    exp_ulps + exp_ulps_per_unit·|x| units in the last place. No usual library exceeds the default 3 of the OpenCL C
-    specification ("Relative error as ULPs", full profile; the CUDA C++ Programming Guide says 2, glibc's manual 1);
-    the Vulkan specification ("Precision of core SPIR-V instructions") has 3 + 2·|x|. sqrt_ulps: the error of a square
-    root (OpenCL 3 unless asked for better; Vulkan that of 1 / inversesqrt: 2 and a division). roundoff: the unit
-    roundoff of an operation in the compute precision, before `any_rounding`. narrow_operands: a product with an f16 or
-    bf16 tensor first rounds its other operand to that type, and adds up in float32 (ggml's matrix products and
-    attention on the CPU). narrow_sums: attention adds up the weighted rows of an f16 tensor in f16 (ggml's on the CPU).
+    CL_FP_DENORM).
+    any_rounding: a correctly rounded result may be either neighbour (Vulkan promises no rounding mode without
+    RoundingModeRTE).
+    division_ulps: the error of a division (2.5 in the Vulkan and OpenCL specifications, 0.5 where it is correctly
+    rounded).
+    sqrt_ulps: that of a square root (OpenCL 3 unless asked for better; Vulkan that of 1 / inversesqrt: 2 and a
+    division).
+    exp_ulps, exp_ulps_per_unit: that of exp(x) is exp_ulps + exp_ulps_per_unit·|x|. The Vulkan specification
+    ("Precision of core SPIR-V instructions") has 3 + 2·|x|. A library that computes exp(x) as exp2(x·log₂e) in float32
+    is off by up to 63 ulps near −87 (mlx and torch.exp2 are): it declares exp_ulps_per_unit = 1.
+    log_ulps, log_absolute: log; the absolute error counts from 1/2 to 2, if it is more (Vulkan: 3, 2^-21).
+    tanh_ulps, tanh_absolute, erf_ulps, erf_absolute: tanh and erf; the absolute error counts if it is more (WebGPU, as
+    Vulkan inherits tanh from the quotient of two differences of exponentials: 1e-5).
+    sin_ulps, sin_absolute: sin and cos; the absolute error counts if it is more (Vulkan: 2^-11 from −π to π).
+    roundoff: the unit roundoff of an operation in the compute precision, before `any_rounding`.
+    narrow_operands: a product with an f16 or bf16 tensor first rounds its other operand to that type, and adds up in
+    float32 (ggml's matrix products and attention on the CPU).
+    narrow_sums: attention adds up the weighted rows of an f16 tensor in f16 (ggml's on the CPU).
+    one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
     """
 
     flushes_denormals: bool = False
@@ -41,6 +55,15 @@ class Numerics:
     roundoff: float = 2.0**-24
     narrow_operands: bool = False
     narrow_sums: bool = False
+    log_ulps: float = 3.0
+    log_absolute: float = 0.0
+    tanh_ulps: float = 5.0
+    tanh_absolute: float = 0.0
+    erf_ulps: float = 16.0
+    erf_absolute: float = 0.0
+    sin_ulps: float = 4.0
+    sin_absolute: float = 0.0
+    one_pass_variance: bool = False
 
     def checked(self) -> Numerics:
         """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
@@ -84,7 +107,11 @@ class Numerics:
     @property
     def sqrt_error(self) -> float:
         """The relative error of a computed square root of an exact number: one rounding at least."""
-        return max(self.u, 2 * self.roundoff * self.sqrt_ulps)
+        return self.ulps(self.sqrt_ulps)
+
+    def ulps(self, count: float) -> float:
+        """The relative error of a result that is off by `count` units in the last place: one rounding at least."""
+        return max(self.u, 2 * self.roundoff * count)
 
     @property
     def conversions(self) -> int:
@@ -97,6 +124,7 @@ class Numerics:
         said = [f"u = 2^{math.log2(self.roundoff):g}"] if self.conversions else []
         said += ["operands of products rounded to 16 bits"] if self.narrow_operands else []
         said += ["sums of f16 in f16"] if self.narrow_sums else []
+        said += ["variances in one pass"] if self.one_pass_variance else []
         return ", ".join(said)
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 class Problem:
     """What an op's strategy draws: everything of a case but layouts and values.
 
-    `shapes` (outermost first) covers every input that the case has (those in `Op.optional` may be absent);
+    `shapes` (outermost first) covers every input that the case has (those in `Composite.optional` may be absent);
     `out_shape` is the first output's, `more_outputs` the others'. `dtype` is the first output's element type and every
     argument's that `dtypes` does not name. `inplace` names the input whose memory the first output takes over.
     """
@@ -63,29 +62,48 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Composite:
+    """What an op has that takes several steps, or arguments that a case may leave out or hold side by side.
+
+    optional: inputs that a case may leave out.
+    more_outputs: the names of the outputs after `out`.
+    recipes: the value recipes the op is tried with, the simplest first; () for those of `values.py`. A recipe that only
+    the op knows is drawn as "normal", and `shape_values` gives it its meaning.
+    shape_values: gives drawn values the structure the op needs (a triangle that can be solved), in place.
+    packs: arguments that models hold side by side in the rows of one tensor, with how many leading axes they share.
+    judge: where the error is not |got - value|: a residual computed from what was returned.
+    batch_axes: the outer axes of every argument whose slices must not reach each other.
+    stages: the steps on the way to the outputs, in order, for the blame of a failure.
+    metamorphic: relations between runs that hold for every right kernel, always on for packed cases.
+    """
+
+    optional: tuple[str, ...] = ()
+    more_outputs: tuple[str, ...] = ()
+    recipes: tuple[str, ...] = ()
+    shape_values: Callable[[Case, dict[str, F64], np.random.Generator], None] | None = None
+    packs: Mapping[tuple[str, ...], int] = field(default_factory=dict)
+    judge: Callable[[Case, Mapping[str, Raw], Expected, F64, Numerics], Residual] | None = None
+    batch_axes: tuple[int, ...] = (0, 1)
+    stages: Callable[[Case], Sequence[Stage]] | None = None
+    metamorphic: tuple[Metamorphic, ...] = ()
+
+
+@dataclass(frozen=True)
 class Op:
-    """An op. One module in `cases/` declares one as `OP`.
+    """An op. A module in `cases/` declares one as `OP`, or several as `OPS`.
 
     problems: the strategy of problems for a `Freedom` (what the backend can take, how big a case may be).
     expect: the float64 reference and the bound; its docstring derives the bound and cites the source.
     bound: the bound's formula in one line, as a failure prints it.
     check: raises `CaseError` for a case whose parameters and shapes do not fit together.
-    optional: inputs that a case may leave out.
     argument_dtypes: the element types of arguments that need not have the first output's.
-    recipes: the value recipes the op is tried with, the simplest first; () for those of `values.py`. A recipe that only
-    the op knows is drawn as "normal", and `shape_values` gives it its meaning.
-    shape_values: gives drawn values the structure the op needs (a triangle that can be solved), in place.
-    packs: arguments that models hold side by side in the rows of one tensor, with how many leading axes they share.
     traits: what limits may speak of beside parameters ("view" of an ACC).
-    judge: where the error is not |got - value|: a residual computed from what was returned.
-    batch_axes: the outer axes of every argument whose slices must not reach each other.
     alone: whether the outermost slices of a case are problems of their own, cut from every argument alike.
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
-    stages: the steps on the way to the outputs, in order, for the blame of a failure.
-    metamorphic: relations between runs that hold for every right kernel, always on for packed cases.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    composite: what only few ops have.
     """
 
     name: str
@@ -97,27 +115,24 @@ class Op:
     expect: Expect
     bound: str
     check: Callable[[Case], None]
-    outputs: tuple[str, ...] = ("out",)
-    optional: tuple[str, ...] = ()
     argument_dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    recipes: tuple[str, ...] = ()
-    packs: Mapping[tuple[str, ...], int] = field(default_factory=dict)
-    shape_values: Callable[[Case, dict[str, F64], np.random.Generator], None] | None = None
     traits: Callable[[Case], Mapping[str, Any]] = field(default=lambda case: {})
-    judge: Callable[[Case, Mapping[str, Raw], Expected, F64, Numerics], Residual] | None = None
-    batch_axes: tuple[int, ...] = (0, 1)
     alone: Callable[[Case], bool] = field(default=lambda case: False)
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
-    stages: Callable[[Case], Sequence[Stage]] | None = None
-    metamorphic: tuple[Metamorphic, ...] = ()
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     copies: bool = False
+    composite: Composite = field(default_factory=Composite)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the outputs, the first one's ahead."""
+        return ("out", *self.composite.more_outputs)
 
     def where_bound(self) -> str:
         """file:line of the bound's derivation, for the screen of a failure."""
-        derivation = self.judge or self.expect
-        path = Path(inspect.getsourcefile(derivation) or "?")
-        return f"{path.parent.name}/{path.name}:{inspect.getsourcelines(derivation)[1]}"
+        derivation = inspect.unwrap(self.composite.judge or self.expect)
+        path = derivation.__module__.removeprefix("opconform.").replace(".", "/")
+        return f"{path}.py:{inspect.getsourcelines(derivation)[1]}"
 
 
 Again = Callable[[Case], Mapping[str, Comparison] | None]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
@@ -30,6 +32,15 @@ def ops() -> dict[str, Op]:
                 raise UsageError(f"two ops are called {op.name!r}; the second one comes from {point.value}")
             found[op.name] = op
     return dict(sorted(found.items()))
+
+
+def folder_of_op(name: str) -> Path:
+    """The folder of the module that declares an op: files that belong to the op lie beside it."""
+    for point in registered("opconform.ops").values():
+        loaded = point.load()
+        if name in ([loaded.name] if isinstance(loaded, Op) else [op.name for op in loaded]):
+            return Path(sys.modules[point.module].__file__ or "").parent
+    raise KeyError(name)
 
 
 def op_names() -> list[str]:

@@ -71,7 +71,7 @@ INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
 
 def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
     """The recipes that an op is tried with on elements of a type, the simplest first."""
-    return op.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
+    return op.composite.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
 
 
 def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
@@ -81,20 +81,20 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     """
     if case.data is not None:
         return {name: _as_stored(_from_bytes(case.data[name], layout), layout) for name, layout in case.inputs.items()}
-    if case.recipe not in RECIPES and case.recipe not in op.recipes:
-        known = dict.fromkeys([*op.recipes, *RECIPES])
+    if case.recipe not in RECIPES and case.recipe not in op.composite.recipes:
+        known = dict.fromkeys([*op.composite.recipes, *RECIPES])
         raise CaseError(f"case.recipe is {case.recipe!r}; it must be one of {', '.join(known)}")
     recipe = RECIPES.get(case.recipe, _normal)
     rng = np.random.default_rng(case.seed)
     values = {
         name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())
     }
-    if op.shape_values is not None:
-        op.shape_values(case, values, rng)
+    if op.composite.shape_values is not None:
+        op.composite.shape_values(case, values, rng)
     if case.keep is not None:
         for name, layout in case.inputs.items():
             if layout.type.is_float:
-                _spoil_other_slices(values[name], layout, op.batch_axes, case.keep)
+                _spoil_other_slices(values[name], layout, op.composite.batch_axes, case.keep)
     raw = {}
     for name, layout in case.inputs.items():
         raw[name] = _as_stored(layout.type.encode(values[name]), layout)
@@ -143,7 +143,7 @@ def _as_stored(raw: Raw, layout: Layout) -> Raw:
     place = np.zeros((), dtype=np.int64)
     for size, stride in zip(layout.shape, layout.strides):
         place = place[..., None] + np.arange(size) * (stride // layout.type.itemsize)
-    memory = np.zeros(int(place.max()) + 1, raw.dtype)
+    memory = np.zeros(int(np.max(place)) + 1, raw.dtype)
     memory[place] = raw
     return memory[place]
 

@@ -13,6 +13,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.script import Script, ScriptRequest
 
 if TYPE_CHECKING:
     from opconform.harness.run.sanitizer import Sanitizer
@@ -80,6 +81,17 @@ class _Run:
         """Nothing is left to do."""
 
 
+def loaded(backend: Backend, case: Case, buffers: Buffers) -> Loaded:
+    """The case on the device, ready to launch. A class that overrides only `run` computes with that, even where the
+    class above it has `load`."""
+    for each in type(backend).__mro__:
+        if "load" in vars(each):
+            break
+        if "run" in vars(each):
+            return _Run(backend, case, buffers)
+    return backend.load(case, buffers)
+
+
 class Backend:
     """A backend on one device.
 
@@ -89,6 +101,7 @@ class Backend:
 
     name: ClassVar[str] = ""
     needs: ClassVar[str] = ""  #: what to install, in one line, for `opconform list`
+    script_reads: ClassVar[tuple[str, ...]] = ()  #: attributes that `script` follows, where a subclass changes them
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         """Open `device` (an id that `devices` listed). `options` are the command line's, such as `ggml_lib`."""
@@ -104,6 +117,16 @@ class Backend:
     def sanitizer(cls) -> Sanitizer:
         """The checker of this backend's API. Raises `Unavailable` where it is not installed, or there is none."""
         raise Unavailable(f"the backend {cls.name} has no checker to run under", "leave it out, or --sanitize")
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script | None:
+        """The part of a bundle's `repro.py` that calls the API: how it runs the failing case without Opconform.
+
+        None stands for the default: the class itself runs in the script, on copies of the files that it imports. A
+        subclass that changes how cases are computed, in anything but what `script_reads` names, has the default too.
+        Called in a process of its own, without a device. Raises `CannotWriteError` with the reason.
+        """
+        return None
 
     def limits(self) -> tuple[Limit, ...]:
         """What this device does not take. The search steers by it, so that no draw is wasted."""
@@ -123,11 +146,11 @@ class Backend:
 
     def run(self, case: Case, buffers: Buffers) -> None:
         """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
-        loaded = self.load(case, buffers)
-        if isinstance(loaded, _Run):
+        found = self.load(case, buffers)
+        if isinstance(found, _Run):
             raise NotImplementedError(f"{type(self).__name__} has neither run nor load")
-        loaded.launch()
-        loaded.fetch()
+        found.launch()
+        found.fetch()
 
     def numerics(self, case: Case) -> Numerics | None:
         """The arithmetic of one case where it is lower than what `Device.numerics` promises (products in float16, say);

@@ -74,12 +74,12 @@ class _Others:
 def _metamorphic_findings(op: Op, verdict: Verdict, others: _Others) -> tuple[Finding, ...]:
     """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed."""
     case = verdict.case
-    if not op.metamorphic or case.keep is not None or case.packed() != case:
+    if not op.composite.metamorphic or case.keep is not None or case.packed() != case:
         return ()
     values = inputs_of(case, op)
     comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
     found = []
-    for check in op.metamorphic:
+    for check in op.composite.metamorphic:
         others.ends.clear()
         detail = check.look(op, case, values, comparisons, others)
         if detail is None and others.ends:

@@ -34,7 +34,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run import messages
-from opconform.harness.run.backend import Backend, Device, KernelFault, Unavailable
+from opconform.harness.run.backend import Backend, Device, KernelFault, Unavailable, loaded
 from opconform.harness.run.messages import HEAD, Answer, Shown, StageError
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG
@@ -49,9 +49,9 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
             if not isinstance(reason, str):
                 raise TypeError(f"supports returned {reason!r:.60}; it returns None or the reason as a text")
             return Answer(unsupported=reason)
-        loaded = backend.load(case, Buffers(case, memory))
-        loaded.launch()
-        loaded.fetch()
+        on_device = loaded(backend, case, Buffers(case, memory))
+        on_device.launch()
+        on_device.fetch()
         seconds = time.perf_counter() - start
         numerics = backend.numerics(case)
         if numerics is not None:

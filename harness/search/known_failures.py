@@ -23,6 +23,7 @@ each, an expected TIMEOUT the whole time limit.
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from typing import Any
 
 from opconform.harness.draw.known import LARGEST, case_from_file, known_cases
 from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.files import read_regular
 from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import op_names, ops
@@ -50,6 +52,9 @@ DEFAULT_FILE = "known_failures.toml"
 #: Kinds of these severities are covered only by an entry that names them.
 _UNLIKE = (Severity.END, Severity.MEMORY)
 
+_FILE_BYTES = 1 << 20
+_DOTS = 100  #: in one line of a file
+_FAULTS = 40  #: faults of a file that are shown
 _SHORT = 40  #: versions that are longer are left out of a message
 _NEEDED = ("backend", "op", "case", "reason", "link", "expires")
 _FIELDS = (*_NEEDED, "device", "build", "kind", "where")
@@ -66,8 +71,10 @@ Facts = Mapping[str, Any]
 
 def facts_of(op: Op, case: Case) -> dict[str, Any]:
     """What `where` may speak of: the case's parameters, the op's traits, `dtype`, `inplace` (the name of an input, or
-    "") and for each argument `ARG.ne0` … `ARG.ne3`, `ARG.nb0` …, `ARG.offset`, `ARG.dtype` and `ARG.layout`."""
+    ""), `aligned` (`Case.aligned`) and for each argument `ARG.ne0` … `ARG.ne3`, `ARG.nb0` …, `ARG.offset`, `ARG.dtype`
+    and `ARG.layout`."""
     facts: dict[str, Any] = {**op.traits(case), **case.params, "dtype": case.dtype, "inplace": case.inplace or ""}
+    facts["aligned"] = case.aligned
     for name, layout in case.layouts.items():
         facts |= {f"{name}.ne{axis}": size for axis, size in enumerate(layout.ne)}
         facts |= {f"{name}.nb{axis}": stride for axis, stride in enumerate(layout.nb)}
@@ -169,15 +176,16 @@ class Entry:
         return all(condition.holds(facts) for condition in self.where)
 
 
-def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], today: date | None = None) -> list[str]:
-    """What is wrong with entries in the light of a run; `tested` has every op and target that it tested.
+def stale(entries: Iterable[Entry], tested: Mapping[Any, OnDevice], today: date | None = None) -> list[str]:
+    """What is wrong with entries in the light of a run; `tested` has every op and target that it tested, by tuples that
+    begin with the op.
 
     An entry is judged only where its op was tested on a backend and device that its `backend` names: then one of those
     devices must match its `device` and `build`. An entry of which the run tested nothing is left alone, expired or not.
     """
     found = []
     for entry in entries:
-        about = [(op, device) for (op, target), device in tested.items() if entry.is_about(op, target)]
+        about = [(op, device) for (op, *_), device in tested.items() if entry.is_about(op, device.target)]
         if not about:
             continue
         if entry.expired(today):
@@ -192,9 +200,7 @@ def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], 
     return found
 
 
-def problems(
-    entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], results: Iterable[Result]
-) -> list[str]:
+def problems(entries: Iterable[Entry], tested: Mapping[Any, OnDevice], results: Iterable[Result]) -> list[str]:
     """What is wrong with the entries after a run, one line each: they are stale, or their case cannot be run."""
     refused = [
         f"{known.entry}: its case {known.case} is not supported by {result.target}: {known.fate}"
@@ -223,14 +229,14 @@ def fixed_line(op: str, target: str, known: KnownFailure) -> str:
 def load(name: str | None) -> tuple[Entry, ...]:
     """The entries of the file `name`; of `DEFAULT_FILE` in this folder where it is None and there is one; none for
     "none". Raises `UsageError`, a line for each fault."""
-    if name == "none" or (name is None and not Path(DEFAULT_FILE).is_file()):
+    if name == "none" or (name is None and not os.path.lexists(DEFAULT_FILE)):
         return ()
     path = Path(name or DEFAULT_FILE)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = _toml(read_regular(path, _FILE_BYTES).decode())
     except OSError as error:
         raise UsageError(f"--known-failures {path}: {error.strerror}") from None
-    except ValueError as error:  # not TOML, or bytes that are no text
+    except ValueError as error:  # not TOML, bytes that are no text, a name that no file has
         raise UsageError(f"{path}: not TOML: {error}") from None
     faults = [f"{path}: {key!r} is not known; entries are tables [[failure]]" for key in document if key != "failure"]
     tables = document.get("failure", [])
@@ -247,8 +253,21 @@ def load(name: str | None) -> tuple[Entry, ...]:
                 wrong = [str(error)]
         faults += [f"{place}: {fault}" for fault in wrong]
     if faults:
-        raise UsageError("\n".join(faults))
+        more = len(faults) - _FAULTS
+        raise UsageError(*faults[:_FAULTS], *([f"{path}: {more} more faults"] if more > 0 else []))
     return tuple(found)
+
+
+def _toml(text: str) -> dict[str, Any]:
+    """The tables in TOML text. Raises `ValueError`."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > _DOTS:  # the parser's memory grows with the square of a key's parts
+            raise ValueError(f"line {number} has more than {_DOTS} dots")
+    try:
+        found: dict[str, Any] = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return found
 
 
 def _listed(value: Any) -> list[Any]:
@@ -289,7 +308,7 @@ def _entry(place: str, table: Mapping[str, Any], folder: Path) -> Entry:
     name, op = table["case"], ops()[table["op"]]
     if name in known_cases():
         case = known_cases()[name].case
-    elif (folder / name).is_file():
+    elif os.path.isfile(folder / name):
         case = case_from_file(folder / name, LARGEST)
     else:
         raise UsageError(f"case is {name!r}; no known case (opconform list --cases) and no file in {folder}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.plain import decoded
 
 
 @dataclass
@@ -97,8 +98,8 @@ class KnownFailure:
 class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
 
-    failed_known: ids of known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes,
-    or large and without time.
+    build: the short name of the device's build. failed_known: ids of known cases that fail. left_out: ids of known
+    cases that did not run: larger than --max-bytes, or large and without time.
     """
 
     op: str
@@ -111,6 +112,7 @@ class Result:
     limits: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     known_failures: tuple[KnownFailure, ...] = ()
+    build: str = ""
 
     @property
     def known(self) -> bool:
@@ -131,21 +133,11 @@ class Result:
             "limits": list(self.limits),
             "left_out": list(self.left_out),
             "known_failures": [asdict(known) for known in self.known_failures],
+            "build": self.build,
         }
         return plain
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Result:
-        """The result that `to_json` gave."""
-        return cls(
-            op=plain["op"],
-            target=plain["target"],
-            device=plain["device"],
-            tally=Tally.from_json(plain["tally"]),
-            failure=None if plain["failure"] is None else Failure.from_json(plain["failure"]),
-            failed_known=tuple(plain["failed_known"]),
-            known_bugs=tuple(KnownBug(**bug) for bug in plain["known_bugs"]),
-            limits=tuple(plain["limits"]),
-            left_out=tuple(plain["left_out"]),
-            known_failures=tuple(KnownFailure(**known) for known in plain.get("known_failures", ())),
-        )
+    def from_json(cls, plain: Any) -> Result:
+        """The result that `to_json` gave. Raises `ValueError`, one line, for anything else."""
+        return decoded(cls, plain, "result", {Failure: lambda value, _: Failure.from_json(value)})

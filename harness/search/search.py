@@ -9,7 +9,6 @@ that fails. While it shrinks, a failure must stay of its kind: a wrong value is 
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import sys
 import time
@@ -21,10 +20,10 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 
-from opconform.harness.draw.known import LARGEST, KnownCase, checked
+from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import VARIANTS, Variant, variants
-from opconform.harness.explain.failure import Failure, describe
+from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case, CaseError
@@ -35,6 +34,7 @@ from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
+from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
@@ -129,7 +129,9 @@ class Search:
         most = settings.known_max_bytes or settings.max_bytes
         self._known = [known for known in known if known.case.nbytes <= most]
         self._left_out = tuple(known.id for known in known if known.case.nbytes > most)
-        self._database = database
+        label, build = runner.target.label, runner.target.build
+        self._kept = FailingCases(database, op.name, label, build, most)
+        self._races = FailingCases(database, op.name, f"{label}/races", build, most)  #: those that fail now and then
         self._observer = observer or Observer()
         self._listed = listed
         self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
@@ -165,7 +167,7 @@ class Search:
             reported, unfinished = self._smallest_of(reported, others)
             seen = [*others, *(self._found.seen.values() if self._found else ())]
             failure = replace(describe(self._op, self._runner, reported, seen), unfinished=unfinished)
-            self._carry_over(failure)
+            (self._races if failure.kind == Kind.NOT_DETERMINISTIC else self._kept).add(failure.case)
         self._tally.seconds = time.monotonic() - start
         return Result(
             self._op.name,
@@ -256,21 +258,18 @@ class Search:
         The others are kept once more, for a database that is only read (`databases.py`) may be older next time. What
         failed now and then is tried until it fails again, `RACE_RUNS` times.
         """
-        database = self._database
-        if database is None:
-            return {}
         found: dict[str, Verdict] = {}
-        for key, repeats in ((self._database_key(), _REPEATS), (self._database_key(races=True), RACE_RUNS - 1)):
-            stored = self._carried_over(database, key)
+        for kept, repeats in ((self._kept, _REPEATS), (self._races, RACE_RUNS - 1)):
+            stored = kept.cases()
             tried = self._try([(case.id, case) for case in stored.values()])
             for text, case in stored.items():
                 verdict = tried.get(case.id)
                 if verdict is not None and verdict.passed:
                     verdict = self._until_it_fails(verdict, repeats)
                 if verdict is not None and verdict.passed:
-                    database.delete(key, text)
+                    kept.drop(text)
                     continue
-                database.save(key, text)
+                kept.keep(text)
                 if verdict is not None and verdict is not tried[case.id]:
                     tried[case.id] = verdict
                     self._tell([verdict])
@@ -460,25 +459,6 @@ class Search:
             full = self._runner.verdicts(self._op, [verdict.case])[0]
             return full if full.failed else found.first
         return verdict
-
-    def _database_key(self, races: bool = False) -> bytes:
-        """Where failing cases wait for the next run: those that fail each time, or those that fail now and then."""
-        return f"opconform/{self._op.name}/{self._runner.target.label}{'/races' if races else ''}".encode()
-
-    def _carried_over(self, database: ExampleDatabase, key: bytes) -> dict[bytes, Case]:
-        """Failures of earlier runs that still fit this op, by their stored text; what cannot be read is dropped."""
-        found = {}
-        for stored in list(database.fetch(key)):
-            try:
-                found[stored] = checked(Case.from_json(json.loads(stored), LARGEST))
-            except (ValueError, RecursionError):
-                database.delete(key, stored)
-        return found
-
-    def _carry_over(self, failure: Failure) -> None:
-        if self._database is not None:
-            key = self._database_key(races=failure.kind == Kind.NOT_DETERMINISTIC)
-            self._database.save(key, json.dumps(failure.case.to_json(), sort_keys=True).encode())
 
 
 def now_and_then(verdict: Verdict, when: str) -> Verdict:

@@ -23,7 +23,6 @@ from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.sanitizer import ALIAS, OPTION
 from opconform.harness.run.target import Target
-from opconform.harness.search.databases import database_of
 from opconform.harness.search.known_failures import Entry, OnDevice
 from opconform.harness.search.observer import Observer, Observers
 from opconform.harness.search.result import Result, Tally
@@ -119,6 +118,8 @@ class Session:
         self.settings = settings
         self._listed = listed
         self._observer = Observers(observers)
+        from opconform.harness.search.databases import database_of  # Hypothesis takes a quarter of a second to import
+
         self._database = database_of(settings.database)
         self._runners: dict[str, Runner] = {}
         self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
@@ -195,6 +196,7 @@ class Session:
         return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
 
     def _done(self, op: Op, target: Target, result: Result) -> Result:
+        result = replace(result, build=target.build.name)
         if result.failure is not None:
             failure = result.failure
             own = partial(self.runner, target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import textwrap
 import zlib
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ import numpy as np
 
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DTYPES, Raw
+from opconform.harness.run.templates import packed as packed_text
 
 READABLE = 64  #: elements that are written out
 PACKED = 4096  #: elements that are packed before anything else is tried
@@ -71,12 +71,6 @@ def _digits(element: np.generic) -> str:
 def packed(array: np.ndarray, code: str) -> str:
     """The exact bytes as base64 of zlib data."""
     return f'unpacked("{code}", {array.shape}, """\n{packed_text(np.ascontiguousarray(array).tobytes())}\n""")'
-
-
-def packed_text(raw: bytes) -> str:
-    """Lines of base64 of zlib data."""
-    text = base64.b64encode(zlib.compress(raw)).decode()
-    return "\n".join(text[first : first + _WIDTH] for first in range(0, len(text), _WIDTH))
 
 
 _RECIPES = {

@@ -10,16 +10,16 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
+from opconform.harness.explain.companions import companions_of
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure
 from opconform.harness.model.version import VERSION
+from opconform.harness.run.script import CannotWriteError, Script
 from opconform.harness.run.target import Target
-from opconform.reports.repro import cpp
-from opconform.reports.repro.anything import part_of
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.issue import issue
 from opconform.reports.repro.picture import picture
 from opconform.reports.repro.place import bundle_path
-from opconform.reports.repro.scripts import CannotWriteError, script
+from opconform.reports.repro.scripts import asked, script
 
 FORMAT = "opconform-bundle/1"
 
@@ -29,7 +29,7 @@ def write_bundle(failure: Failure, target: Target, out_dir: str | os.PathLike[st
 
     A bundle of the same case and target that is there is replaced. Raises OSError where it cannot be written.
     """
-    folder = bundle_path(out_dir, failure.case.id, failure.target)
+    folder = bundle_path(out_dir, failure)
     files = files_of(failure, target)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}-", suffix=".part"))
@@ -77,30 +77,24 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
     facts = Facts(failure, target)
     text: dict[str, str] = {"case.json": json.dumps(failure.case.to_json(), indent=1) + "\n"}
     beside: Mapping[str, bytes] = {}
-    lacks = ""
+    made: Script | str
     try:
-        part = part_of(facts)
-        text["repro.py"], beside = script(facts, part), part.files
+        made = asked(facts)
+        text["repro.py"], beside = script(facts, made), made.files
     except CannotWriteError as reason:
-        lacks = str(reason)
+        made = str(reason) or "the backend gives no reason"
     except Exception as error:
-        lacks = _broken(error)
-    try:
-        text["test_case.cpp"] = cpp.test_case(facts)
-        lacks_test = ""
-    except cpp.NoTestError as reason:
-        lacks_test = str(reason)
-    except Exception as error:
-        lacks_test = _broken(error)
-    line = cpp.test_file_line(facts)
-    if line is not None:
-        text["test_case.txt"] = f"{line}\n"
+        made = _broken(error)
+    companions = companions_of(facts)
+    for each in companions:
+        text.update(each.files)
     map_svg = picture(failure)
     if map_svg is not None:
         text["map.svg"] = map_svg
-    text["issue.md"] = issue(facts, text, lacks, lacks_test)
+    text["issue.md"] = issue(facts, text, made, companions)
     about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": VERSION}
-    text["bundle.json"] = json.dumps({**about, "files": sorted([*text, *beside])}, indent=1) + "\n"
+    build = {"versions": dict(failure.versions)}
+    text["bundle.json"] = json.dumps({**about, **build, "files": sorted([*text, *beside])}, indent=1) + "\n"
     return {**{name: made.encode("utf-8", errors="replace") for name, made in text.items()}, **beside}
 
 

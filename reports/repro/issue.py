@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import shlex
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opconform.harness.explain.companions import Companions
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure, Wrong
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.version import VERSION
+from opconform.harness.run.script import Script
 from opconform.reports.console import places
-from opconform.reports.repro.cpp import is_ggml, op_name
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.rendering import render
 
 _INLINE = 12_000  #: a longer file is named and not shown: an issue on GitHub holds 65,536 characters
@@ -25,17 +25,18 @@ _STDERR_LINES = 30
 _ALIKE = 2  #: an op of so many inputs at most has the same axes in all of them
 
 
-def issue(facts: Facts, files: Mapping[str, str], lacks: str, lacks_test: str = "") -> str:
-    """The text. `files` are the bundle's other files by name, `lacks` says why there is no repro.py, or is empty, and
-    `lacks_test` why there is no test_case.cpp."""
+def issue(facts: Facts, files: Mapping[str, str], made: Script | str, companions: Sequence[Companions] = ()) -> str:
+    """The text. `files` are the bundle's other files by name, `made` is what the backend gave for repro.py, or why
+    there is none."""
     failure, case = facts.failure, facts.case
+    device = next((each.device for each in companions if each.device), "")
     return render(
         "issue.md.j2",
-        title=title(facts),
+        title=title(facts, device),
         does=failure.kind.meaning,
         op=facts.op.name.upper(),
         summary=facts.op.summary,
-        device=facts.target.device.id if is_ggml(facts) else failure.target,
+        device=device or failure.target,
         failure=failure,
         case=case,
         tensors=[_tensor(name, layout, case) for name, layout in case.layouts.items()],
@@ -45,22 +46,33 @@ def issue(facts: Facts, files: Mapping[str, str], lacks: str, lacks_test: str = 
         cause=_cause(failure),
         environment=_environment(failure),
         stderr="\n".join(failure.stderr.splitlines()[-_STDERR_LINES:]),
-        files=files,
-        lacks=lacks,
-        lacks_test=lacks_test,
-        shown={name: text for name, text in files.items() if len(text) <= _INLINE},
-        upstream=_upstream(facts),
-        is_ggml=is_ggml(facts),
+        has_map="map.svg" in files,
+        lacks=made if isinstance(made, str) else "",
+        made=made,
+        also=[each.says for each in companions if each.says],
+        shown=_shown(files, companions),
         replay=" ".join(["opconform replay case.json --backend", shlex.quote(failure.target), *_options(failure)]),
         version=VERSION,
     )
 
 
-def title(facts: Facts) -> str:
-    """One line: the op, the device with its build, what is wrong, and what the case needs for it."""
+def _shown(files: Mapping[str, str], companions: Sequence[Companions]) -> list[tuple[str, str, str]]:
+    """The files that the issue holds: name, language and text."""
+    languages = {name: language for each in companions for name, language in each.shown.items()}
+    languages["repro.py"] = "python"
+    return [
+        (name, language, files[name])
+        for name, language in languages.items()
+        if name in files and len(files[name]) <= _INLINE
+    ]
+
+
+def title(facts: Facts, device: str = "") -> str:
+    """One line: the op, the device with its build, what is wrong, and what the case needs for it. `device`: what those
+    who get the issue call it, "" where there is only the name that `--backend` takes."""
     failure = facts.failure
     build = facts.versions.get("build", "")
-    where = f"{facts.target.device.id} ({build})" if is_ggml(facts) and build else failure.target
+    where = f"{device} ({build})" if device and build else failure.target
     what = failure.kind.short
     needs = features(facts.case)
     return f"{facts.op.name.upper()} on {where}: {what}{_part(facts)}" + (f" with {', '.join(needs)}" if needs else "")
@@ -69,7 +81,7 @@ def title(facts: Facts) -> str:
 def _part(facts: Facts) -> str:
     """Which of an op's outputs or steps is wrong first, where it has several."""
     stage, outputs = re.split(r"[ :]", facts.failure.stage)[0], facts.case.outputs
-    steps = facts.op.stages(facts.case) if facts.op.stages else ()
+    steps = facts.op.composite.stages(facts.case) if facts.op.composite.stages else ()
     if stage not in outputs and any(stage == step.name for step in steps):
         return f" from the step {stage} on"
     return f" in {facts.out}" if len(outputs) > 1 and facts.failure.wrong else ""
@@ -149,16 +161,3 @@ def _options(failure: Failure) -> list[str]:
 
 def _environment(failure: Failure) -> dict[str, str]:
     return {"device": failure.device, **dict(failure.versions)}
-
-
-def _upstream(facts: Facts) -> dict[str, str]:
-    """How test-backend-ops is run on the device."""
-    if not is_ggml(facts):
-        return {}
-    device = facts.target.device.id
-    number = re.fullmatch(r"Vulkan\d+", device) and os.environ.get("GGML_VK_VISIBLE_DEVICES", "0")
-    environment = f"GGML_VK_VISIBLE_DEVICES={shlex.quote(number)} " if number else ""
-    return {
-        "run": f"{environment}test-backend-ops test -o {op_name(facts)} -b {shlex.quote(device)}",
-        "file": f"{environment}test-backend-ops test --test-file test_case.txt -b {shlex.quote(device)}",
-    }

@@ -1,79 +1,88 @@
-"""repro.py: a script that runs alone. What all APIs share is made here; each API adds what its template needs."""
+"""repro.py: a script that runs alone. What all APIs share is made here; the backend writes what calls its API."""
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
+from opconform.harness.explain.facts import TWIN, Facts
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.dtypes import DTYPES
+from opconform.harness.model.escape import docstring
 from opconform.harness.model.version import VERSION
+from opconform.harness.run.script import CannotWriteError, Script
+from opconform.harness.run.writing import written
 from opconform.reports.repro import arrays, references
-from opconform.reports.repro.escape import docstring
-from opconform.reports.repro.facts import TWIN, Facts
 from opconform.reports.repro.rendering import render
 
 
-class CannotWriteError(Exception):
-    """This bundle has no repro.py, and why, in one line."""
+def asked(facts: Facts) -> Script:
+    """What the backend writes. Raises `CannotWriteError`."""
+    check = facts.failure.findings[0].check
+    if check == "sanitizer":
+        raise CannotWriteError("only a checker sees this fault; the case replays under it with --sanitize")
+    if check in {relation.name for relation in facts.op.composite.metamorphic}:
+        raise CannotWriteError(
+            f"the fault shows only between several runs ({check}), which Opconform's replay compares"
+        )
+    return written(facts.request)
 
 
-@dataclass(frozen=True)
-class Part:
-    """What one API adds to the script: its template, what that needs, modules to import, and files to lie beside it."""
-
-    template: str
-    context: Mapping[str, Any]
-    imports: tuple[str, ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)
-
-
-Generator = Callable[[Facts], Part]
-
-
-def script(facts: Facts, part: Part) -> str:
-    """repro.py."""
-    numbers, needs = _numbers(facts)
-    imports = {"sys", "traceback", *part.imports, *needs}
-    if facts.is_deadly:
-        imports |= {"os", "subprocess"}
-    op, outputs = facts.op, facts.case.outputs
+def script(facts: Facts, part: Script) -> str:
+    """repro.py with the part that the backend has written. Raises `CannotWriteError` for a part that is no Python."""
+    numbers, packing = _numbers(facts)
+    modules = {"sys", "traceback", *packing, *(("os", "subprocess") if facts.is_deadly else ())}
+    lines = {*(f"import {name}" for name in modules), *part.imports}
+    future = {line for line in lines if line.startswith("from __future__")}
+    plain = sorted(line for line in lines if line.startswith("import "))
+    outputs = facts.case.outputs
     text = render(
-        part.template,
-        **{
-            "facts": facts,
-            "version": VERSION,
-            "opening": _opening(facts),
-            "imports": sorted(imports),
-            "tensors": facts.tensors,
-            "outputs": [name + suffix for suffix, _, _ in facts.parts for name in outputs],
-            "several": len(outputs) > 1,
-            "some_bf16": any(layout.dtype == "bf16" for layout in outputs.values()),
-            "poison": "0xFF" if all(layout.type.is_float for layout in facts.case.layouts.values()) else "0xA5",
-            "deadly": facts.is_deadly,
-            "repeats": facts.repeats,
-            "twin": facts.twin and ON_REQUEST[facts.failure.findings[0].check].reason,
-            "twin_suffix": TWIN,
-            "may_refuse": False,
-            "raises": facts.is_raised,
-            "judge": "residual" if references.has_residual(facts) else "difference",
-            "op": op.name,
-            "params": facts.case.params,
-            "some": _some(facts),
-            "smallest_normal": repr(DTYPES[facts.case.dtype].smallest_normal),
-            "residual": references.residual_context(facts),
-            "numbers": numbers.strip(),
-            "numbers_last": bool(needs),
-            "bound_note": docstring(facts.op.bound),
-            **part.context,
-        },
+        "base.py.j2",
+        facts=facts,
+        part=part,
+        opening=_opening(facts),
+        needs=_safe(part.needs),
+        usage=_safe(part.usage),
+        version=VERSION,
+        future="\n".join(sorted(future)),
+        imports="\n".join([*plain, *(line for line in part.imports if line not in {*plain, *future})]),
+        constants=part.constants.rstrip("\n"),
+        definitions=part.definitions.rstrip("\n"),
+        run=part.run.rstrip("\n"),
+        source=part.source.rstrip("\n"),
+        outputs=[name + suffix for suffix, _, _ in facts.parts for name in outputs],
+        several=len(outputs) > 1,
+        some_bf16=any(layout.dtype == "bf16" for layout in outputs.values()),
+        poison="0xFF" if all(layout.type.is_float for layout in facts.case.layouts.values()) else "0xA5",
+        twin=facts.twin and ON_REQUEST[facts.failure.findings[0].check].reason,
+        twin_suffix=TWIN,
+        some=_some(facts),
+        smallest_normal=repr(DTYPES[facts.case.dtype].smallest_normal),
+        residual=references.residual(facts).rstrip("\n"),
+        numbers=numbers.strip(),
+        numbers_last=bool(packing),
+        bound_note=docstring(facts.op.bound),
     )
-    return re.sub(r"\n{4,}", "\n\n\n", text)
+    return _checked(re.sub(r"\n{4,}", "\n\n\n", text), facts)
+
+
+def _safe(text: str) -> str:
+    """Lines inside a Python string of three quotes."""
+    return "\n".join(map(docstring, text.strip("\n").split("\n")))
+
+
+def _checked(text: str, facts: Facts) -> str:
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        raise CannotWriteError(f"what {facts.target.spec} gives for a script is no Python: {error}") from None
+    if not any(isinstance(statement, ast.FunctionDef) and statement.name == "run" for statement in tree.body):
+        raise CannotWriteError(f"what {facts.target.spec} gives for a script has no function run")
+    return text
 
 
 def _opening(facts: Facts) -> str:
@@ -141,7 +150,7 @@ def _arrays(facts: Facts) -> dict[str, str]:
         "VALUES": "{\n" + "\n".join(values) + "\n}",
         "WANT": _by_name({name: arrays.expression(it.value, "<f8") for name, it in demands.items()}),
     }
-    if references.has_residual(facts):
+    if references.residual(facts):
         (it,) = demands.values()
         if it.free.any():
             found["FREE"] = _mask(it.free)

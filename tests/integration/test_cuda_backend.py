@@ -13,16 +13,16 @@ import pytest
 from click.testing import CliRunner
 
 from opconform.backends.cuda import CudaBackend, backend
-from opconform.backends.cuda.arguments import LAUNCHES
+from opconform.backends.kernels.table import KERNELS
 from opconform.cli import main
+from opconform.harness.explain.facts import Facts
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.target import Target
-from opconform.reports.repro import apis
-from opconform.reports.repro.facts import Facts
-from opconform.reports.repro.scripts import script
+from opconform.reports.repro.scripts import asked, script
 from tests import fake_cupy
 from tests.judge import Bench, drawn_cases
 from tests.repro_samples import one_failure
@@ -36,7 +36,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cupy")
-@pytest.mark.parametrize("op", LAUNCHES)
+@pytest.mark.parametrize("op", sorted(KERNELS.keys() & ops().keys()))
 def test_every_drawn_case_passes_on_the_stand_in(op: str) -> None:
     opened = CudaBackend("1", {})
     for case in drawn_cases(op, 24, 1 << 14):
@@ -62,7 +62,7 @@ def test_the_script_of_a_bundle_launches_as_the_backend_does(
     where = Target("cuda", Device("1", "a GPU"), {})
     facts = Facts(one_failure(where), where)
     scope: dict[str, Any] = {"__name__": "script"}
-    exec(compile(script(facts, apis.cuda(facts)), "repro.py", "exec"), scope)
+    exec(compile(script(facts, asked(facts)), "repro.py", "exec"), scope)
     monkeypatch.setattr(sys, "argv", ["repro.py"])
     assert scope["main"]() == 0
     assert capsys.readouterr().out == "Fake\nthe fault is gone\n"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from opconform.backends.ggml import GgmlBackend
-from opconform.backends.ggml.graph import Arena
+from opconform.backends.ggml.arena import Arena
 from opconform.backends.ggml.library import REMEDY, VARIABLE, Library, load
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import variants

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from opconform.cli import main
+from tests.lacking import lacking
 
 MISSING = (
     "the report is tested in a browser, which needs Chromium and its driver (Debian: apt-get install chromium "
@@ -69,7 +70,7 @@ def browser() -> Iterator[Driver]:
     except ImportError:
         chromium = None
     if chromium is None or chromedriver is None:
-        pytest.fail(MISSING) if os.environ.get("CI") == "true" else pytest.skip(MISSING)
+        lacking("chromium" if chromium is None else "chromium-driver", MISSING)
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     options.add_argument("--headless=new")

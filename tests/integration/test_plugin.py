@@ -208,6 +208,17 @@ def test_under_ci_a_missing_backend_fails(pytester: pytest.Pytester, monkeypatch
     result.stdout.fnmatch_lines(["*ListsNone is not available: no such device on this machine; plug one in"])
 
 
+def test_under_ci_a_backend_that_the_run_does_without_is_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("OPCONFORM_WITHOUT", f"oclgrind {spec('ListsNone')}")
+    result = pytester.runpytest_inprocess("--max-examples", "8", "--no-isolation", "-rs", "-k", "ListsNone or mine")
+    assert result.ret == 0
+    result.assert_outcomes(skipped=1, passed=1, deselected=len(op_names()))
+    result.stdout.fnmatch_lines(["SKIPPED *ListsNone is not available: no such device on this machine; plug one in"])
+
+
 def test_under_ci_a_backend_that_takes_another_machine_is_skipped(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,7 +251,7 @@ def test_a_failure_carries_over_to_the_next_run_and_is_gone_once_fixed() -> None
     database = InMemoryExampleDatabase()
     first = search("IgnoresNe3", database=database)
     assert first.failure is not None
-    (key,) = database.data
+    key = min(database.data, key=len)  # that of the target; another one is its build's
     again = search("IgnoresNe3", database=database, examples=1)  # the one problem it draws does not fail
     assert again.failure is not None
     assert again.failure.case == first.failure.case
@@ -270,7 +270,7 @@ def test_a_failure_that_only_sometimes_passes_is_kept() -> None:
     database = InMemoryExampleDatabase()
     first = search("Flaky", database=database)
     assert first.failure is not None
-    (key,) = database.data
+    key = min(database.data, key=len)  # that of the target; another one is its build's
     assert key.endswith(b"/races")
     for _ in range(5):
         search("Flaky", database=database, examples=1)
@@ -280,7 +280,7 @@ def test_a_failure_that_only_sometimes_passes_is_kept() -> None:
 def test_a_race_of_an_earlier_run_is_tried_until_it_fails_again_and_forgotten_after_fifty_passes() -> None:
     database = InMemoryExampleDatabase()
     search("Flaky", database=database)
-    (key,) = database.data
+    key = min(database.data, key=len)
     rare = key.replace(b"Flaky", b"WrongInRun40")
     for stored in database.fetch(key):
         database.save(rare, stored)
@@ -298,7 +298,7 @@ def test_a_race_of_an_earlier_run_is_tried_until_it_fails_again_and_forgotten_af
 def test_what_a_database_that_is_only_read_holds_is_kept_in_the_local_one_while_it_fails() -> None:
     last_night, local = InMemoryExampleDatabase(), InMemoryExampleDatabase()
     search("IgnoresNe3", database=last_night)
-    (key,) = last_night.data
+    key = min(last_night.data, key=len)
     search("IgnoresNe3", database=MultiplexedDatabase(local, ReadOnlyDatabase(last_night)), examples=1)
     assert set(local.fetch(key)) == set(last_night.fetch(key))
 
@@ -306,9 +306,10 @@ def test_what_a_database_that_is_only_read_holds_is_kept_in_the_local_one_while_
 def test_a_failure_too_large_for_this_run_waits_for_the_next() -> None:
     database = InMemoryExampleDatabase()
     search("IgnoresNe3", database=database)
-    (key,) = database.data
+    key = min(database.data, key=len)
     for stored in list(database.fetch(key)):
-        database.delete(key, stored)
+        for each in list(database.data):
+            database.delete(each, stored)
     database.save(key, json.dumps(acc(600, 1, 1, 2).to_json()).encode())
     assert search("IgnoresNe3", database=database, examples=1, max_bytes=4096).failure is None
     assert kind_of(search("IgnoresNe3", database=database, examples=1)) == "WRONG VALUES"
@@ -317,7 +318,7 @@ def test_a_failure_too_large_for_this_run_waits_for_the_next() -> None:
 def test_what_cannot_be_read_in_the_database_is_dropped() -> None:
     database = InMemoryExampleDatabase()
     search("IgnoresNe3", database=database)
-    (key,) = database.data
+    key = min(database.data, key=len)  # that of the target; another one is its build's
     deep, long = b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}"
     for junk in (b"", b"\xff", b"[]", b'{"format": "opconform-case/1"}', deep, long):
         database.save(key, junk)

@@ -20,7 +20,7 @@ from opconform.harness.model.expected import Expected
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import EXACT, Numerics
-from opconform.harness.model.op import Metamorphic, Op, Problem, Stage
+from opconform.harness.model.op import Composite, Metamorphic, Op, Problem, Stage
 from opconform.harness.model.values import inputs_of
 
 F32 = DTYPES["f32"]
@@ -62,12 +62,14 @@ OP = Op(
     expect=expect,
     bound="u·|x + y|",
     check=lambda case: None,
-    outputs=("out", "twice"),
-    optional=("y",),
-    packs={("x", "y"): 3},
-    recipes=("small_int", "large"),
-    stages=stages,
-    metamorphic=(Metamorphic("none", "nothing", "NOTHING", related),),
+    composite=Composite(
+        optional=("y",),
+        more_outputs=("twice",),
+        recipes=("small_int", "large"),
+        packs={("x", "y"): 3},
+        stages=stages,
+        metamorphic=(Metamorphic("none", "nothing", "NOTHING", related),),
+    ),
 )
 SHAPE = (2, 3, 2, 4)
 PROBLEM = Problem({}, "f32", {"x": SHAPE, "y": SHAPE}, SHAPE, more_outputs={"twice": SHAPE})
@@ -146,7 +148,7 @@ def test_variants_draw_shared_memory_and_the_ops_own_recipes() -> None:
     assert any(variant.together for variant in drawn)
     assert {variant.recipe for variant in drawn} == {"small_int", "large"}
     together = next(variant for variant in drawn if variant.together)
-    assert next(simpler for simpler in together.simpler(OP.recipes) if not simpler.together)
+    assert next(simpler for simpler in together.simpler(OP.composite.recipes) if not simpler.together)
 
 
 def test_a_case_with_shared_memory_goes_through_json() -> None:

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from opconform.cases import delta_chunks, delta_rule, gated_delta_net, gated_delta_net_chunk
+from opconform.cases.delta_net import OPS as DELTA_OPS
+from opconform.cases.delta_net import chunks as delta_chunks
+from opconform.cases.delta_net import rule as delta_rule
 from opconform.harness.explain.failure import Failure
 from opconform.harness.explain.stages import judged_stages
 from opconform.harness.model.buffers import Buffers
@@ -38,7 +40,7 @@ from tests.kernels.delta import Delta
 from tests.kernels.delta_odd import ODD, Odd
 from tests.kernels.delta_wrong import WRONG, Wrong
 
-OPS = {op.name: op for op in (gated_delta_net.OP, gated_delta_net_chunk.OP)}
+OPS = {op.name: op for op in DELTA_OPS}
 ODD_CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "10000")) // 5
 PARTS = 4  #: tests for each op's cases, so that several workers may share them
 SMALL = 1 << 16
@@ -243,7 +245,7 @@ def test_everything_that_a_case_may_be_comes_up(op: str) -> None:
         assert {case.params[name] for case in cases} == values
     for trait in ("gda", "square", "has_state", "usual_scale"):
         assert {OPS[op].traits(case)[trait] for case in cases} == {False, True}
-    assert {case.recipe for case in cases} == set(OPS[op].recipes)
+    assert {case.recipe for case in cases} == set(OPS[op].composite.recipes)
     assert {case.inputs["v"].shape[0] > 1 for case in cases} == {False, True}
     assert any(case.shares for case in cases), "q, k and v as views of one tensor"
     if op == "gated_delta_net_chunk":

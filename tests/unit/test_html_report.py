@@ -350,10 +350,10 @@ def older(path: Path) -> None:
         for statement in (*_STEPS[1], "PRAGMA user_version = 1"):
             db.execute(statement)
         devices = '{"ggml:Vulkan0": {"description": "llvmpipe", "versions": {}}}'
-        run = ("r1", "2026-01-01T00:00:00Z", "2026", "search", 1, "", 9, 1, 1, "0.1", devices, json.dumps([PAIR]))
+        run = ("r1", "2026-01-01T00:00:00Z", "2026", "search", 1, "", 9, 1, 1, "0.1", devices, json.dumps([PAIR[:2]]))
         db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 12)})", run)
         case = FAILED.case
-        values = ("r1", *PAIR, "llvmpipe", 3, 1, 2, '{"no": 2}', "CRASH", case.id, json.dumps(case.to_json()), "[]")
+        values = ("r1", *PAIR[:2], "llvmpipe", 3, 1, 2, '{"no": 2}', "CRASH", case.id, json.dumps(case.to_json()), "[]")
         db.execute(f"INSERT INTO results VALUES ({', '.join('?' * 15)})", (*values, '[["acc/b", false]]', 1.0, 4.0))
         db.commit()
 

@@ -17,7 +17,8 @@ from functools import cache
 import numpy as np
 import pytest
 
-from opconform.cases.mla_absorbed import FORMS, OP
+from opconform.cases.mla.absorbed import OP
+from opconform.cases.mla.problems import FORMS
 from opconform.harness.explain.failure import Failure
 from opconform.harness.explain.stages import judged_stages
 from opconform.harness.judge.judging import Verdict
@@ -159,7 +160,7 @@ def test_the_absorbed_and_the_unabsorbed_form_are_one_function() -> None:
             assert np.allclose(got, value, rtol=0, atol=tolerance * largest), case
 
 
-@pytest.mark.parametrize("recipe", OP.recipes)
+@pytest.mark.parametrize("recipe", OP.composite.recipes)
 def test_padding_rows_hold_nan_and_no_other_element_does(recipe: str) -> None:
     case = replace(a_case(kv_len=5), recipe=recipe)
     raw = inputs_of(case, OP)
@@ -269,7 +270,7 @@ def test_nan_in_the_other_run_breaks_a_relation() -> None:
         (found,) = runner.verdicts(OP, [case])[0].comparisons
     assert np.isfinite(found.bound).any()
     nothing = replace(found, got=np.full(found.got.shape, np.nan))
-    form = next(relation for relation in OP.metamorphic if relation.name == "form")
+    form = next(relation for relation in OP.composite.metamorphic if relation.name == "form")
     assert form.look(OP, case, inputs_of(case, OP), {"out": found}, lambda twin: {"out": found}) is None
     assert form.look(OP, case, inputs_of(case, OP), {"out": found}, lambda twin: {"out": nothing}) is not None
 
@@ -353,7 +354,7 @@ def test_everything_that_a_case_may_be_comes_up() -> None:
         )
         drawn["wide"] += traits["d_c"] >= 64
         drawn["long"] += int(case.params["kv_len"]) >= 64
-    assert len(drawn) == 3 + 3 + 3 + len(OP.recipes) + 5 * 2 + 3
+    assert len(drawn) == 3 + 3 + 3 + len(OP.composite.recipes) + 5 * 2 + 3
     assert min(drawn.values()) >= 50, drawn
 
 

@@ -155,7 +155,7 @@ def test_the_residual_of_the_exact_solution_is_next_to_nothing_and_its_bound_is_
     for case in small("solve_tri", 150, 150):
         bench = Bench(replace(case, keep=None))
         expected = bench.expected()
-        judge = OPS["solve_tri"].judge
+        judge = OPS["solve_tri"].composite.judge
         assert judge is not None
         residual = judge(bench.case, bench.values, expected, expected.value, EXACT)
         assert (residual.error <= residual.bound * 2.0**-20).all()

@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure
 from opconform.harness.explain.failure import _wrong as wrong_of
 from opconform.harness.judge.judging import judge
@@ -25,14 +26,13 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device
+from opconform.harness.run.extract import CannotExtractError, source_of
 from opconform.harness.run.target import Target
-from opconform.reports.repro import apis, arrays, bundle
+from opconform.reports.repro import arrays, bundle
 from opconform.reports.repro.bundle import files_of, write_bundle
-from opconform.reports.repro.extract import CannotExtractError, source_of
-from opconform.reports.repro.facts import Facts
 from opconform.reports.repro.issue import features, title
 from opconform.reports.repro.picture import picture
-from opconform.reports.repro.scripts import script
+from opconform.reports.repro.scripts import asked, script
 from tests.judge import Bench, drawn_cases
 from tests.kernels import correct, delta, delta_wrong, mla, small_odd, small_wrong, wrong
 from tests.repro_samples import FLUSHING, described, module_of, one_failure, target
@@ -95,7 +95,7 @@ def test_a_large_case_is_a_few_lines_with_the_same_numbers(op: str, recipe: str)
         case = Case(op, {"axis": 1, "exclusive": True, "reverse": True}, {"x": x}, {"out": x}, recipe, 7)
     where = target(numerics=FLUSHING)
     facts = Facts(described(case, where), where)
-    text = script(facts, apis.ggml(facts))
+    text = script(facts, asked(facts))
     assert len(text) < 12_000
     scope: dict[str, Any] = {"__name__": "script"}
     exec(compile(text, "repro.py", "exec"), scope)
@@ -366,7 +366,8 @@ def test_a_crash_has_no_picture_and_says_what_it_said() -> None:
 def test_a_title_says_what_the_case_needs() -> None:
     where = target()
     assert (
-        title(Facts(one_failure(where), where)) == "ACC on Vulkan0 (b7836): wrong values with ne0 = 4, ne1 = 3, ne3 > 1"
+        title(Facts(one_failure(where), where), "Vulkan0")
+        == "ACC on Vulkan0 (b7836): wrong values with ne0 = 4, ne1 = 3, ne3 > 1"
     )
     a = Layout("f32", (1, 1, 1, 2), (8, 8, 8, 4), 16)
     assert features(Case("acc", {}, {"a": a}, {"out": a}, inplace="a")) == [
@@ -390,12 +391,12 @@ def test_an_issue_on_an_op_of_many_arguments_is_readable() -> None:
     shared = {name: Layout("f32", (1, 1, 1, 3), (24, 24, 24, 4), 12 * (name == "k")) for name in ("q", "k")}
     case = replace(delta_case(**shared), shares={"k": "q"})
     wrong = replace(seen_in("state_out", case, where), stage="delta: β (v − Sᵀk): 4 of 4 elements are wrong")
-    assert title(Facts(wrong, where)) == (
+    assert title(Facts(wrong, where), "Vulkan0") == (
         "GATED_DELTA_NET on Vulkan0 (b7836): wrong values from the step delta on with out of ne [2, 2, 1, 1], "
         "k at an offset, k in the memory of q"
     )
     for stage in ("", "state_out: the last states", "none is wrong by itself of decay, out"):
-        assert title(Facts(replace(wrong, stage=stage), where)).startswith(
+        assert title(Facts(replace(wrong, stage=stage), where), "Vulkan0").startswith(
             "GATED_DELTA_NET on Vulkan0 (b7836): wrong values in state_out with out of ne"
         )
     files = files_of(wrong, where)

@@ -16,11 +16,12 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
+from opconform.backends.ggml import test_case as cpp
+from opconform.harness.explain.facts import Facts
+from opconform.harness.model import escape
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
-from opconform.reports.repro import cpp, escape
 from opconform.reports.repro.bundle import files_of
-from opconform.reports.repro.facts import Facts
 from tests.judge import OPS, drawn_cases
 from tests.repro_samples import FLUSHING, HOSTILE, described, hostile_bundle, one_failure, target
 from tests.samples import acc

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -25,35 +27,48 @@ Invalid write of size 4 at global memory address 0x2000000000200
 \tKernel: cumsum
 \tEntity: Global(127,0,0) Local(63,0,0) Group(1,0,0)
 \t  store float 1.000000e+00, float addrspace(1)* %arrayidx15, align 4
-\tAt line 8 (column 26) of input.cl:
-\t  if (i == n - 1) out[n] = 1.0f;
+\tAt line 8 (column 26) of cumsum.cl:
+\t  another line
 
 Read-write data race at local memory address 0x1000000000000
 \tKernel: cumsum
 
 \tFirst entity:  Global(63,0,0) Local(63,0,0) Group(0,0,0)
 \t  %5 = load float, float addrspace(3)* %arrayidx6, align 4
-\tAt line 7 (column 12) of input.cl:
-\t  out[i] = tile[(l + 1) % 64];
+\tAt line 7 (column 12) of cumsum.cl:
+\t  another line
 
 \tSecond entity: Global(0,0,0) Local(0,0,0) Group(0,0,0)
 \t  store float %2, float addrspace(3)* %arrayidx4, align 4
-\tAt line 6 (column 11) of input.cl:
-\t  tile[l] = x[i];
+\tAt line 6 (column 11) of cumsum.cl:
+\t  another line
 
 Uninitialized value written to global memory address 0x2000000000000
 \tKernel: cumsum
 \tEntity: Global(0,0,0) Local(0,0,0) Group(0,0,0)
 \t  store float %t.0, float addrspace(1)* %arrayidx19, align 4
-\tAt line 9 (column 10) of input.cl:
-\t  out[i] = t;
+\tAt line 9 (column 10) of cumsum.cl:
+\t  another line
 
 Oclgrind: 12 errors
 """
 
 
-def test_oclgrinds_messages_have_a_kind_a_kernel_and_lines() -> None:
-    assert opencl.complaints(OCLGRIND, CASE) == [
+def test_oclgrinds_messages_have_a_kind_a_kernel_and_lines(tmp_path: Path) -> None:
+    """The line that it quotes is the file's own: Oclgrind counts the lines of included files too."""
+    lines = [
+        "",
+        "",
+        "",
+        "",
+        "",
+        "tile[l] = x[i];",
+        "  out[i] = tile[(l + 1) % 64];",
+        "if (i == n - 1) out[n] = 1.0f;",
+        "out[i] = t;",
+    ]
+    (tmp_path / "cumsum.cl").write_text("\n".join(lines))
+    assert opencl.complaints((tmp_path,), OCLGRIND, CASE) == [
         Complaint(
             "OUT OF BOUNDS",
             "Invalid write of size 4 at global memory, kernel cumsum: if (i == n - 1) out[n] = 1.0f;",
@@ -105,6 +120,58 @@ def test_the_layers_messages_have_a_kind_and_a_line() -> None:
     assert misuse == Complaint("API MISUSE", "VUID-VkBufferCreateInfo-size-00912: size is 0")
 
 
+NEWER_LAYER = """\
+Validation Warning: [ WARNING-GPU-Assisted-Validation ] | MessageID = 0x24b5c69f
+vkCreateDevice(): Internal Warning: Forcing shaderInt64 to VK_TRUE
+Objects: 1
+    [0] VkInstance 0x3c70a450
+
+Validation Error: [ VUID-vkCmdDispatch-storageBuffers-06936 ] | MessageID = 0xace7baff
+vkCmdDispatch(): (set = 0, binding = 0, index 0)  access out of bounds. The descriptor buffer (VkBuffer 0x80000000008) \
+size is 1536 bytes, 1536 bytes were bound, and the highest out of bounds access was at [3601027] bytes
+Stage = Compute.  Global invocation ID (x, y, z) = (0, 0, 0)
+Command buffer (0x392a4180)
+	Compute Dispatch Index 0
+SPIR-V Instruction Index = 458
+Shader validation error occurred at <stdin>:50
+
+        sum += uintBitsToFloat(words[from / 4]) + uintBitsToFloat(words[to / 4 + 900000]);
+The Vulkan spec states: If any stage of the VkPipeline object bound to the pipeline bind point …
+Objects: 2
+    [0] VkQueue 0x377141b0
+    [1] VkCommandBuffer 0x392a4180
+
+Validation Error: [ SYNC-HAZARD-WRITE-AFTER-WRITE ] | MessageID = 0x5c0ec5d6
+vkCmdDispatch(): WRITE_AFTER_WRITE hazard detected. vkCmdDispatch writes to VkBuffer 0x80000000008, which was \
+previously written by vkCmdCopyBuffer.
+Buffer copy region 0: {
+  size = 256
+}
+
+Objects: 1
+    [0] VkCommandBuffer 0x3c80f410
+"""
+
+
+def test_the_messages_of_newer_layers_are_read_too() -> None:
+    about_itself, bounds, hazard = vulkan.complaints(NEWER_LAYER, CASE)
+    assert about_itself.says.startswith("WARNING-GPU-Assisted-Validation: vkCreateDevice(): Internal Warning: Forcing")
+    assert bounds == Complaint(
+        "OUT OF BOUNDS",
+        "VUID-vkCmdDispatch-storageBuffers-06936: vkCmdDispatch(): (set = 0, binding = 0, index 0) access out of "
+        "bounds. The descriptor buffer (VkBuffer) size is 1536 bytes, 1536 bytes were bound, and the highest out of "
+        "bounds access was at [3601027] bytes",
+        "or shortly after cumsum.comp:50",
+    )
+    assert hazard.kind == "DATA RACE"
+    assert hazard.says.startswith(
+        "SYNC-HAZARD-WRITE-AFTER-WRITE: vkCmdDispatch(): WRITE_AFTER_WRITE hazard detected. vkCmdDispatch writes to "
+        "VkBuffer, which was previously written by vkCmdCopyBuffer."
+    )
+    sanitizer = Sanitizer("the layer", lambda log: ((), {}), vulkan.complaints, vulkan.EXCUSES)
+    assert [finding.kind for finding in sanitizer.findings(NEWER_LAYER, CASE)] == ["OUT OF BOUNDS", "DATA RACE"]
+
+
 CUDA = """========= COMPUTE-SANITIZER
 ========= Invalid __global__ write of size 4 bytes
 =========     at 0x70 in /tmp/x/cumsum.cu:31:cumsum(float *)
@@ -147,7 +214,7 @@ def test_each_excuse_has_a_reason_and_a_link() -> None:
     assert all(excuse.reason and excuse.link.startswith("https://") for excuse in vulkan.EXCUSES)
 
 
-@pytest.mark.parametrize("missing", [opencl.oclgrind, cuda.compute_sanitizer])
+@pytest.mark.parametrize("missing", [partial(opencl.oclgrind, ()), cuda.compute_sanitizer], ids=["oclgrind", "cuda"])
 def test_a_checker_that_is_missing_says_how_to_get_it(missing: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(Unavailable, match=r"apt-get install oclgrind|comes with the CUDA toolkit"):

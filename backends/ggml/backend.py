@@ -1,0 +1,226 @@
+"""The backend class: one device of a libggml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from opconform.backends.ggml.arena import Arena
+from opconform.backends.ggml.binding import MissingError, RefusedError
+from opconform.backends.ggml.declarations import TYPES
+from opconform.backends.ggml.graphs import GRAPHS
+from opconform.backends.ggml.library import REMEDY, Library, load
+from opconform.backends.ggml.limits import limits_of
+from opconform.backends.ggml.nodes import Nodes
+from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
+from opconform.backends.ggml.rows import Row
+from opconform.harness.model.buffers import ALIGNMENT, Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.script import Script, ScriptRequest
+
+#: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
+#: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp.
+CPU_NUMERICS = Numerics(flushes_denormals=True)
+GPU_NUMERICS = Numerics(
+    flushes_denormals=True, any_rounding=True, division_ulps=2.5, exp_ulps_per_unit=2.0, sqrt_ulps=5.0
+)
+
+#: The ops whose graphs have matrix products. GPUs compute those of float32 with 10 to 11 bits: CUDA in TF32, Vulkan
+#: with float16 operands unless it is told not to (see `library.py`).
+_PRODUCTS = ("gated_delta_net_chunk", "mla_absorbed")
+_FLOAT16 = 2.0**-11
+_IN_FLOAT16 = ("small_int", "unit_keys", "normal", "slow_decay", "flat", "peaked")  #: recipes within float16's range
+#: The CPU's attention on a cache of 16 bits, by form. Its matrix products round the other operand to the cache's type
+#: (src/ggml-cpu/ggml-cpu.c, type_traits_cpu: vec_dot_type); its flash attention does so with q, and adds up values of
+#: float16 in float16 (src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_f16_one_chunk).
+_CPU_HALF = {
+    "two_part": replace(CPU_NUMERICS, narrow_operands=True),
+    "flash": replace(CPU_NUMERICS, narrow_operands=True, narrow_sums=True),
+}
+
+THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
+
+_ELEMENT = Layout.contiguous("f32", (1, 1, 1, 1))
+_PLAIN_SET = Case("set", {"nb1": 4, "nb2": 4, "nb3": 4, "offset": 0}, {"a": _ELEMENT, "b": _ELEMENT}, {"out": _ELEMENT})
+
+
+@dataclass
+class _Loaded:
+    """A case in the arena, until another one is loaded."""
+
+    arena: Arena
+    backend: Any
+    nodes: Nodes
+    memory: np.ndarray
+
+    def launch(self) -> None:
+        self.arena.compute(self.backend, self.nodes)
+
+    def fetch(self) -> None:
+        self.arena.download(self.memory)
+
+
+class GgmlBackend(Backend):
+    """One device of a libggml."""
+
+    name: ClassVar[str] = "ggml"
+    needs: ClassVar[str] = "a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        """Open `device` ("CPU", "Vulkan0", …). Raises `Unavailable` where there is no libggml or no such device."""
+        super().__init__(device, options)
+        self._library = library = load(options)
+        devices = library.devices()
+        if device not in devices:
+            raise Unavailable(
+                f"ggml {library.build} has no device {device!r} here", f"it has: {', '.join(devices) or 'none'}"
+            )
+        handle = devices[device]
+        self._is_cpu = library.is_cpu(handle)
+        self._backend = library.c.ggml_backend_dev_init(handle, library.c.null)
+        if not self._backend:
+            raise Unavailable(f"ggml {library.build} cannot open {device}", "see its messages on stderr")
+        _set_threads(library, handle, self._backend, int(options.get("ggml_threads", THREADS)))
+        self._float16 = library.float16 and device.startswith("Vulkan")
+        self._nodes: Nodes | None = None
+        self._refused: dict[str, list[Limit]] = {}  # what the interface does not take, by op
+        driver = library.log.driver.get(device, "")
+        try:
+            self._arena = Arena(library, handle)
+            has_set = self.supports(_PLAIN_SET) is None
+        except MissingError as lack:
+            raise Unavailable(f"{lack}: it is too old", REMEDY) from None
+        self._limits = limits_of(device, has_set, driver, library.build, library.counts_snapshots)
+        for limit in self._limits:
+            if limit.kind == "api":
+                self._refused.setdefault(limit.op, []).append(limit)
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        """Every device of the library, with its build and what its driver said of it."""
+        library = load(options)
+        return [_describe(library, name, handle) for name, handle in library.devices().items()]
+
+    @classmethod
+    def script(cls, request: ScriptRequest) -> Script | None:
+        """The same graph through ctypes."""
+        from opconform.backends.ggml.script import script
+
+        return script(request, int(request.options.get("ggml_threads", THREADS)))
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The constructors' asserts, this device's preconditions, and what is known to be wrong in this build."""
+        return self._limits
+
+    def supports(self, case: Case) -> str | None:
+        """None, or why not: no such op or type, a limit of the interface, or the device's own supports_op."""
+        try:
+            reason = self._refusal(case)
+            if reason is None:
+                self._nodes = self._build(case)
+        except RefusedError as refused:
+            return str(refused)
+        return reason
+
+    def load(self, case: Case, buffers: Buffers) -> _Loaded:
+        """The case's tensors in the device's arena, all of which is uploaded and, later, downloaded."""
+        nodes = self._nodes
+        if nodes is None or nodes.case is not case:
+            nodes = self._nodes = self._build(case)
+        return self._load(nodes, buffers)
+
+    def _load(self, nodes: Nodes, buffers: Buffers) -> _Loaded:
+        if nodes.handle is None:
+            self._arena.place(nodes, buffers.plan)
+        self._arena.upload(buffers.memory)
+        return _Loaded(self._arena, self._backend, nodes, buffers.memory)
+
+    def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
+        """The intermediate results of a graph of many nodes, which keep their memory this time until it has run."""
+        if case.op not in GRAPHS:
+            return None
+        nodes = self._nodes = self._arena.compose(case, GRAPHS[case.op], shown=True)
+        loaded = self._load(nodes, buffers)
+        loaded.launch()
+        loaded.fetch()
+        return dict(self._arena.shown(nodes))
+
+    def numerics(self, case: Case) -> Numerics | None:
+        """Lower where matrix products round their operands to 16 bits, or flash attention adds up in float16."""
+        if case.op not in _PRODUCTS:
+            return None
+        if self._is_cpu:
+            narrow = case.op == "mla_absorbed" and case.inputs["c_kv"].dtype != "f32"
+            return _CPU_HALF.get(str(case.params["form"])) if narrow else None
+        in_float16 = self._float16 or not self.device.startswith("Vulkan")
+        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
+
+    def _build(self, case: Case) -> Nodes:
+        build = GRAPHS.get(case.op)
+        return self._arena.compose(case, build) if build else self._arena.build(case, OPS[case.op])
+
+    def _refusal(self, case: Case) -> str | None:
+        if case.op not in OPS and case.op not in GRAPHS:
+            return f"the ggml backend does not know the op {case.op}; it has {', '.join({**OPS, **GRAPHS})}"
+        layouts = case.layouts
+        if case.op not in GRAPHS and (reason := self._refused_by_constructor(case, OPS[case.op], layouts)):
+            return reason
+        for name, layout in layouts.items():
+            if layout.dtype not in TYPES:
+                return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
+        if self._arena.alignment > ALIGNMENT:
+            return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
+        if case.op in _PRODUCTS and self._float16 and case.recipe not in _IN_FLOAT16:
+            return f"Vulkan's products of float32 in float16 have no room for values of the recipe {case.recipe}"
+        for limit in self._refused.get(case.op, ()):
+            told = limit.subject in layouts or limit.subject in case.params or limit.subject == "dtype"
+            if told and limit.forbids(case, {}):  # no trait, which only the op knows
+                return f"{limit.reason} ({limit.source})"
+        return None
+
+    def _refused_by_constructor(self, case: Case, row: Row, layouts: Mapping[str, Layout]) -> str | None:
+        symbol = row.symbol_for(case)
+        if not symbol:
+            return f"ggml has no in-place {case.op}"
+        self._library.c.require(symbol)
+        for name, value in case.params.items():
+            if not isinstance(value, str) and value > LARGEST_PARAM:
+                return f"{name} is {value}; ggml keeps it in 32 bits and takes at most {LARGEST_PARAM}"
+        out = case.dtype
+        for name, layout in layouts.items():
+            if layout.dtype != out and not row.mixed:
+                return f"{name} is {layout.dtype} and the output {out}; ggml's {case.op} takes one type"
+        return None
+
+
+def _describe(library: Library, name: str, handle: Any) -> Device:
+    c = library.c
+    registry = c.text(c.ggml_backend_reg_name(c.ggml_backend_dev_backend_reg(handle)))
+    versions = {
+        "build": library.build,
+        "ggml": library.version(),
+        "library": library.log.file.get(registry, ""),
+        "driver": library.log.driver.get(name, ""),
+    }
+    return Device(
+        id=name,
+        description=c.text(c.ggml_backend_dev_description(handle)),
+        versions={key: value for key, value in versions.items() if value},
+        numerics=CPU_NUMERICS if library.is_cpu(handle) else GPU_NUMERICS,
+    )
+
+
+def _set_threads(library: Library, device: Any, backend: Any, count: int) -> None:
+    """Bound the CPU device's threads; other devices have no such function."""
+    c = library.c
+    registry = c.ggml_backend_dev_backend_reg(device)
+    address = c.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
+    if address:
+        c.ffi.cast("ggml_backend_set_n_threads_t", address)(backend, count)

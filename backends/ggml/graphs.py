@@ -1,0 +1,14 @@
+"""The ops that take a graph of several nodes, each with what builds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from opconform.backends.ggml import delta_net, mla
+from opconform.backends.ggml.nodes import Build
+
+GRAPHS: Mapping[str, Build] = {
+    "gated_delta_net": delta_net.recurrent,
+    "gated_delta_net_chunk": delta_net.chunked,
+    "mla_absorbed": mla.attend,
+}

@@ -1,0 +1,1 @@
+"""A model running in libllama, watched node by node."""

@@ -1,0 +1,89 @@
+"""GATED_DELTA_NET in chunks: the same function as token by token, computed a chunk of tokens at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import strategies as st
+
+from opconform.cases.delta_net import chunk_stages, faults, relations, values
+from opconform.cases.delta_net.chunk_stages import BLOCK
+from opconform.cases.delta_net.chunks import chunk_tolerance
+from opconform.cases.delta_net.rule import Rule, decoded, grouped, rule_of, stored_state, token_order, walk
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import F64, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Composite, Op, Problem
+
+CHUNKS = (16, 32, 64)
+
+
+def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """out = scale·Sᵀq after each token and the last state, by the float64 recurrence.
+
+    The bound is that of the chunked computation: `chunks.chunk_tolerance` derives it.
+    """
+    rule = rule_of(case, decoded(case, raw), numerics)
+
+    def compute(some: Rule) -> tuple[F64, ...]:
+        exact = walk(some)
+        tolerance = chunk_tolerance(some, exact, int(case.params["chunk"]), numerics)
+        return exact.out, tolerance.out, exact.states[-1:], tolerance.states[-1:]
+
+    out, out_bound, state, state_bound = grouped(rule, compute)
+    return Expected(
+        token_order(case, out),
+        token_order(case, out_bound),
+        others={"state_out": Expected(stored_state(case, state[0]), stored_state(case, state_bound[0]))},
+    )
+
+
+def check(case: Case) -> None:
+    """Raises `CaseError` for parameters or shapes that do not fit together."""
+    values.check(case, 1)
+    params = case.params
+    if params["chunk"] not in CHUNKS:
+        raise CaseError(f"chunk is {params['chunk']}; it must be one of {', '.join(map(str, CHUNKS))}")
+    if params["form"] not in ("whole", "blockwise") or params["place"] not in ("acc", "set"):
+        raise CaseError(f"form and place are {params['form']!r}, {params['place']!r}: whole or blockwise, acc or set")
+    if params["form"] == "blockwise" and int(params["chunk"]) <= BLOCK:
+        raise CaseError(f"a chunk of {params['chunk']} has no {BLOCK}×{BLOCK} blocks to place: form must be whole")
+
+
+@st.composite
+def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """Up to two chunks and a few tokens, mostly few tokens; shrinks to one token in a chunk of 16, whole."""
+    chunk = draw(st.sampled_from(freedom.choices("chunk", CHUNKS)))
+    forms = ("whole", "blockwise") if chunk > BLOCK else ("whole",)
+    form = draw(st.sampled_from(freedom.choices("form", forms)))
+    place = draw(st.sampled_from(freedom.choices("place", ("set", "acc") if form == "blockwise" else ("set",))))
+    edges = (chunk - 1, chunk, chunk + 1, chunk + 5, 2 * chunk, 2 * chunk + 2)
+    tokens = st.sampled_from((1, 2, 3, 5, 8, 13, 15, 16, 17, 20, *edges))
+    return draw(values.problems(freedom, tokens, {"chunk": chunk, "form": form, "place": place}))
+
+
+OP = Op(
+    name="gated_delta_net_chunk",
+    summary="the gated delta rule, a chunk of 16, 32 or 64 tokens at a time",
+    inputs=values.INPUTS,
+    params={**values.PARAMS, "chunk": int, "form": str, "place": str},
+    dtypes=("f32",),
+    problems=problems,
+    expect=expect,
+    bound="per chunk |Δv'| ≤ (I − |T||ΔL|)^-1(…), ‖ΔS⁺‖ ≤ ‖P‖‖ΔS‖ + ‖δ‖, T = (I + Akk)^-1, P the chunk's steps",
+    check=check,
+    traits=values.traits,
+    hypotheses=faults.hypotheses,
+    composite=Composite(
+        optional=("state",),
+        more_outputs=("state_out",),
+        recipes=values.RECIPES,
+        shape_values=values.shape_values,
+        packs={("q", "k", "v"): 2},
+        batch_axes=(0,),
+        stages=chunk_stages.chunked,
+        metamorphic=relations.CHUNKED,
+    ),
+)

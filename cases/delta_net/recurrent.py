@@ -1,0 +1,97 @@
+"""GATED_DELTA_NET: the gated delta rule, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.cases.delta_net import faults, relations, stages, values
+from opconform.cases.delta_net.rule import (
+    Rule,
+    decoded,
+    grouped,
+    recurrent_tolerance,
+    rule_of,
+    stored_state,
+    token_order,
+    walk,
+)
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import F64, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Composite, Op, Problem
+
+
+def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """out = scale·Sᵀq after each token; state_out: the last `snapshots` states, newest first.
+
+    The bound is a running one per sequence, head and value column: `rule.recurrent_tolerance` derives it. Of a
+    snapshot from before the first token nothing is demanded.
+    """
+    rule = rule_of(case, decoded(case, raw), numerics)
+    kept = min(int(case.params["snapshots"]), rule.tokens)
+
+    def compute(some: Rule) -> tuple[F64, ...]:
+        exact = walk(some)
+        tolerance = recurrent_tolerance(some, exact, numerics)
+        newest_first = slice(-1, -kept - 1, -1)
+        return exact.out, tolerance.out, exact.states[1:][newest_first], tolerance.states[newest_first]
+
+    out, out_bound, states, states_bound = grouped(rule, compute)
+    state_out = Expected(snapshots(case, states, 0.0), snapshots(case, states_bound, np.inf))
+    return Expected(
+        token_order(case, out),
+        token_order(case, out_bound),
+        others={"state_out": state_out},
+    )
+
+
+def snapshots(case: Case, states: F64, fill: float) -> F64:
+    """States [n, B·H, K, V] as the case's state_out, with `fill` for snapshots from before the first token."""
+    found = np.full((int(case.params["snapshots"]), *states.shape[1:]), fill)
+    found[: len(states)] = states
+    return stored_state(case, found.reshape(-1, *states.shape[2:]))
+
+
+def check(case: Case) -> None:
+    """Raises `CaseError` for parameters or shapes that do not fit together."""
+    values.check(case, int(case.params["snapshots"]))
+
+
+_TOKENS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 20, 2, 3, 5, 33))
+
+
+@st.composite
+def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """One to 33 tokens; shrinks to one token, one head of size 1, no initial state."""
+    own = {"snapshots": draw(st.sampled_from(freedom.choices("snapshots", (1, 2, 3, 5))))}
+    return draw(values.problems(freedom, _TOKENS, own))
+
+
+OP = Op(
+    name="gated_delta_net",
+    summary="the gated delta rule, token by token: out = scale·Sᵀq",
+    inputs=values.INPUTS,
+    params={**values.PARAMS, "snapshots": int},
+    dtypes=("f32",),
+    problems=problems,
+    expect=expect,
+    bound="a running bound per column of S: ‖ε'‖ ≤ max(1, |1 − β‖k‖²|)·max a·‖ε‖ + ‖δ‖, δ one step's roundings",
+    check=check,
+    traits=values.traits,
+    hypotheses=faults.hypotheses,
+    composite=Composite(
+        optional=("state",),
+        more_outputs=("state_out",),
+        recipes=values.RECIPES,
+        shape_values=values.shape_values,
+        packs={("q", "k", "v"): 2},
+        batch_axes=(0,),
+        stages=stages.recurrent,
+        metamorphic=relations.RECURRENT,
+    ),
+)

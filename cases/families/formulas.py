@@ -1,0 +1,225 @@
+"""Elementwise ops and row ops: a formula on `Approx` values gives the reference, the bound and the hints.
+
+The output has the shape of the first argument; a row op may keep one place of each row. Any other argument is repeated
+over the first one, as ggml repeats it: along an axis of n elements for every n-th index, i mod n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, partial, update_wrapper
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
+from opconform.cases.shapes import check_out, is_aligned, rows, tensors
+from opconform.harness.explain.hypotheses import TILES
+from opconform.harness.model.approx import Approx
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import DTYPES, Raw
+from opconform.harness.model.expected import Expect, Expected
+from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
+
+#: Takes the arguments, then the case's parameters by name if the op has any.
+Formula = Callable[..., Approx]
+NO_PARAMS: Choices = {}
+BOUND = "the rounding of each step, carried through the formula"
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a row of the table says, as `elementwise` and `row_op` document it."""
+
+    inputs: tuple[str, ...]
+    formula: Formula
+    params: Choices
+    dtypes: tuple[str, ...]
+    mistakes: Mapping[str, Formula]
+    copied: str
+    along_rows: bool
+    to_one: bool
+
+    def out_shape(self, first: tuple[int, ...]) -> tuple[int, ...]:
+        return (*first[:-1], 1) if self.to_one else first
+
+    def expect(
+        self, formula: Formula, part: int | None, case: Case, raw: Mapping[str, Raw], numerics: Numerics
+    ) -> Expected:
+        """What `formula` gives on the elements `raw`, where sums take `part` elements of each row."""
+        shape = case.inputs[self.inputs[0]].shape
+        arguments = [
+            Approx.of(layout.type.decode(_repeated(raw[name], shape)), layout.type, numerics, part)
+            for name, layout in case.inputs.items()
+        ]
+        found = formula(*arguments, case.params) if self.params else formula(*arguments)
+        return found.stored(case.outputs["out"].type, case.outputs["out"].shape)
+
+    def check(self, case: Case) -> None:
+        """Raises `CaseError` for parameters beyond their limits and for shapes that do not fit together."""
+        check_params(case, self.params)
+        first = case.inputs[self.inputs[0]].shape
+        for name in self.inputs[1:]:
+            its = case.inputs[name].shape
+            if any(n % max(m, 1) or (m == 0) != (n == 0) for n, m in zip(first, its)):
+                raise CaseError(f"{name} has shape {its}; repeated, it must fill that of {self.inputs[0]}, {first}")
+        check_out(case, self.out_shape(first))
+
+    def traits(self, case: Case) -> dict[str, Any]:
+        """aligned: see `is_aligned`. repeats: whether an argument is smaller than the first one."""
+        found: dict[str, Any] = {"aligned": is_aligned(case)}
+        if len(self.inputs) > 1:
+            found["repeats"] = len({layout.shape for layout in case.inputs.values()}) > 1
+        return found
+
+    def alone(self, case: Case) -> bool:
+        """Whether every argument has the outermost slices of the first one, and none is repeated over them."""
+        return len({layout.shape[0] for layout in case.inputs.values()}) == 1
+
+    def hypotheses(self, image: Image) -> Iterator[Hypothesis]:
+        """The row's own mistakes, parameters left out, arguments repeated in another way, parts of a row left out."""
+        case = image.case
+        for says, formula in self.mistakes.items():
+            yield Hypothesis(says, partial(image.with_expect, partial(self.expect, formula, None)))
+        yield from ignored(image, self.params)
+        if not self.to_one:
+            for name in self.inputs:
+                says = f"{name} is copied, not {self.copied}"
+                yield Hypothesis(says, partial(image.with_expect, _copy_of(name)))
+        for name in self.inputs[1:]:
+            yield from _repeated_otherwise(image, name, case.inputs[self.inputs[0]].shape)
+        if self.along_rows:
+            for says, part in _parts(case.inputs[self.inputs[0]].shape[-1]):
+                yield Hypothesis(says, partial(image.with_expect, partial(self.expect, self.formula, part)))
+
+
+def elementwise(
+    name: str,
+    summary: str,
+    formula: Formula,
+    *,
+    inputs: tuple[str, ...] = ("x",),
+    params: Choices = NO_PARAMS,
+    dtypes: tuple[str, ...] = ("f32", "f16"),
+    mistakes: Mapping[str, Formula] | None = None,
+    bound: str = BOUND,
+) -> Op:
+    """An op that computes each element of `out` from those in its place.
+
+    formula: takes an `Approx` for each of `inputs`, then the parameters where there are any. mistakes: formulas that a
+    wrong kernel may compute, by what a hint says of it. bound: the bound in one line, where that says more than that it
+    follows from the formula.
+    """
+    row = _Row(inputs, formula, params, dtypes, mistakes or {}, "computed", along_rows=False, to_one=False)
+    return _op(row, name, summary, bound)
+
+
+def row_op(
+    name: str,
+    summary: str,
+    formula: Formula,
+    *,
+    inputs: tuple[str, ...] = ("x",),
+    params: Choices = NO_PARAMS,
+    dtypes: tuple[str, ...] = ("f32",),
+    mistakes: Mapping[str, Formula] | None = None,
+    to_one: bool = False,
+    copied: str = "computed",
+    bound: str = BOUND,
+) -> Op:
+    """An op that computes each row of `out` from the row in its place, or (`to_one`) one element from each row.
+
+    copied: what is done with x that a kernel leaves undone which copies it, as the hint says it. The others are as
+    `elementwise` has them.
+    """
+    row = _Row(inputs, formula, params, dtypes, mistakes or {}, copied, along_rows=True, to_one=to_one)
+    return _op(row, name, summary, bound)
+
+
+def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
+    def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+        return row.expect(row.formula, None, case, raw, numerics)
+
+    return Op(
+        name=name,
+        summary=summary,
+        inputs=row.inputs,
+        params=types_of(row.params),
+        dtypes=row.dtypes,
+        problems=partial(_problems, row=row),
+        expect=update_wrapper(expect, row.formula),  # so that a failure names the line of the formula
+        bound=bound,
+        check=row.check,
+        traits=row.traits,
+        alone=row.alone,
+        hypotheses=row.hypotheses,
+    )
+
+
+@st.composite
+def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
+    """Rows up to 1025 long, elementwise along any axis, with other arguments that are repeated along some axes; shrinks
+    to one element."""
+    dtype = draw(st.sampled_from(freedom.choices("dtype", row.dtypes)))
+    params = draw(drawn_params(freedom, row.params))
+    shape = draw((rows if row.along_rows else tensors)(freedom, DTYPES[dtype].itemsize))
+    shapes = {row.inputs[0]: shape}
+    for name in row.inputs[1:]:
+        repeats = draw(st.sampled_from(freedom.choices("repeats", (False, True))))
+        shapes[name] = tuple(draw(st.sampled_from(_divisors(n))) for n in shape) if repeats else shape
+    return Problem(params, dtype, shapes, row.out_shape(shape))
+
+
+@cache
+def _divisors(n: int) -> tuple[int, ...]:
+    """Sizes that, repeated, fill n: n itself, 1, and n over its least prime factor."""
+    least = next((p for p in range(2, n) if n % p == 0), n)
+    return tuple(dict.fromkeys((n, 1, n // least))) if n > 1 else (n,)
+
+
+def _repeated(raw: Raw, shape: tuple[int, ...]) -> Raw:
+    """An argument's elements, repeated as often as `shape` has them."""
+    if raw.shape == shape:
+        return raw
+    return np.tile(raw, [n // max(m, 1) for n, m in zip(shape, raw.shape)])
+
+
+def _repeated_otherwise(image: Image, name: str, shape: tuple[int, ...]) -> Iterator[Hypothesis]:
+    """Wrong ways to repeat an argument along an axis."""
+    raw = image.raw[name]
+    rank = len(shape)
+    for axis, (n, m) in enumerate(zip(shape, raw.shape)):
+        if not 1 < m < n:
+            continue
+        k = rank - 1 - axis
+        each = np.repeat(raw, n // m, axis)
+        says = f"{name} is repeated element by element along i{k} (i{k} / r), not as a whole (i{k} mod n)"
+        yield Hypothesis(says, partial(image.with_inputs, **{name: each}))
+        last = np.take(raw, np.minimum(np.arange(n), m - 1), axis)
+        says = f"{name} is not repeated along i{k}: its last element stands for all beyond"
+        yield Hypothesis(says, partial(image.with_inputs, **{name: last}))
+
+
+def _parts(n: int) -> Iterator[tuple[str, int]]:
+    """Parts of a row that a sum may take, in words."""
+    if n > 1:
+        yield "the last element of each row is left out", n - 1
+    for tile in TILES:
+        if n > tile and n % tile:
+            yield f"what a tile of {tile} does not fill is left out of the sum", n // tile * tile
+        if n > tile:
+            yield f"only the first tile of {tile} is summed", tile
+
+
+def _copy_of(name: str) -> Expect:
+    def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+        layout, out = case.inputs[name], case.outputs["out"]
+        copied = Approx.of(layout.type.decode(_repeated(raw[name], out.shape)), layout.type, numerics)
+        return copied.stored(out.type, out.shape)
+
+    return expect

@@ -1,0 +1,196 @@
+"""Gathers: each element of the output is one of x, or a zero; perhaps in another type.
+
+A row gives the source: for each element of the output the flat index (in C order) of the element of x that stands
+there, or -1 for a zero. The hints hold other sources against it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, update_wrapper
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
+from opconform.cases.families.conversions import Conversion, converted, misconverted
+from opconform.cases.shapes import check_out, is_aligned
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.dtypes import DTYPES, Raw
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.image import Hypothesis, Image, Places, Reading
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
+
+ALL = ("f32", "f16", "bf16", "i32")
+NO_PARAMS: Choices = {}
+
+Shape = tuple[int, ...]
+Shapes = Callable[[Freedom, int], st.SearchStrategy[Shape]]
+OutShapes = Callable[[Shape, Mapping[str, Param]], Sequence[Shape]]
+Source = Callable[[Case], Places]
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """What a wrong kernel does, in words, and where its elements come from.
+
+    left: what would be a zero is not written instead.
+    """
+
+    says: str
+    source: Places
+    left: bool = False
+
+
+def flat(layout: Layout) -> Places:
+    """Each element's own flat index."""
+    return np.arange(layout.size, dtype=np.int64).reshape(layout.shape)
+
+
+def picked(raw: Raw, source: Places) -> Raw:
+    """The elements of `raw` at the flat indices `source`, and +0 where that is -1."""
+    with_zero = np.append(raw.reshape(-1), raw.dtype.type(0))
+    found: Raw = with_zero[source]
+    return found
+
+
+def same_shape(shape: Shape, params: Mapping[str, Param]) -> Sequence[Shape]:
+    """The shapes of an output that has that of x."""
+    return (shape,)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a row of the table says, as `gather` documents it."""
+
+    source: Source
+    shapes: Shapes
+    out: OutShapes
+    params: Choices
+    elsewhere: Callable[[Case], Iterable[Elsewhere]] | None
+    check: Callable[[Case], None] | None
+    types: tuple[str, ...]
+
+    def expect(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+        return _gathered(self.source(case), converted, case, raw, numerics)
+
+    def checked(self, case: Case) -> None:
+        """Raises `CaseError` for parameters beyond their limits and for shapes that do not fit together."""
+        check_params(case, self.params)
+        if self.check is not None:
+            self.check(case)
+        else:
+            check_out(case, self.out(case.inputs["x"].shape, case.params)[0])
+
+    def traits(self, case: Case) -> dict[str, str | bool]:
+        """aligned: see `is_aligned`. types: those of x and of the output, as in "f32-f16", of an op that converts."""
+        found: dict[str, str | bool] = {"aligned": is_aligned(case)}
+        if self.types:
+            found["types"] = f"{case.inputs['x'].dtype}-{case.dtype}"
+        return found
+
+    def sources(self, case: Case) -> dict[str, Places]:
+        """Nothing is told where a number that names an element is rounded."""
+        return {"x": self.source(case)} if case.inputs["x"].type is case.outputs["out"].type else {}
+
+    def hypotheses(self, image: Image) -> Iterator[Hypothesis]:
+        """Parameters left out, the row's own wrong sources, and wrong conversions."""
+        case = image.case
+        yield from ignored(image, self.params)
+        for wrong in self.elsewhere(case) if self.elsewhere else ():
+            if wrong.left:
+                written = np.where(wrong.source < 0, -1, flat(case.outputs["out"]))
+                yield Hypothesis(wrong.says, partial(image.with_source, written))
+            else:
+                yield Hypothesis(wrong.says, _moved(image, wrong.source, converted))
+        if self.types:
+            for says, conversion in misconverted(case):
+                yield Hypothesis(says, _moved(image, self.source(case), conversion))
+
+
+def gather(
+    name: str,
+    summary: str,
+    source: Source,
+    *,
+    shapes: Shapes,
+    out: OutShapes = same_shape,
+    params: Choices = NO_PARAMS,
+    elsewhere: Callable[[Case], Iterable[Elsewhere]] | None = None,
+    check: Callable[[Case], None] | None = None,
+    types: tuple[str, ...] = (),
+    alone: Callable[[Case], bool] = lambda case: True,
+    copies: bool = False,
+    bound: str = "the bits of x",
+) -> Op:
+    """An op that moves elements of x.
+
+    source: where each element of the output comes from. shapes: the strategy of x's shapes for elements of so many
+    bytes. out: the output's shape for a shape of x, or several to draw one from (then `check` says what else fits);
+    raises `CaseError` for a shape of x that does not fit. elsewhere: what wrong kernels do. types: the pairs of types
+    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies:
+    as `Op` has them.
+    """
+    row = _Row(source, shapes, out, params, elsewhere, check, types)
+
+    def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+        return row.expect(case, raw, numerics)
+
+    return Op(
+        name=name,
+        summary=summary,
+        inputs=("x",),
+        params=types_of(params),
+        dtypes=ALL,
+        argument_dtypes={"x": ALL} if types else {},
+        problems=partial(_problems, row=row),
+        expect=update_wrapper(expect, source),  # so that a failure names the line of the source
+        bound=bound,
+        check=row.checked,
+        traits=row.traits,
+        alone=alone,
+        hypotheses=row.hypotheses,
+        sources=row.sources,
+        copies=copies,
+    )
+
+
+@st.composite
+def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
+    """Any shape and parameters that the row has, within the bytes allowed; shrinks to its simplest shape, and to the
+    same type on both sides."""
+    came = dtype = draw(st.sampled_from(_dtypes(freedom, row.types)))
+    if row.types:
+        came, _, dtype = came.partition("-")
+    params = draw(drawn_params(freedom, row.params))
+    shape = draw(row.shapes(freedom, max(DTYPES[came].itemsize, DTYPES[dtype].itemsize)))
+    for name in row.params:  # padding can make a large tensor too large
+        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 4, 1):
+            break
+        params[name] = freedom.choices(name, row.params[name].values)[0]
+    out = draw(st.sampled_from(row.out(shape, params)))
+    return Problem(params, dtype, {"x": shape}, out, dtypes={"x": came} if row.types else {})
+
+
+def _dtypes(freedom: Freedom, types: tuple[str, ...]) -> list[str]:
+    """What may be drawn of types, or of pairs of them."""
+    outs = freedom.choices("dtype", ALL)
+    if not types:
+        return outs
+    return [pair for pair in freedom.choices("types", types) if pair.partition("-")[2] in outs]
+
+
+def _gathered(
+    source: Places, conversion: Conversion, case: Case, raw: Mapping[str, Raw], numerics: Numerics
+) -> Expected:
+    elements = picked(raw["x"], source)
+    return conversion(elements, case.inputs["x"].type, case.outputs["out"].type, numerics)
+
+
+def _moved(image: Image, source: Places, conversion: Conversion) -> Callable[[], Reading]:
+    return partial(image.with_expect, partial(_gathered, source, conversion))

@@ -1,0 +1,43 @@
+"""MLA absorbed: multi-head latent attention (DeepSeek-V2, Kimi-Linear) computed on the latent rows of its cache.
+
+Each head's keys and values are W_UK c and cᵀ W_UV of one latent row c that all heads share, beside a rotary part of
+the key. A kernel need not decompress them: q·(W_UK c) = (q W_UK)·c, and Σ w (cᵀ W_UV) = (Σ w c)ᵀ W_UV. The reference
+here does decompress them, in float64, so that absorption itself is checked.
+
+Shapes, outermost first: q_nope [B,H,T,d_n], q_pe [B,H,T,d_r], c_kv [B,1,N,d_c], k_pe [B,1,N,d_r], w_uk [1,H,d_n,d_c],
+w_uv [1,H,d_c,d_v], mask [B or 1,1,T,N], out [B,T,H,d_v]. Rows of the cache from kv_len on are padding: they hold NaN
+and belong to nobody. Query i of T stands at position kv_len − T + i.
+"""
+
+from __future__ import annotations
+
+from opconform.cases.mla.attention import expect
+from opconform.cases.mla.faults import hypotheses
+from opconform.cases.mla.problems import CACHES, RECIPES, check, problems, shape_values, traits
+from opconform.cases.mla.relations import RELATIONS
+from opconform.cases.mla.stages import stages
+from opconform.harness.model.op import Composite, Op
+
+OP = Op(
+    name="mla_absorbed",
+    summary="multi-head latent attention on the latent rows of the cache",
+    inputs=("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv", "mask"),
+    params={"scale": float, "form": str, "causal": bool, "kv_len": int, "k_scale": float, "v_scale": float},
+    dtypes=("f32",),
+    problems=problems,
+    expect=expect,
+    bound="Σ w(e^d − 1)|v − out| + γ_{2n}|out| + γ_{2n}·Σ w|c|·|W_UV| + γ_{d_c}·|context||W_UV|, d from the scores",
+    check=check,
+    argument_dtypes={"c_kv": CACHES, "k_pe": CACHES, "mask": ("f32", "f16")},
+    traits=traits,
+    hypotheses=hypotheses,
+    composite=Composite(
+        optional=("mask",),
+        recipes=RECIPES,
+        shape_values=shape_values,
+        packs={("c_kv", "k_pe"): 3},
+        batch_axes=(0,),
+        stages=stages,
+        metamorphic=RELATIONS,
+    ),
+)

@@ -1,0 +1,182 @@
+"""What absorbed latent attention is tried on: sizes, forms, types, and values with the structure that scores need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.cases.mla.attention import factor_of
+from opconform.harness.draw.strategies import EDGES, outer_sizes
+from opconform.harness.model.case import Case, CaseError, Param
+from opconform.harness.model.dtypes import F64
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.op import Problem
+
+FORMS = ("two_part", "concat", "flash")
+CACHES = ("f32", "f16", "bf16")
+MASKS = ("none", "f32", "f16")
+RECIPES = ("small_int", "flat", "normal", "peaked", "large_logits")
+
+_WORK = 1 << 21  #: multiplications of one drawn case
+
+
+def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+    """Scores of about ±2, a mask with blocks of −inf and whole rows of it, and NaN in every padding row.
+
+    small_int: multiples of 1/4, so that products are exact. flat: all queries are 0, so that only the mask tells keys
+    apart. peaked: one cache row is eight times the others. large_logits: scores of ±50 to ±1000.
+    """
+    if case.recipe == "small_int":
+        for name in ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv"):
+            values[name] /= 4
+    else:
+        values["w_uk"] /= math.sqrt(values["w_uk"].shape[2])
+        values["w_uv"] /= math.sqrt(values["w_uv"].shape[2])
+    kv_len = int(case.params["kv_len"])
+    if case.recipe == "flat":
+        values["q_nope"] *= 0
+        values["q_pe"] *= 0
+    if case.recipe == "peaked" and kv_len:
+        row = int(rng.integers(kv_len))
+        values["c_kv"][:, :, row] *= 8
+        values["k_pe"][:, :, row] *= 8
+    if case.recipe == "large_logits":
+        spread = abs(factor_of(case)) * math.sqrt(values["c_kv"].shape[-1] + values["k_pe"].shape[-1])
+        times = float(rng.choice([50.0, 200.0, 1000.0])) / (3 * max(spread, 1e-3))
+        values["q_nope"] *= times
+        values["q_pe"] *= times
+    if "mask" in values:
+        _shape_mask(values["mask"], case.recipe, rng)
+    values["c_kv"][:, :, kv_len:] = np.nan
+    values["k_pe"][:, :, kv_len:] = np.nan
+
+
+def _shape_mask(mask: F64, recipe: str, rng: np.random.Generator) -> None:
+    """0 (small_int) or some number, with −inf in single places, in a block of columns, and along whole rows."""
+    if recipe in ("small_int", "flat"):
+        mask[...] = 0.0
+    single = float(rng.choice([0.0, 0.3, 0.8]))
+    mask[rng.random(mask.shape) < single] = -np.inf
+    first, last = np.sort(rng.integers(0, mask.shape[-1] + 1, 2))
+    if last - first < mask.shape[-1]:
+        mask[..., first:last] = -np.inf
+    mask[rng.random(mask.shape[:-1]) < 0.2] = -np.inf
+
+
+def check(case: Case) -> None:
+    """Raises `CaseError` for shapes that do not fit together, and for a kv_len beyond the cache."""
+    shapes = {name: layout.shape for name, layout in case.layouts.items()}
+    batch, heads, queries, d_n = shapes["q_nope"]
+    rows, d_c = shapes["c_kv"][2:]
+    d_r, d_v = shapes["q_pe"][3], shapes["w_uv"][3]
+    wanted = {
+        "q_pe": (batch, heads, queries, d_r),
+        "c_kv": (batch, 1, rows, d_c),
+        "k_pe": (batch, 1, rows, d_r),
+        "w_uk": (1, heads, d_n, d_c),
+        "w_uv": (1, heads, d_c, d_v),
+        "out": (batch, queries, heads, d_v),
+    }
+    if "mask" in shapes:
+        wanted["mask"] = (shapes["mask"][0] if shapes["mask"][0] in (1, batch) else batch, 1, queries, rows)
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise CaseError(f"{name} has shape {shapes[name]}; beside the other arguments it must have {shape}")
+    if case.inputs["c_kv"].dtype != case.inputs["k_pe"].dtype:
+        raise CaseError("c_kv and k_pe must have one dtype, for they are parts of one cache")
+    if not 0 <= int(case.params["kv_len"]) <= rows:
+        raise CaseError(f"kv_len is {case.params['kv_len']}; the cache has {rows} rows")
+    if case.params["form"] not in FORMS:
+        raise CaseError(f"form is {case.params['form']!r}; it must be one of {', '.join(FORMS)}")
+    if case.inplace is not None:
+        raise CaseError("case.inplace must be null: mla_absorbed does not work in place")
+
+
+def traits(case: Case) -> dict[str, Any]:
+    """cache: the type of c_kv and k_pe. mask: its type, or "none". form_mask: form and mask, as in "flash f16". padded:
+    whether the cache has padding rows. d_n, d_r, d_c, d_v: the widths. scaled: whether k_scale or v_scale is not 1."""
+    inputs, params = case.inputs, case.params
+    mask = inputs["mask"].dtype if "mask" in inputs else "none"
+    return {
+        "cache": inputs["c_kv"].dtype,
+        "mask": mask,
+        "form_mask": f"{params['form']} {mask}",
+        "padded": int(params["kv_len"]) < inputs["c_kv"].shape[2],
+        "d_n": inputs["q_nope"].shape[3],
+        "d_r": inputs["q_pe"].shape[3],
+        "d_c": inputs["c_kv"].shape[3],
+        "d_v": inputs["w_uv"].shape[3],
+        "scaled": params["k_scale"] != 1 or params["v_scale"] != 1,
+    }
+
+
+_SCALES = st.sampled_from((4, 8, 8, 17, 33, 65, 129))
+_HEADS = st.sampled_from((1, 2, 3, 4, 5, 8))
+_QUERIES = st.sampled_from((1, 2, 3, 4, 7, 8, 9, 16, 17, 33))
+_BOOLEANS = st.booleans()
+
+
+@st.composite
+def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """Decode and prefill over caches of up to 257 rows; shrinks to one head, one query, one row, all widths 1."""
+    together = [
+        pair.split()
+        for pair in freedom.choices(
+            "form_mask",
+            [f"{form} {mask}" for form in freedom.choices("form", FORMS) for mask in freedom.choices("mask", MASKS)],
+        )
+    ]
+    form = draw(st.sampled_from(list(dict.fromkeys(form for form, _ in together))))
+    cache = draw(st.sampled_from(freedom.choices("cache", CACHES)))
+    mask = draw(st.sampled_from([mask for other, mask in together if other == form]))
+    causal = draw(st.sampled_from(freedom.choices("causal", (False, True))))
+    padded = draw(st.sampled_from(freedom.choices("padded", (False, True))))
+    scaled = draw(st.sampled_from(freedom.choices("scaled", (False, True))))
+    largest = draw(_SCALES)
+    widths = {name: draw(st.sampled_from(_sizes(freedom, name, largest))) for name in ("d_n", "d_r", "d_c", "d_v")}
+    batch, heads, queries = draw(outer_sizes()), draw(_HEADS), draw(_QUERIES)
+    rows = draw(st.sampled_from(_sizes(freedom, "rows", 2 * largest)))
+    while batch * heads * _work(queries, rows, widths) > _WORK and rows * queries * heads > 1:
+        rows, queries, heads = (-(-n // 2) for n in (rows, queries, heads))
+    padding = draw(st.sampled_from((1, 2, 3, 17))) if padded else 0
+    scale = 1 / math.sqrt(widths["d_n"] + widths["d_r"])
+    params: dict[str, Param] = {
+        "scale": scale * draw(st.sampled_from((1.0, 1.873856, 0.5))),  # DeepSeek-V3 multiplies by mscale², 1.37²
+        "form": form,
+        "causal": causal,
+        "kv_len": rows,
+        "k_scale": draw(st.sampled_from((0.5, 1.0, 1.3))) if scaled else 1.0,
+        "v_scale": draw(st.sampled_from((2.0, 1.0, 0.7))) if scaled else 1.0,
+    }
+    rows += padding
+    shapes = {
+        "q_nope": (batch, heads, queries, widths["d_n"]),
+        "q_pe": (batch, heads, queries, widths["d_r"]),
+        "c_kv": (batch, 1, rows, widths["d_c"]),
+        "k_pe": (batch, 1, rows, widths["d_r"]),
+        "w_uk": (1, heads, widths["d_n"], widths["d_c"]),
+        "w_uv": (1, heads, widths["d_c"], widths["d_v"]),
+    }
+    dtypes = {"c_kv": cache, "k_pe": cache}
+    if mask != "none":
+        shapes["mask"] = (1 if draw(_BOOLEANS) else batch, 1, queries, rows)
+        dtypes["mask"] = mask
+    return Problem(params, "f32", shapes, (batch, queries, heads, widths["d_v"]), dtypes=dtypes)
+
+
+def _sizes(freedom: Freedom, subject: str, largest: int) -> list[int]:
+    """The sizes up to `largest` that the limits on `subject` allow, more than half of them above its half; where they
+    allow none so small, the smallest one they allow."""
+    sizes = freedom.choices(subject, [size for size in EDGES if size <= largest])
+    large = [size for size in sizes if 2 * size > largest]
+    return sizes + large * 2 or freedom.choices(subject, range(1, 1025))[:1]
+
+
+def _work(queries: int, rows: int, widths: Mapping[str, int]) -> int:
+    """Multiplications for one head."""
+    d_n, d_r, d_c, d_v = (widths[name] for name in ("d_n", "d_r", "d_c", "d_v"))
+    return queries * (d_n * d_c + rows * (2 * d_c + d_r + d_v) + d_c * d_v)

@@ -1,0 +1,438 @@
+"""Numbers with what a device may make of them: a formula written once gives a value and the bound of its error.
+
+    squares = (x * x).sum()
+    out = x * (squares / n + eps).rsqrt()
+
+An `Approx` holds the formula's value in float64, and an interval that holds every result that a right kernel may have
+at this point: each operation takes the intervals of its operands to that of its result, widened by the rounding of the
+operation itself. This is how the WebGPU conformance tests derive their bounds (gpuweb/cts, docs/fp_primer.md).
+
+What an interval covers:
+* every rounding to the compute precision, to nearest or (`Numerics.any_rounding`) either way, or none: products that
+  are fused into additions, and kernels that compute in float64, lie inside;
+* underflow: results below 2^-126 are off by a part of 2^-149, and may be 0, as operands may, where the device flushes;
+* overflow: past the largest float32 a result may be infinite; a sum may end as NaN, and nothing is demanded of it;
+* sums in any order, also compensated or blocked (Higham 2002, eq. 4.4 and the remark after it);
+* a / b as a division or as a·(1/b), where 1/b does not overflow; 1/√s as one operation of 2 units in the last place
+  (CUDA C++ Programming Guide, "Mathematical Functions"; OpenCL C specification, "Relative error as ULPs"; Vulkan
+  specification, "Precision of core SPIR-V instructions") or as a root and a division;
+* functions with the errors that `Numerics` has for them;
+* constants, which a kernel holds rounded.
+
+What it does not cover: forms that cancel where the formula does not, such as Σx² − (Σx)²/n for a sum of squares, or
+1 + tanh(x/2) for 2/(1 + e^-x). Where right kernels differ in such a way, the formula says so with `either`.
+
+Intervals forget that two operands depend on each other: x − x is not 0. A formula is written so that no argument
+matters twice, or the bound is wider than it need be; it is never narrower.
+
+A NaN at the ends of an interval stands for anything at all. The float64 arithmetic itself is off by 2^-29 of the bound.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from opconform.harness.model.dtypes import F32, F64, DType, Mask
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.numerics import Numerics
+
+_TINY = F32.smallest_normal
+_INVERSE_ROOT_ULPS = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Approx:
+    """A tensor's exact value, and the interval of what a device may have there.
+
+    value, low, high: float64 arrays of one shape. `low` and `high` are `value` itself where nothing has been rounded.
+    off: how far the ends are from the value, where both are as far; None where that is found by subtraction.
+    part: how many elements of a row its sums, means and maxima take; None for all of them. Only hypotheses about wrong
+    kernels set it.
+    """
+
+    value: F64
+    low: F64
+    high: F64
+    numerics: Numerics
+    part: int | None = None
+    off: F64 | None = None
+
+    @classmethod
+    def of(cls, values: F64, dtype: DType, numerics: Numerics, part: int | None = None) -> Approx:
+        """Elements of an argument, as a kernel reads them: exact, but for denormals that the device flushes and for the
+        conversion to a compute precision below float32's."""
+        low = high = values
+        if numerics.conversions:
+            step = numerics.u * np.abs(values)
+            low, high = values - step, values + step
+        if numerics.flushes_denormals and ((np.abs(values) < dtype.smallest_normal) & (values != 0)).any():
+            low, high = _with_zero(low, high, dtype.smallest_normal)
+        return cls(values, low, high, numerics, part)
+
+    # --- constants, and choices between forms ---
+
+    def constant(self, value: float, roundings: int = 1) -> Approx:
+        """A number that the kernel holds, after so many roundings; none where float32 has it."""
+        exact = np.float64(value)
+        if np.float32(value) == exact and not self.numerics.conversions:
+            return self._made(exact, exact, exact)
+        step = self.numerics.gamma(float(roundings)) * abs(exact)
+        return self._made(exact, exact - step, exact + step)
+
+    def either(self, other: Approx) -> Approx:
+        """The same value where right kernels compute it in one of two ways."""
+        return self._made(self.value, np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+    @staticmethod
+    def where(condition: Mask, one: Approx, other: Approx) -> Approx:
+        """`one` where the condition holds, else `other`. The condition must be one on exact arguments."""
+        return one._made(*(np.where(condition, *ends) for ends in zip(one._ends, other._ends)))
+
+    # --- arithmetic ---
+
+    def __neg__(self) -> Approx:
+        return self._made(-self.value, -self.high, -self.low)
+
+    def __abs__(self) -> Approx:
+        size = np.abs(self.value)
+        if self._is_exact:
+            return self._made(size, size, size)
+        ends = np.abs(self.low), np.abs(self.high)
+        least = np.where((self.low <= 0) & (self.high >= 0), 0.0, np.minimum(*ends))
+        return self._made(size, least, np.maximum(*ends))
+
+    def __add__(self, other: Approx | float) -> Approx:
+        """One rounding. A sum that is a denormal is exact (Higham 2002, problem 2.19)."""
+        its = self._lifted(other)
+        if its._is_zero:
+            return self
+        value = self.value + its.value
+        if self._is_exact and its._is_exact:
+            return self._rounded(value, value, value, self.numerics.u, exact_denormals=True)
+        return self._rounded(value, self.low + its.low, self.high + its.high, self.numerics.u, exact_denormals=True)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Approx | float) -> Approx:
+        return self + (-self._lifted(other))
+
+    def __rsub__(self, other: float) -> Approx:
+        return -self + other
+
+    def __mul__(self, other: Approx | float) -> Approx:
+        """One rounding."""
+        its = self._lifted(other)
+        value = self.value * its.value
+        if self._is_exact and its._is_exact:
+            return self._rounded(value, value, value, self.numerics.u)
+        if its is self:
+            least, most = abs(self)._ends[1:]
+            return self._rounded(value, least * least, most * most, self.numerics.u)
+        return self._rounded(value, *_products(self, its), self.numerics.u)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Approx | float) -> Approx:
+        """A division, or a product with the reciprocal.
+
+        The reciprocal of a number above 2^126 is a denormal: it is off by a part of 2^-149, or 0 where the device
+        flushes, and what it is multiplied with carries that on.
+        """
+        its, numerics = self._lifted(other), self.numerics
+        value, roundings = self.value / its.value, numerics.division_roundings
+        inverse = its._inverse()
+        if (np.abs(inverse.value) < _TINY).any():
+            inverse = inverse._rounded(*inverse._ends, roundings * numerics.u)
+            return self._rounded(value, *_products(self, inverse), numerics.u)
+        if self._is_exact and its._is_exact:
+            return self._rounded(value, value, value, numerics.gamma(roundings + 1))
+        return self._rounded(value, *_products(self, inverse), numerics.gamma(roundings + 1))
+
+    def __rtruediv__(self, other: float) -> Approx:
+        return self._lifted(other) / self
+
+    def _inverse(self) -> Approx:
+        """1/x before any rounding. Where x may be 0 with one sign only, an infinity of that sign."""
+        inverse = 1 / self.value
+        if self._is_exact:
+            return self._made(inverse, inverse, inverse)
+        low = np.where(self.high == 0, -np.inf, 1 / self.high)
+        high = np.where(self.low == 0, np.inf, 1 / self.low)
+        both = (self.low < 0) & (self.high > 0)
+        return self._made(inverse, np.where(both, np.nan, low), np.where(both, np.nan, high))
+
+    def sqrt(self) -> Approx:
+        """√x."""
+        return self._monotone(np.sqrt, self.numerics.sqrt_error)
+
+    def rsqrt(self) -> Approx:
+        """1/√x, in one operation or in two."""
+        numerics = self.numerics
+        in_two = numerics.sqrt_error + numerics.division_roundings * numerics.u
+        value = 1 / np.sqrt(self.value)
+        relative = max(in_two * (1 + numerics.u), 2 * _INVERSE_ROOT_ULPS * numerics.roundoff)
+        if self._is_exact:
+            return self._rounded(value, value, value, relative)
+        return self._rounded(value, 1 / np.sqrt(self.high), 1 / np.sqrt(self.low + 0.0), relative)  # −0 + 0 = 0
+
+    # --- functions ---
+
+    def exp(self) -> Approx:
+        """e^x, off by `Numerics.exp_ulps` and by `Numerics.exp_ulps_per_unit` for each unit of |x|."""
+        farthest = np.abs(self.value) if self._is_exact else np.maximum(np.abs(self.low), np.abs(self.high))
+        return self._monotone(np.exp, self.numerics.exp_error(farthest))
+
+    def log(self) -> Approx:
+        """ln x, off by `Numerics.log_ulps`, or from 1/2 to 2 by `Numerics.log_absolute` if that is more."""
+        numerics = self.numerics
+        near_one = (self.high >= 0.5) & (self.low <= 2)
+        absolute = np.where(near_one, numerics.log_absolute, 0.0) if numerics.log_absolute else 0.0
+        return self._monotone(np.log, numerics.ulps(numerics.log_ulps), absolute)
+
+    def tanh(self) -> Approx:
+        """tanh x, off by `Numerics.tanh_ulps`, or by `Numerics.tanh_absolute` if that is more."""
+        numerics = self.numerics
+        return self._monotone(np.tanh, numerics.ulps(numerics.tanh_ulps), numerics.tanh_absolute)
+
+    def erf(self) -> Approx:
+        """erf x, off by `Numerics.erf_ulps`, or by `Numerics.erf_absolute` if that is more."""
+        numerics = self.numerics
+        return self._monotone(_erf, numerics.ulps(numerics.erf_ulps), numerics.erf_absolute)
+
+    def sin(self) -> Approx:
+        """sin x, off by `Numerics.sin_ulps`, or by `Numerics.sin_absolute` if that is more."""
+        return self._wave(np.sin)
+
+    def cos(self) -> Approx:
+        """cos x, off as sin x is."""
+        return self._wave(np.cos)
+
+    def _wave(self, function: Callable[[F64], F64]) -> Approx:
+        """A function whose slope is never above 1 and whose values are never beyond ±1."""
+        value, numerics = function(self.value), self.numerics
+        reach = np.maximum(self.high - self.value, self.value - self.low)
+        low, high = np.maximum(value - reach, -1.0), np.minimum(value + reach, 1.0)
+        return self._rounded(value, low, high, numerics.ulps(numerics.sin_ulps), numerics.sin_absolute)
+
+    # --- comparisons, which round nothing ---
+
+    def minimum(self, other: Approx | float) -> Approx:
+        """The lesser of the two, element by element."""
+        return self._compared(self._lifted(other), np.minimum)
+
+    def maximum(self, other: Approx | float) -> Approx:
+        """The greater of the two, element by element."""
+        return self._compared(self._lifted(other), np.maximum)
+
+    def _compared(self, other: Approx, chosen: Callable[[F64, F64], F64]) -> Approx:
+        value = chosen(self.value, other.value)
+        if self._is_exact and other._is_exact:
+            return self._made(value, value, value)
+        return self._made(value, chosen(self.low, other.low), chosen(self.high, other.high))
+
+    # --- along a row: the last axis, which keeps one place ---
+
+    def sum(self) -> Approx:
+        """The sum of a row of n terms with additions in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4).
+
+        A device that flushes may lose 2^-126 in each addition. Where Σ|x| passes the largest float32 some order
+        overflows on its way, and nothing is demanded.
+        """
+        it = self._taken
+        numerics, additions = self.numerics, max(it.value.shape[-1] - 1, 0)
+        value = it.value.sum(-1, keepdims=True)
+        if it._is_exact:
+            low = high = value
+            magnitude = np.abs(it.value).sum(-1, keepdims=True)
+        else:
+            low, high = it.low.sum(-1, keepdims=True), it.high.sum(-1, keepdims=True)
+            magnitude = np.maximum(np.abs(it.low), np.abs(it.high)).sum(-1, keepdims=True)
+        step = numerics.gamma(float(additions)) * magnitude
+        if numerics.flushes_denormals:
+            step = step + additions * numerics.underflow
+        free = ~(magnitude + step <= F32.largest)
+        step = np.where(free, np.nan, step)
+        least = np.where(low >= 0, np.maximum(low - step, 0.0), low - step)
+        return Approx(value, least, high + step, numerics, self.part, step if low is value else None)
+
+    def mean(self) -> Approx:
+        """The sum of a row over the number of its elements."""
+        return self.sum() / float(max(self.value.shape[-1], 1))
+
+    def variance(self) -> Approx:
+        """The mean of the squared distances from the mean, in two passes, or updated as Welford does.
+
+        A device with `Numerics.one_pass_variance` may compute Σx²/n − (Σx/n)² instead, whose error grows with the mean.
+        """
+        apart = self - self.mean()
+        found = (apart * apart).mean()
+        if not self.numerics.one_pass_variance:
+            return found
+        mean = self.mean()
+        return found.either((self * self).mean() - mean * mean)
+
+    def largest(self) -> Approx:
+        """The greatest element of a row."""
+        return self._made(*(ends.max(-1, keepdims=True) for ends in self._taken._ends))
+
+    # --- the end ---
+
+    def stored(self, dtype: DType, shape: tuple[int, ...]) -> Expected:
+        """What is expected of an output: rounded once more where its type is narrower than float32.
+
+        Where every right kernel overflows, the output must be that very infinity.
+        """
+        value, low, high = (np.broadcast_to(ends, shape) for ends in self._ends)
+        if dtype.itemsize < 4:
+            low, high = self._narrowed(dtype, low, high)
+        if self.off is None or dtype.itemsize < 4:
+            bound = np.maximum(high - value, value - low)
+        else:
+            bound = np.broadcast_to(self.off, shape)
+        bound = np.where(np.isnan(bound), np.inf, np.maximum(bound, 0.0))
+        if self.numerics.any_rounding or not np.isinf(bound).any():
+            return Expected(value, bound)
+        ends = (dtype.decode(dtype.encode(end)) for end in (low, high))
+        infinite = np.isinf(low + high) & np.equal(*ends)
+        if not infinite.any():
+            return Expected(value, bound)
+        value = np.where(infinite, np.copysign(np.inf, low), value)
+        return Expected(value, np.where(infinite, 0.0, bound), exact=infinite, bits=dtype.encode(value))
+
+    def _narrowed(self, dtype: DType, low: F64, high: F64) -> tuple[F64, F64]:
+        if self.numerics.any_rounding:
+            relative = 2 * dtype.unit_roundoff
+            low = low - relative * np.maximum(np.abs(low), dtype.smallest_normal)
+            high = high + relative * np.maximum(np.abs(high), dtype.smallest_normal)
+            low = np.where(low > dtype.largest, dtype.largest, np.where(low < -dtype.largest, -np.inf, low))
+            high = np.where(high < -dtype.largest, -dtype.largest, np.where(high > dtype.largest, np.inf, high))
+        else:
+            low, high = dtype.decode(dtype.encode(low)), dtype.decode(dtype.encode(high))
+        if self.numerics.flushes_denormals:
+            low, high = _with_zero(low, high, dtype.smallest_normal)
+        return low, high
+
+    # --- how intervals are made ---
+
+    @property
+    def _ends(self) -> tuple[F64, F64, F64]:
+        return self.value, self.low, self.high
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.low is self.value and self.high is self.value
+
+    @property
+    def _is_zero(self) -> bool:
+        """Whether this is the constant 0, which nobody adds."""
+        return self._is_exact and self.value.ndim == 0 and self.value == 0
+
+    @property
+    def _taken(self) -> Approx:
+        """The elements of a row that go into its sums."""
+        if self.part is None:
+            return self
+        if self._is_exact:
+            value = self.value[..., : self.part]
+            return self._made(value, value, value)
+        return self._made(*(ends[..., : self.part] for ends in self._ends))
+
+    def _made(self, value: F64, low: F64, high: F64) -> Approx:
+        return Approx(value, low, high, self.numerics, self.part)
+
+    def _lifted(self, other: Approx | float) -> Approx:
+        return other if isinstance(other, Approx) else self.constant(other)
+
+    def _monotone(self, function: Callable[[F64], F64], relative: float | F64, absolute: float | F64 = 0.0) -> Approx:
+        """A function that never falls, with its errors."""
+        value = function(self.value)
+        if self._is_exact:
+            return self._rounded(value, value, value, relative, absolute)
+        return self._rounded(value, function(self.low), function(self.high), relative, absolute)
+
+    def _rounded(
+        self,
+        value: F64,
+        low: F64,
+        high: F64,
+        relative: float | F64,
+        absolute: float | F64 = 0.0,
+        exact_denormals: bool = False,
+    ) -> Approx:
+        """The result of one operation whose exact result lies from `low` to `high`.
+
+        The result is off by `relative`, that of a denormal by `relative` of the smallest normal number, for the spacing
+        of denormals is that of the numbers just above it. Rounding never crosses 0.
+        """
+        numerics = self.numerics
+        least = 0.0 if exact_denormals else _TINY * F32.unit_roundoff / numerics.roundoff
+        if low is high:
+            step = _step(low, relative, absolute, least)
+            below, above = low - step, low + step
+        else:
+            below = low - _step(low, relative, absolute, least)
+            above = high + _step(high, relative, absolute, least)
+        if isinstance(absolute, float) and absolute == 0.0:
+            below = np.where(low >= 0, np.maximum(below, 0.0), below)
+            above = np.where(high <= 0, np.minimum(above, 0.0), above)
+        if numerics.flushes_denormals:
+            below, above = _with_zero(below, above, _TINY)
+        beyond = (above > F32.largest) | (below < -F32.largest)
+        if beyond.any():
+            below, above = _overflowed(below, above, numerics)
+        return self._made(value, below, above)
+
+
+def _step(end: F64, relative: float | F64, absolute: float | F64, least: float) -> F64:
+    size = np.abs(end)
+    if least:
+        size = np.maximum(size, least)
+    step: F64 = relative * size
+    if isinstance(absolute, float) and absolute == 0.0:
+        return step
+    return np.maximum(step, absolute)
+
+
+def _with_zero(low: F64, high: F64, smallest_normal: float) -> tuple[F64, F64]:
+    """The interval with 0 in it, where a result in it may be a denormal that is flushed."""
+    return (
+        np.where((low > 0) & (low < smallest_normal), 0.0, low),
+        np.where((high < 0) & (high > -smallest_normal), 0.0, high),
+    )
+
+
+def _overflowed(low: F64, high: F64, numerics: Numerics) -> tuple[F64, F64]:
+    """The interval where what lies beyond the largest float32 may be an infinity, and all of it both may be anything.
+
+    A result beyond it stays in the interval as well: a kernel in float64 has it, and what is made of it is finite.
+    """
+    if numerics.any_rounding:  # toward 0 there is no overflow
+        low, high = np.minimum(low, F32.largest), np.maximum(high, -F32.largest)
+    high = np.where(high > F32.largest, np.inf, high)
+    low = np.where(low < -F32.largest, -np.inf, low)
+    anything = (low == -np.inf) & (high == np.inf)
+    return np.where(anything, np.nan, low), np.where(anything, np.nan, high)
+
+
+def _products(one: Approx, other: Approx) -> tuple[F64, F64]:
+    """The least and the greatest product of two intervals."""
+    if one._is_exact or other._is_exact:
+        number, interval = (one, other) if one._is_exact else (other, one)
+        ends = number.value * interval.low, number.value * interval.high
+        return np.minimum(*ends), np.maximum(*ends)
+    low = one.low * other.low, one.low * other.high
+    high = one.high * other.low, one.high * other.high
+    return (
+        np.minimum(np.minimum(*low), np.minimum(*high)),
+        np.maximum(np.maximum(*low), np.maximum(*high)),
+    )
+
+
+def _erf(x: F64) -> F64:
+    from math import erf
+
+    found: F64 = np.vectorize(erf, otypes=[np.float64])(x)
+    return found

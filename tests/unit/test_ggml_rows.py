@@ -1,0 +1,203 @@
+"""ggml's C interface as data: what `declarations.h` declares, and rows that are read both ways. Without a libggml."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cffi import FFI
+from hypothesis import given
+from hypothesis import strategies as st
+
+import opconform.backends.ggml
+from opconform.backends.ggml import spelling
+from opconform.backends.ggml.calls import calls_of
+from opconform.backends.ggml.declarations import DECLARATIONS, TYPES, Declarations
+from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.rows import Argument, Row
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.layouts import Layout
+from tests.judge import OPS as SINGLE
+from tests.judge import drawn_cases
+
+FOLDER = Path(opconform.backends.ggml.__file__).parent
+HEADER = (FOLDER / "declarations.h").read_text()
+ROPE = """
+struct ggml_tensor * ggml_rope_multi(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b,
+    struct ggml_tensor * c, int n_dims, int sections[4], int mode, int n_ctx_orig, float freq_base, float freq_scale,
+    float ext_factor, float attn_factor, float beta_fast, float beta_slow);
+"""
+ROPE_FLOATS = ("freq_base", "freq_scale", "ext_factor", "attn_factor", "beta_fast", "beta_slow")
+
+#: What rows can say that no op of today needs.
+MORE = (
+    Row("soft_max", "ggml_soft_max_ext(x, mask?, scale, 0.0)", stored="scale 0", mixed=True),
+    Row("attention", "ggml_flash_attn_ext(q, k, v, NULL, scale, 0, 0)"),
+    Row("repeat", "ggml_repeat_4d(x, out.ne0, out.ne1, out.ne2, out.ne3)"),
+    Row("empty", "ggml_new_tensor_4d(out.type, 1, 2, 3, 4)"),
+    Row("upper", "ggml_tri(x, GGML_TRI_TYPE_UPPER)"),
+    Row(
+        "rope",
+        "ggml_rope_multi(x, positions, factors?, n_dims, {s0 s1 s2 s3}, mode, n_ctx, " + ", ".join(ROPE_FLOATS) + ")",
+        stored=f"0 n_dims mode 0 n_ctx {' '.join(ROPE_FLOATS)} s0 s1 s2 s3",
+        declarations=Declarations.read(HEADER + ROPE),
+    ),
+)
+ALL = [*OPS.values(), *MORE]
+ONE = Layout.contiguous("f32", (2, 3, 4, 5))
+
+
+def value_of(argument: Argument) -> st.SearchStrategy[Any]:
+    """Anything that a parameter of its C type can be."""
+    if argument.choices:
+        return st.sampled_from(sorted(argument.choices))
+    if argument.type == "bool":
+        return st.booleans()
+    if argument.type == "float":
+        return st.floats(width=32, allow_nan=False)
+    return st.integers(0 if argument.type == "size_t" else -(2**31), 2**31 - 1)
+
+
+@st.composite
+def cases_of(draw: st.DrawFn, row: Row) -> Case:
+    """Cases with any parameters, with and without the tensors that may be left out; in place where ggml can."""
+    params = {name: draw(value_of(it), name) for it in row.arguments for name in it.params}
+    names = [
+        it.names[0] for it in row.arguments if it.is_tensor and it.names and (not it.is_optional or draw(st.booleans()))
+    ]
+    inplace = draw(st.sampled_from([None, names[0]])) if row.inplace else None
+    inputs = {name: ONE for name in names if name != "out"}
+    return Case(row.op, params, inputs, dict.fromkeys(row.results or ("out",), ONE), inplace=inplace)
+
+
+def same(got: dict[str, Param], want: dict[str, Param]) -> bool:
+    """Whether they are equal, numbers of float32 as such."""
+    with np.errstate(over="ignore"):
+        return got.keys() == want.keys() and all(
+            np.float32(got[name]) == np.float32(want[name])
+            if isinstance(want[name], float)
+            else got[name] == want[name]  # type: ignore[arg-type]
+            for name in want
+        )
+
+
+@pytest.mark.parametrize("row", ALL, ids=lambda row: row.op)
+@given(st.data())
+def test_a_row_is_read_both_ways(row: Row, data: st.DataObject) -> None:
+    case = data.draw(cases_of(row))
+    whole = {name: case.params[name] for name in row.params}
+    stored = {name: value for name, value in whole.items() if row.stored is None or name in row.stored.split()}
+    words = row.op_params(case)
+    assert len(words) <= 16
+    assert all(-(2**31) <= word < 2**31 for word in words)
+    assert same(row.read(words), stored)
+    assert same(row.read_cpp(row.cpp(case)), whole)
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op in SINGLE])
+def test_the_cases_of_an_op_have_what_its_row_names(op: str) -> None:
+    row = OPS[op]
+    for case in drawn_cases(op, 20, 1 << 12, 4):
+        assert set(row.tensors) <= case.layouts.keys()
+        assert same(row.read_cpp(row.cpp(case)), {name: case.params[name] for name in row.params})
+
+
+def test_a_tensor_that_is_left_out_is_null() -> None:
+    row = MORE[0]
+    with_mask = Case("soft_max", {"scale": 0.5}, {"x": ONE, "mask": ONE}, {"out": ONE})
+    without = Case("soft_max", {"scale": 0.5}, {"x": ONE}, {"out": ONE})
+    assert row.values(with_mask, str) == ["x", "mask", 0.5, 0.0]
+    assert row.values(without, str) == ["x", None, 0.5, 0.0]
+    assert row.cpp(without) == "ggml_soft_max_ext(ctx, x, nullptr, 0.5f, 0.0f)"
+    assert calls_of(without, row).calls[-1].python() == "out = ggml.ggml_soft_max_ext(context, x, None, 0.5, 0.0)"
+    assert (
+        MORE[1]
+        .cpp(Case("attention", {"scale": 1.0}, dict.fromkeys("qkv", ONE), {"out": ONE}))
+        .endswith("(ctx, q, k, v, nullptr, 1.0f, 0.0f, 0.0f)")
+    )
+
+
+def test_an_array_stands_for_several_parameters() -> None:
+    row, params = MORE[-1], {"n_dims": 8, "mode": 24, "n_ctx": 64, **dict.fromkeys(ROPE_FLOATS, 1.0)}
+    case = Case("rope", {**params, "s0": 1, "s1": 2, "s2": 3, "s3": 4}, {"x": ONE, "positions": ONE}, {"out": ONE})
+    assert row.values(case, str)[:7] == ["x", "positions", None, 8, [1, 2, 3, 4], 24, 64]
+    assert "nullptr, 8, std::array<int, 4>{1, 2, 3, 4}.data(), 24, 64, 1.0f" in row.cpp(case)
+    assert spelling.python("int *", [1, 2, 3, 4]) == "(c_int * 4)(1, 2, 3, 4)"
+    one = int(np.float32(1).view(np.int32))
+    assert row.op_params(case) == [0, 8, 24, 0, 64, *[one] * 6, 1, 2, 3, 4]
+
+
+def test_sizes_types_and_enumerators_stand_in_a_call() -> None:
+    case = Case("repeat", {}, {"x": ONE}, {"out": Layout.contiguous("bf16", (5, 6, 7))})
+    assert MORE[2].cpp(case) == "ggml_repeat_4d(ctx, x, 7, 6, 5, 1)"
+    assert MORE[3].cpp(case) == "ggml_new_tensor_4d(ctx, GGML_TYPE_BF16, 1, 2, 3, 4)"
+    assert MORE[4].cpp(case) == "ggml_tri(ctx, x, GGML_TRI_TYPE_UPPER)"
+
+
+@pytest.mark.parametrize(
+    ("call", "more", "says"),
+    [
+        ("ggml_cumsumm(x)", {}, "ggml_cumsumm is not declared"),
+        ("ggml_free(x)", {}, "ggml_free is not declared as a function that makes a tensor"),
+        ("ggml_cumsum(x, axis)", {}, "has other arguments than struct ggml_tensor * ggml_cumsum"),
+        ("ggml_acc(a, b, nb1, nb2, nb3, offset)", {"inplace": "ggml_cumsum"}, "has other arguments"),
+        ("ggml_l2_norm(x, eps)", {"stored": "epsilon"}, "has no epsilon to store"),
+        ("ggml_l2_norm", {}, "is no call"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_declaration_is_an_error(call: str, more: dict[str, str], says: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Row("op", call, **more)  # type: ignore[arg-type]
+
+
+def test_cffi_reads_the_same_functions_and_enumerators() -> None:
+    ffi = FFI()
+    ffi.cdef(HEADER)
+    c = ffi.dlopen(None)
+    declared = {name for name in dir(c) if name.startswith("ggml_")}
+    assert declared == DECLARATIONS.functions.keys()
+    assert {name: getattr(c, name) for name in dir(c) if name.startswith("GGML_")} == {
+        name: number for enum in DECLARATIONS.enums.values() for name, number in enum.items()
+    }
+    assert [name for name, _ in ffi.typeof("struct ggml_tensor").fields] == [
+        name for _, name, _ in DECLARATIONS.structs["ggml_tensor"]
+    ]
+    assert TYPES == {"f32": 0, "f16": 1, "bf16": 30, "i32": 26}
+
+
+#: Methods of `Nodes` that take a function's name without its prefix.
+_MAKERS = ("make", "unasked")
+
+
+def used_in(source: str) -> Iterator[str]:
+    """The functions of ggml that Python source calls."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith(("ggml_", "llama_")):
+            yield node.attr
+        if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name)) and node.args:
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            first = node.args[0].value if isinstance(node.args[0], ast.Constant) else None
+            if isinstance(first, str) and name in _MAKERS:
+                yield f"ggml_{first}"
+            if isinstance(first, str) and name in ("call", "has", "require"):
+                yield first
+
+
+USED = {name: file.name for file in sorted(FOLDER.glob("*.py")) for name in used_in(file.read_text())}
+
+
+def test_every_function_that_is_called_is_declared() -> None:
+    assert len(USED) > 60
+    assert {name: file for name, file in USED.items() if name not in DECLARATIONS.functions} == {}
+    mistyped = "c.ggml_inti(p)\nnodes.make('cumsumm', x)\nnodes.call('ggml_x', x)"
+    assert set(used_in(mistyped)) == {"ggml_inti", "ggml_cumsumm", "ggml_x"}
+
+
+def test_every_declared_function_is_called() -> None:
+    text = "".join(file.read_text() for file in (*FOLDER.glob("*.j2"), FOLDER / "ops.py", FOLDER / "library.py"))
+    assert DECLARATIONS.functions.keys() - USED.keys() - set(re.findall(r"\bggml_\w+", text)) == set()
