@@ -25,9 +25,9 @@ from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import VARIANTS, Variant, variants
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
-from opconform.harness.judge.judging import Verdict
+from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.findings import Finding, Kind
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
@@ -38,14 +38,13 @@ from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
-from opconform.harness.search.settings import Settings
+from opconform.harness.search.settings import RACE_RUNS, Settings
 from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems drawn between two looks at the clock
 _LEAST_CHUNK = 4  #: the first problem of a chunk is always the simplest, of which some ops can show nothing
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
-RACE_RUNS = 50  #: how often a case that fails now and then is run to see it fail again, here and in a replay
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
 
@@ -459,9 +458,3 @@ class Search:
             full = self._runner.verdicts(self._op, [verdict.case])[0]
             return full if full.failed else found.first
         return verdict
-
-
-def now_and_then(verdict: Verdict, when: str) -> Verdict:
-    """A failing verdict on a case that passes too: it heads the report that the two differ."""
-    detail = f"{when}: {verdict.findings[0].detail}"
-    return replace(verdict, findings=(Finding("deterministic", Kind.NOT_DETERMINISTIC, detail), *verdict.findings))
