@@ -27,6 +27,7 @@ OPTIONS = (
     "--strict-supports",
     "--sanitize",
     "--check",
+    "--times",
     "--report-dir",
 )
 

@@ -96,6 +96,7 @@ def _announce(campaign: Campaign) -> None:
     "--no-isolation",
     "--strict-supports",
     "--check",
+    "--times",
     "--sanitize",
     "--report-dir",
     "--also-seconds",

@@ -52,6 +52,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--seed", "seed of the search (default: drawn, and printed)", "N", int),
     Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
     Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),
+    Option("--times", "run a case that is replayed up to N times, until it fails (default 1)", "N", int),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
     Option("--max-bytes", "memory a case may take (default 64M; 16K with --sanitize; known cases nightly 1G)", "SIZE"),
     Option("--time-limit", "seconds a case may take (default 30; 300 with --sanitize)", "S", float),
@@ -114,5 +115,6 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         known_failures=values.get("known_failures") or None,
         database=values.get("database") or os.environ.get("OPCONFORM_DATABASE") or None,
         sanitize=sanitize,
+        times=int(positive("--times", 1 if values.get("times") is None else values["times"])),
         seconds=SANITIZED_SECONDS if sanitize else None,
     )

@@ -8,8 +8,9 @@ import shlex
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.model.findings import Kind
 from opconform.harness.run.registry import backend_names
-from opconform.harness.search.settings import Settings
+from opconform.harness.search.settings import RACE_RUNS, Settings
 
 _SUITE = "opconform.conformance"
 _FLAGS = ("--sanitize",)  #: options of a failure that take no value
@@ -24,6 +25,8 @@ def commands(failure: Failure, settings: Settings) -> list[str]:
     where = f"./{where}" if where.startswith("-") else where
     options = [*_options(failure), *(["--strict-supports"] if settings.strict else [])]
     options += [f"--check {finding.check}" for finding in failure.findings if finding.check in ON_REQUEST]
+    if failure.kind == Kind.NOT_DETERMINISTIC:
+        options.append(f"--times {RACE_RUNS}")
     tail = " ".join(["--backend", shlex.quote(failure.target), *options])
     found = [
         f"opconform replay {shlex.quote(where)} {tail}",

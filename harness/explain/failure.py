@@ -81,7 +81,8 @@ class Failure:
     exceptions. hint: the fault that explains every wrong element, "" where none does. also: what became of the case
     elsewhere, and what that puts the blame on.
     provenance: which elements stand where others should, one line each. stage: the first step of a composite op that
-    is wrong by itself, "" where the backend shows none. numerics: what the bound is made with.
+    is wrong by itself, "" where the backend shows none. numerics: what the bound is made with. unfinished: why the case
+    may not be the smallest one that fails, "" where it is.
     """
 
     case: Case
@@ -100,6 +101,7 @@ class Failure:
     provenance: tuple[str, ...] = ()
     stage: str = ""
     numerics: Numerics = EXACT
+    unfinished: str = ""
 
     @property
     def kind(self) -> Kind:

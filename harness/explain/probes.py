@@ -30,8 +30,8 @@ def grown(op: Op, case: Case) -> Iterator[Case]:
     for grow in _growths(case):
         larger = replace(
             plain,
-            inputs={name: _resized(layout, grow(name, layout.ne)) for name, layout in case.inputs.items()},
-            outputs={name: _resized(layout, grow(name, layout.ne)) for name, layout in case.outputs.items()},
+            inputs={name: resized(layout, grow(name, layout.ne)) for name, layout in case.inputs.items()},
+            outputs={name: resized(layout, grow(name, layout.ne)) for name, layout in case.outputs.items()},
             shares={},
         )
         if larger.key not in tried and larger.nbytes <= LARGEST_PROBE and _takes(op, larger):
@@ -60,7 +60,7 @@ def _growths(case: Case) -> Iterator[Growth]:
             yield instead_of(old, size)
 
 
-def _resized(layout: Layout, ne: tuple[int, ...]) -> Layout:
+def resized(layout: Layout, ne: tuple[int, ...]) -> Layout:
     """`layout` with other sizes: its order of dimensions, gaps, repetitions and offset stay."""
     nb, extent, reach = list(layout.nb), layout.type.itemsize, layout.type.itemsize
     for k in sorted(range(len(ne)), key=lambda k: (layout.nb[k], k)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -84,3 +84,10 @@ def judge(
     found = (next((found for run in runs if (found := check.look(run)) is not None), None) for check in ALWAYS)
     findings = tuple(finding for finding in found if finding is not None)
     return Verdict(case, findings, comparisons=comparisons, numerics=numerics)
+
+
+def now_and_then(verdict: Verdict, when: str) -> Verdict:
+    """A failing verdict on a case that passes too: it heads the report that the two differ. `when` says what happened
+    in which run."""
+    finding = Finding("deterministic", Kind.NOT_DETERMINISTIC, f"{when}: {verdict.findings[0].detail}")
+    return replace(verdict, findings=(finding, *verdict.findings))

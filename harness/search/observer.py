@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.op import Op
 from opconform.harness.run.target import Target
@@ -25,6 +26,9 @@ class Observer:
 
     def shrinking(self, op: Op, target: Target, verdict: Verdict) -> None:
         """The search has found this failure; the verdicts from here to the result are attempts to shrink it."""
+
+    def failure(self, op: Op, target: Target, failure: Failure) -> None:
+        """A failure is shrunk and described; whom it puts the blame on is found out from here to the result."""
 
     def result(self, op: Op, target: Target, result: Result) -> None:
         """One op on one device is done."""
@@ -53,6 +57,9 @@ class Observers(Observer):
 
     def shrinking(self, op: Op, target: Target, verdict: Verdict) -> None:
         self._tell(lambda observer: observer.shrinking(op, target, verdict))
+
+    def failure(self, op: Op, target: Target, failure: Failure) -> None:
+        self._tell(lambda observer: observer.failure(op, target, failure))
 
     def result(self, op: Op, target: Target, result: Result) -> None:
         self._tell(lambda observer: observer.result(op, target, result))

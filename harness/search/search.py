@@ -2,8 +2,8 @@
 
 Hypothesis draws a problem (shapes and parameters); `variants.py` makes several cases of it that travel to the worker
 together. At the first failure the variant that failed is simplified and kept, Hypothesis shrinks the problem under it,
-and at the end the variant is simplified once more. While it shrinks, a failure must stay of its kind: a wrong value is
-not traded for a crash.
+the variant is simplified once more, and at the end the case itself is made smaller (`smaller.py`), as a known case is
+that fails. While it shrinks, a failure must stay of its kind: a wrong value is not traded for a crash.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -25,9 +25,9 @@ from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import VARIANTS, Variant, variants
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
-from opconform.harness.judge.judging import Verdict
+from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.findings import Finding, Kind
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
@@ -38,7 +38,8 @@ from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
-from opconform.harness.search.settings import Settings
+from opconform.harness.search.settings import RACE_RUNS, Settings
+from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems drawn between two looks at the clock
@@ -79,14 +80,28 @@ def _the_same_everywhere() -> Iterator[None]:
 
 
 @dataclass
-class _Found:
-    """The failure being shrunk."""
+class _Shrinking:
+    """The failure being shrunk. seen: the verdicts on what was tried. cut: whether the time was up before the end.
+    first: the failure as it was found."""
 
-    variant: Variant
     kinds: set[Kind]
-    problem: Problem
     verdict: Verdict
     deadline: float
+    first: Verdict
+    seen: dict[str, Verdict] = field(default_factory=dict)
+    cut: bool = False
+
+    def kept_by(self, verdict: Verdict | None) -> bool:
+        """Whether a verdict is on the same kind of failure."""
+        return verdict is not None and verdict.kind in self.kinds
+
+
+@dataclass
+class _Drawn:
+    """What was drawn of the failing case."""
+
+    variant: Variant
+    problem: Problem
 
 
 class Search:
@@ -113,7 +128,9 @@ class Search:
         most = settings.known_max_bytes or settings.max_bytes
         self._known = [known for known in known if known.case.nbytes <= most]
         self._left_out = tuple(known.id for known in known if known.case.nbytes > most)
-        self._kept = FailingCases(database, op.name, runner.target.label, runner.target.build, most)
+        label, build = runner.target.label, runner.target.build
+        self._kept = FailingCases(database, op.name, label, build, most)
+        self._races = FailingCases(database, op.name, f"{label}/races", build, most)  #: those that fail now and then
         self._observer = observer or Observer()
         self._listed = listed
         self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
@@ -123,8 +140,8 @@ class Search:
         self._tally = Tally()
         self._drawn = 0
         self._vacuous = 0  #: cases drawn that say nothing
-        self._found: _Found | None = None
-        self._seen: dict[str, Verdict] = {}
+        self._found: _Shrinking | None = None
+        self._of: _Drawn | None = None
 
     def run(self) -> Result:
         """Known cases first, then failures of earlier runs, then the search. The smallest failure is the result's."""
@@ -135,18 +152,21 @@ class Search:
         fates = [self._fate(entry) for entry in self._listed]
         failed_known = self._failing(self._in_turn([known for known in self._known if known.id not in pinned], start))
         failed_before = self._failing_still()
-        smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
+        others = [*failed_before.values(), *failed_known.values()]
         try:
-            smallest = self._search(start) or smallest
+            reported = self._search(start)
+            if reported is None and others:
+                reported = others[0] if failed_before else self._shrunk_known(others[0])
         except Unavailable:  # a crash took the device along; what failed until then is still reported
-            smallest = self._found.verdict if self._found else smallest
-            if smallest is None:
+            reported = self._found.verdict if self._found else next(iter(others), None)
+            if reported is None:
                 raise
         failure = None
-        if smallest is not None:
-            seen = [*failed_known.values(), *failed_before.values(), *self._seen.values()]
-            failure = describe(self._op, self._runner, smallest, seen)
-            self._kept.add(failure.case)
+        if reported is not None:
+            reported, unfinished = self._smallest_of(reported, others)
+            seen = [*others, *(self._found.seen.values() if self._found else ())]
+            failure = replace(describe(self._op, self._runner, reported, seen), unfinished=unfinished)
+            (self._races if failure.kind == Kind.NOT_DETERMINISTIC else self._kept).add(failure.case)
         self._tally.seconds = time.monotonic() - start
         return Result(
             self._op.name,
@@ -160,6 +180,16 @@ class Search:
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
         )
+
+    def _smallest_of(self, verdict: Verdict, others: Sequence[Verdict]) -> tuple[Verdict, str]:
+        """The verdict to report, and why its case may not be the smallest; "" where it is. Where shrinking was cut
+        short, a known case that fails in the same way may be smaller than what there was time for."""
+        found = self._found
+        if found is None or not found.cut:
+            return verdict, ""
+        alike = [verdict, *(other for other in others if found.kept_by(other))]
+        least = min(alike, key=lambda other: other.case.nbytes)
+        return least, f"shrinking was cut short after {SHRINK_SECONDS:g} s: a smaller case may fail too"
 
     def _known_bug(self, known: KnownCase, reason: str) -> KnownBug | None:
         """Whether a pinned case still fails; None where another limit keeps it from being run."""
@@ -224,17 +254,34 @@ class Search:
     def _failing_still(self) -> dict[str, Verdict]:
         """Of the failures of earlier runs those that still fail; one that always passes now is forgotten.
 
-        The others are kept once more, for a database that is only read (`databases.py`) may be older next time.
+        The others are kept once more, for a database that is only read (`databases.py`) may be older next time. What
+        failed now and then is tried until it fails again, `RACE_RUNS` times.
         """
-        stored = self._kept.cases()
-        tried = self._try([(case.id, case) for case in stored.values()])
-        for text, case in stored.items():
-            passes = case.id in tried and tried[case.id].passed
-            if passes and all(other.passed for other in self._runner.verdicts(self._op, [case] * _REPEATS)):
-                self._kept.drop(text)
-            else:
-                self._kept.keep(text)
-        return {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
+        found: dict[str, Verdict] = {}
+        for kept, repeats in ((self._kept, _REPEATS), (self._races, RACE_RUNS - 1)):
+            stored = kept.cases()
+            tried = self._try([(case.id, case) for case in stored.values()])
+            for text, case in stored.items():
+                verdict = tried.get(case.id)
+                if verdict is not None and verdict.passed:
+                    verdict = self._until_it_fails(verdict, repeats)
+                if verdict is not None and verdict.passed:
+                    kept.drop(text)
+                    continue
+                kept.keep(text)
+                if verdict is not None and verdict is not tried[case.id]:
+                    tried[case.id] = verdict
+                    self._tell([verdict])
+            found |= {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
+        return found
+
+    def _until_it_fails(self, verdict: Verdict, runs: int) -> Verdict:
+        """A case that passed, run again up to so many times, until it fails."""
+        for done in range(1, runs + 1):
+            other = self._runner.verdicts(self._op, [verdict.case])[0]
+            if other.failed:
+                return now_and_then(other, f"right at first, then wrong in run {done + 1}")
+        return verdict
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
@@ -246,10 +293,15 @@ class Search:
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
+        self._tell(verdicts)
+        return verdicts
+
+    def _tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Count verdicts, and let the observer know."""
+        for verdict in verdicts:
             self._count(verdict)
         self._observer.verdicts(self._op, self._runner.target, verdicts)
         self._observer.progress(self._op, self._runner.target, self._tally)
-        return verdicts
 
     def _again(self, verdict: Verdict) -> Verdict:
         """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""
@@ -259,9 +311,7 @@ class Search:
         passes = sum(other.passed for other in again)
         if not passes:
             return verdict
-        detail = f"wrong at first, then right {passes} times out of {_REPEATS}: {verdict.findings[0].detail}"
-        finding = Finding("deterministic", Kind.NOT_DETERMINISTIC, detail)
-        return replace(verdict, findings=(finding, *verdict.findings))
+        return now_and_then(verdict, f"wrong at first, then right {passes} times out of {_REPEATS}")
 
     def _count(self, verdict: Verdict) -> None:
         entry = self._covering(verdict)
@@ -324,34 +374,45 @@ class Search:
             self._drawn += len(drawn) - vacuous if drawn else 1
             for variant, verdict in zip(drawn, verdicts):
                 if self._is_new(verdict):
-                    self._begin_to_shrink(variant, problem, verdict)
+                    self._of = _Drawn(variant, problem)
+                    self._begin_to_shrink(verdict)
+                    self._simplify()
                     break
             else:
                 return False
-        assert self._found is not None
-        shrunk = self._verdict_while_shrinking(self._found.variant.case(self._op, problem))
-        if shrunk is None or shrunk.kind not in self._found.kinds or not self._is_new(shrunk):
+        assert self._of is not None
+        if not self._fails_alike(self._of.variant.case(self._op, problem)):
             return False
-        self._found.problem, self._found.verdict = problem, shrunk
+        self._of.problem = problem
         return True
 
-    def _begin_to_shrink(self, variant: Variant, problem: Problem, verdict: Verdict) -> None:
+    def _begin_to_shrink(self, verdict: Verdict) -> None:
         assert verdict.kind
         kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
-        self._found = _Found(variant, kinds, problem, verdict, time.monotonic() + SHRINK_SECONDS)
-        self._seen[verdict.case.key] = verdict
+        self._found = _Shrinking(kinds, verdict, time.monotonic() + SHRINK_SECONDS, verdict)
+        self._found.seen[verdict.case.key] = verdict
         self._observer.shrinking(self._op, self._runner.target, verdict)
         if verdict.kind == Kind.TIMEOUT:
             least = max(_LEAST_SECONDS, _SLOWEST * self._runner.slowest)
             self._time_limit = min(self._settings.time_limit, least)
-        self._simplify()
+
+    def _fails_alike(self, case: Case) -> bool:
+        """Whether a candidate fails in the same way, unexpectedly: then it is the failure from here on."""
+        assert self._found is not None
+        verdict = self._verdict_while_shrinking(case)
+        if verdict is None or not self._found.kept_by(verdict) or not self._is_new(verdict):
+            return False
+        self._found.verdict = verdict
+        return True
 
     def _verdict_while_shrinking(self, case: Case) -> Verdict | None:
         """The verdict on a candidate; the same each time it is asked for. None once the time to shrink is up."""
-        if case.key in self._seen:
-            return self._seen[case.key]
         assert self._found is not None
+        seen = self._found.seen
+        if case.key in seen and case.data is None:
+            return seen[case.key]
         if time.monotonic() > self._found.deadline:
+            self._found.cut = True
             return None
         try:
             verdict = self._examine([case])[0]
@@ -360,30 +421,40 @@ class Search:
                 verdict = next((other for other in again if other.failed), verdict)
         except CaseError:
             return None
-        self._seen[case.key] = verdict
+        seen[case.key] = verdict
         return verdict
 
     def _simplify(self) -> None:
         """Make the variant as plain as it can be while its failure stays."""
-        assert self._found is not None
-        found = self._found
+        drawn = self._of
+        assert drawn is not None
         improved = True
         while improved:
             improved = False
-            for simpler in found.variant.simpler(recipes_of(self._op, found.problem.dtype)):
-                verdict = self._verdict_while_shrinking(simpler.case(self._op, found.problem))
-                if verdict is not None and verdict.kind in found.kinds and self._is_new(verdict):
-                    found.variant, found.verdict, improved = simpler, verdict, True
+            for simpler in drawn.variant.simpler(recipes_of(self._op, drawn.problem.dtype)):
+                if self._fails_alike(simpler.case(self._op, drawn.problem)):
+                    drawn.variant, improved = simpler, True
                     break
 
     def _shrunk(self) -> Verdict | None:
         if self._found is None:
             return None
         self._simplify()
-        verdict = self._found.verdict
+        return self._at_its_smallest()
+
+    def _shrunk_known(self, verdict: Verdict) -> Verdict:
+        """The verdict on the smallest case like a known one that fails in the same way."""
+        self._begin_to_shrink(verdict)
+        return self._at_its_smallest()
+
+    def _at_its_smallest(self) -> Verdict:
+        """The verdict on the failure's case, made smaller by itself."""
+        found = self._found
+        assert found is not None
+        smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
+        verdict = found.verdict
         if self._time_limit is not None:
             self._time_limit = None
             full = self._runner.verdicts(self._op, [verdict.case])[0]
-            first = next(iter(self._seen.values()))
-            return full if full.failed else first
+            return full if full.failed else found.first
         return verdict

@@ -11,8 +11,9 @@ from threadpoolctl import threadpool_limits
 
 from opconform.harness.draw.known import known_cases, store
 from opconform.harness.explain.blame import Panel
-from opconform.harness.explain.failure import describe
-from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.explain.failure import Failure, describe
+from opconform.harness.judge.checks import ON_REQUEST, TwinCheck
+from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
@@ -122,7 +123,8 @@ class Session:
 
         self._database = database_of(settings.database)
         self._runners: dict[str, Runner] = {}
-        self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
+        opened = self._runners.values if settings.isolated else tuple  # another kernel could end this very process
+        self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes, opened)
         # The references multiply small matrices, many at once: more threads only spin.
         self._one_thread = threadpool_limits(1)
 
@@ -180,14 +182,13 @@ class Session:
         return self._done(op, target, result)
 
     def replay(self, op: Op, target: Target, cases: Iterable[tuple[str, Case]]) -> Result:
-        """Run just these cases of one op; the first failure is described as it is, and not shrunk."""
+        """Run just these cases of one op, each `Settings.times` times or until it fails; the first failure is described
+        as it is, and not shrunk."""
         tally, failure, failed = Tally(), None, []
         self._observer.begins(op, target)
         runner, checks = self.runner(target), [ON_REQUEST[name] for name in self.settings.checks]
         for name, case in cases:
-            verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
-            if verdict.passed:
-                verdict = related(runner, op, verdict, checks)
+            verdict = self._replayed(op, runner, case, checks)
             self._observer.verdicts(op, target, [verdict])
             tally.count(replace(verdict, vacuous=""))  # named by hand, it counts: a mended failure must read as a pass
             if verdict.failed:
@@ -195,16 +196,36 @@ class Session:
                 failure = failure or describe(op, runner, verdict)
         return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
 
+    def _replayed(self, op: Op, runner: Runner, case: Case, checks: Sequence[TwinCheck]) -> Verdict:
+        """The verdict on a case that is run until it fails, `Settings.times` times at most."""
+        for run in range(self.settings.times):
+            verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
+            if verdict.passed:
+                verdict = related(runner, op, verdict, checks)
+            if verdict.failed and run:
+                return now_and_then(verdict, f"right in {run} runs, then wrong")
+            if not verdict.passed:
+                break
+        return verdict
+
     def _done(self, op: Op, target: Target, result: Result) -> Result:
         result = replace(result, build=target.build.name)
-        if result.failure is not None:
-            failure = result.failure
-            own = partial(self.runner, target)
-            also = self._panel.line(op, failure.case, failure.kind, failure.packed_twin, target, own)
-            result = replace(result, failure=replace(failure, also=also))
+        failure = result.failure
+        if failure is not None:
             try:
                 store(failure.case, self.settings.report_dir)
             except OSError as error:  # the failure itself must still be shown
                 print(f"the failing case could not be stored: {error}", file=sys.stderr)
+            self._observer.failure(op, target, failure)
+            try:
+                result = replace(result, failure=replace(failure, also=self._also(op, target, failure)))
+            except KeyboardInterrupt:  # the failure itself must still be recorded
+                self._observer.result(op, target, result)
+                raise
         self._observer.result(op, target, result)
         return result
+
+    def _also(self, op: Op, target: Target, failure: Failure) -> str:
+        """Whom a failure puts the blame on."""
+        own = partial(self.runner, target)
+        return self._panel.line(op, failure.case, failure.kind, failure.packed_twin, target, own)

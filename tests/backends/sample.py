@@ -88,6 +88,15 @@ class AbortsOnNe3(Good):
         super().run(case, buffers)
 
 
+class AbortsAbove40(Good):
+    """Aborts for ne0 > 40."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[0] > 40:
+            os.abort()
+        super().run(case, buffers)
+
+
 class ChecksItself(AbortsOnNe3):
     """Under a checker, which complains of each case with ne3 > 1 and of all stages."""
 
@@ -228,6 +237,16 @@ class Flaky(Good):
     def added(self, a: F32, b: F32) -> F32:
         self.runs += 1
         return a + b if self.runs % 3 else a
+
+
+class WrongInRun40(Good):
+    """acc: wrong in its 40th run, and in no other."""
+
+    runs = 0
+
+    def added(self, a: F32, b: F32) -> F32:
+        self.runs += 1
+        return a if self.runs == 40 else a + b
 
 
 class WrongOnce(Good):

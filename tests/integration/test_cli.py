@@ -102,6 +102,20 @@ def test_replay_takes_a_file_an_id_and_a_known_case() -> None:
         assert opconform("replay", case, "--backend", spec("Good"), "--no-isolation").exit_code == 0
 
 
+def test_a_race_is_replayed_until_it_fails() -> None:
+    found = opconform("test", "--backend", spec("Flaky"), *SHORT)
+    (again,) = re.findall(r"^    opconform (replay .*)$", found.output, re.MULTILINE)
+    assert again.endswith(" --times 50")
+    file = again.split()[1]
+    rare = opconform("replay", file, "--backend", spec("WrongInRun40"), "--no-isolation", "--times", "50")
+    assert rare.exit_code == 1
+    assert "NOT DETERMINISTIC  acc on " in rare.output
+    assert "right in 39 runs, then wrong" in rare.output
+    assert (
+        opconform("replay", file, "--backend", spec("WrongInRun40"), "--no-isolation", "--times", "39").exit_code == 0
+    )
+
+
 def test_replay_without_a_backend_tries_all_and_names_the_missing() -> None:
     found = opconform("replay", "acc/kb001", "--no-isolation")
     assert found.exit_code == 0

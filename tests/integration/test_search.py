@@ -171,14 +171,34 @@ def test_known_cases_come_first_then_earlier_failures_then_the_search() -> None:
             database,
             Watching(lambda verdicts, tally: tried.extend(verdict.case for verdict in verdicts)),
         ).run()
-    assert tried[:2] == [acc(3), acc(2, 1, 1, 2)]
+    assert tried[:2] == [acc(3), acc(1, 1, 1, 2)]
     assert len(tried) >= 10
 
 
-def test_a_known_case_that_fails_is_the_failure_where_the_search_finds_none() -> None:
-    result = search("IgnoresNe3", cases=[known("acc/wrong", acc(2, 1, 1, 2))], examples=1)
+def test_a_known_case_that_fails_is_shrunk_where_the_search_finds_none() -> None:
+    result = search("IgnoresNe3", cases=[known("acc/wrong", acc(60, 7, 3, 9, a=(70, 8, 3, 9)))], examples=1)
     assert result.failure is not None
-    assert result.failure.case == acc(2, 1, 1, 2)
+    assert result.failure.case == acc(1, 1, 1, 2)
+    assert result.failure.unfinished == ""
+    assert result.failed_known == ("acc/wrong",)
+
+
+@pytest.mark.parametrize("cases", [[], [known("acc/wrong", acc(2, 1, 1, 2))]], ids=["searched", "known"])
+def test_a_failure_that_there_was_no_time_to_shrink_says_so_and_is_the_smallest_there_is(
+    cases: Sequence[KnownCase], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("opconform.harness.search.search.SHRINK_SECONDS", -1.0)
+    failure = search("IgnoresNe3", cases=cases, seed=3).failure
+    assert failure is not None
+    assert failure.unfinished.startswith("shrinking was cut short after ")
+    assert (failure.case == acc(2, 1, 1, 2)) == bool(cases)
+
+
+def test_a_crash_above_a_size_is_reported_at_the_first_size_that_crashes() -> None:
+    failure = search("AbortsAbove40", isolated=True).failure
+    assert failure is not None
+    assert failure.kind == "CRASH"
+    assert failure.case.inputs == acc(41).inputs
 
 
 def test_a_known_case_that_hangs_is_waited_for_once() -> None:
@@ -251,9 +271,28 @@ def test_a_failure_that_only_sometimes_passes_is_kept() -> None:
     first = search("Flaky", database=database)
     assert first.failure is not None
     key = min(database.data, key=len)  # that of the target; another one is its build's
+    assert key.endswith(b"/races")
     for _ in range(5):
         search("Flaky", database=database, examples=1)
     assert list(database.fetch(key))
+
+
+def test_a_race_of_an_earlier_run_is_tried_until_it_fails_again_and_forgotten_after_fifty_passes() -> None:
+    database = InMemoryExampleDatabase()
+    search("Flaky", database=database)
+    key = min(database.data, key=len)
+    rare = key.replace(b"Flaky", b"WrongInRun40")
+    for stored in database.fetch(key):
+        database.save(rare, stored)
+    failure = search("WrongInRun40", database=database, examples=1).failure
+    assert failure is not None
+    assert failure.findings[0].detail.startswith("right at first, then wrong in run ")
+    assert list(database.fetch(rare))
+    mended = key.replace(b"Flaky", b"Good")
+    for stored in database.fetch(key):
+        database.save(mended, stored)
+    assert search("Good", database=database, examples=1).failure is None
+    assert not list(database.fetch(mended))
 
 
 def test_what_a_database_that_is_only_read_holds_is_kept_in_the_local_one_while_it_fails() -> None:
@@ -266,7 +305,12 @@ def test_what_a_database_that_is_only_read_holds_is_kept_in_the_local_one_while_
 
 def test_a_failure_too_large_for_this_run_waits_for_the_next() -> None:
     database = InMemoryExampleDatabase()
-    search("IgnoresNe3", cases=[known("acc/large", acc(600, 1, 1, 2))], database=database, examples=1)
+    search("IgnoresNe3", database=database)
+    key = min(database.data, key=len)
+    for stored in list(database.fetch(key)):
+        for each in list(database.data):
+            database.delete(each, stored)
+    database.save(key, json.dumps(acc(600, 1, 1, 2).to_json()).encode())
     assert search("IgnoresNe3", database=database, examples=1, max_bytes=4096).failure is None
     assert kind_of(search("IgnoresNe3", database=database, examples=1)) == "WRONG VALUES"
 
