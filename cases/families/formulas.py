@@ -76,9 +76,10 @@ class _Row:
             raise CaseError(f"out has shape {case.outputs['out'].shape}; in place it must be that of x, {first}")
 
     def traits(self, case: Case) -> dict[str, Any]:
-        """aligned: see `is_aligned`. repeats: whether an argument is smaller than the first one. inplace: whether the
-        output takes over the memory of the first."""
-        found: dict[str, Any] = {"aligned": is_aligned(case)}
+        """aligned: see `is_aligned`. grid: whether no size but ne0 is above 65535, the most that every GPU takes along
+        an axis of workgroups. repeats: whether an argument is smaller than the first one. inplace: whether the output
+        takes over the memory of the first."""
+        found: dict[str, Any] = {"aligned": is_aligned(case), "grid": max(case.inputs[self.inputs[0]].ne[1:]) < 1 << 16}
         if self.inplace:
             found["inplace"] = case.inplace is not None
         if len(self.inputs) > 1:
