@@ -59,7 +59,7 @@ def _wrapped(label: str, text: str) -> list[str]:
 
 
 def _case(case: Case) -> list[str]:
-    """The case as a ggml user reads it; a long one is broken between its parameters, and nowhere else."""
+    """The case, sizes and strides innermost first; a long one is broken between its parameters, and nowhere else."""
     spaced = re.sub(r",(?=[a-z])", ", ", str(case))
     return [line.replace(", ", ",") for line in _wrapped("case", spaced)]
 
@@ -125,7 +125,7 @@ def places(case: Case, wrong: Wrong) -> list[str]:
 
 
 def _outer(index: tuple[int, ...]) -> str:
-    """An index over the outer axes as a ggml user reads it: i2, then i3."""
+    """An index over the outer axes, innermost first: i2, then i3."""
     return "(" + ",".join(f"i{axis + 2}={i}" for axis, i in enumerate(reversed(index))) + ")"
 
 

@@ -57,7 +57,7 @@ def build_of(target: Target) -> str:
 
 
 def names_of(target: Target) -> tuple[str, str]:
-    """`backend_name` and `backend_reg_name`: Vulkan0 and Vulkan, as ggml has them; where a device is only a number,
+    """`backend_name` and `backend_reg_name` as llama.cpp has them (Gpu0 and Gpu); where a device is only a number,
     the target and its backend."""
     device = target.device.id
     registry = re.sub(r":?\d+$", "", device)

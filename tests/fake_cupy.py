@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from opconform.backends.cuda import host
-from opconform.backends.cuda.source import kernels_in, source_of
+from opconform.backends.kernels.source import kernels_in, source_of
 
 __version__ = "0.0"
 

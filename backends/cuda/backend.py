@@ -1,4 +1,5 @@
-"""The CUDA backend: one buffer per argument, guards included, and one source file per op, compiled by NVRTC."""
+"""The CUDA backend: one buffer per argument, guards included, and the kernels of this folder and of
+`backends/kernels`, compiled by NVRTC."""
 
 from __future__ import annotations
 
@@ -8,21 +9,24 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.cuda.arguments import LAUNCHES, Launch
+from opconform.backends.cuda.geometry import Grid, grids
 from opconform.backends.cuda.sanitizer import compute_sanitizer
-from opconform.backends.cuda.source import complaint, source_of
-from opconform.backends.element_types import refusal
-from opconform.backends.own_buffers import scratch_of
-from opconform.harness.model.buffers import GUARD, Buffers, Plan, Slot
+from opconform.backends.kernels.launch import Shapes
+from opconform.backends.kernels.own_buffers import SHARED, Source, fields, source_for, windows
+from opconform.backends.kernels.source import complaint
+from opconform.backends.kernels.table import KERNELS, Kernel
+from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
 from opconform.harness.run.script import Script, ScriptRequest
 
@@ -41,17 +45,41 @@ _HARDWARE = (
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
-class CudaKernels(Backend):
-    """What both ways to run the kernels beside this file share."""
+_HERE = Path(__file__).parent
 
-    kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.cu lies; a subclass may have its own
-    script_reads = ("kernels",)
-    launches: ClassVar[Mapping[str, Callable[[Case], list[Launch]]]] = LAUNCHES
+
+class CudaKernels(Backend):
+    """What both ways to run the kernels share."""
+
+    #: Where <op>.cu lies, for kernels of blocks and barriers, or <op>.cl; what a subclass's own folder lacks is taken
+    #: from here, or from `backends/kernels`.
+    kernels: ClassVar[Path] = _HERE
+    table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    script_reads = ("kernels", "table")
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        super().__init__(device, options)
+        self._sources: dict[str, Source] = {}
+
+    @classmethod
+    def source(cls, op: str) -> Source:
+        """The kernel file of an op, with all that it includes."""
+        return source_for(op, cls.table[op], (cls.kernels, _HERE, SHARED), ".cu", ".cl")
+
+    @classmethod
+    def grids(cls, case: Case) -> list[Grid]:
+        """The launches of a case, in order."""
+        return grids(cls.table[case.op], case)
 
     def supports(self, case: Case) -> str | None:
-        if case.op not in self.launches:
-            return f"no kernel for {case.op}: add backends/cuda/{case.op}.cu and its fields to arguments.py"
-        return refusal(case, f"{case.op}.cu")
+        if case.op not in self.table:
+            return f"no kernel for {case.op}: add backends/kernels/{case.op}.cl and its row to table.py beside it"
+        return self.table[case.op].refusal(case, self._source(case.op).file.name)
+
+    def _source(self, op: str) -> Source:
+        if op not in self._sources:
+            self._sources[op] = self.source(op)
+        return self._sources[op]
 
 
 class CudaBackend(CudaKernels):
@@ -79,7 +107,7 @@ class CudaBackend(CudaKernels):
     def script(cls, request: ScriptRequest) -> Script:
         from opconform.backends.cuda.script import cuda_script
 
-        return cuda_script(request, cls.kernels)
+        return cuda_script(request, cls.table, cls.source)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:
@@ -106,38 +134,36 @@ class CudaBackend(CudaKernels):
     def supports(self, case: Case) -> str | None:
         reason = super().supports(case)
         if reason is None:
-            size = Plan.of(case).size + sum(4 * math.prod(shape) for shape in scratch_of(case).values())
+            scratch = self.table[case.op].scratch(case)
+            size = Plan.of(case).size + sum(4 * math.prod(shape) for shape in scratch.values())
             if size > self._memory:
                 return f"the case takes {size} bytes; this device has {self._memory}"
         return reason
 
-    def run(self, case: Case, buffers: Buffers) -> None:
-        self._compute(case, buffers)
+    def load(self, case: Case, buffers: Buffers) -> Loaded:
+        return self._load(case, buffers)
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
         """Run the case again; its intermediate results by name."""
-        shapes = scratch_of(case)
-        found = self._compute(case, buffers)
-        return {name: found[name].get().view(np.float32).reshape(shape) for name, shape in shapes.items()}
+        loaded = self._load(case, buffers)
+        loaded.launch()
+        loaded.fetch()
+        return loaded.intermediates()
 
-    def _compute(self, case: Case, buffers: Buffers) -> dict[str, Any]:
-        """Upload, launch, download; gives back the scratch buffers, still on the device."""
-        cupy, slots = self._cupy, buffers.plan.slots
-        memory = {slot.start: _window(buffers, slot) for slot in slots.values()}  # in place, two slots are one
-        try:
-            arguments = {start: cupy.asarray(window) for start, window in memory.items()}
-            scratch = {name: self._nothing_but_nan(shape) for name, shape in scratch_of(case).items()}
-            device = {name: arguments[slot.start] for name, slot in slots.items()} | scratch
-            for launch in self.launches[case.op](case):
-                fields = np.array(launch.fields, np.uint64).view(f"V{8 * len(launch.fields)}")  # a struct, by value
-                kernel = self._kernel(case.op, launch.kernel)
-                kernel(launch.blocks, launch.threads, (fields, *(device.get(name) for name in launch.buffers)))
-            for start, window in memory.items():
-                arguments[start].get(out=window)
-        except (cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
-            self._end_if_lost(error)
-            raise
-        return scratch
+    def _load(self, case: Case, buffers: Buffers) -> _Loaded:
+        kernel, memory = self.table[case.op], windows(buffers)
+        shapes = kernel.scratch(case)
+        with self._ending_if_lost():
+            arguments = {start: self._cupy.asarray(window) for start, window in memory.items()}
+            scratch = {name: self._nothing_but_nan(shape) for name, shape in shapes.items()}
+            device = {name: arguments[slot.start] for name, slot in buffers.plan.slots.items()} | scratch
+            numbers = fields(kernel, self._source(case.op).struct, case)
+            struct = np.array(numbers, np.uint64).view(f"V{8 * len(numbers)}")  # a struct, by value
+            launches = []
+            for grid in self.grids(case):
+                given = (struct, *(device.get(name) for name in grid.buffers))
+                launches.append((self._kernel(case.op, grid.kernel), grid, given))
+        return _Loaded(self, launches, memory, arguments, scratch, shapes)
 
     def _nothing_but_nan(self, shape: tuple[int, ...]) -> Any:
         """A buffer of float32, every bit set: a kernel that counts on zeros, or on an earlier case, is found out."""
@@ -146,31 +172,59 @@ class CudaBackend(CudaKernels):
             buffer.data.memset(0xFF, buffer.nbytes)
         return buffer
 
-    def _end_if_lost(self, error: Exception) -> None:
-        """End this process where the error is one that a context does not get over (an illegal address): whatever it
+    @contextmanager
+    def _ending_if_lost(self) -> Iterator[None]:
+        """End this process where an error is one that a context does not get over (an illegal address): whatever it
         ran next would fail too. The harness takes it for a crash of this case and goes on in another process."""
+        cuda = self._cupy.cuda
         try:
-            self._cupy.cuda.runtime.deviceSynchronize()
-        except Exception:
-            print(error, file=sys.stderr, flush=True)
-            os._exit(1)
+            yield
+        except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError) as error:
+            try:
+                cuda.runtime.deviceSynchronize()
+            except Exception:
+                print(error, file=sys.stderr, flush=True)
+                os._exit(1)
+            raise
 
     def _kernel(self, op: str, name: str) -> Any:
         """A kernel of `op`. CuPy keeps what NVRTC made of a file, on disk too (in ~/.cupy)."""
         if op not in self._modules:
-            file = self.kernels / f"{op}.cu"
-            module = self._cupy.RawModule(code=source_of(file), options=OPTIONS, backend="nvrtc")
+            source = self._source(op)
+            module = self._cupy.RawModule(code=source.text, options=OPTIONS, backend="nvrtc")
             try:
                 module.compile()
             except self._cupy.cuda.compiler.CompileException as error:
-                raise complaint(file, str(error)) from None
+                raise complaint(source.file, str(error)) from None
             self._modules[op] = module
         return self._modules[op].get_function(name)
 
 
-def _window(buffers: Buffers, slot: Slot) -> np.ndarray:
-    """An argument's memory with the guards either side; the windows of all arguments make up the whole arena."""
-    return buffers.memory[slot.start - GUARD : slot.start + slot.size + GUARD]
+@dataclass(frozen=True)
+class _Loaded:
+    """A case in buffers of its own: the memory of its arguments on the host and on the device, by where it begins."""
+
+    backend: CudaBackend
+    launches: list[tuple[Any, Grid, tuple[Any, ...]]]
+    memory: Mapping[int, np.ndarray]
+    arguments: Mapping[int, Any]
+    scratch: Mapping[str, Any]
+    shapes: Shapes
+
+    def launch(self) -> None:
+        with self.backend._ending_if_lost():
+            for kernel, grid, given in self.launches:
+                kernel(grid.blocks, grid.threads, given)
+            self.backend._cupy.cuda.runtime.deviceSynchronize()
+
+    def fetch(self) -> None:
+        with self.backend._ending_if_lost():
+            for start, window in self.memory.items():
+                self.arguments[start].get(out=window)
+
+    def intermediates(self) -> Mapping[str, np.ndarray]:
+        """What the kernels have left in the intermediate results."""
+        return {name: self.scratch[name].get().view(np.float32).reshape(shape) for name, shape in self.shapes.items()}
 
 
 def _dotted(version: int) -> str:

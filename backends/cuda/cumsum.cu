@@ -1,19 +1,10 @@
 // CUMSUM: out_i = sum of x_j over j <= i (exclusive: j < i) along one axis, from the far end where reverse; float32.
 //
 // A block walks one line along the axis, a tile of as many elements as it has threads at a time. In a tile the threads
-// add up in doubling steps, and what the tiles before came to is carried on: every sum is a tree over its own terms.
+// add up in doubling steps, and what the tiles before came to is carried on: every sum is a tree over its own terms. A
+// file of its own, for threads that exchange sums need blocks and barriers.
 
-// Every *_start and *_nb is in bytes from the start of the argument's buffer, ne in elements; innermost first.
-struct arguments {
-    size_t ne[4];
-    size_t x_start;
-    size_t x_nb[4];
-    size_t out_start;
-    size_t out_nb[4];
-    size_t axis;       // 0 is the innermost
-    size_t exclusive;  // 0 or 1
-    size_t reverse;    // 0 or 1
-};
+#include "cumsum.cl"
 
 extern "C" __global__ void cumsum(const arguments p, const float *x, float *out) {
     __shared__ float sums[256];  // of the tile, up to each of its elements; a block has at most so many threads
@@ -21,10 +12,10 @@ extern "C" __global__ void cumsum(const arguments p, const float *x, float *out)
 
     const size_t line = blockIdx.x;
     const unsigned int thread = threadIdx.x, width = blockDim.x;
-    const size_t ne0 = p.axis == 0 ? 1 : p.ne[0];  // there is a line for every place along the other axes
-    const size_t ne1 = p.axis == 1 ? 1 : p.ne[1];
-    const size_t ne2 = p.axis == 2 ? 1 : p.ne[2];
-    const size_t ne3 = p.axis == 3 ? 1 : p.ne[3];
+    const size_t ne0 = p.axis == 0 ? 1 : p.x_ne[0];  // there is a line for every place along the other axes
+    const size_t ne1 = p.axis == 1 ? 1 : p.x_ne[1];
+    const size_t ne2 = p.axis == 2 ? 1 : p.x_ne[2];
+    const size_t ne3 = p.axis == 3 ? 1 : p.x_ne[3];
     if (line >= ne0 * ne1 * ne2 * ne3) {
         return;
     }
@@ -34,7 +25,7 @@ extern "C" __global__ void cumsum(const arguments p, const float *x, float *out)
     const size_t i3 = line / (ne0 * ne1 * ne2);
     const size_t x_line = p.x_start + i0 * p.x_nb[0] + i1 * p.x_nb[1] + i2 * p.x_nb[2] + i3 * p.x_nb[3];
     const size_t out_line = p.out_start + i0 * p.out_nb[0] + i1 * p.out_nb[1] + i2 * p.out_nb[2] + i3 * p.out_nb[3];
-    const size_t length = p.ne[p.axis], x_step = p.x_nb[p.axis], out_step = p.out_nb[p.axis];
+    const size_t length = p.x_ne[p.axis], x_step = p.x_nb[p.axis], out_step = p.out_nb[p.axis];
 
     if (thread == 0) {
         carry = 0.0f;

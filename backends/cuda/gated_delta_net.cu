@@ -1,101 +1,12 @@
-// GATED_DELTA_NET, recurrent, in float32: for every sequence and value head, token by token,
-//
-//     S <- decay S;  delta = beta (v - S^T k);  S <- S + k delta^T;  out = scale S^T q
-//
-// with one decay per head (GDA) or one per key channel (KDA). Three kernels: gated_delta_net_norm scales q and k to unit
-// length where the case asks for it, gated_delta_net_decay takes the exponential of log gates, gated_delta_net_tokens
-// does the rest: a block walks over the tokens with some columns of S, one per thread, that lie in `states`.
+// GATED_DELTA_NET, recurrent, where CUDA has a kernel of its own: the threads of a block share what they read of k, q
+// and the decays, in shared memory and between barriers. All else is in kernels/gated_delta_net.cl.
 
-#include "blocks.cuh"
+#include "gated_delta_net.cl"
 
 #define TILE 32  // keys that stand in shared memory at a time
 
-// Every *_start and *_nb is in bytes from the start of the argument's buffer, all else in elements; *_nb innermost first:
-// (channel, head, token, sequence), of states (value, key, head, sequence).
-struct arguments {
-    size_t sequences;
-    size_t tokens;
-    size_t key_heads;
-    size_t heads;
-    size_t keys;         // rows of S
-    size_t values;       // columns of S
-    size_t gates;        // 1 or keys
-    size_t interleaved;  // 1: neighbouring heads share a key head; 0: head h has key head h % key_heads
-    size_t scale;        // the bits of a float
-    size_t eps;          // the bits of a float
-    size_t q_in_start;   // as the case gives it
-    size_t q_in_nb[4];
-    size_t k_in_start;
-    size_t k_in_nb[4];
-    size_t q_start;  // after the normalisation, if there is one
-    size_t q_nb[4];
-    size_t k_start;
-    size_t k_nb[4];
-    size_t v_start;
-    size_t v_nb[4];
-    size_t g_start;
-    size_t g_nb[4];
-    size_t beta_start;
-    size_t beta_nb[4];
-    size_t has_state;  // 0: S begins as 0
-    size_t state_start;
-    size_t state_nb[4];
-    size_t out_start;
-    size_t out_nb[4];
-    size_t state_out_start;
-    size_t state_out_nb[4];
-    size_t decay_start;
-    size_t decay_nb[4];
-    size_t snapshots;    // how many of the last states go to state_out, the newest first
-    size_t kept_states;  // of each sequence: tokens, or 1 if every state overwrites the one before it
-};
-
-// out = x / sqrt(sum of x^2 + eps) by all threads of a block, where out is packed.
-__device__ void normalise(float eps, size_t keys, const float *x, size_t x_nb0, float *out) {
-    float part = 0.0f;
-    for (size_t i = threadIdx.x; i < keys; i += blockDim.x) {
-        const float value = x[i * x_nb0 / 4];
-        part += value * value;
-    }
-    const float length = sqrtf(block_sum(part) + eps);
-    for (size_t i = threadIdx.x; i < keys; i += blockDim.x) {
-        out[i] = x[i * x_nb0 / 4] / length;
-    }
-}
-
-// One block per sequence, token and key head.
-extern "C" __global__ void gated_delta_net_norm(const arguments p, const float *q, const float *k, float *q_norm,
-                                                float *k_norm) {
-    const size_t id = blockIdx.x;
-    if (id >= p.sequences * p.tokens * p.key_heads) {
-        return;
-    }
-    const size_t head = id % p.key_heads;
-    const size_t token = id / p.key_heads % p.tokens;
-    const size_t sequence = id / (p.key_heads * p.tokens);
-    const size_t q_row = p.q_in_start + head * p.q_in_nb[1] + token * p.q_in_nb[2] + sequence * p.q_in_nb[3];
-    const size_t k_row = p.k_in_start + head * p.k_in_nb[1] + token * p.k_in_nb[2] + sequence * p.k_in_nb[3];
-
-    normalise(__uint_as_float((unsigned int)p.eps), p.keys, q + q_row / 4, p.q_in_nb[0], q_norm + id * p.keys);
-    normalise(__uint_as_float((unsigned int)p.eps), p.keys, k + k_row / 4, p.k_in_nb[0], k_norm + id * p.keys);
-}
-
-// One thread per gate.
-extern "C" __global__ void gated_delta_net_decay(const arguments p, const float *g, float *decay) {
-    const size_t id = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (id >= p.sequences * p.tokens * p.heads * p.gates) {
-        return;
-    }
-    const size_t gate = id % p.gates;
-    const size_t head = id / p.gates % p.heads;
-    const size_t token = id / (p.gates * p.heads) % p.tokens;
-    const size_t sequence = id / (p.gates * p.heads * p.tokens);
-    const size_t from = p.g_start + gate * p.g_nb[0] + head * p.g_nb[1] + token * p.g_nb[2] + sequence * p.g_nb[3];
-
-    decay[id] = expf(g[from / 4]);
-}
-
-// One block per sequence, head and as many columns of S as it has threads.
+// One block per sequence, head and as many columns of S as it has threads. It walks over the tokens with these columns,
+// one per thread, that lie in `states`.
 extern "C" __global__ void gated_delta_net_tokens(const arguments p, const float *q, const float *k, const float *v,
                                                   const float *decay, const float *beta, const float *state,
                                                   float *delta, float *states, float *out, float *state_out) {
@@ -179,7 +90,7 @@ extern "C" __global__ void gated_delta_net_tokens(const arguments p, const float
             }
         }
         if (there) {
-            out[out_at / 4] = __uint_as_float((unsigned int)p.scale) * sum;
+            out[out_at / 4] = as_float((uint)p.scale) * sum;
         }
     }
 }

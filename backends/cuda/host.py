@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: every .cu file as it is, built by g++ with host.h, run and watched by host.cpp.
+"""The CUDA kernels on the CPU: every kernel file as it is, built by g++ with host.h, run and watched by host.cpp.
 
 It shows what a kernel computes and how it uses memory and barriers, on any machine. What it does not show: what
 depends on the hardware (warps that diverge, fused operations, registers) and how fast anything is.
@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 
 from opconform.backends.cache import cache_folder, keep, key_of
-from opconform.backends.cuda.arguments import Launch
 from opconform.backends.cuda.backend import NUMERICS, CudaKernels
-from opconform.backends.cuda.source import complaint, kernels_in, source_of
-from opconform.backends.own_buffers import scratch_of
+from opconform.backends.cuda.geometry import Grid
+from opconform.backends.kernels.own_buffers import Source, fields
+from opconform.backends.kernels.source import complaint, kernels_in, place_of, source_of
 from opconform.harness.model.buffers import GUARD, Buffers, Plan
 from opconform.harness.model.case import Case
-from opconform.harness.run.backend import Device, KernelFault, Unavailable
+from opconform.harness.run.backend import Device, KernelFault, Loaded, Unavailable
 from opconform.harness.run.sanitizer import Sanitizer
 from opconform.harness.run.script import Script, ScriptRequest
 
@@ -71,7 +71,7 @@ class CudaHostBackend(CudaKernels):
             for region in regions_of(case, plan)
         ]
         host = {"regions": regions, "common": list(COMMON), "checked": list(CHECKED)}
-        return host_script(request, cls.kernels, host)
+        return host_script(request, cls.table, cls.source, host)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:
@@ -79,37 +79,59 @@ class CudaHostBackend(CudaKernels):
         cannot = "what depends on warps, and atomics, which no kernel here uses"
         return Sanitizer("host.cpp", lambda log: ((), {}), lambda log, case: [], cannot=cannot)
 
-    def run(self, case: Case, buffers: Buffers) -> None:
-        self._compute(case, buffers)
+    def load(self, case: Case, buffers: Buffers) -> Loaded:
+        return self._load(case, buffers)
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
         """Run the case again; its intermediate results by name."""
-        return self._compute(case, buffers)
+        loaded = self._load(case, buffers)
+        loaded.launch()
+        loaded.fetch()
+        return loaded.scratch
 
-    def _compute(self, case: Case, buffers: Buffers) -> dict[str, np.ndarray]:
-        scratch = {name: np.empty(shape, np.float32) for name, shape in scratch_of(case).items()}
+    def _load(self, case: Case, buffers: Buffers) -> _Loaded:
+        kernel = self.table[case.op]
+        scratch = {name: np.empty(shape, np.float32) for name, shape in kernel.scratch(case).items()}
         for intermediate in scratch.values():
             intermediate.view(np.uint8).fill(0xFF)
-        base = buffers.memory.ctypes.data
-        windows = {name: base + slot.start - GUARD for name, slot in buffers.plan.slots.items()}
-        windows |= {name: intermediate.ctypes.data for name, intermediate in scratch.items()}
-        arguments = regions_of(case, buffers.plan)
-        names = [*(region.name for region in arguments), *scratch]
-        regions = [region.as_c(base) for region in arguments]
-        regions += [_Region(made.ctypes.data, made.nbytes, 1, _shift(made.itemsize)) for made in scratch.values()]
-        self._runtime.host_case((_Region * len(regions))(*regions), len(regions))
         library = self._library(case.op)
-        for launch in self.launches[case.op](case):
-            library.check(launch)
-            if not library.run(launch, windows):
-                fault = _Fault.in_dll(self._runtime, "host_found")
-                raise _in_words(fault, library, names)
-        return scratch
+        numbers = fields(kernel, library.source.struct, case)
+        return _Loaded(self._runtime, library, case, buffers, numbers, self.grids(case), scratch)
 
     def _library(self, op: str) -> _Library:
         if op not in self._libraries:
-            self._libraries[op] = _Library(self.kernels / f"{op}.cu")
+            self._libraries[op] = _Library(self._source(op))
         return self._libraries[op]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A case where it stands: the kernels run on the memory in its buffers."""
+
+    runtime: ctypes.CDLL
+    library: _Library
+    case: Case
+    buffers: Buffers
+    numbers: list[int]
+    grids: list[Grid]
+    scratch: Mapping[str, np.ndarray]
+
+    def launch(self) -> None:
+        """Raises `KernelFault` where a kernel does what it must not."""
+        base, arguments = self.buffers.memory.ctypes.data, regions_of(self.case, self.buffers.plan)
+        windows = {name: base + slot.start - GUARD for name, slot in self.buffers.plan.slots.items()}
+        windows |= {name: intermediate.ctypes.data for name, intermediate in self.scratch.items()}
+        regions = [region.as_c(base) for region in arguments]
+        regions += [_Region(it.ctypes.data, it.nbytes, 1, _shift(it.itemsize)) for it in self.scratch.values()]
+        self.runtime.host_case((_Region * len(regions))(*regions), len(regions))
+        for grid in self.grids:
+            self.library.check(grid)
+            if not self.library.run(grid, self.numbers, windows):
+                fault = _Fault.in_dll(self.runtime, "host_found")
+                raise _in_words(fault, self.library, [*(region.name for region in arguments), *self.scratch])
+
+    def fetch(self) -> None:
+        """The memory is the host's own."""
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -164,51 +186,48 @@ def _runtime() -> ctypes.CDLL:
 class _Library:
     """The kernels of one file, built and loaded. `_runtime` must have been called."""
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        source = source_of(file)
-        names = kernels_in(source)
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        names = kernels_in(source.text)
         exported = "".join(f"HOST_KERNEL({name})\n" for name in names)
-        self._path = build(file, f"{source_of(_HERE / 'host.h')}{source}{exported}", CHECKED)
+        self._path = build(source.file, f"{source_of(_HERE / 'host.h')}{source.text}{exported}", CHECKED)
         self._loaded = ctypes.CDLL(str(self._path))
         self._shared = _shared_bytes(self._path, names)
 
-    def run(self, launch: Launch, windows: Mapping[str, int]) -> bool:
+    def run(self, grid: Grid, numbers: list[int], windows: Mapping[str, int]) -> bool:
         """Run a kernel on buffers at these addresses. False where it does what it must not."""
-        fields = (ctypes.c_uint64 * len(launch.fields))(*launch.fields)
-        pointers = [ctypes.c_void_p(windows.get(name)) for name in launch.buffers]
-        values = [ctypes.addressof(fields), *(ctypes.addressof(pointer) for pointer in pointers)]
-        geometry = (ctypes.c_uint * 6)(*launch.blocks, *launch.threads)
+        struct = (ctypes.c_uint64 * len(numbers))(*numbers)
+        pointers = [ctypes.c_void_p(windows.get(name)) for name in grid.buffers]
+        values = [ctypes.addressof(struct), *(ctypes.addressof(pointer) for pointer in pointers)]
+        geometry = (ctypes.c_uint * 6)(*grid.blocks, *grid.threads)
         arguments = (ctypes.c_void_p * len(values))(*values)
-        return bool(getattr(self._loaded, f"{launch.kernel}_launch")(geometry, arguments) == 0)
+        return bool(getattr(self._loaded, f"{grid.kernel}_launch")(geometry, arguments) == 0)
 
-    def check(self, launch: Launch) -> None:
+    def check(self, grid: Grid) -> None:
         """Raises `KernelFault` for a launch that CUDA refuses."""
-        refused = _refused(launch, self._shared.get(launch.kernel, 0))
+        refused = _refused(grid, self._shared.get(grid.kernel, 0))
         if refused:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-            line = next(number for number, line in enumerate(lines, start=1) if f" {launch.kernel}(" in line)
-            says = f"{self.file.name}:{line}: {launch.kernel} is launched with {refused}"
-            raise KernelFault("API MISUSE", says)
+            place = place_of(self.source.text, rf" {grid.kernel}\(")
+            raise KernelFault("API MISUSE", f"{place}: {grid.kernel} is launched with {refused}")
 
     def line_at(self, address: int) -> str:
         """The file and line of the call before a place in the code, counted from the start of the library."""
         if shutil.which("addr2line") is None:
-            return self.file.name
+            return self.source.file.name
         command = ["addr2line", "-e", str(self._path), hex(address - 1)]
         return Path(subprocess.run(command, capture_output=True, text=True).stdout.split(" ")[0].strip()).name
 
 
-def _refused(launch: Launch, shared: int) -> str:
+def _refused(grid: Grid, shared: int) -> str:
     """What a launch of a kernel with `shared` bytes of shared memory asks too much of; "" where CUDA takes it."""
-    for axis, blocks, most in zip("xyz", launch.blocks, _MOST_BLOCKS):
+    for axis, blocks, most in zip("xyz", grid.blocks, _MOST_BLOCKS):
         if not 1 <= blocks <= most:
             return f"{blocks} blocks along {axis}; CUDA takes 1 to {most}"
-    for axis, threads, most in zip("xyz", launch.threads, _MOST_THREADS):
+    for axis, threads, most in zip("xyz", grid.threads, _MOST_THREADS):
         if not 1 <= threads <= most:
             return f"{threads} threads along {axis}; CUDA takes 1 to {most}"
-    if math.prod(launch.threads) > _MOST_THREADS[0]:
-        return f"{math.prod(launch.threads)} threads in a block; CUDA takes {_MOST_THREADS[0]}"
+    if math.prod(grid.threads) > _MOST_THREADS[0]:
+        return f"{math.prod(grid.threads)} threads in a block; CUDA takes {_MOST_THREADS[0]}"
     if shared > _MOST_SHARED:
         return f"{shared} bytes of shared memory; CUDA takes {_MOST_SHARED}"
     return ""

@@ -19,7 +19,7 @@ _KINDS = (
     (re.compile(r"Invalid __(global|shared|local)__ (read|write|atomic)|out of bounds"), "OUT OF BOUNDS"),
     (re.compile(r"Barrier error|Program hit|Invalid|Misaligned"), "API MISUSE"),
 )
-_PLACE = re.compile(r"in (?:\S*/)?([\w.-]+\.cu):(\d+)")
+_PLACE = re.compile(r"in (?:\S*/)?([\w.-]+\.(?:cu|cl|h)):(\d+)")
 
 
 def compute_sanitizer() -> Sanitizer:

@@ -1,4 +1,4 @@
-"""The OpenCL backend: one buffer per argument, guards included, and one source file per op."""
+"""The OpenCL backend: one buffer per argument, guards included, and the kernels of `backends/kernels`."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ import importlib.util
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.element_types import refusal
-from opconform.backends.opencl.arguments import LAUNCHES, Launch
+from opconform.backends.kernels.launch import Launch, Shapes
+from opconform.backends.kernels.own_buffers import SHARED, Source, fields, source_for, windows
+from opconform.backends.kernels.table import KERNELS, Kernel
 from opconform.backends.opencl.sanitizer import oclgrind
-from opconform.backends.own_buffers import scratch_of
-from opconform.harness.model.buffers import GUARD, Buffers, Plan, Slot
+from opconform.harness.model.buffers import GUARD, Buffers, Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
 from opconform.harness.run.script import Script, ScriptRequest
 
@@ -29,7 +30,7 @@ _DRIVER = "apt-get install pocl-opencl-icd ocl-icd-libopencl1"
 
 
 class OpenCLBackend(Backend):
-    """The kernels beside this file, on one OpenCL device.
+    """The kernels on one OpenCL device.
 
     Every case gets fresh buffers of just the size of its arguments with their guards: making one costs as little as
     writing to one that is kept, and a sanitizer (oclgrind) sees where each argument ends.
@@ -37,8 +38,9 @@ class OpenCLBackend(Backend):
 
     name = "opencl"
     needs = "pyopencl and an OpenCL driver"
-    kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.cl lies; a subclass may have its own
-    script_reads = ("kernels",)
+    kernels: ClassVar[Path] = SHARED  #: where <op>.cl lies; what a subclass's own folder lacks is taken from there
+    table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    script_reads = ("kernels", "table")
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -51,7 +53,8 @@ class OpenCLBackend(Backend):
             raise Unavailable(f"device {device} is not Oclgrind's, under which this run was to be", "choose that one")
         self._context = self._cl.Context([self._device])
         self._queue = self._cl.CommandQueue(self._context)  # in order: a launch sees what the one before it wrote
-        self._kernels: dict[str, Any] = {}
+        self._sources: dict[str, Source] = {}
+        self._kernels: dict[tuple[str, str], Any] = {}
         self._kept: list[Any] = []
 
     @classmethod
@@ -70,56 +73,58 @@ class OpenCLBackend(Backend):
     def script(cls, request: ScriptRequest) -> Script:
         from opconform.backends.opencl.script import opencl_script
 
-        return opencl_script(request, cls.kernels)
+        return opencl_script(request, cls.table, cls.source)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:
-        return oclgrind()
+        return oclgrind((cls.kernels, SHARED))
+
+    @classmethod
+    def source(cls, op: str) -> Source:
+        """The kernel file of an op, with all that it includes."""
+        return source_for(op, cls.table[op], (cls.kernels, SHARED), ".cl")
 
     def supports(self, case: Case) -> str | None:
-        if case.op not in LAUNCHES:
-            return f"no kernel for {case.op}: add backends/opencl/{case.op}.cl and its fields to arguments.py"
-        refused = refusal(case, f"{case.op}.cl")
+        if case.op not in self.table:
+            return f"no kernel for {case.op}: add backends/kernels/{case.op}.cl and its row to table.py beside it"
+        kernel = self.table[case.op]
+        refused = kernel.refusal(case, f"{kernel.stem(case.op)}.cl")
         if refused:
             return refused
         most = self._device.max_mem_alloc_size
         largest = max(slot.size for slot in Plan.of(case).slots.values()) + 2 * GUARD
         if largest > most:
             return f"an argument takes {largest} bytes; a buffer of this device has {most}"
-        for name, shape in scratch_of(case).items():
+        for name, shape in kernel.scratch(case).items():
             if 4 * math.prod(shape) > most:
                 return f"the intermediate {name} takes {4 * math.prod(shape)} bytes; a buffer of this device has {most}"
         return None
 
-    def run(self, case: Case, buffers: Buffers) -> None:
-        self._compute(case, buffers)
+    def load(self, case: Case, buffers: Buffers) -> Loaded:
+        return self._load(case, buffers)
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
         """Run the case again; its intermediate results by name."""
-        shown = {}
-        for name, memory in self._compute(case, buffers).items():
-            shown[name] = np.empty(scratch_of(case)[name], np.float32)
-            if shown[name].size:
-                self._cl.enqueue_copy(self._queue, shown[name], memory)
-        return shown
+        loaded = self._load(case, buffers)
+        loaded.launch()
+        loaded.fetch()
+        return loaded.intermediates()
 
-    def _compute(self, case: Case, buffers: Buffers) -> dict[str, Any]:
-        """Upload, launch, download; gives back the scratch buffers, still on the device."""
-        slots = buffers.plan.slots
-        memory = {slot.start: _window(buffers, slot) for slot in slots.values()}  # in place, two slots are one
+    def _load(self, case: Case, buffers: Buffers) -> _Loaded:
+        kernel = self.table[case.op]
+        memory = windows(buffers)
         arguments = {start: self._upload(window) for start, window in memory.items()}
-        scratch = {name: self._nothing_but_nan(shape) for name, shape in scratch_of(case).items()}
-        device = {name: arguments[slot.start] for name, slot in slots.items()} | scratch
-        for launch in LAUNCHES[case.op](case):
-            kernel = self._kernel(case.op, launch.kernel)
-            fields = np.array(launch.fields, dtype=np.uint64)
-            kernel.set_args(fields, *(device.get(name) for name in launch.buffers))  # None is a null pointer
-            self._cl.enqueue_nd_range_kernel(self._queue, kernel, (_whole_groups(launch),), (_LOCAL_SIZE,))
-        for start, window in memory.items():
-            self._cl.enqueue_copy(self._queue, window, arguments[start])
+        scratch = {name: self._nothing_but_nan(shape) for name, shape in kernel.scratch(case).items()}
+        device = {name: arguments[slot.start] for name, slot in buffers.plan.slots.items()} | scratch
+        struct = np.array(fields(kernel, self._source(case.op).struct, case), dtype=np.uint64)
+        launches = []
+        for launch in kernel.launches(case):
+            given = [device.get(name) for name in launch.buffers]  # None is a null pointer
+            launches.append((self._kernel(case.op, launch.kernel), _whole_groups(launch), (struct, *given)))
         if OPTION in self.options:  # Oclgrind mistakes what was written to memory that it gives out once more
             self._kept += [*arguments.values(), *scratch.values()]
-        return scratch
+        shapes = kernel.scratch(case)
+        return _Loaded(self._cl, self._queue, launches, memory, arguments, scratch, shapes)
 
     def _upload(self, window: np.ndarray) -> Any:
         flags = self._cl.mem_flags
@@ -133,20 +138,55 @@ class OpenCLBackend(Backend):
             self._cl.enqueue_fill_buffer(self._queue, buffer, np.uint32(0xFFFFFFFF), 0, size)
         return buffer
 
+    def _source(self, op: str) -> Source:
+        if op not in self._sources:
+            self._sources[op] = self.source(op)
+        return self._sources[op]
+
     def _kernel(self, op: str, name: str) -> Any:
         """A kernel of `op`. Each file is built once per process; across processes pyopencl caches the binary under a
         key of source, options and driver, or leaves it to the driver where that has a cache (PoCL, NVIDIA)."""
-        if name not in self._kernels:
-            source = (self.kernels / f"{op}.cl").read_text(encoding="utf-8")
+        if (op, name) not in self._kernels:
             options = [_CORRECT_DIVISION] if _divides_correctly(self._device) else []
-            program = self._cl.Program(self._context, source).build(options)
-            self._kernels |= {kernel.function_name: kernel for kernel in program.all_kernels()}
-        return self._kernels[name]
+            program = self._cl.Program(self._context, self._source(op).text).build(options)
+            self._kernels |= {(op, kernel.function_name): kernel for kernel in program.all_kernels()}
+        return self._kernels[op, name]
 
 
-def _window(buffers: Buffers, slot: Slot) -> np.ndarray:
-    """An argument's memory with the guards either side; the windows of all arguments make up the whole arena."""
-    return buffers.memory[slot.start - GUARD : slot.start + slot.size + GUARD]
+@dataclass(frozen=True)
+class _Loaded:
+    """A case in buffers of its own: the memory of its arguments on the host and on the device, by where it begins."""
+
+    cl: Any
+    queue: Any
+    launches: list[tuple[Any, int, tuple[Any, ...]]]
+    memory: Mapping[int, np.ndarray]
+    arguments: Mapping[int, Any]
+    scratch: Mapping[str, Any]
+    shapes: Shapes
+
+    def launch(self) -> None:
+        for kernel, items, given in self.launches:
+            kernel.set_args(*given)
+            self.cl.enqueue_nd_range_kernel(self.queue, kernel, (items,), (_LOCAL_SIZE,))
+        self.queue.finish()
+
+    def fetch(self) -> None:
+        copies = [
+            self.cl.enqueue_copy(self.queue, window, self.arguments[start], is_blocking=False)
+            for start, window in self.memory.items()
+        ]
+        self.queue.finish()
+        copies.clear()  # not before: an event that goes is waited for
+
+    def intermediates(self) -> Mapping[str, np.ndarray]:
+        """What the kernels have left in the intermediate results."""
+        shown = {}
+        for name, memory in self.scratch.items():
+            shown[name] = np.empty(self.shapes[name], np.float32)
+            if shown[name].size:
+                self.cl.enqueue_copy(self.queue, shown[name], memory)
+        return shown
 
 
 def _whole_groups(launch: Launch) -> int:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from opconform.backends.kernels.source import found_in
 from opconform.harness.model.case import Case
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.sanitizer import Complaint, Sanitizer
@@ -22,12 +26,12 @@ _KINDS = (
      "UNINITIALISED READ"),
     (re.compile(r"Work-group divergence|Invalid|.*(alignment|not aligned)", re.I), "API MISUSE"),
 )  # fmt: skip
-_PLACE = re.compile(r"At line (\d+) \(column \d+\) of input\.cl:\n\s*(.*)")
+_PLACE = re.compile(r"At line (\d+) \(column \d+\) of ([\w.]+):")
 _ADDRESS = re.compile(r"(?<= memory) address 0x[0-9a-f]+")
 
 
-def oclgrind() -> Sanitizer:
-    """The checker. Raises `Unavailable` where Oclgrind is not installed."""
+def oclgrind(folders: Sequence[Path]) -> Sanitizer:
+    """The checker of kernels in these folders. Raises `Unavailable` where Oclgrind is not installed."""
     program = shutil.which("oclgrind")
     found = [] if program is None else sorted(Path(program).resolve().parent.parent.glob(f"lib*/**/{_RUNTIME}"))
     if not found:
@@ -52,12 +56,12 @@ def oclgrind() -> Sanitizer:
     return Sanitizer(
         "Oclgrind",
         start,
-        complaints,
+        partial(complaints, folders),
         cannot="an access that stays inside the buffer of its argument (the guards and the poison find those)",
     )
 
 
-def complaints(log: str, case: Case) -> list[Complaint]:
+def complaints(folders: Sequence[Path], log: str, case: Case) -> list[Complaint]:
     """What Oclgrind's log says, message by message; a message ends before the next line that begins at the margin."""
     found = []
     for message in re.split(r"\n(?=[^\s])", "\n" + log):
@@ -65,13 +69,19 @@ def complaints(log: str, case: Case) -> list[Complaint]:
         kind = next((kind for pattern, kind in _KINDS if pattern.match(text)), None)
         if kind is None:
             continue
-        places = _PLACE.findall(text)
+        places = [(file, int(line)) for line, file in _PLACE.findall(text)]
         kernel = re.search(r"Kernel: (\S+)", text)
         says = _ADDRESS.sub("", text.splitlines()[0])
         if kernel:
             says += f", kernel {kernel[1]}"
-        if places:
-            says += f": {places[0][1].strip()}"
-        where = " and ".join(f"{case.op}.cl:{line}" for line in dict.fromkeys(line for line, _ in places))
-        found.append(Complaint(kind, says, where))
+        if places and _line(folders, *places[0]):
+            says += f": {_line(folders, *places[0])}"
+        found.append(Complaint(kind, says, " and ".join(f"{file}:{line}" for file, line in dict.fromkeys(places))))
     return found
+
+
+def _line(folders: Sequence[Path], file: str, number: int) -> str:
+    """A line of a kernel file. Oclgrind shows one too, but counts from where the file stands in what it was given."""
+    with suppress(OSError, IndexError):
+        return found_in(folders, file).read_text(encoding="utf-8").splitlines()[number - 1].strip()
+    return ""

@@ -11,7 +11,7 @@ import numpy as np
 
 from opconform.backends.rows import rows_of
 from opconform.backends.torch import delta_net, mla, ops, small_ops
-from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.buffers import Buffers, Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Unavailable
@@ -93,33 +93,50 @@ class TorchBackend(Backend):
     def supports(self, case: Case) -> str | None:
         return None if case.op in self.ops else f"the torch backend has no {case.op}; it has {', '.join(self.ops)}"
 
-    def run(self, case: Case, buffers: Buffers) -> None:
-        self._computed(case, buffers)
+    def load(self, case: Case, buffers: Buffers) -> _Loaded:
+        return _Loaded(self, case, buffers)
 
     def stages(self, case: Case, buffers: Buffers) -> dict[str, np.ndarray] | None:
-        found = self._computed(case, buffers)
-        shown = {name: tensor.cpu().numpy() for name, tensor in found.items() if name not in case.outputs}
+        loaded = self.load(case, buffers)
+        loaded.launch()
+        loaded.fetch()
+        shown = {name: tensor.cpu().numpy() for name, tensor in loaded.found.items() if name not in case.outputs}
         return shown or None
 
-    def _computed(self, case: Case, buffers: Buffers) -> dict[str, torch.Tensor]:
-        """What the op's function returns, by name; the outputs among it are written."""
-        host = self.torch.from_numpy(buffers.memory)
-        arena = host if self.device == "cpu" else host.to(self.device)
-        tensors = {name: self._tensor(arena, buffers, name) for name in case.layouts}
-        found = self.ops[case.op](case, tensors)
-        if not isinstance(found, dict):
-            found = {next(iter(case.outputs)): found}
-        for name in case.outputs:
-            tensors[name].copy_(found[name])
-        if arena is not host:
-            host.copy_(arena)
-        return found
 
-    def _tensor(self, arena: torch.Tensor, buffers: Buffers, name: str) -> torch.Tensor:
+class _Loaded:
+    """A case as torch tensors: on the CPU views of the arena, elsewhere views of a copy of it on the device.
+
+    `found` is what the op's function returned last, by name.
+    """
+
+    def __init__(self, backend: TorchBackend, case: Case, buffers: Buffers) -> None:
+        self._torch, self._device, self._case = backend.torch, backend.device, case
+        self._compute = backend.ops[case.op]
+        self._host = backend.torch.from_numpy(buffers.memory)
+        self._arena = self._host if backend.device == "cpu" else self._host.to(backend.device)
+        self._tensors = {name: self._tensor(buffers.plan.slots[name]) for name in case.layouts}
+        self.found: dict[str, torch.Tensor] = {}
+
+    def launch(self) -> None:
+        """Call the op's function and write the outputs among what it returns."""
+        found = self._compute(self._case, self._tensors)
+        self.found = found if isinstance(found, dict) else {next(iter(self._case.outputs)): found}
+        for name in self._case.outputs:
+            self._tensors[name].copy_(self.found[name])
+        if self._arena.is_cuda:
+            self._torch.cuda.synchronize(self._device)
+        elif self._device == "mps":
+            self._torch.mps.synchronize()
+
+    def fetch(self) -> None:
+        if self._arena is not self._host:
+            self._host.copy_(self._arena)
+
+    def _tensor(self, slot: Slot) -> torch.Tensor:
         """An argument's elements where they lie in the arena."""
-        slot = buffers.plan.slots[name]
         layout, size = slot.layout, slot.layout.type.itemsize
-        elements = arena.view(ops.dtypes()[layout.dtype])
+        elements = self._arena.view(ops.dtypes()[layout.dtype])
         strides = [stride // size for stride in layout.strides]
         return elements.as_strided(layout.shape, strides, (slot.start + layout.offset) // size)
 

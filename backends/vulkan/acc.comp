@@ -1,4 +1,5 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
 
 // ACC: out = a; out.view(nb1, nb2, nb3, offset) += b, in float32.
 //
@@ -8,13 +9,12 @@
 const uint COPY = 0;
 const uint ADD = 1;
 
-layout(local_size_x = 64) in;
+layout(constant_id = 0) const uint part = 0;
 
-// All memory of the case; every *_start, *_nb and view_* below is in bytes, every *_ne in elements, innermost first.
-layout(std430, binding = 0) buffer Memory { uint words[]; };
+#include "memory.glsl"
 
+// Every *_start, *_nb and view_* is in bytes, every *_ne in elements, innermost first.
 layout(push_constant) uniform Arguments {
-    uint part;  // COPY or ADD
     uint a_ne[4];
     uint a_start;
     uint a_nb[4];
@@ -53,8 +53,7 @@ void add(uint id) {
     uint j3 = flat_index / (a_ne[0] * a_ne[1] * a_ne[2]);
     uint to = out_start + j0 * out_nb[0] + j1 * out_nb[1] + j2 * out_nb[2] + j3 * out_nb[3];
 
-    float sum = uintBitsToFloat(words[to / 4]) + uintBitsToFloat(words[from / 4]);
-    words[to / 4] = floatBitsToUint(sum);
+    store(to, load(to) + load(from));
 }
 
 void main() {

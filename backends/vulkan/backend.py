@@ -1,4 +1,4 @@
-"""The Vulkan backend: the whole arena of a case in one storage buffer, and one shader per op.
+"""The Vulkan backend: the whole arena of a case in one storage buffer, and one shader per op, or for a family of them.
 
 Kompute does the API work: a tensor is a device buffer with a staging buffer, an algorithm a pipeline bound to it.
 """
@@ -16,23 +16,26 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from opconform.backends.element_types import refusal
+from opconform.backends.kernels.own_buffers import Source, source_for
+from opconform.backends.kernels.table import KERNELS, Kernel
 from opconform.backends.vulkan import shaders
-from opconform.backends.vulkan.arguments import (
-    DISPATCHES,
+from opconform.backends.vulkan.dispatches import (
     TABLE_WORDS,
-    TABLES,
     WORDS,
+    Blocks,
     Dispatch,
+    dispatches,
     groups_of,
+    pushed,
     with_scratch,
+    words,
 )
 from opconform.backends.vulkan.physical import Physical, layers, physical_devices
 from opconform.backends.vulkan.sanitizer import LAYER, REMEDY, validation_layer
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
 from opconform.harness.run.script import Script, ScriptRequest
 
@@ -52,11 +55,24 @@ class _Arena:
     the recorded copy of all of both to the device.
     """
 
+    capacity: int
     tensors: list[Any]
     staging: np.ndarray
     table: np.ndarray
     upload: Any
+    download: Any
     algorithms: dict[tuple[str, int, int], Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Shader:
+    """An op's shader: its source, and the blocks of fields that it has."""
+
+    source: Source
+    blocks: Blocks
+
+
+_HERE = Path(__file__).parent
 
 
 class VulkanBackend(Backend):
@@ -64,8 +80,9 @@ class VulkanBackend(Backend):
 
     name = "vulkan"
     needs = "a Vulkan driver, glslc, and Kompute (`make setup` builds it)"
-    kernels: ClassVar[Path] = Path(__file__).parent  #: where <op>.comp lies; a subclass may have its own
-    script_reads = ("kernels",)
+    kernels: ClassVar[Path] = _HERE  #: where <op>.comp lies; what a subclass's own folder lacks is taken from here
+    table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    script_reads = ("kernels", "table")
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
@@ -86,8 +103,9 @@ class VulkanBackend(Backend):
                 f"device {device} is {self._physical.name}, but Kompute opens {opened} under that number",
                 "leave one driver visible with VK_DRIVER_FILES",
             )
-        self._shaders: dict[str, bytes] = {}
-        self._arenas: dict[int, _Arena] = {}
+        self._shaders: dict[str, _Shader] = {}
+        self._code: dict[str, bytes] = {}
+        self._arenas: dict[int, list[_Arena]] = {}  # those that no case stands in, by capacity
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -101,84 +119,125 @@ class VulkanBackend(Backend):
     def script(cls, request: ScriptRequest) -> Script:
         from opconform.backends.vulkan.script import vulkan_script
 
-        return vulkan_script(request, cls.kernels)
+        return vulkan_script(request, cls.table, cls.source)
 
     @classmethod
     def sanitizer(cls) -> Sanitizer:
         return validation_layer()
 
+    @classmethod
+    def source(cls, op: str) -> Source:
+        """The shader of an op, with all that it includes."""
+        return source_for(op, cls.table[op], (cls.kernels, _HERE), ".comp", glsl=True)
+
     def supports(self, case: Case) -> str | None:
-        if case.op not in DISPATCHES:
-            return f"no kernel for {case.op}: add backends/vulkan/{case.op}.comp and its words to arguments.py"
-        refused = refusal(case, f"{case.op}.comp")
+        if case.op not in self.table:
+            return f"no kernel for {case.op}: add backends/vulkan/{case.op}.comp and its row to kernels/table.py"
+        kernel = self.table[case.op]
+        refused = kernel.refusal(case, f"{kernel.stem(case.op)}.comp")
         if refused:
             return refused
-        size = _capacity(with_scratch(case, Plan.of(case)).size)
+        size = _capacity(with_scratch(kernel, case, Plan.of(case)).size)
         most = min(self._physical.max_buffer, 1 << 31)  # Kompute counts bytes in 32 bits
         if size > most:
             return f"the case takes {size} bytes; a storage buffer of this device has {most}"
         return None
 
-    def run(self, case: Case, buffers: Buffers) -> None:
-        self._compute(case, buffers, with_scratch(case, buffers.plan))
+    def load(self, case: Case, buffers: Buffers) -> Loaded:
+        return self._load(case, buffers)
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
         """Run the case again; its intermediate results by name."""
-        plan = with_scratch(case, buffers.plan)
-        memory = self._compute(case, buffers, plan)
-        slots = {name: slot for name, slot in plan.slots.items() if name not in buffers.plan.slots}
-        return {name: slot.layout.array(memory[slot.start :], np.dtype(np.float32)) for name, slot in slots.items()}
+        loaded = self._load(case, buffers)
+        loaded.launch()
+        loaded.fetch()
+        return loaded.intermediates()
 
-    def _compute(self, case: Case, buffers: Buffers, plan: Plan) -> np.ndarray:
-        """Upload, dispatch, download; gives back all of the memory, intermediate results included.
+    def _load(self, case: Case, buffers: Buffers) -> _Loaded:
+        """Upload, and record the dispatches.
 
         The upload and every dispatch is a submission of its own that the host waits for: the barriers that Kompute
         records inside a sequence cover neither a shader that writes where an upload wrote nor one that reads what
-        another shader wrote; they do cover a download. A dispatch gets a new sequence, for a command buffer of
-        Kompute's must not be recorded twice.
+        another shader wrote. A dispatch gets a new sequence, for a command buffer of Kompute's must not be recorded
+        twice.
         """
-        size = buffers.memory.size
+        kernel, blocks = self.table[case.op], self._shader(case.op).blocks
+        plan, size = with_scratch(kernel, case, buffers.plan), buffers.memory.size
         arena = self._arena(plan.size if self._checked else _capacity(plan.size))  # the layer sees where it ends
+        loaded = _Loaded(self, arena, buffers, plan)
         arena.staging[:size] = buffers.memory
         arena.staging[size : plan.size] = 0xFF  # NaN: who counts on zeros, or on an earlier case, is found out
-        if case.op in TABLES:
-            table = TABLES[case.op](case, plan)
+        if blocks.table.fields:
+            table = words(kernel, blocks.table, case, plan)
             arena.table[: len(table)] = table
         arena.upload.eval()
-        dispatches = DISPATCHES[case.op](case, plan)
-        *first, last = [self._dispatch(arena, case.op, dispatch) for dispatch in dispatches]
-        for sequence in first:
-            sequence.eval()
-        last.record(self._kp.OpTensorSyncLocal(arena.tensors[:1])).eval()
-        buffers.memory[:] = arena.staging[:size]
-        return arena.staging
-
-    def _dispatch(self, arena: _Arena, op: str, dispatch: Dispatch) -> Any:
-        """The dispatch, recorded as a sequence."""
-        words = np.zeros(WORDS, dtype=np.uint32)  # as uint32 all the way: as floats, some would pass for NaNs
-        words[: len(dispatch.words)] = dispatch.words
-        algorithm = self._algorithm(arena, op, dispatch)
-        return self._manager.sequence().record(self._kp.OpAlgoDispatch(algorithm, words))
+        same = words(kernel, blocks.pushed, case, plan)
+        for dispatch in dispatches(kernel, case):
+            algorithm = self._algorithm(arena, case.op, dispatch)
+            constants = pushed(blocks.pushed, same, dispatch)
+            loaded.sequences.append(self._manager.sequence().record(self._kp.OpAlgoDispatch(algorithm, constants)))
+        return loaded
 
     def _arena(self, capacity: int) -> _Arena:
-        if capacity not in self._arenas:
-            tensors = [self._manager.tensor_t(np.zeros(size, dtype=np.uint32)) for size in (capacity // 4, TABLE_WORDS)]
-            upload = self._manager.sequence().record(self._kp.OpTensorSyncDevice(tensors))
-            memory, table = (tensor.data() for tensor in tensors)
-            self._arenas[capacity] = _Arena(tensors, memory.view(np.uint8), table, upload)
-        return self._arenas[capacity]
+        """Device memory that no other case stands in."""
+        free = self._arenas.setdefault(capacity, [])
+        if free:
+            return free.pop()
+        tensors = [self._manager.tensor_t(np.zeros(size, dtype=np.uint32)) for size in (capacity // 4, TABLE_WORDS)]
+        upload = self._manager.sequence().record(self._kp.OpTensorSyncDevice(tensors))
+        memory, table = (tensor.data() for tensor in tensors)
+        download = self._manager.sequence().record(self._kp.OpTensorSyncLocal(tensors[:1]))
+        return _Arena(capacity, tensors, memory.view(np.uint8), table, upload, download)
+
+    def _free(self, arena: _Arena) -> None:
+        self._arenas[arena.capacity].append(arena)
+
+    def _shader(self, op: str) -> _Shader:
+        if op not in self._shaders:
+            source = self.source(op)
+            self._shaders[op] = _Shader(source, Blocks.of(source.text))
+        return self._shaders[op]
 
     def _algorithm(self, arena: _Arena, op: str, dispatch: Dispatch) -> Any:
         """The pipeline of a part of `op` on `arena`, with workgroups for all items or as many as a dispatch gets."""
         groups = groups_of(dispatch.items)
         if (op, dispatch.part, groups) not in arena.algorithms:
-            if op not in self._shaders:
-                self._shaders[op] = shaders.spirv(self.kernels / f"{op}.comp")
-            part, words = np.array([dispatch.part], dtype=np.uint32), np.zeros(WORDS, dtype=np.uint32)
+            if op not in self._code:
+                source = self._shader(op).source
+                self._code[op] = shaders.spirv(source.file, source.text)
+            part, constants = np.array([dispatch.part], dtype=np.uint32), np.zeros(WORDS, dtype=np.uint32)
             arena.algorithms[op, dispatch.part, groups] = self._manager.algorithm(
-                arena.tensors, self._shaders[op], (groups, 1, 1), part, words
+                arena.tensors, self._code[op], (groups, 1, 1), part, constants
             )
         return arena.algorithms[op, dispatch.part, groups]
+
+
+@dataclass
+class _Loaded:
+    """A case in an arena, which is free for the next case once this is gone."""
+
+    backend: VulkanBackend
+    arena: _Arena
+    buffers: Buffers
+    plan: Plan
+    sequences: list[Any] = field(default_factory=list)
+
+    def __del__(self) -> None:
+        self.backend._free(self.arena)
+
+    def launch(self) -> None:
+        for sequence in self.sequences:
+            sequence.eval()
+
+    def fetch(self) -> None:
+        self.arena.download.eval()
+        self.buffers.memory[:] = self.arena.staging[: self.buffers.memory.size]
+
+    def intermediates(self) -> Mapping[str, np.ndarray]:
+        """What the shaders have left in the intermediate results."""
+        slots = {name: slot for name, slot in self.plan.slots.items() if name not in self.buffers.plan.slots}
+        memory, words = self.arena.staging, np.dtype(np.float32)
+        return {name: slot.layout.array(memory[slot.start :], words).copy() for name, slot in slots.items()}
 
 
 def _capacity(size: int) -> int:

@@ -1,17 +1,16 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
 
 // CUMSUM: out_i = sum of x_j over j <= i (exclusive: j < i) along one axis, from the far end where reverse; float32.
 //
 // One invocation walks one line along the axis and adds the elements one by one: m terms cost m - 1 roundings. A dispatch
 // walks from place `first` to before `end` only, and goes on from the sum that the dispatch before it left in out.
 
-layout(local_size_x = 64) in;
+#include "memory.glsl"
 
-// All memory of the case; every *_start and *_nb below is in bytes, ne in elements, innermost first.
-layout(std430, binding = 0) buffer Memory { uint words[]; };
-
+// Every *_start and *_nb is in bytes, x_ne in elements, innermost first.
 layout(push_constant) uniform Arguments {
-    uint ne[4];
+    uint x_ne[4];
     uint x_start;
     uint x_nb[4];
     uint out_start;
@@ -24,7 +23,7 @@ layout(push_constant) uniform Arguments {
 };
 
 uint place(uint n) {
-    return reverse != 0 ? ne[axis] - 1 - n : n;
+    return reverse != 0 ? x_ne[axis] - 1 - n : n;
 }
 
 void walk(uint id, uint lines_ne[4]) {
@@ -38,22 +37,22 @@ void walk(uint id, uint lines_ne[4]) {
     float sum = 0.0;
     if (first > 0) {
         uint last = place(first - 1);
-        sum = uintBitsToFloat(words[(out_line + last * out_nb[axis]) / 4]);
+        sum = load(out_line + last * out_nb[axis]);
         if (exclusive != 0) {
-            sum += uintBitsToFloat(words[(x_line + last * x_nb[axis]) / 4]);
+            sum += load(x_line + last * x_nb[axis]);
         }
     }
     for (uint n = first; n < end; n++) {
         uint from = x_line + place(n) * x_nb[axis];
         uint to = out_line + place(n) * out_nb[axis];
         float before = sum;
-        sum += uintBitsToFloat(words[from / 4]);
-        words[to / 4] = floatBitsToUint(exclusive != 0 ? before : sum);
+        sum += load(from);
+        store(to, exclusive != 0 ? before : sum);
     }
 }
 
 void main() {
-    uint lines_ne[4] = ne;  // there is a line for every place along the other axes
+    uint lines_ne[4] = x_ne;  // there is a line for every place along the other axes
     lines_ne[axis] = 1;
     uint count = lines_ne[0] * lines_ne[1] * lines_ne[2] * lines_ne[3];
     uint invocations = gl_NumWorkGroups.x * gl_WorkGroupSize.x;

@@ -1,4 +1,5 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
 
 // GATED_DELTA_NET in chunks of C tokens, in float32. In a chunk, G_i is the sum of the log gates up to token i, and
 //
@@ -27,12 +28,10 @@ const uint BLOCK = 16;
 
 layout(constant_id = 0) const uint part = 0;
 
-layout(local_size_x = 64) in;
+#include "memory.glsl"
 
-// All memory of the case. Every *_start and *_nb below is in bytes, all else in elements; *_nb innermost first:
+// Every *_start and *_nb is in bytes, all else in elements; *_nb innermost first:
 // (channel, head, token, sequence), of states (value, key, head, sequence).
-layout(std430, binding = 0) restrict buffer Memory { uint words[]; };
-
 layout(std430, binding = 1) restrict readonly buffer Table {
     uint sequences;
     uint tokens;
@@ -42,8 +41,8 @@ layout(std430, binding = 1) restrict readonly buffer Table {
     uint values;       // columns of S
     uint gates;        // 1 or keys
     uint interleaved;  // 1: neighbouring heads share a key head; 0: head h has key head h % key_heads
-    uint scale;        // the bits of a float
-    uint eps;          // the bits of a float
+    float scale;
+    float eps;
     uint q_in_start;   // as the case gives it
     uint q_in_nb[4];
     uint k_in_start;
@@ -90,14 +89,6 @@ layout(push_constant) uniform Arguments {
     uint end;    // just past the last one
 };
 
-float load(uint at) {
-    return uintBitsToFloat(words[at / 4]);
-}
-
-void store(uint at, float value) {
-    words[at / 4] = floatBitsToUint(value);
-}
-
 uint key_head_of(uint head) {
     return interleaved != 0 ? head / (heads / key_heads) : head % key_heads;
 }
@@ -109,7 +100,7 @@ void normalise(uint from, uint nb0, uint to) {
         float value = load(from + i * nb0);
         sum += value * value;
     }
-    float size = sqrt(sum + uintBitsToFloat(eps));
+    float size = sqrt(sum + eps);
     for (uint i = 0; i < keys; i++) {
         store(to + 4 * i, load(from + i * nb0) / size);
     }
@@ -380,7 +371,7 @@ void attend(uint id) {
         float weight = load(Aqk_start + 4 * ((matrix * chunk_size + i) * chunk_size + j));
         sum += weight * load(v_new_start + 4 * ((matrix * chunk_size + j) * values + column));
     }
-    store(to, uintBitsToFloat(scale) * sum);
+    store(to, scale * sum);
 }
 
 void main() {

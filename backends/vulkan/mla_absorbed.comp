@@ -1,4 +1,5 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
 
 // MLA absorbed, in float32: out = v_scale softmax(scale k_scale (q_absorbed . c_kv + q_pe . k_pe) + mask) c_kv W_UV with
 // q_absorbed = q_nope W_UK, by sequence, head and query. All heads share the rows of the cache.
@@ -24,20 +25,13 @@ const uint OUT = 11;
 
 const uint TILE = 4;  // keys between two looks at the maximum in FLASH
 
-const uint TYPE_F32 = 0;
-const uint TYPE_F16 = 1;
-const uint TYPE_BF16 = 2;
-const uint TYPE_NONE = 3;
-
 const uint MINUS_INFINITY = 0xFF800000u;  // as bits: a device need not keep infinities in arithmetic
 
 layout(constant_id = 0) const uint part = 0;
 
-layout(local_size_x = 64) in;
+#include "memory.glsl"
 
-// All memory of the case. Every *_start and *_nb below is in bytes, all else in elements; *_nb innermost first.
-layout(std430, binding = 0) restrict buffer Memory { uint words[]; };
-
+// Every *_start and *_nb is in bytes, all else in elements; *_nb innermost first.
 layout(std430, binding = 1) restrict readonly buffer Table {
     uint sequences;
     uint heads;
@@ -49,10 +43,10 @@ layout(std430, binding = 1) restrict readonly buffer Table {
     uint d_c;
     uint d_v;
     uint causal;      // 1: query t stands at position kv_len - queries + t and sees no key after it
-    uint cache_type;  // of c_kv and k_pe
+    uint c_kv_type;   // TYPE_*, that of k_pe too
     uint mask_type;
-    uint scale;    // the bits of a float, scale * k_scale
-    uint v_scale;  // the bits of a float
+    float scale;  // scale * k_scale
+    float v_scale;
     uint q_nope_start;
     uint q_nope_nb[4];
     uint q_pe_start;
@@ -85,34 +79,6 @@ layout(push_constant) uniform Arguments {
     uint end;    // just past the last one
 };
 
-float load(uint at) {
-    return uintBitsToFloat(words[at / 4]);
-}
-
-void store(uint at, float value) {
-    words[at / 4] = floatBitsToUint(value);
-}
-
-float half_value(uint bits) {
-    uint sign = (bits & 0x8000u) << 16;
-    uint exponent = (bits >> 10) & 31u;
-    uint fraction = bits & 1023u;
-    if (exponent == 0) {
-        float magnitude = float(fraction) * 5.9604644775390625e-08;  // 2^-24: a denormal of f16 is normal in float32
-        return sign != 0 ? -magnitude : magnitude;
-    }
-    return uintBitsToFloat(sign | (exponent == 31 ? 255u : exponent + 112u) << 23 | fraction << 13);
-}
-
-// The element at byte `at`, whatever its type.
-float load_typed(uint at, uint type) {
-    if (type == TYPE_F32) {
-        return load(at);
-    }
-    uint bits = words[at / 4] >> (at % 4 == 0 ? 0 : 16) & 0xFFFFu;
-    return type == TYPE_F16 ? half_value(bits) : uintBitsToFloat(bits << 16);
-}
-
 uint mask_place(uint j, uint t, uint sequence) {
     return mask_start + j * mask_nb[0] + t * mask_nb[1] + sequence * mask_nb[3];
 }
@@ -125,12 +91,12 @@ bool sees(uint j, uint t, uint sequence) {
     if (mask_type == TYPE_NONE) {
         return true;
     }
-    return floatBitsToUint(load_typed(mask_place(j, t, sequence), mask_type)) != MINUS_INFINITY;
+    return floatBitsToUint(load_typed(mask_type, mask_place(j, t, sequence))) != MINUS_INFINITY;
 }
 
 // What is added to the score of a key that is seen.
 float bias(uint j, uint t, uint sequence) {
-    return mask_type == TYPE_NONE ? 0.0 : load_typed(mask_place(j, t, sequence), mask_type);
+    return mask_type == TYPE_NONE ? 0.0 : load_typed(mask_type, mask_place(j, t, sequence));
 }
 
 // One item per element of q_absorbed.
@@ -173,7 +139,7 @@ void join_rows(uint id) {
     uint from = i < d_c ? c_row + i * c_kv_nb[0] : k_row + (i - d_c) * k_pe_nb[0];
 
     if (j < kv_len) {
-        store(row_start + 4 * id, load_typed(from, cache_type));
+        store(row_start + 4 * id, load_typed(c_kv_type, from));
     }
 }
 
@@ -184,7 +150,7 @@ float joined_score(uint query, uint sequence, uint j) {
     for (uint i = 0; i < width; i++) {
         sum += load(query_start + 4 * (query * width + i)) * load(row_start + 4 * ((sequence * rows + j) * width + i));
     }
-    return sum * uintBitsToFloat(scale);
+    return sum * scale;
 }
 
 // The products of the latent part and of the rotary part, each summed on its own, then added and scaled.
@@ -196,13 +162,13 @@ float score_of_parts(uint query, uint j, uint t, uint head, uint sequence) {
 
     float latent = 0.0;
     for (uint i = 0; i < d_c; i++) {
-        latent += load(absorbed_row + 4 * i) * load_typed(c_row + i * c_kv_nb[0], cache_type);
+        latent += load(absorbed_row + 4 * i) * load_typed(c_kv_type, c_row + i * c_kv_nb[0]);
     }
     float rotary = 0.0;
     for (uint i = 0; i < d_r; i++) {
-        rotary += load(q_row + i * q_pe_nb[0]) * load_typed(k_row + i * k_pe_nb[0], cache_type);
+        rotary += load(q_row + i * q_pe_nb[0]) * load_typed(c_kv_type, k_row + i * k_pe_nb[0]);
     }
-    return (latent + rotary) * uintBitsToFloat(scale);
+    return (latent + rotary) * scale;
 }
 
 // One item per element of scores.
@@ -270,9 +236,9 @@ void add_values(uint id) {
 
     float sum = first == 0 ? 0.0 : load(context_start + 4 * id);
     for (uint j = first; j < end; j++) {
-        sum += load(weights_start + 4 * (query * rows + j)) * load_typed(c_column + j * c_kv_nb[1], cache_type);
+        sum += load(weights_start + 4 * (query * rows + j)) * load_typed(c_kv_type, c_column + j * c_kv_nb[1]);
     }
-    store(context_start + 4 * id, end == kv_len ? sum * uintBitsToFloat(v_scale) : sum);
+    store(context_start + 4 * id, end == kv_len ? sum * v_scale : sum);
 }
 
 // One item per query, with online softmax: TILE keys at a time; when their scores raise the maximum, what has been
@@ -332,7 +298,7 @@ void flash(uint id) {
     store(total_start + 4 * id, denominator);
     if (end == tiles && any) {
         for (uint i = 0; i < d_c; i++) {
-            store(sums + 4 * i, load(sums + 4 * i) / denominator * uintBitsToFloat(v_scale));
+            store(sums + 4 * i, load(sums + 4 * i) / denominator * v_scale);
         }
     }
 }

@@ -72,10 +72,15 @@ def complaints(log: str, case: Case) -> list[Complaint]:
         if head is None:
             continue
         kind = next((kind for pattern, kind in _KINDS if pattern.search(message)), "API MISUSE")
-        source = re.search(r"Shader validation error occurred[^|]*?line (\d+)", message)
+        source = re.search(r"Shader validation error occurred in file (\S+) at line (\d+)", message)
         told = message.rsplit("| MessageID", 1)[-1].partition("|")[2] or message
         told = re.split(r"Command buffer|Unable to find SPIR-V|Shader validation error|The Vulkan spec states", told)[0]
         told = re.sub(r"\b(VkBuffer|VkCommandBuffer|VkPipeline|VkDescriptorSet) 0x[0-9a-f]+\[\]", r"\1", told)
         says = f"{head[1]}: {' '.join(told.split())[:_LONGEST]}"
-        found.append(Complaint(kind, says, f"or shortly after {case.op}.comp:{source[1]}" if source else ""))
+        found.append(Complaint(kind, says, f"or shortly after {_file(source[1], case)}:{source[2]}" if source else ""))
     return found
+
+
+def _file(name: str, case: Case) -> str:
+    """A file as `#line` names it; what stands before the first include has no name but that of what glslc was given."""
+    return f"{case.op}.comp" if name.startswith(("<", "-")) else name

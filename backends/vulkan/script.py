@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opconform.backends.script_text import annotated, fields_in, row_of, text_of
+from opconform.backends.kernels.script import Read, Table, about, annotated, readable_source
 from opconform.backends.vulkan import shaders
-from opconform.backends.vulkan.arguments import DISPATCHES, TABLE_WORDS, TABLES, WORDS, groups_of, with_scratch
+from opconform.backends.vulkan.dispatches import (
+    TABLE_WORDS,
+    WORDS,
+    Blocks,
+    dispatches,
+    groups_of,
+    pushed,
+    with_scratch,
+    words,
+)
 from opconform.harness.model.buffers import Plan
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.script import CannotWriteError, Script, ScriptRequest
@@ -15,35 +24,34 @@ from opconform.harness.run.templates import script_of
 _IMPORTS = tuple(f"import {name}" for name in ("base64", "os", "subprocess", "zlib"))
 
 
-def vulkan_script(request: ScriptRequest, kernels: Path) -> Script:
-    """The dispatches of the request with the shader in the folder `kernels`. Raises `CannotWriteError`."""
-    file = kernels / f"{request.op}.comp"
-    source = text_of(file)
+def vulkan_script(request: ScriptRequest, table: Table, read: Read) -> Script:
+    """The dispatches of the request. Raises `CannotWriteError`."""
+    source = readable_source(request, table, read)
     try:
-        code = shaders.spirv(file)
+        code = shaders.spirv(source.file, source.text)
     except (Unavailable, RuntimeError, OSError) as error:
-        raise CannotWriteError(f"{file.name} cannot be compiled: {error}") from None
-    dispatches, tables, end = [], [], request.size
+        raise CannotWriteError(f"{source.file.name} cannot be compiled: {error}") from None
+    blocks = Blocks.of(source.text)
+    runs, tables, end = [], [], request.size
     for number, (_, case, plan) in enumerate(request.cases):
-        laid_out = with_scratch(case, Plan(plan.slots, end))  # all scratch lies behind all arguments
+        kernel = table[case.op]
+        laid_out = with_scratch(kernel, case, Plan(plan.slots, end))  # all scratch lies behind all arguments
         end = laid_out.size
-        if case.op in TABLES:
-            words = TABLES[case.op](case, laid_out)
-            tables.append(annotated(words, fields_in(source, r"buffer\s+Table\s*\{(.*?)\}")))
-        for dispatch in row_of(DISPATCHES, request)(case, laid_out):
-            fields = annotated(dispatch.words, fields_in(source, r"uniform\s+Arguments\s*\{(.*?)\}"))
+        if blocks.table.fields:
+            tables.append(annotated(blocks.table.by_name(words(kernel, blocks.table, case, laid_out).tolist())))
+        same = words(kernel, blocks.pushed, case, laid_out)
+        for dispatch in dispatches(kernel, case):
+            fields = annotated(blocks.pushed.by_name(pushed(blocks.pushed, same, dispatch).tolist()))
             groups = groups_of(dispatch.items)
-            dispatches.append({"groups": groups, "table": number, "part": dispatch.part, "fields": fields})
+            runs.append({"groups": groups, "table": number, "part": dispatch.part, "fields": fields})
     context = {
-        "request": request,
+        **about(request, source),
         "words": WORDS,
         "table_words": TABLE_WORDS,
         "tables": tables,
-        "parts": any(dispatch["part"] for dispatch in dispatches),
+        "parts": any(run["part"] for run in runs),
         "scratch": end - request.size,
-        "dispatches": dispatches,
-        "kernel_file": file.name,
-        "kernel_source": source,
+        "dispatches": runs,
         "spirv": code,
     }
     template = Path(__file__).with_name("script.py.j2")

@@ -1,4 +1,5 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
 
 // SET: out = a; out.view(nb1, nb2, nb3, offset) = b. Elements of 2 or 4 bytes are moved as bits.
 //
@@ -8,13 +9,12 @@
 const uint COPY = 0;
 const uint WRITE = 1;
 
-layout(local_size_x = 64) in;
+layout(constant_id = 0) const uint part = 0;
 
-// All memory of the case; every *_start, *_nb and view_* below is in bytes, every *_ne in elements, innermost first.
-layout(std430, binding = 0) buffer Memory { uint words[]; };
+#include "memory.glsl"
 
+// Every *_start, *_nb and view_* is in bytes, every *_ne in elements, innermost first.
 layout(push_constant) uniform Arguments {
-    uint part;  // COPY or WRITE
     uint a_ne[4];
     uint a_start;
     uint a_nb[4];
@@ -28,26 +28,6 @@ layout(push_constant) uniform Arguments {
     uint itemsize;  // 2 or 4
 };
 
-uint load(uint from) {
-    uint word = words[from / 4];
-    if (itemsize == 4) {
-        return word;
-    }
-    return from % 4 == 0 ? word & 0xFFFFu : word >> 16;
-}
-
-// A half word is written without its other half, which may belong to another invocation or to nobody (a guard): no
-// invocation but this one changes these 16 bits, so that clearing and setting them need not be one step.
-void store(uint to, uint bits) {
-    if (itemsize == 4) {
-        words[to / 4] = bits;
-        return;
-    }
-    uint shift = to % 4 == 0 ? 0 : 16;
-    atomicAnd(words[to / 4], ~(0xFFFFu << shift));
-    atomicOr(words[to / 4], bits << shift);
-}
-
 void copy(uint id) {
     uint i0 = id % a_ne[0];
     uint i1 = id / a_ne[0] % a_ne[1];
@@ -56,7 +36,7 @@ void copy(uint id) {
     uint from = a_start + i0 * a_nb[0] + i1 * a_nb[1] + i2 * a_nb[2] + i3 * a_nb[3];
     uint to = out_start + i0 * out_nb[0] + i1 * out_nb[1] + i2 * out_nb[2] + i3 * out_nb[3];
 
-    store(to, load(from));
+    store_bits(to, itemsize, load_bits(from, itemsize));
 }
 
 void write(uint id) {
@@ -74,7 +54,7 @@ void write(uint id) {
     uint j3 = flat_index / (a_ne[0] * a_ne[1] * a_ne[2]);
     uint to = out_start + j0 * out_nb[0] + j1 * out_nb[1] + j2 * out_nb[2] + j3 * out_nb[3];
 
-    store(to, load(from));
+    store_bits(to, itemsize, load_bits(from, itemsize));
 }
 
 void main() {

@@ -1,7 +1,7 @@
 """GLSL to SPIR-V, with a cache on disk.
 
-An entry is keyed by all that its bytes depend on: the source, the compiler's version, and the options. What is not
-whole SPIR-V all the same is compiled anew.
+An entry is keyed by all that its bytes depend on: the source with all that it includes, the compiler's version, and the
+options. What is not whole SPIR-V all the same is compiled anew.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from opconform.backends.cache import cache_folder, keep, key_of
+from opconform.backends.kernels.source import source_of
 from opconform.harness.run.backend import Unavailable
 
 #: What Kompute asks of Vulkan. SPIR-V for 1.1 runs on every later version.
@@ -49,19 +50,20 @@ def compiler_at(path: str) -> Compiler:
     return Compiler((path, "-V", "-g", "--target-env", _TARGET, "--stdin", "-S", "comp", "-o"), version)
 
 
-def spirv(source: Path) -> bytes:
-    """The shader at `source` as SPIR-V, from the cache where it is there and whole.
+def spirv(file: Path, source: str = "") -> bytes:
+    """A shader as SPIR-V, from the cache where it is there and whole. `source` is all that the file holds and includes,
+    where not all of that stands beside it.
 
     Raises `Unavailable` without a compiler and `RuntimeError` with the compiler's words where it refuses the source.
     """
     compiler = compiler_at(find_compiler())
-    text = source.read_bytes()
-    entry = _entry(source.stem, text, compiler)
+    text = (source or source_of(file)).encode()
+    entry = _entry(file.stem, text, compiler)
     with suppress(OSError):
         kept = entry.read_bytes()
         if is_whole(kept):
             return kept
-    fresh = _compile(source, text, compiler)
+    fresh = _compile(file, text, compiler)
     keep(entry, fresh)
     return fresh
 
@@ -78,14 +80,14 @@ def is_whole(code: bytes) -> bool:
     return len(code) % 4 == 0 and code.startswith(_MAGIC) and code.endswith(_FUNCTION_END)
 
 
-def _compile(source: Path, text: bytes, compiler: Compiler) -> bytes:
+def _compile(file: Path, text: bytes, compiler: Compiler) -> bytes:
     with tempfile.TemporaryDirectory(prefix="opconform-") as folder:
         made = Path(folder) / "shader.spv"
         done = subprocess.run([*compiler.command, str(made)], input=text, capture_output=True)
         if done.returncode != 0:
             said = (done.stdout + done.stderr).decode(errors="replace").strip()
-            raise RuntimeError(f"{source} does not compile:\n{said}")
+            raise RuntimeError(f"{file} does not compile:\n{said}")
         code = made.read_bytes()
     if not is_whole(code):
-        raise RuntimeError(f"{compiler.command[0]} made something other than SPIR-V of {source}")
+        raise RuntimeError(f"{compiler.command[0]} made something other than SPIR-V of {file}")
     return code

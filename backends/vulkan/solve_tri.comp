@@ -1,4 +1,5 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
 
 // SOLVE_TRI: A X = B (left) or X A = B for a triangular n x n matrix A, in float32.
 //
@@ -6,11 +7,9 @@
 // named triangle alone, and not the diagonal where unit. A dispatch finds the unknowns from `first` to before `end` only,
 // from those that the dispatches before it left in out.
 
-layout(local_size_x = 64) in;
+#include "memory.glsl"
 
-// All memory of the case; every *_start and *_nb below is in bytes, b_ne in elements, innermost first (columns, rows).
-layout(std430, binding = 0) buffer Memory { uint words[]; };
-
+// Every *_start and *_nb is in bytes, b_ne in elements, innermost first (columns, rows).
 layout(push_constant) uniform Arguments {
     uint b_ne[4];
     uint a_start;
@@ -30,7 +29,7 @@ layout(push_constant) uniform Arguments {
 float coefficient(uint a_matrix, uint i, uint j) {
     uint row = left != 0 ? i : j;
     uint column = left != 0 ? j : i;
-    return uintBitsToFloat(words[(a_matrix + column * a_nb[0] + row * a_nb[1]) / 4]);
+    return load(a_matrix + column * a_nb[0] + row * a_nb[1]);
 }
 
 void solve(uint id) {
@@ -47,16 +46,16 @@ void solve(uint id) {
     bool forward = left == lower;  // whether unknown 0 is the one that stands alone in its equation
     for (uint known = first; known < end; known++) {
         uint i = forward ? known : n - 1 - known;
-        float value = uintBitsToFloat(words[(b_line + i * b_nb[along]) / 4]);
+        float value = load(b_line + i * b_nb[along]);
         for (uint k = 0; k < known; k++) {
             uint j = forward ? k : n - 1 - k;
-            float x = uintBitsToFloat(words[(out_line + j * out_nb[along]) / 4]);
+            float x = load(out_line + j * out_nb[along]);
             value -= coefficient(a_matrix, i, j) * x;
         }
         if (unit == 0) {
             value /= coefficient(a_matrix, i, i);
         }
-        words[(out_line + i * out_nb[along]) / 4] = floatBitsToUint(value);
+        store(out_line + i * out_nb[along], value);
     }
 }
 

@@ -1,4 +1,5 @@
 #version 450
+#extension GL_GOOGLE_include_directive : require
 
 // SSM_CONV: out[s,t,i] = sum over the taps j of x[s,i,t+j] * c[i,j], in float32.
 //
@@ -6,11 +7,9 @@
 // sequence), c (tap, channel). A dispatch takes the taps from `first` to before `end` only, and adds to the sum that the
 // dispatch before it left in out.
 
-layout(local_size_x = 64) in;
+#include "memory.glsl"
 
-// All memory of the case; every *_start and *_nb below is in bytes, every *_ne in elements, innermost first.
-layout(std430, binding = 0) buffer Memory { uint words[]; };
-
+// Every *_start and *_nb is in bytes, every *_ne in elements, innermost first.
 layout(push_constant) uniform Arguments {
     uint out_ne[4];
     uint out_start;
@@ -18,6 +17,7 @@ layout(push_constant) uniform Arguments {
     uint x_ne[4];
     uint x_start;
     uint x_nb[4];
+    uint c_ne[4];
     uint c_start;
     uint c_nb[4];
     uint first;
@@ -33,12 +33,12 @@ void convolve(uint id) {
     uint window = x_start + i1 * x_nb[0] + i0 * x_nb[1] + i2 * x_nb[2];  // starts at token i1
     uint filter_start = c_start + i0 * c_nb[1];
 
-    float sum = first > 0 ? uintBitsToFloat(words[to / 4]) : 0.0;
+    float sum = first > 0 ? load(to) : 0.0;
     for (uint j = first; j < end; j++) {
-        float value = uintBitsToFloat(words[(window + j * x_nb[0]) / 4]);
-        sum += value * uintBitsToFloat(words[(filter_start + j * c_nb[0]) / 4]);
+        float value = load(window + j * x_nb[0]);
+        sum += value * load(filter_start + j * c_nb[0]);
     }
-    words[to / 4] = floatBitsToUint(sum);
+    store(to, sum);
 }
 
 void main() {

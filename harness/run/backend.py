@@ -80,6 +80,17 @@ class _Run:
         """Nothing is left to do."""
 
 
+def loaded(backend: Backend, case: Case, buffers: Buffers) -> Loaded:
+    """The case on the device, ready to launch. A class that overrides only `run` computes with that, even where the
+    class above it has `load`."""
+    for each in type(backend).__mro__:
+        if "load" in vars(each):
+            break
+        if "run" in vars(each):
+            return _Run(backend, case, buffers)
+    return backend.load(case, buffers)
+
+
 class Backend:
     """A backend on one device.
 
@@ -134,11 +145,11 @@ class Backend:
 
     def run(self, case: Case, buffers: Buffers) -> None:
         """Compute the case on the memory in `buffers`, and leave there what the device's memory holds afterwards."""
-        loaded = self.load(case, buffers)
-        if isinstance(loaded, _Run):
+        found = self.load(case, buffers)
+        if isinstance(found, _Run):
             raise NotImplementedError(f"{type(self).__name__} has neither run nor load")
-        loaded.launch()
-        loaded.fetch()
+        found.launch()
+        found.fetch()
 
     def numerics(self, case: Case) -> Numerics | None:
         """The arithmetic of one case where it is lower than what `Device.numerics` promises (products in float16, say);

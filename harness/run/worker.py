@@ -30,7 +30,7 @@ from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Backend, KernelFault, Unavailable
+from opconform.harness.run.backend import Backend, KernelFault, Unavailable, loaded
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG
 
@@ -57,9 +57,9 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
         reason = backend.supports(case)
         if reason is not None:
             return Answer(unsupported=reason)
-        loaded = backend.load(case, Buffers(case, memory))
-        loaded.launch()
-        loaded.fetch()
+        on_device = loaded(backend, case, Buffers(case, memory))
+        on_device.launch()
+        on_device.fetch()
         seconds = time.perf_counter() - start
         return Answer(seconds=seconds, numerics=backend.numerics(case))
     except KernelFault as fault:

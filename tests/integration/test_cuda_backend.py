@@ -13,12 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from opconform.backends.cuda import CudaBackend, backend
-from opconform.backends.cuda.arguments import LAUNCHES
+from opconform.backends.kernels.table import KERNELS
 from opconform.cli import main
 from opconform.harness.explain.facts import Facts
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.target import Target
 from opconform.reports.repro.scripts import asked, script
@@ -35,7 +36,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("cupy")
-@pytest.mark.parametrize("op", LAUNCHES)
+@pytest.mark.parametrize("op", sorted(KERNELS.keys() & ops().keys()))
 def test_every_drawn_case_passes_on_the_stand_in(op: str) -> None:
     opened = CudaBackend("1", {})
     for case in drawn_cases(op, 24, 1 << 14):

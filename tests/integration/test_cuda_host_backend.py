@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from opconform.backends.cuda import CudaHostBackend
-from opconform.backends.cuda.arguments import LAUNCHES
 from opconform.backends.cuda.host import compiler
-from opconform.backends.cuda.source import source_of
+from opconform.backends.kernels.own_buffers import SHARED
+from opconform.backends.kernels.source import source_of
+from opconform.backends.kernels.table import KERNELS
 from opconform.harness.draw.known import known_cases
 from opconform.harness.explain.failure import Failure
 from opconform.harness.model.buffers import Buffers, Plan
@@ -30,7 +31,7 @@ from opconform.harness.search.search import Search
 from opconform.harness.search.settings import Settings
 from tests.judge import Bench, drawn_cases
 
-KERNELS = CudaHostBackend.kernels
+CUDA = CudaHostBackend.kernels
 
 
 def missing() -> str:
@@ -65,12 +66,9 @@ class Faulty(CudaHostBackend):
 
 
 class AlongZ(Faulty):
-    launches = {
-        **CudaHostBackend.launches,
-        "sum_rows": lambda case: [
-            replace(launch, blocks=launch.blocks[::-1]) for launch in CudaHostBackend.launches["sum_rows"](case)
-        ],
-    }
+    @classmethod
+    def grids(cls, case):
+        return [replace(grid, blocks=grid.blocks[::-1]) for grid in super().grids(case)]
 """
 
 
@@ -90,7 +88,7 @@ class Fault:
 
 FAULTS = {
     "the outermost dimension is dropped": Fault(
-        "acc.cu",
+        "acc.cl",
         "if (id >= p.b_ne[0] * p.b_ne[1] * p.b_ne[2] * p.b_ne[3]) {",
         "if (id >= p.b_ne[0] * p.b_ne[1] * p.b_ne[2]) {",
         "WRONG VALUES",
@@ -146,7 +144,7 @@ FAULTS = {
         ("sums[thread] += left;", "sums[thread - step]"),
     ),
     "an index into shared memory that is off by one": Fault(
-        "blocks.cuh",
+        "lanes.h",
         "            parts[thread] += parts[thread + half];",
         "            parts[thread] += parts[thread + half + 1];",
         "UNINITIALISED READ",
@@ -168,10 +166,11 @@ FAULTS = {
         ("carry + (p.exclusive",),
     ),
     "the tail of the last block is not masked": Fault(
-        "cont.cu",
+        "gather.cl",
         "if (id >= p.out_ne[0] * p.out_ne[1] * p.out_ne[2] * p.out_ne[3]) {",
         "if (p.out_ne[0] * p.out_ne[1] * p.out_ne[2] * p.out_ne[3] == 0) {",
         "DATA RACE",  # the threads beyond begin again at the first element
+        op="cont",
     ),
     "the tail of the last tile is not masked": Fault(
         "cumsum.cu",
@@ -181,12 +180,13 @@ FAULTS = {
         ("sums[thread] = x[",),
     ),
     "rows are counted along z, which takes 65535": Fault(
-        "sum_rows.cu",
-        "const size_t id = blockIdx.x;",
-        "const size_t id = blockIdx.z;",
+        "row.cl",
+        "const ulong id = row_id();",
+        "const ulong id = blockIdx.z;",
         "API MISUSE",
-        ('extern "C" __global__ void sum_rows',),
+        ("__kernel void row",),
         backend="AlongZ",
+        op="sum_rows",
     ),
     "more shared memory than a block has": Fault(
         "cumsum.cu",
@@ -196,9 +196,9 @@ FAULTS = {
         ('extern "C" __global__ void cumsum',),
     ),
     "blocks of one launch wait for each other": Fault(
-        "solve_tri.cu",
-        "    const size_t i3 = id / (sides * p.b_ne[2]);",
-        "    const size_t i3 = id / (sides * p.b_ne[2]) / 2 * 2;",
+        "solve_tri.cl",
+        "    const ulong i3 = id / (p.b_ne[across] * p.b_ne[2]);",
+        "    const ulong i3 = id / (p.b_ne[across] * p.b_ne[2]) / 2 * 2;",
         "DATA RACE",
     ),
 }
@@ -206,7 +206,7 @@ FAULTS = {
 
 def copy_with(folder: Path, fault: Fault) -> Path:
     """The kernels in `folder`, one of them with the fault."""
-    for file in (*KERNELS.glob("*.cu"), *KERNELS.glob("*.cuh")):
+    for file in (*CUDA.glob("*.cu"), *SHARED.glob("*.cl"), *SHARED.glob("*.h")):
         shutil.copy(file, folder)
     (folder / "faulty.py").write_text(BACKEND)
     text = (folder / fault.file).read_text()
@@ -236,7 +236,7 @@ def test_a_seeded_fault_is_found_with_its_line(tmp_path: Path, fault: Fault) -> 
 
 
 def test_a_copy_without_a_fault_passes(tmp_path: Path) -> None:
-    copy_with(tmp_path, Fault("sum_rows.cu", "struct arguments {", "struct arguments {  // as it is", ""))
+    copy_with(tmp_path, Fault("row.cl", "struct arguments {", "struct arguments {  // as it is", ""))
     assert found(tmp_path, "sum_rows") is None
 
 
@@ -250,7 +250,7 @@ def test_a_finding_shrinks(tmp_path: Path) -> None:
 # ---- the kernels as they are -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("op", LAUNCHES)
+@pytest.mark.parametrize("op", sorted(KERNELS.keys() & ops().keys()))
 def test_every_drawn_case_passes(backend: CudaHostBackend, op: str) -> None:
     numerics = backend.devices({})[0].numerics
     for case in drawn_cases(op, 60, 1 << 18):
@@ -260,7 +260,7 @@ def test_every_drawn_case_passes(backend: CudaHostBackend, op: str) -> None:
 
 def test_more_blocks_than_65535(backend: CudaHostBackend) -> None:
     case = known_cases()["sum_rows/kb041-rows"].case
-    assert LAUNCHES["sum_rows"](case)[0].blocks[0] > 65_535
+    assert CudaHostBackend.grids(case)[0].blocks[0] > 65_535
     assert Bench(case).passes(backend)
 
 
@@ -312,7 +312,7 @@ def test_a_wrong_step_is_named(tmp_path: Path) -> None:
 def test_an_op_without_a_kernel_is_unsupported(backend: CudaHostBackend) -> None:
     x = Layout.contiguous("f32", (1, 1, 1, 1))
     reason = str(backend.supports(Case("fft", {}, {"x": x}, {"out": x})))
-    assert reason.startswith("no kernel for fft: add backends/cuda/fft.cu")
+    assert reason.startswith("no kernel for fft: add backends/kernels/fft.cl")
 
 
 def test_a_type_without_a_kernel_is_unsupported(backend: CudaHostBackend) -> None:
@@ -341,10 +341,10 @@ def test_a_run_goes_on_after_a_fault(tmp_path: Path, backend: CudaHostBackend) -
         assert Bench(case).passes(backend)
 
 
-@pytest.mark.parametrize("op", LAUNCHES)
+@pytest.mark.parametrize("op", sorted(KERNELS.keys() & ops().keys()))
 def test_the_kernels_build_without_a_warning(op: str) -> None:
     """g++ sees what NVRTC does not: unused variables, and integers of different signs that are compared."""
-    source = source_of(KERNELS / "host.h") + source_of(KERNELS / f"{op}.cu")
+    source = source_of(CUDA / "host.h") + CudaHostBackend.source(op).text
     options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-fsyntax-only", "-x", "c++", "-"]
     done = subprocess.run([compiler()[0], *options], input=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -357,7 +357,7 @@ def test_the_kernels_are_kept_and_found_again(tmp_path: Path, monkeypatch: pytes
     for _ in range(2):
         assert Bench(case).passes(CudaHostBackend("0", {}))
         (kept,) = (tmp_path / "cuda-host").iterdir()
-        assert re.fullmatch(r"cont-[0-9a-f]{32}\.so", kept.name)
+        assert re.fullmatch(r"gather-[0-9a-f]{32}\.so", kept.name)
 
 
 def test_without_a_compiler_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from opconform.backends.cuda import CudaHostBackend
+from opconform.backends.kernels.own_buffers import SHARED
+from opconform.backends.kernels.source import found_in
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
 from opconform.cli import main
 from opconform.harness.explain.facts import Facts
+from opconform.harness.run import writing
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.target import Target
 from opconform.reports.repro.scripts import asked, script
@@ -219,17 +222,17 @@ class Planted(VulkanBackend):
 
 
 @pytest.mark.parametrize(
-    ("op", "good", "bad", "says"),
+    ("file", "good", "bad", "says"),
     [
-        ("acc", "i3 * p.b_nb[3];", "i3 * p.b_nb[2];", ""),
-        ("gated_delta_net_chunk", "* p.chunk + column * BLOCK + j;", "* p.chunk + row * BLOCK + j;", ""),
-        ("cumsum", "        __syncthreads();  // all have read the carry", "//", "data race: thread"),
+        ("acc.cl", "i3 * p.b_nb[3];", "i3 * p.b_nb[2];", ""),
+        ("gated_delta_net_chunk.cl", "* p.chunk + column * BLOCK + j;", "* p.chunk + row * BLOCK + j;", ""),
+        ("cumsum.cu", "        __syncthreads();  // all have read the carry", "//", "data race: thread"),
     ],
     ids=["acc", "gated_delta_net_chunk", "cumsum"],
 )
-def test_a_bug_in_a_cuda_kernel(op: str, good: str, bad: str, says: str) -> None:
+def test_a_bug_in_a_cuda_kernel(file: str, good: str, bad: str, says: str) -> None:
     needs(CudaHostBackend)
-    right = CudaHostBackend.kernels / f"{op}.cu"
+    op, right = Path(file).stem, found_in((CudaHostBackend.kernels, SHARED), file)
     source = """
 from pathlib import Path
 from opconform.backends.cuda import CudaHostBackend
@@ -237,8 +240,7 @@ from opconform.backends.cuda import CudaHostBackend
 class Planted(CudaHostBackend):
     kernels = Path(__file__).parent
 """
-    included = {file.name.replace(".", "__"): file.read_text() for file in right.parent.glob("*.cuh")}
-    folder = bundle_of(planted(source, **{f"{op}__cu": broken(right, good, bad)}, **included), op)
+    folder = bundle_of(planted(source, **{file.replace(".", "__"): broken(right, good, bad)}), op)
     assert bad in (folder / "repro.py").read_text()
     wrong, mended = run(folder), run(folder, str(right))
     assert [wrong.returncode, mended.returncode] == [1, 0], wrong.stderr + mended.stderr
@@ -320,6 +322,84 @@ def test_the_way_that_a_backend_of_ones_own_fails(name: str, says: str) -> None:
     own = folder / "modules" / "sample.py"
     own.write_text(f"{own.read_text()}\n\nclass {name}(Good):\n    pass\n")
     assert run(folder).returncode == 0
+
+
+OWN = """
+import ctypes
+import os
+import time
+from opconform import Backend, CannotWriteError, Script
+
+class Planted(Backend):
+    def supports(self, case):
+        return None if case.op == "acc" else "no"
+
+    def run(self, case, buffers):
+        buffers.arrays["out"][...] = 1
+
+    @classmethod
+    def script(cls, request):
+        {body}
+"""
+WRITES = r"""return Script(
+            "def run(memory):\n    at(memory, 'out')[...] = VALUE\n    return memory\n",
+            needs="numpy; it was seen on " + request.about,
+            usage="    MINE=1 python repro.py",
+            imports=("import os", "from pathlib import Path"),
+            constants="VALUE = float(Path(__file__).with_name('value.txt').read_text() or os.environ['MINE'])",
+            files={"value.txt": b"1"},
+            command="MINE=1 python repro.py",
+            runs_with="nothing \u202e<b>",
+        )"""
+
+
+def test_a_backend_of_ones_own_writes_its_own_script() -> None:
+    folder = bundle_of(planted(OWN.format(body=WRITES)), "acc")
+    assert {"repro.py", "value.txt", "issue.md"} <= {file.name for file in folder.iterdir()}
+    assert not (folder / "modules").exists()
+    text = (folder / "repro.py").read_text()
+    assert text.count("import os\n") == 1
+    assert "\n    MINE=1 python repro.py\n" in text
+    issue = (folder / "issue.md").read_text()
+    assert "MINE=1 python repro.py" in issue
+    assert "\u202e" not in issue + text
+    done = subprocess.run([sys.executable, "repro.py"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "elements are wrong" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("raise KeyError('acc')", "Planted.script raises KeyError: 'acc'."),
+        ("raise CannotWriteError('it takes a licence')", "There is no `repro.py` for this case: it takes a licence."),
+        ("return {'run': 'def run(memory): return memory'}", "Planted.script gives dict, not a Script."),
+        ("return Script('def run(memory) return memory')", "gives for a script is no Python: "),
+        ("return Script('run = 3')", "gives for a script has no function run."),
+        ("return Script('', files={'../../mine': b''})", "gives a Script that cannot be used: it has a file "),
+        ("return Script('', files={'issue.md': b''})", "gives a Script that cannot be used: it has a file issue.md, "),
+        ("ctypes.string_at(0)", "ended its process with signal 11 instead of writing a script"),
+        ("time.sleep(600)", "takes more than 3 s to write a script."),
+    ],
+    ids=["raises", "says no", "no Script", "no Python", "no run", "leaves the bundle", "overwrites", "dies", "hangs"],
+)
+def test_a_script_that_goes_wrong_leaves_the_rest(body: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "SECONDS", 3.0)
+    planted(OWN.format(body=body))
+    Path("mine.json").write_text(json.dumps(acc(1, 1, 1, 2).to_json()))
+    arguments = ("mine.json", "--backend", "planted.py:Planted", "--also-seconds", "0")
+    replayed = opconform("replay", *arguments, "--history", "none")
+    assert replayed.exit_code == 1
+    assert "WRONG VALUES  acc on planted.py:Planted:0" in replayed.output
+    written = opconform("repro", *arguments)
+    assert written.exit_code == 0, written.output
+    assert "Traceback" not in written.output
+    (folder,) = Path("reports/repro").iterdir()
+    names = {file.name for file in folder.iterdir()}
+    assert {"case.json", "issue.md", "map.svg", "bundle.json", "test_case.cpp"} <= names
+    assert "repro.py" not in names
+    (line,) = [line for line in (folder / "issue.md").read_text().splitlines() if "There is no `repro.py`" in line]
+    assert says in line
 
 
 def test_a_hang_ends_after_its_time() -> None:

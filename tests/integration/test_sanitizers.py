@@ -13,9 +13,9 @@ import pytest
 
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
-from opconform.harness.run.backend import Backend, Unavailable
+from opconform.harness.run.backend import Unavailable
 
-BACKENDS: dict[str, type[Backend]] = {"opencl": OpenCLBackend, "vulkan": VulkanBackend}
+BACKENDS: dict[str, type[OpenCLBackend] | type[VulkanBackend]] = {"opencl": OpenCLBackend, "vulkan": VulkanBackend}
 
 
 def need(name: str) -> None:
@@ -89,8 +89,8 @@ FAULTS = (
     Fault(
         "vulkan",
         "out-of-bounds",
-        "        sum += uintBitsToFloat(words[from / 4]);\n",
-        "        sum += uintBitsToFloat(words[from / 4]) + uintBitsToFloat(words[to / 4 + 900000]);\n",
+        "        sum += load(from);\n",
+        "        sum += load(from) + uintBitsToFloat(words[to / 4 + 900000]);\n",
         "OUT OF BOUNDS",
         r"access out of bounds",
     ),
@@ -99,9 +99,8 @@ FAULTS = (
 
 def faulty(fault: Fault, folder: Path) -> str:
     """A backend whose cumsum has the fault, as `--backend` takes it."""
-    suffix = {"opencl": ".cl", "vulkan": ".comp"}[fault.backend]
     base = BACKENDS[fault.backend]
-    source = Path(sys.modules[base.__module__].__file__ or "").parent / f"cumsum{suffix}"
+    source = base.source("cumsum").file
     text = source.read_text(encoding="utf-8")
     assert text.count(fault.line) == 1
     (folder / source.name).write_text(text.replace(fault.line, fault.instead), encoding="utf-8")
@@ -146,22 +145,22 @@ def test_a_planted_fault_is_found_named_with_its_line_shrunk_and_replayed(fault:
 #: Uploads and computes in one sequence: Kompute's barrier covers a shader that reads what was uploaded, not
 #: one that writes.
 NO_BARRIER = """
-import numpy as np
-from opconform.backends.vulkan import VulkanBackend, backend as base
+from opconform.backends.vulkan import VulkanBackend, dispatches as base
 
 class Mine(VulkanBackend):
-    def _compute(self, case, buffers, plan):
-        size = buffers.memory.size
+    def run(self, case, buffers):
+        kernel, blocks = self.table[case.op], self._shader(case.op).blocks
+        size, plan = buffers.memory.size, base.with_scratch(kernel, case, buffers.plan)
         arena = self._arena(plan.size)
         arena.staging[:size] = buffers.memory
         together = self._manager.sequence().record(self._kp.OpTensorSyncDevice(arena.tensors))
-        for dispatch in base.DISPATCHES[case.op](case, plan):
-            words = np.zeros(base.WORDS, dtype=np.uint32)
-            words[: len(dispatch.words)] = dispatch.words
+        same = base.words(kernel, blocks.pushed, case, plan)
+        for dispatch in base.dispatches(kernel, case):
+            words = base.pushed(blocks.pushed, same, dispatch)
             together.record(self._kp.OpAlgoDispatch(self._algorithm(arena, case.op, dispatch), words))
         together.record(self._kp.OpTensorSyncLocal(arena.tensors[:1])).eval()
         buffers.memory[:] = arena.staging[:size]
-        return arena.staging
+        self._free(arena)
 """
 
 

@@ -56,6 +56,20 @@ def verdict_on(backend: TorchBackend, device: Device, op: Op, case: Case) -> Ver
     return judge(case, op, values, before.memory, after.memory, device.numerics)
 
 
+def test_a_loaded_case_gives_the_same_at_every_launch(backend: TorchBackend) -> None:
+    case = drawn_cases("cumsum", 12, 1 << 12)[0]
+    before = Buffers(case, np.zeros(Plan.of(case).size, np.uint8))
+    before.fill(inputs_of(case, ops()["cumsum"]))
+    once, often = (Buffers(case, before.memory.copy()) for _ in range(2))
+    backend.run(case, once)
+    loaded = backend.load(case, often)
+    for _ in range(3):
+        loaded.launch()
+    loaded.fetch()
+    assert (often.memory == once.memory).all()
+    assert (once.memory != before.memory).any()
+
+
 @pytest.mark.parametrize("name", OPS)
 def test_every_drawn_case_passes(backend: TorchBackend, device: Device, name: str) -> None:
     op = OPS[name]

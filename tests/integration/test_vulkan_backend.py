@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opconform.backends.kernels.table import KERNELS
 from opconform.backends.vulkan import VulkanBackend, shaders
-from opconform.backends.vulkan.arguments import DISPATCHES
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device, Unavailable
 from tests.judge import Bench, drawn_cases
 
 FOLDER = Path(shaders.__file__).parent
-SHADERS = sorted(FOLDER.glob("*.comp"))
+OPS = sorted(KERNELS.keys() & ops().keys())
 
 
 def listed() -> tuple[list[Device], str]:
@@ -80,7 +81,7 @@ def short_lines(lines: int) -> Case:
     return Case("cumsum", {"axis": 3, "exclusive": False, "reverse": False}, {"x": x}, {"out": x}, recipe="index")
 
 
-@pytest.mark.parametrize("op", DISPATCHES)
+@pytest.mark.parametrize("op", OPS)
 def test_every_drawn_case_passes(backend: VulkanBackend, device: Device, op: str) -> None:
     for case in drawn_cases(op, 200, 1 << 20):
         assert backend.supports(case) is None
@@ -178,12 +179,13 @@ def test_without_a_compiler_it_is_unavailable_and_says_what_to_install(
         VulkanBackend.devices({})
 
 
-@pytest.mark.parametrize("source", SHADERS, ids=lambda source: source.name)
-def test_spirv_val_accepts_every_shader(cache: Path, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", KERNELS)
+def test_spirv_val_accepts_every_shader(cache: Path, op: str, tmp_path: Path) -> None:
     if shutil.which("spirv-val") is None:
         pytest.skip("spirv-val is not installed: apt-get install spirv-tools")
     module = tmp_path / "shader.spv"
-    module.write_bytes(shaders.spirv(source))
+    source = VulkanBackend.source(op)
+    module.write_bytes(shaders.spirv(source.file, source.text))
     done = subprocess.run(["spirv-val", "--target-env", "vulkan1.1", module], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -199,10 +201,25 @@ def test_a_kept_shader_is_not_compiled_again(cache: Path) -> None:
 def test_a_changed_source_gets_an_entry_of_its_own(cache: Path, tmp_path: Path) -> None:
     source = tmp_path / "cumsum.comp"
     shutil.copy(FOLDER / "cumsum.comp", source)
+    shutil.copy(FOLDER / "memory.glsl", tmp_path)
     before = shaders.spirv(source)
     source.write_text(source.read_text().replace("float sum = 0.0;", "float sum = 1.0;"))
     assert shaders.spirv(source) != before
     assert len(list(cache.iterdir())) == 2
+
+
+def test_a_changed_include_gets_an_entry_of_its_own(cache: Path, tmp_path: Path) -> None:
+    for name in ("cumsum.comp", "memory.glsl"):
+        shutil.copy(FOLDER / name, tmp_path)
+    before = shaders.spirv(tmp_path / "cumsum.comp")
+    included = tmp_path / "memory.glsl"
+    included.write_text(included.read_text().replace("= floatBitsToUint(value)", "= 0"))
+    assert shaders.spirv(tmp_path / "cumsum.comp") != before
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_every_file_belongs_to_an_op() -> None:
+    assert {file.stem for file in FOLDER.glob("*.comp")} == {kernel.stem(op) for op, kernel in KERNELS.items()}
 
 
 def test_another_compiler_gets_an_entry_of_its_own(

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 
-from opconform.backends import cuda
-from opconform.backends.cuda.arguments import LAUNCHES
+from opconform.backends.cuda import CudaBackend
 from opconform.backends.cuda.backend import OPTIONS
-from opconform.backends.cuda.source import complaint, kernels_in, source_of
-from opconform.backends.element_types import DTYPES
+from opconform.backends.kernels.own_buffers import SHARED
+from opconform.backends.kernels.source import complaint, kernels_in, place_of, source_of
+from opconform.backends.kernels.table import KERNELS
+from opconform.harness.model.ops import ops
 from tests import nvrtc
+from tests.judge import drawn_cases
 
-FOLDER = Path(cuda.__file__).parent
-KERNELS = sorted(FOLDER.glob("*.cu"))
+FOLDER = CudaBackend.kernels
 LIBRARIES = nvrtc.installed()
 
 
@@ -33,14 +35,15 @@ def compiler(request: pytest.FixtureRequest) -> nvrtc.Nvrtc:
     return opened(request.param)
 
 
-@pytest.mark.parametrize("file", KERNELS, ids=[file.stem for file in KERNELS])
-def test_every_kernel_compiles_for_every_architecture_without_a_warning(compiler: nvrtc.Nvrtc, file: Path) -> None:
+@pytest.mark.parametrize("op", KERNELS)
+def test_every_kernel_compiles_for_every_architecture_without_a_warning(compiler: nvrtc.Nvrtc, op: str) -> None:
+    source = CudaBackend.source(op)
     assert len(compiler.architectures) > 5
     for architecture in compiler.architectures:
         options = (*OPTIONS, f"-arch=sm_{architecture}")
-        compiled = compiler.compile(source_of(file), "kernels.cu", options)
+        compiled = compiler.compile(source.text, "kernels.cu", options)
         assert compiled.good, f"sm_{architecture}: {compiled.log}"
-        assert f"{file.name}(" not in compiled.log, f"sm_{architecture}: {compiled.log}"
+        assert not re.search(r"\.(cu|cl|h)\(\d+\)", compiled.log), f"sm_{architecture}: {compiled.log}"
 
 
 def test_the_newest_nvrtc_for_cuda_12_knows_volta_and_blackwell(compiler: nvrtc.Nvrtc) -> None:
@@ -52,29 +55,31 @@ def test_an_error_names_the_file_and_line(compiler: nvrtc.Nvrtc, tmp_path: Path)
     file = tmp_path / "cumsum.cu"
     file.write_text((FOLDER / "cumsum.cu").read_text().replace("if (thread == 0) {", "if (thrread == 0) {"))
     line = 1 + file.read_text().splitlines().index("    if (thrread == 0) {")
-    compiled = compiler.compile(source_of(file), "kernels.cu", (*OPTIONS, "-arch=sm_80"))
+    compiled = compiler.compile(source_of(file, (FOLDER, SHARED)), "kernels.cu", (*OPTIONS, "-arch=sm_80"))
     assert not compiled.good
     last = str(complaint(file, compiled.log)).splitlines()[-1]
     assert f'cumsum.cu({line}): error: identifier "thrread" is undefined' in last
 
 
 def test_more_shared_memory_than_a_block_has_does_not_compile(compiler: nvrtc.Nvrtc) -> None:
-    source = source_of(FOLDER / "cumsum.cu").replace("sums[256]", "sums[16384]")
+    source = CudaBackend.source("cumsum").text.replace("sums[256]", "sums[16384]")
     assert "uses too much shared data" in compiler.compile(source, "kernels.cu", (*OPTIONS, "-arch=sm_80")).log
 
 
-def test_every_op_has_a_file_and_every_file_an_op() -> None:
-    assert {file.stem for file in KERNELS} == set(LAUNCHES) == set(DTYPES)
+def test_every_file_belongs_to_an_op() -> None:
+    files = [*FOLDER.glob("*.cu"), *SHARED.glob("*.cl")]
+    assert {file.stem for file in files} == {kernel.stem(op) for op, kernel in KERNELS.items()}
 
 
-@pytest.mark.parametrize("file", KERNELS, ids=[file.stem for file in KERNELS])
-def test_every_kernel_is_one_that_is_launched(file: Path) -> None:
-    assert kernels_in(source_of(file))
-    assert file.read_text().count("__global__") == len(kernels_in(source_of(file)))
+@pytest.mark.parametrize("op", sorted(KERNELS.keys() & ops().keys()))
+def test_every_kernel_is_launched_and_every_launch_has_one(op: str) -> None:
+    launches = {launch.kernel for case in drawn_cases(op, 400, 1 << 14) for launch in KERNELS[op].launches(case)}
+    assert launches == set(kernels_in(CudaBackend.source(op).text))
 
 
 def test_an_included_file_keeps_its_lines(tmp_path: Path) -> None:
-    (tmp_path / "a.cuh").write_text("int a;\n")
-    (tmp_path / "b.cu").write_text('// b\n#include "a.cuh"\nint b;\n')
-    text = '#line 1 "b.cu"\n// b\n#line 1 "a.cuh"\nint a;\n#line 3 "b.cu"\nint b;\n'
+    (tmp_path / "a.h").write_text("int a;\n")
+    (tmp_path / "b.cu").write_text('// b\n#include "a.h"\nint b;\n')
+    text = '#line 1 "b.cu"\n// b\n#line 1 "a.h"\nint a;\n#line 3 "b.cu"\nint b;\n'
     assert source_of(tmp_path / "b.cu") == text
+    assert [place_of(text, f"int {name};") for name in "ab"] == ["a.h:1", "b.cu:3"]

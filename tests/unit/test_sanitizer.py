@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -25,35 +27,48 @@ Invalid write of size 4 at global memory address 0x2000000000200
 \tKernel: cumsum
 \tEntity: Global(127,0,0) Local(63,0,0) Group(1,0,0)
 \t  store float 1.000000e+00, float addrspace(1)* %arrayidx15, align 4
-\tAt line 8 (column 26) of input.cl:
-\t  if (i == n - 1) out[n] = 1.0f;
+\tAt line 8 (column 26) of cumsum.cl:
+\t  another line
 
 Read-write data race at local memory address 0x1000000000000
 \tKernel: cumsum
 
 \tFirst entity:  Global(63,0,0) Local(63,0,0) Group(0,0,0)
 \t  %5 = load float, float addrspace(3)* %arrayidx6, align 4
-\tAt line 7 (column 12) of input.cl:
-\t  out[i] = tile[(l + 1) % 64];
+\tAt line 7 (column 12) of cumsum.cl:
+\t  another line
 
 \tSecond entity: Global(0,0,0) Local(0,0,0) Group(0,0,0)
 \t  store float %2, float addrspace(3)* %arrayidx4, align 4
-\tAt line 6 (column 11) of input.cl:
-\t  tile[l] = x[i];
+\tAt line 6 (column 11) of cumsum.cl:
+\t  another line
 
 Uninitialized value written to global memory address 0x2000000000000
 \tKernel: cumsum
 \tEntity: Global(0,0,0) Local(0,0,0) Group(0,0,0)
 \t  store float %t.0, float addrspace(1)* %arrayidx19, align 4
-\tAt line 9 (column 10) of input.cl:
-\t  out[i] = t;
+\tAt line 9 (column 10) of cumsum.cl:
+\t  another line
 
 Oclgrind: 12 errors
 """
 
 
-def test_oclgrinds_messages_have_a_kind_a_kernel_and_lines() -> None:
-    assert opencl.complaints(OCLGRIND, CASE) == [
+def test_oclgrinds_messages_have_a_kind_a_kernel_and_lines(tmp_path: Path) -> None:
+    """The line that it quotes is the file's own: Oclgrind counts the lines of included files too."""
+    lines = [
+        "",
+        "",
+        "",
+        "",
+        "",
+        "tile[l] = x[i];",
+        "  out[i] = tile[(l + 1) % 64];",
+        "if (i == n - 1) out[n] = 1.0f;",
+        "out[i] = t;",
+    ]
+    (tmp_path / "cumsum.cl").write_text("\n".join(lines))
+    assert opencl.complaints((tmp_path,), OCLGRIND, CASE) == [
         Complaint(
             "OUT OF BOUNDS",
             "Invalid write of size 4 at global memory, kernel cumsum: if (i == n - 1) out[n] = 1.0f;",
@@ -90,6 +105,11 @@ LAYER = "".join(
         "| MessageID = 0x1 | size is 0\n",
     )
 )
+
+
+def test_the_layer_names_an_included_file() -> None:
+    (bounds, *_) = vulkan.complaints(LAYER.replace("<stdin> at line 46", "memory.glsl at line 62"), CASE)
+    assert bounds.where == "or shortly after memory.glsl:62"
 
 
 def test_the_layers_messages_have_a_kind_and_a_line() -> None:
@@ -147,7 +167,7 @@ def test_each_excuse_has_a_reason_and_a_link() -> None:
     assert all(excuse.reason and excuse.link.startswith("https://") for excuse in vulkan.EXCUSES)
 
 
-@pytest.mark.parametrize("missing", [opencl.oclgrind, cuda.compute_sanitizer])
+@pytest.mark.parametrize("missing", [partial(opencl.oclgrind, ()), cuda.compute_sanitizer], ids=["oclgrind", "cuda"])
 def test_a_checker_that_is_missing_says_how_to_get_it(missing: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.devnull)
     with pytest.raises(Unavailable, match=r"apt-get install oclgrind|comes with the CUDA toolkit"):

@@ -1,0 +1,93 @@
+"""What the fields of a kernel's struct hold, by their names, whatever the API.
+
+    NAME_ne      four sizes of an argument or intermediate result, innermost first
+    NAME_start   the byte where its first element stands
+    NAME_nb      four byte strides, innermost first
+    NAME_type    its element type, a place in TYPES
+    otherwise    what the op's row in `table.py` says, or else the parameter of the case that is called so
+
+A field of type `float_bits` (in GLSL: `float`) holds a float32, all others whole numbers.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from opconform.backends.kernels.source import Field, Struct
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+
+TYPES = ("f32", "f16", "bf16", "i32", "none")  #: as elements.h and memory.glsl number them
+
+Number = int | float
+#: Of an argument or intermediate result: its first byte, and its layout. None where there is none of that name.
+Place = Callable[[str], tuple[int, Layout] | None]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a case has for the fields of a struct.
+
+    `place` tells where an argument or intermediate result stands. `own` is what the op says of single fields, `names`
+    the arguments that the fields call otherwise, `absent` those that this case does not have: their fields hold 0.
+    """
+
+    case: Case
+    place: Place
+    own: Mapping[str, Number | Sequence[Number]] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+    absent: Collection[str] = ()
+
+    def numbers(self, struct: Struct) -> list[int]:
+        """The numbers of all fields, in their order. Raises `LookupError` for a field that nothing is known of."""
+        found: list[int] = []
+        placed: dict[str, Mapping[str, list[int]]] = {}
+        for it in struct.fields:
+            if it.name in self.own or not it.what:
+                values = self._of(it)
+            else:
+                if it.argument not in placed:
+                    placed[it.argument] = self._placed(it.argument)
+                values = placed[it.argument].get(it.what) or self._of(it)
+            if len(values) != it.count:
+                raise LookupError(f"{self.case.op}: the field {it.name} takes {it.count} numbers, not {len(values)}")
+            found += values
+        return found
+
+    def _placed(self, argument: str) -> Mapping[str, list[int]]:
+        """What the fields of an argument or intermediate result hold; empty where there is none of that name."""
+        name = self.names.get(argument, argument)
+        if name in self.absent:
+            return {"ne": [0] * 4, "start": [0], "nb": [0] * 4, "type": [TYPES.index("none")]}
+        place = self.place(name)
+        if place is None:
+            return {}
+        start, layout = place
+        return {"ne": four_ne(layout), "start": [start], "nb": four_nb(layout), "type": [TYPES.index(layout.dtype)]}
+
+    def _of(self, it: Field) -> list[int]:
+        """What the op says of a field, or the parameter that is called so."""
+        value = self.own.get(it.name, self.case.params.get(it.name))
+        if isinstance(value, (int, float)):
+            value = (value,)
+        if value is None or isinstance(value, str):
+            raise LookupError(f"{self.case.op} has nothing for the field {it.name}")
+        return [bits(float(number)) if it.is_float else int(number) for number in value]
+
+
+def four_ne(layout: Layout) -> list[int]:
+    """Four sizes, innermost first."""
+    return [*layout.ne, 1, 1, 1, 1][:4]
+
+
+def four_nb(layout: Layout) -> list[int]:
+    """Four byte strides, innermost first; 0 along an axis of one element, where the stride is any number at all."""
+    steps = [stride if size > 1 else 0 for size, stride in zip(layout.ne, layout.nb)]
+    return [*steps, 0, 0, 0, 0][:4]
+
+
+def bits(value: float) -> int:
+    """A number as float32, as the word that holds it."""
+    return ctypes.c_uint32.from_buffer(ctypes.c_float(value)).value
