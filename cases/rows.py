@@ -1,4 +1,4 @@
-"""Ops of a row: SUM_ROWS, L2_NORM."""
+"""Ops of a row: sums and norms."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
     return x * squares.maximum(x.constant(eps**2, roundings=3)).rsqrt()
 
 
+def _standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
+    """(x − mean) / √(variance + eps). Some kernels add −mean·scale to x·scale instead of scaling x − mean."""
+    scale, mean = (variance + float(p["eps"])).rsqrt(), x.mean()
+    return ((x - mean) * scale).besides(x * scale, mean * scale)
+
+
+def _over_less(x: Approx) -> float:
+    """n / (n − 1)."""
+    n = int(x.value.shape[-1])
+    return n / max(n - 1, 1)
+
+
+_EPS = choice(1e-6, 1e-5, 1e-12, 1.0, 0.0, without=0.0, least=0.0)
+
 OPS = (
     row_op(
         "sum_rows",
@@ -30,7 +44,7 @@ OPS = (
         "x / max(‖x‖, eps) or x / √(Σx² + eps), row by row",
         lambda x, p: _over_norm(x, (x * x).sum(), p),
         params={
-            "eps": choice(1e-6, 1e-12, 10.0, 1.0, 0.0, without=0.0, least=0.0, most=1e30),
+            "eps": choice(1e-6, 1e-12, 10.0, 1.0, 0.0, without=0.0, least=0.0),
             "eps_mode": choice("max", "add"),
         },
         mistakes={
@@ -47,5 +61,19 @@ OPS = (
         },
         copied="divided",
         bound="γ_k·|out| + underflow, k = (n+1)/2 + ρ + 1, ρ for root and division",
+    ),
+    row_op(
+        "norm",
+        "(x − mean) / √(variance + eps), row by row",
+        lambda x, p: _standardised(x, x.variance(), p),
+        params={"eps": _EPS},
+        mistakes={
+            "the mean is not subtracted from x": lambda x, p: x * (x.variance() + p["eps"]).rsqrt(),
+            "the variance is taken over n − 1": lambda x, p: _standardised(x, x.variance() * _over_less(x), p),
+            "the standard deviation and eps are added: (x − mean) / (√variance + eps)": lambda x, p: (
+                (x - x.mean()) / (x.variance().sqrt() + p["eps"])
+            ),
+        },
+        copied="normalised",
     ),
 )

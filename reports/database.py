@@ -106,7 +106,7 @@ def _columns() -> dict[str, dict[str, tuple[str, bool]]]:
             for statement in statements:
                 db.execute(statement)
         return {
-            table: {row[1]: (row[2], not row[3]) for row in db.execute(f"PRAGMA table_info({table})")}
+            table: {row[1]: (row[2], not (row[3] or row[5])) for row in db.execute(f"PRAGMA table_info({table})")}
             for table in TABLES
         }
 
@@ -140,7 +140,7 @@ def open_history(path: Path) -> sqlite3.Connection:
         except BaseException as error:
             if db is not None:
                 db.close()
-            if not isinstance(error, sqlite3.Error):
+            if not isinstance(error, (sqlite3.Error, UnicodeError)):
                 raise
             if not ("locked" in str(error) and time.monotonic() < deadline):
                 raise _explained(path, error) from None
@@ -168,6 +168,9 @@ def read_history(path: Path, empty: bool = False) -> sqlite3.Connection:
             elif not empty:
                 raise UsageError(f"{path}: the file is empty")
             return db
+        except UnicodeError as error:  # SQLite says what is wrong in words of the file
+            db.close()
+            raise _explained(path, error) from None
         except sqlite3.Error as error:
             db.close()
             if choice == choices[-1] or not ("unable to open" in str(error) or "readonly" in str(error)):
@@ -271,8 +274,8 @@ def _pragma(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _explained(path: Path, error: sqlite3.Error) -> UsageError:
+def _explained(path: Path, error: sqlite3.Error | UnicodeError) -> UsageError:
     text = str(error)
-    if "not a database" in text or "malformed" in text:
+    if isinstance(error, UnicodeError) or "not a database" in text or "malformed" in text:
         return UsageError(f"{path}: not a history: {text}")
     return Unwritable(f"{path}: {text}")

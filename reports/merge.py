@@ -9,6 +9,7 @@ checked as the readers of a history check it, so that a history that can be read
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -65,7 +66,7 @@ def merge(out: Path, inputs: Sequence[Path], cases: bool = True) -> list[Merged]
     nothing. Everything is taken or, where one input cannot be read or contradicts `out`, nothing. Raises `UsageError`.
     """
     for path in inputs:
-        if path.resolve() == out.resolve():
+        if os.path.realpath(path) == os.path.realpath(out):
             raise UsageError(f"{path} is both an input and the output")
         read_history(path).close()
     check_history(out)

@@ -102,7 +102,9 @@ def message_of(verdict: Verdict) -> str:
     """One line: why a case failed or was not run; "" where it passed."""
     if verdict.passed:
         return ""
-    text = verdict.unsupported or f"{verdict.kind}: {verdict.findings[0].detail}"
+    text = verdict.unsupported
+    if text is None:
+        text = f"{verdict.kind}: {verdict.findings[0].detail}"
     return printable(" ".join(text.split()))
 
 

@@ -110,7 +110,7 @@ copy_settings() {
     case ${name,,} in
       http_proxy | https_proxy | ftp_proxy | all_proxy | no_proxy) ;;
       ssl_cert_file | requests_ca_bundle | curl_ca_bundle | node_extra_ca_certs | git_ssl_cainfo | npm_config_cafile) ;;
-      pip_* | npm_config_* | torch_spec | torch_index_url | opconform_without | openblas_coretype | ci | seed | term) ;;
+      pip_* | npm_config_* | openblas_* | torch_spec | torch_index_url | opconform_without | ci | seed | term) ;;
       *) continue ;;
     esac
     export_variable "$name" "${!name}"

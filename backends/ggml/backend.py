@@ -26,10 +26,16 @@ from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.script import Script, ScriptRequest
 
 #: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
-#: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp.
+#: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp. The norm of
+#: Vulkan and CUDA takes the variance in one pass (vulkan-shaders/norm.comp, ggml-cuda/norm.cu).
 CPU_NUMERICS = Numerics(flushes_denormals=True)
 GPU_NUMERICS = Numerics(
-    flushes_denormals=True, any_rounding=True, division_ulps=2.5, exp_ulps_per_unit=2.0, sqrt_ulps=5.0
+    flushes_denormals=True,
+    any_rounding=True,
+    division_ulps=2.5,
+    exp_ulps_per_unit=2.0,
+    sqrt_ulps=5.0,
+    one_pass_variance=True,
 )
 
 #: The ops whose graphs have matrix products. GPUs compute those of float32 with 10 to 11 bits: CUDA in TF32, Vulkan
@@ -71,7 +77,7 @@ class GgmlBackend(Backend):
     """One device of a libggml."""
 
     name: ClassVar[str] = "ggml"
-    needs: ClassVar[str] = "a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
+    needs: ClassVar[str] = "pip install cffi; a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         """Open `device` ("CPU", "Vulkan0", …). Raises `Unavailable` where there is no libggml or no such device."""
@@ -190,8 +196,10 @@ class GgmlBackend(Backend):
         if not symbol:
             return f"ggml has no in-place {case.op}"
         self._library.c.require(symbol)
+        if row.inplace:  # without ggml_clamp_inplace it is ggml_clamp that works in place
+            self._library.c.require(row.inplace)
         for name, value in case.params.items():
-            if not isinstance(value, str) and value > LARGEST_PARAM:
+            if isinstance(value, int) and value > LARGEST_PARAM:
                 return f"{name} is {value}; ggml keeps it in 32 bits and takes at most {LARGEST_PARAM}"
         out = case.dtype
         for name, layout in layouts.items():

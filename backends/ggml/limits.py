@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from opconform.backends.ggml.ops import ROWS
+from opconform.backends.ggml.ops import OPS
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -22,7 +22,7 @@ _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 #: tensor have them copied to where the outputs stand.
 FRESH_OUTPUTS: tuple[Limit, ...] = tuple(
     Limit(row.op, "out", LayoutClass.PACKED, "ggml makes a fresh output itself, packed", f"src/ggml.c, {row.symbol}")
-    for row in ROWS
+    for row in OPS.values()
     if not row.results and "out" not in row.tensors
 )
 
@@ -49,8 +49,19 @@ CONSTRUCTORS: tuple[Limit, ...] = (
         "ggml's eps is the least norm: x / max(norm, eps)",
         "include/ggml.h, ggml_l2_norm",
     ),
+    Limit(
+        "scale", "x", LayoutClass.CONTIGUOUS, "ggml_scale_bias asserts that only rows are padded",
+        "src/ggml.c, ggml_scale_impl (ggml_is_padded_1d)",
+    ),
+    *(
+        Limit(
+            op, "x", LayoutClass.ROWS, f"ggml_{op} asserts contiguous rows",
+            "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_rows)",
+        )
+        for op in ("exp", "silu")
+    ),
     *FRESH_OUTPUTS,
-)
+)  # fmt: skip
 
 _VIEW_FITS = "ggml asserts that a view's elements, packed, fit into what it views: no stride 0"
 _DELTA_INPUTS = ("q", "k", "v", "g", "beta", "state")
@@ -129,14 +140,28 @@ DEVICES: tuple[Limit, ...] = (
     ),
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("diag", "dtype", ("f32",), "Vulkan's diag takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
 
+_CPU_BINARY = "src/ggml-cpu/binary-ops.cpp, apply_binary_op"
+
 #: What a kernel wants although supports_op said yes.
 KERNELS: tuple[Limit, ...] = (
+    *(
+        Limit(
+            op, "a", LayoutClass.ROWS, f"the CPU's {op.upper()} aborts unless a's nb0 is the element size",
+            _CPU_BINARY, kind="kernel", device="CPU",
+        )
+        for op in ("add", "mul")
+    ),
+    Limit(
+        "scale", "dtype", ("f32",), "the CPU's SCALE aborts for every type but f32",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_scale", kind="kernel", device="CPU",
+    ),
     Limit(
         "acc", "b", LayoutClass.ROWS, "the CPU's ACC aborts unless b's nb0 is the element size",
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_acc_f32", kind="kernel", device="CPU",
@@ -258,12 +283,63 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
             "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
         ),
     ),
+    *(
+        (
+            range(10361),
+            Limit(
+                row.op, row.whole_rows, LayoutClass.ROWS,
+                f"the CPU's {row.op.upper()} aborts unless {row.whole_rows}'s nb0 is the element size",
+                f"src/ggml-cpu/ops.cpp, ggml_compute_forward_{row.op}_f32", kind="kernel", device="CPU",
+            ),
+        )
+        for row in OPS.values() if row.whole_rows
+    ),
+    *(
+        (
+            range(10361),
+            Limit(
+                row.op, "aligned", (True,),
+                f"Vulkan's {row.op.upper()} aborts for an argument that does not start where a storage buffer may "
+                "(minStorageBufferOffsetAlignment, 256 bytes at most)",
+                "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
+            ),
+        )
+        for row in OPS.values() if row.aligned
+    ),
     (
-        range(10361),
+        range(7836),
         Limit(
-            "l2_norm", "x", LayoutClass.ROWS, "the CPU's L2_NORM aborts unless x's nb0 is the element size",
-            "src/ggml-cpu/ops.cpp, ggml_compute_forward_l2_norm_f32", kind="kernel", device="CPU",
+            "norm", "x", LayoutClass.CONTIGUOUS, "Vulkan's NORM wants x contiguous, which b6673 only asserts",
+            "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
         ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "scale", "aligned", (True,), "Vulkan's SCALE drops the part of an offset that the start of a storage "
+            "buffer cannot have", "src/ggml-vulkan/vulkan-shaders/scale.comp", kind="bug", device="Vulkan",
+            pinned="scale/vulkan-offset",
+        ),
+    ),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "b", LayoutClass.ROWS, f"the CPU's {op.upper()} repeats b only where b's nb0 is the element size",
+                _CPU_BINARY, kind="kernel", device="CPU",
+            ),
+        )
+        for op in ("add", "mul")
+    ),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "x", LayoutClass.CONTIGUOUS, f"ggml_{op} asserts that only rows are padded",
+                "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_1)",
+            ),
+        )
+        for op in ("exp", "silu")
     ),
     (
         range(8121),
@@ -303,6 +379,15 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     ),
 )  # fmt: skip
 
+#: Of the CPU device's CLAMP, which finds row i1 of matrix i2 as if all rows followed each other in steps of nb1.
+CLAMP_BUGS: tuple[Limit, ...] = (
+    Limit(
+        "clamp", "x", LayoutClass.CONTIGUOUS, "the CPU's CLAMP ignores nb2 and nb3 of x",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_clamp_f32",
+        kind="bug", device="CPU", pinned="clamp/cpu-outer-stride",
+    ),
+)  # fmt: skip
+
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
     Limit(
@@ -329,7 +414,7 @@ def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapsh
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
-    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
+    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS, *CLAMP_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:

@@ -28,6 +28,7 @@ from opconform.backends.ggml.spelling import Value
 from opconform.harness.model.case import Case, Param
 
 _CALL = re.compile(r"(\w+)\((.*)\)")
+_MEMBERS = ("", "ne0", "ne1", "ne2", "ne3", "type")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class Row:
     call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what the
     constructor keeps in `op_params`, word by word: names of parameters, numbers, and "inplace" (1 or 0); by default the
     call's parameters in their order. results: the outputs that stand packed one after another in the one tensor that
-    the call makes, where there are several. mixed: whether arguments may differ in their element type.
+    the call makes, where there are several. mixed: whether arguments may differ in their element type. whole_rows: the
+    argument whose elements of a row the CPU's kernel wants side by side in older builds. aligned: whether Vulkan's
+    kernel wants each argument to start where a storage buffer may in older builds (for both see `limits.py`).
 
     Raises ValueError for a call that is not declared so.
     """
@@ -103,6 +106,8 @@ class Row:
     stored: str | None = None
     results: tuple[str, ...] = ()
     mixed: bool = False
+    whole_rows: str = ""
+    aligned: bool = False
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
 
     def __post_init__(self) -> None:
@@ -227,11 +232,14 @@ def _reader(argument: Argument) -> Callable[[Case, Callable[[str], Any], Any], A
 
 
 def _argument(kind: str, source: str, choices: Mapping[str, int]) -> Argument:
-    if source.startswith("{"):
-        return Argument(kind, tuple(source.strip("{}").split()))
     if source in CONSTANTS:
         return Argument(kind, constant=CONSTANTS[source], choices=choices)
-    if source in ("NULL", "true", "false") or not source[0].isalpha():
+    if source in ("NULL", "true", "false") or source[0] in "-0123456789":
         return Argument(kind, constant=None if source == "NULL" else spelling.read_cpp(source))
-    name, _, member = source.partition(".")
-    return Argument(kind, (name.removesuffix("?"),), is_optional=name.endswith("?"), member=member, choices=choices)
+    is_array = source.startswith("{")
+    name, _, member = source.removesuffix("?").partition(".")
+    names = tuple(source.strip("{}").split()) if is_array else (name,)
+    made = Argument(kind, names, is_optional=source.endswith("?"), member=member, choices=choices)
+    if is_array != made.is_array or member not in _MEMBERS or (made.is_tensor and member):
+        raise ValueError(f"{source} is nothing for a {kind}")
+    return made

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from opconform.backends.rows import rows_of
 from opconform.backends.torch import delta_net, mla, ops, small_ops
 from opconform.harness.model.buffers import Buffers, Slot
 from opconform.harness.model.case import Case
@@ -23,6 +25,7 @@ REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/
 #: What computes an op: the case's tensors by argument name to the output, or to outputs and stages by name.
 Computes = Callable[[Case, Mapping[str, "torch.Tensor"]], "torch.Tensor | dict[str, torch.Tensor]"]
 
+#: Every op, with its row. Other packages register theirs: see `rows_of`.
 _OPS: Mapping[str, Computes] = {
     "acc": ops.acc,
     "set": ops.set_,
@@ -36,6 +39,13 @@ _OPS: Mapping[str, Computes] = {
     "sum_rows": small_ops.sum_rows,
     "cpy": small_ops.cpy,
     "cont": small_ops.cont,
+    "add": small_ops.over(lambda a, b: a + b),
+    "mul": small_ops.over(lambda a, b: a * b),
+    "scale": small_ops.scale,
+    "clamp": small_ops.clamp,
+    "exp": lambda case, tensors: tensors["x"].exp(),
+    "silu": small_ops.silu,
+    "norm": small_ops.norm,
     "gated_delta_net": delta_net.gated_delta_net,
     "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
     "mla_absorbed": mla.mla_absorbed,
@@ -51,7 +61,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     needs = "pip install torch"
-    ops: ClassVar[Mapping[str, Computes]] = _OPS
+    ops: ClassVar[Mapping[str, Computes]] = {**_OPS, **ChainMap(*rows_of("torch"))}
     script_reads = ("ops",)
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:

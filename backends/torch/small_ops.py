@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from opconform.backends.torch.ops import Tensors
@@ -68,3 +69,38 @@ def cpy(case: Case, tensors: Tensors) -> torch.Tensor:
 def cont(case: Case, tensors: Tensors) -> torch.Tensor:
     """x, packed."""
     return tensors["x"].contiguous()
+
+
+def over(op: Callable[..., torch.Tensor]) -> Callable[[Case, Tensors], torch.Tensor]:
+    """`op` of a and of b repeated over a."""
+
+    def computed(case: Case, tensors: Tensors) -> torch.Tensor:
+        a, b = tensors["a"], tensors["b"]
+        return op(a, b.tile([n // max(m, 1) for n, m in zip(a.shape, b.shape)]))
+
+    return computed
+
+
+def scale(case: Case, tensors: Tensors) -> torch.Tensor:
+    """scale · x + bias, in float32 and rounded to the type of x once."""
+    x = tensors["x"]
+    return (x.float() * float(case.params["scale"]) + float(case.params["bias"])).to(x.dtype)
+
+
+def clamp(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x between min and max."""
+    return tensors["x"].clamp(float(case.params["min"]), float(case.params["max"]))
+
+
+def silu(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x times its sigmoid."""
+    import torch
+
+    return torch.nn.functional.silu(tensors["x"])
+
+
+def norm(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Rows less their mean, over their standard deviation."""
+    x = tensors["x"]
+    apart = x - x.mean(-1, keepdim=True)
+    return apart * (apart.square().mean(-1, keepdim=True) + float(case.params["eps"])).rsqrt()

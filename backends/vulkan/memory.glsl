@@ -34,13 +34,9 @@ void store_bits(uint to, uint itemsize, uint bits) {
 
 // ---- float32 ------------------------------------------------------------------------------------------------------
 
-float load(uint from) {
-    return uintBitsToFloat(words[from / 4]);
-}
-
-void store(uint to, float value) {
-    words[to / 4] = floatBitsToUint(value);
-}
+// Macros, so that the validation layer names the line of the shader that reads or writes.
+#define load(from) uintBitsToFloat(words[(from) / 4])
+#define store(to, value) words[(to) / 4] = floatBitsToUint(value)
 
 // ---- every type, by way of float32, which holds every f16 and bf16 ------------------------------------------------
 //

@@ -25,7 +25,9 @@ _HEAD = re.compile(r"^(?:\S.* - )?Validation [\w ]+: \[ ([\w-]+) \]", re.MULTILI
 _REST = re.compile(
     r"Command buffer|Unable to find SPIR-V|Shader validation error|The Vulkan spec states|Stage = |Objects: \d"
 )
-_LINE = re.compile(r"Shader validation error occurred[^|]*?(?:line |at \S+:)(\d+)")
+_PLACE = re.compile(
+    r"Shader validation error occurred[^|]*?(?:in file (\S+) at line (\d+)|at (\S+):(\d+)|at line (\d+))"
+)
 _HANDLE = re.compile(r"\b(VkBuffer|VkCommandBuffer|VkPipeline|VkDescriptorSet) 0x[0-9a-f]+(?:\[\])?")
 
 #: What the layer's message is about, by the identifier that heads it.
@@ -89,9 +91,19 @@ def complaints(log: str, case: Case) -> list[Complaint]:
     for head, end in zip(heads, [*(following.start() for following in heads[1:]), len(log)]):
         message = log[head.start() : end]
         kind = next((kind for pattern, kind in _KINDS if pattern.search(message)), Kind.API_MISUSE)
-        line = _LINE.search(message)
+        place = _place(message, case)
         told = _REST.split(re.split(r"\| MessageID = \w+\s*\|?", message, maxsplit=1)[-1])[0]
         told = " ".join(_HANDLE.sub(r"\1", told).split())
         says = f"{head[1]}: {told[:_LONGEST]}"
-        found.append(Complaint(kind, says, f"or shortly after {case.op}.comp:{line[1]}" if line else ""))
+        found.append(Complaint(kind, says, f"or shortly after {place}" if place else ""))
     return found
+
+
+def _place(message: str, case: Case) -> str:
+    """The file and line that a message names, "" where it names none. The file is what `#line` calls it; what stands
+    before the first include has no name but that of what glslc was given."""
+    found = _PLACE.search(message)
+    if found is None:
+        return ""
+    file, line = found[1] or found[3], found[2] or found[4]
+    return f"{f'{case.op}.comp' if file.startswith(('<', '-')) else file}:{line}"

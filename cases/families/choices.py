@@ -13,7 +13,7 @@ from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 
-_SMALLEST = 1e-30  #: of a number that is not 0: its reciprocal is a normal float32 too
+_SMALLEST, _LARGEST = 1e-30, 1e30  #: of a number that is not 0: its reciprocal is a normal float32 too
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def check_params(case: Case, params: Choices) -> None:
         if isinstance(value, str):
             if value not in its.values:
                 raise CaseError(f"{name} is {value!r}; it must be one of {', '.join(map(str, its.values))}")
-        elif isinstance(value, float) and value and not _SMALLEST <= abs(value) <= 1 / _SMALLEST:
-            raise CaseError(f"{name} is {value}; its size must be 0 or from {_SMALLEST:g} to {1 / _SMALLEST:g}")
+        elif isinstance(value, float) and value and not _SMALLEST <= abs(value) <= _LARGEST:
+            raise CaseError(f"{name} is {value}; its size must be 0 or from {_SMALLEST:g} to {_LARGEST:g}")
         elif not its.least <= float(value) <= its.most:
             raise CaseError(f"{name} is {value}; it must be from {_number(its.least)} to {_number(its.most)}")
 

@@ -41,9 +41,10 @@ class _Row:
     params: Choices
     dtypes: tuple[str, ...]
     mistakes: Mapping[str, Formula]
-    copied: str
-    along_rows: bool
-    to_one: bool
+    copied: str = "computed"
+    along_rows: bool = False
+    to_one: bool = False
+    inplace: bool = False
 
     def out_shape(self, first: tuple[int, ...]) -> tuple[int, ...]:
         return (*first[:-1], 1) if self.to_one else first
@@ -68,11 +69,17 @@ class _Row:
             its = case.inputs[name].shape
             if any(n % max(m, 1) or (m == 0) != (n == 0) for n, m in zip(first, its)):
                 raise CaseError(f"{name} has shape {its}; repeated, it must fill that of {self.inputs[0]}, {first}")
-        check_out(case, self.out_shape(first))
+        if not self.inplace or case.inplace != self.inputs[0]:
+            check_out(case, self.out_shape(first))
+        elif case.outputs["out"].shape != first:
+            raise CaseError(f"out has shape {case.outputs['out'].shape}; in place it must be that of x, {first}")
 
     def traits(self, case: Case) -> dict[str, Any]:
-        """aligned: see `is_aligned`. repeats: whether an argument is smaller than the first one."""
+        """aligned: see `is_aligned`. repeats: whether an argument is smaller than the first one. inplace: whether the
+        output takes over the memory of the first."""
         found: dict[str, Any] = {"aligned": is_aligned(case)}
+        if self.inplace:
+            found["inplace"] = case.inplace is not None
         if len(self.inputs) > 1:
             found["repeats"] = len({layout.shape for layout in case.inputs.values()}) > 1
         return found
@@ -115,7 +122,9 @@ def elementwise(
     wrong kernel may compute, by what a hint says of it. bound: the bound in one line, where that says more than that it
     follows from the formula.
     """
-    row = _Row(inputs, formula, params, dtypes, mistakes or {}, "computed", along_rows=False, to_one=False)
+    row = _Row(
+        inputs, formula, params, dtypes, mistakes or {}, "computed", along_rows=False, to_one=False, inplace=True
+    )
     return _op(row, name, summary, bound)
 
 
@@ -172,7 +181,8 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     for name in row.inputs[1:]:
         repeats = draw(st.sampled_from(freedom.choices("repeats", (False, True))))
         shapes[name] = tuple(draw(st.sampled_from(_divisors(n))) for n in shape) if repeats else shape
-    return Problem(params, dtype, shapes, row.out_shape(shape))
+    inplace = row.inplace and draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
+    return Problem(params, dtype, shapes, row.out_shape(shape), row.inputs[0] if inplace else None)
 
 
 @cache

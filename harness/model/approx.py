@@ -20,7 +20,8 @@ What an interval covers:
 * constants, which a kernel holds rounded.
 
 What it does not cover: forms that cancel where the formula does not, such as Σx² − (Σx)²/n for a sum of squares, or
-1 + tanh(x/2) for 2/(1 + e^-x). Where right kernels differ in such a way, the formula says so with `either`.
+1 + tanh(x/2) for 2/(1 + e^-x). Where right kernels differ in such a way, the formula says so with `either` or with
+`besides`.
 
 Intervals forget that two operands depend on each other: x − x is not 0. A formula is written so that no argument
 matters twice, or the bound is wider than it need be; it is never narrower.
@@ -85,6 +86,12 @@ class Approx:
     def either(self, other: Approx) -> Approx:
         """The same value where right kernels compute it in one of two ways."""
         return self._made(self.value, np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+    def besides(self, *terms: Approx) -> Approx:
+        """The same value where some right kernels compute it as a sum of these terms, which they round."""
+        sizes = (np.maximum(np.abs(term.low), np.abs(term.high)) for term in terms)
+        step = self.numerics.u * sum(sizes, np.zeros(()))
+        return self._made(self.value, self.low - step, self.high + step)
 
     @staticmethod
     def where(condition: Mask, one: Approx, other: Approx) -> Approx:
@@ -260,7 +267,8 @@ class Approx:
 
     def mean(self) -> Approx:
         """The sum of a row over the number of its elements."""
-        return self.sum() / float(max(self.value.shape[-1], 1))
+        n = self.value.shape[-1]
+        return self.sum() / float(n) if n > 1 else self.sum()
 
     def variance(self) -> Approx:
         """The mean of the squared distances from the mean, in two passes, or updated as Welford does.

@@ -55,7 +55,7 @@ class Worker:
 
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
         before, environment, self._log = _under_sanitizer(spec, options)
-        self._memory_fd = _memory_file()
+        self._memory_fd = memory_file()
         self._arena = np.empty(0, np.uint8)
         command = [*before, sys.executable, "-c", _START, str(self._memory_fd), spec]
         self._wire = Wire(command, environment, keep=(self._memory_fd,))
@@ -213,7 +213,7 @@ def _under_sanitizer(spec: str, options: Mapping[str, str]) -> tuple[Sequence[st
     return before, {**environment, LOG: log}, log
 
 
-def _memory_file() -> int:
+def memory_file() -> int:
     """A file that lives in memory, or, where the system has none, a nameless temporary one. A worker cannot make one in
     memory shorter: to read beyond its end would end the harness."""
     if hasattr(os, "memfd_create"):

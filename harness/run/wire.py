@@ -120,7 +120,11 @@ class Wire:
     def send(self, request: Any, seconds: float) -> None:
         """Send a request. One that does not arrive shows when its answer is waited for."""
         content = pickle.dumps(request, pickle.HIGHEST_PROTOCOL)
-        data = memoryview(HEAD.pack(len(content), 0) + content)
+        self.send_message(HEAD.pack(len(content), 0) + content, seconds)
+
+    def send_message(self, message: bytes, seconds: float) -> None:
+        """The same for a message with its head, for a worker that unpickles nothing either."""
+        data = memoryview(message)
         deadline = time.monotonic() + seconds
         with contextlib.suppress(OSError):
             while data:

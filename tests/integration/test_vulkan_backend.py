@@ -213,7 +213,7 @@ def test_a_changed_include_gets_an_entry_of_its_own(cache: Path, tmp_path: Path)
         shutil.copy(FOLDER / name, tmp_path)
     before = shaders.spirv(tmp_path / "cumsum.comp")
     included = tmp_path / "memory.glsl"
-    included.write_text(included.read_text().replace("words[to / 4] = floatBitsToUint(value);", "words[to / 4] = 0;"))
+    included.write_text(included.read_text().replace("= floatBitsToUint(value)", "= 0"))
     assert shaders.spirv(tmp_path / "cumsum.comp") != before
     assert len(list(cache.iterdir())) == 2
 

@@ -107,6 +107,11 @@ LAYER = "".join(
 )
 
 
+def test_the_layer_names_an_included_file() -> None:
+    (bounds, *_) = vulkan.complaints(LAYER.replace("<stdin> at line 46", "memory.glsl at line 62"), CASE)
+    assert bounds.where == "or shortly after memory.glsl:62"
+
+
 def test_the_layers_messages_have_a_kind_and_a_line() -> None:
     bounds, hazard, misuse = vulkan.complaints(LAYER, CASE)
     assert (bounds.kind, bounds.where) == ("OUT OF BOUNDS", "or shortly after cumsum.comp:46")

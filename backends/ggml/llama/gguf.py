@@ -112,17 +112,22 @@ def read(path: Path) -> Header:
             if not os.fstat(file.fileno()).st_size:
                 raise GgufError(f"{path} is empty")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-                return _Reader(memory, str(path)).header()
+                return parse(memory, str(path))
     except (OSError, ValueError) as error:
         if isinstance(error, GgufError):
             raise
         raise GgufError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
+def parse(memory: mmap.mmap | bytes, path: str) -> Header:
+    """The header at the start of a whole file's bytes; `path` is what errors call it. Raises `GgufError`."""
+    return _Reader(memory, path).header()
+
+
 class _Reader:
     """Walks through a header; every step is checked against the file's end."""
 
-    def __init__(self, memory: mmap.mmap, path: str) -> None:
+    def __init__(self, memory: mmap.mmap | bytes, path: str) -> None:
         self._memory = memory
         self._size = len(memory)
         self._path = path

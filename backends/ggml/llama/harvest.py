@@ -48,7 +48,7 @@ def tensors_of(folder: Path, name: str) -> Shapes:
         count = wanted[0]
     said = [line for line in done.stderr.strip().splitlines() if line.strip()]
     errors = [line for line in said if "error" in line.lower() or "assert" in line.lower()]
-    last = (errors or said or [f"exit status {done.returncode}"])[0]
+    last = (errors[:1] or said[-1:] or [f"exit status {done.returncode}"])[0]
     raise Unavailable(f"libllama in {folder} makes no model of {name}: {last}", "take another build")
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from opconform.backends.ggml.llama.binding import Llama, Pointer
 from opconform.backends.ggml.llama.records import VIEWS, is_repacked
 
-#: How far noise moves an element, relative to it: a float32 sum of 256 terms may be this far off.
-NOISE = 2.0**-18
+#: How far noise moves an element, relative to it: as far as a float32 sum of 256 terms typically moves when they are
+#: added in another order (√n·u, Higham 2002, section 4.6).
+NOISE = 2.0**-20
 
 Region = tuple[int, int]  #: offset and size in the shared memory
 
@@ -37,11 +38,11 @@ class Observer:
     def __init__(
         self,
         llama: Llama,
-        send: Callable[[Any], None],
+        send: Callable[[str, Any], None],
         memory: Memory,
-        note: Callable[[int, int], None],
+        note: Callable[[int, int, str], None],
     ) -> None:
-        """`note` is told the first and the last node of the piece in flight."""
+        """`note` is told the first and the last node of the piece in flight, and what the last is."""
         self._llama, self._c = llama, llama.c
         self._send, self._memory, self._note = send, memory, note
         self._buffers: dict[int, tuple[int, int]] = {}  # by address: number and first address
@@ -91,7 +92,8 @@ class Observer:
         if not self._computing:  # views before a piece belong to it, and start none
             self._first = index
         self._computing = self._computing or computes
-        self._note(self._first, index)
+        what = self._c.text(self._c.ggml_op_desc(tensor))
+        self._note(self._first, index, f"{what} {self._c.text(tensor.name)}")
         if self._told:
             if not self._pending:
                 self._memory.renew()
@@ -101,7 +103,6 @@ class Observer:
                 sources.append(self._source(source, regions if self._values(index) else None))
             while sources and sources[-1] is None:
                 sources.pop()
-            what = self._c.text(self._c.ggml_op_desc(tensor))
             params = bytes(self._c.ffi.buffer(tensor.op_params)).hex()
             plain = [index, self._first, self._plain(tensor), what, params, sources]
             self._pending.append(plain)
@@ -133,7 +134,7 @@ class Observer:
         """Send the nodes of a piece. Only the last one's output can be read: a later node may have been given the
         memory of an earlier one, and a fused kernel does not write what is between."""
         for plain in self._pending:
-            self._send(["node", *plain, region if plain is self._pending[-1] else None])
+            self._send("node", [*plain, region if plain is self._pending[-1] else None])
         self._pending.clear()
 
     def finish(self) -> None:
@@ -170,7 +171,7 @@ class Observer:
             if is_repacked(name):
                 self._unreadable.add(address)
             size, host = c.ggml_backend_buffer_get_size(buffer), c.ggml_backend_buffer_is_host(buffer)
-            self._send(["buffer", name, int(size), bool(host), int(c.ggml_backend_buffer_get_usage(buffer))])
+            self._send("buffer", [name, int(size), bool(host), int(c.ggml_backend_buffer_get_usage(buffer))])
         return self._buffers[address]
 
     def _bytes(self, tensor: Pointer) -> Region | None:

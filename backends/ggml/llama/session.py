@@ -15,12 +15,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,12 +28,15 @@ from opconform.backends.ggml.llama import gguf
 from opconform.backends.ggml.llama.binding import llama_file
 from opconform.backends.ggml.llama.records import Buffer, Node, Source, tensor_from
 from opconform.backends.ggml.llama.scripts import Batch
-from opconform.backends.ggml.llama.wire import TooLateError, Wire, WireError
 from opconform.backends.ggml.llama.worker import PROGRESS
+from opconform.harness.model.findings import Kind
+from opconform.harness.run.messages import NonsenseError, packed, unpacked
+from opconform.harness.run.process import memory_file
+from opconform.harness.run.wire import EndedError, OutOfTimeError, Wire, exit_words
 
 SECONDS = 300.0  #: how long a decode may take without a sign of life: lavapipe compiles shaders for a minute
 _EXIT_SECONDS = 5.0
-_LOG_BYTES = 1 << 16  #: how much of what a worker says is kept: its end
+_STDERR_BYTES = 6000  #: how much of what a worker says is kept: its end
 
 #: The folder it runs in comes last, so that a file random.py there does not hide the standard library's.
 _START = (
@@ -52,12 +50,13 @@ class ModelError(Exception):
 
 
 class Died(Exception):
-    """The worker's end during a request: `kind` is CRASH or TIMEOUT, `detail` says how, `stderr` are its last words;
-    `first` and `last` are the nodes of the piece in flight, None where no node was."""
+    """The worker's end during a request: `kind` and `detail` say how, `stderr` are its last words;
+    `piece` are the first and the last node of the piece in flight, None where none was, and `node` is the last one's op
+    and name."""
 
-    def __init__(self, kind: str, detail: str, stderr: str, piece: tuple[int, int] | None) -> None:
+    def __init__(self, kind: Kind, detail: str, stderr: str, piece: tuple[int, int] | None, node: str = "") -> None:
         super().__init__(detail)
-        self.kind, self.detail, self.stderr, self.piece = kind, detail, stderr, piece
+        self.kind, self.detail, self.stderr, self.piece, self.node = kind, detail, stderr, piece, node
 
     @property
     def last_words(self) -> str:
@@ -116,112 +115,80 @@ class Worker:
 
     def __init__(self, environment: Mapping[str, str], seconds: float) -> None:
         self.seconds = seconds
-        self._memory_fd = _memory_file()
+        self._memory_fd = memory_file()
         self._mapped = np.empty(0, np.uint8)
-        ours, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(theirs.fileno()), str(self._memory_fd)],
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=(theirs.fileno(), self._memory_fd),
-            start_new_session=True,
-        )
-        theirs.close()
-        self._wire = Wire(ours)
         self._ended: Died | None = None
-        self._said = bytearray()
-        self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        self._wire = Wire([sys.executable, "-c", _START, str(self._memory_fd)], environment, keep=(self._memory_fd,))
 
-    def _listen(self) -> None:
-        """Take what the worker says, and keep the end of it: a driver may say a gigabyte."""
-        assert self._process.stdout is not None
-        while more := os.read(self._process.stdout.fileno(), 1 << 16):
-            self._said += more
-            del self._said[:-_LOG_BYTES]
+    @property
+    def pid(self) -> int:
+        return self._wire.pid
 
-    def ask(self, *request: Any, take: Callable[[list[Any]], None] | None = None) -> Any:
-        """The answer to a request; what comes before it goes to `take`. Raises `ModelError` and `Died`, and whatever
-        `take` raises; after anything but `ModelError` the worker has ended."""
+    def ask(self, *request: Any, take: Callable[[str, Any], None] | None = None) -> Any:
+        """The answer to a request; what comes before it goes to `take`, each with its kind. Raises `ModelError` and
+        `Died`, and whatever `take` raises; after anything but `ModelError` the worker has ended."""
         if self._ended:
             raise self._ended
         try:
-            self._wire.send(request)
+            self._send("request", request)
             while True:
-                match self._wire.receive(self.seconds):
-                    case ["ok", result]:
-                        return result
-                    case ["error", str(text)]:
-                        raise ModelError(text)
-                    case ["wait"]:
-                        self._wire.send(True)
-                    case [str(), *_] as message if take:
-                        take(message)
-                    case _:
-                        raise WireError("a message that is none")
+                kind, content = unpacked(self._wire.receive(self.seconds)[0])
+                if kind == "ok":
+                    return content
+                if kind == "error":
+                    raise ModelError(str(content))
+                if kind == "wait":
+                    self._send("go", None)
+                elif take:
+                    take(kind, content)
+                else:
+                    raise NonsenseError(f"a message of {kind!r:.40} came instead of an answer")
         except ModelError:
             raise
-        except TooLateError:
-            raise self._died(f"no sign of life within {self.seconds:g} s", "TIMEOUT") from None
-        except WireError as error:
-            raise self._died("" if error.hung_up else f"it sent what it should not: {error}") from None
+        except OutOfTimeError:
+            raise self._died(f"no sign of life within {self.seconds:g} s", Kind.TIMEOUT) from None
+        except EndedError:
+            raise self._died("") from None
+        except NonsenseError as nonsense:
+            raise self._died(f"its worker does not keep to the protocol: {nonsense}", Kind.ERROR) from None
         except BaseException:
-            self._died("the request was given up")
+            self._died("the request was given up", Kind.ERROR)
             raise
 
+    def _send(self, kind: str, content: Any) -> None:
+        self._wire.send_message(packed(kind, content), self.seconds)
+
     def region(self, start: int, size: int) -> np.ndarray:
-        """Bytes of the shared memory. Raises `WireError` for such that it does not have."""
+        """Bytes of the shared memory. Raises `NonsenseError` for such that it does not have."""
         if not 0 <= start <= start + size:
-            raise WireError(f"a region from {start} of {size} bytes")
+            raise NonsenseError(f"a region from {start} of {size} bytes")
         if start + size > self._mapped.size:
             length = os.fstat(self._memory_fd).st_size
             if start + size > length:
-                raise WireError(f"a region from {start} of {size} bytes; there are {length}")
+                raise NonsenseError(f"a region from {start} of {size} bytes; there are {length}")
             self._mapped = np.frombuffer(mmap.mmap(self._memory_fd, length), np.uint8)
         return self._mapped[start : start + size]
 
-    def _died(self, why: str, kind: str = "CRASH") -> Died:
+    def _died(self, why: str, kind: Kind = Kind.CRASH) -> Died:
         """The worker's end. Without a `why` it has come to it by itself."""
-        if why:
-            self._kill()
-        try:
-            code = self._process.wait(_EXIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._kill()
-            code = self._process.wait()
-        self._listener.join(_EXIT_SECONDS)
-        said = bytes(self._said).decode(errors="replace").strip()
-        piece = None
+        if not why:
+            code = self._wire.exit_code(_EXIT_SECONDS)
+            why = "it hung up and did not end" if code is None else exit_words(code)
+        self._wire.kill()
+        self._wire.output.settle()
+        said = self._wire.output.since(0, _STDERR_BYTES)
+        piece, node = None, ""
         if os.fstat(self._memory_fd).st_size >= PROGRESS.size:
-            _, runs, first, last = PROGRESS.unpack(os.pread(self._memory_fd, PROGRESS.size, 0))
-            piece = (first, last) if runs and last >= 0 else None
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        self._ended = Died(kind, why or f"the process ended with {how}", said, piece)
+            _, runs, first, last, name = PROGRESS.unpack(os.pread(self._memory_fd, PROGRESS.size, 0))
+            if runs and last >= 0:
+                piece, node = (first, last), name.rstrip(b"\0").decode(errors="replace")
+        self._ended = Died(kind, why, said, piece, node)
         return self._ended
 
-    def _kill(self) -> None:
-        """End the worker and whatever it has started."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
     def close(self) -> None:
+        """End the process, and all that it has started."""
         self._wire.close()
-        self._kill()
-        self._process.wait()
-        self._listener.join(_EXIT_SECONDS)
-        if self._process.stdout:
-            self._process.stdout.close()
         os.close(self._memory_fd)
-
-
-def _memory_file() -> int:
-    """A file that lives in memory, or, where the system has none, a nameless temporary one."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("opconform-model")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 class Model:
@@ -290,8 +257,8 @@ class Context:
     def decode(self, batch: Batch, watch: Watch = UNOBSERVED, see: Callable[[Node], None] | None = None) -> np.ndarray:
         """The logits of the tokens that the batch wants, one row each. Raises `ModelError` and `Died`."""
 
-        def take(message: list[Any]) -> None:
-            node = self._taken(message)
+        def take(kind: str, content: Any) -> None:
+            node = self._taken(kind, content)
             if node and see:
                 see(node)
 
@@ -305,27 +272,27 @@ class Context:
             "sequences": batch.sequences,
             "wanted": [int(wanted) for wanted in batch.wanted],
         }
-        answer = self._model.worker.ask("decode", self._number, plain, watch.plain(), take=take)
-        start, rows, width = (int(number) for number in answer)
+        worker = self._model.worker
+        start, rows, width = worker.ask("decode", self._number, plain, watch.plain(), take=take)
         logits = np.empty((rows, width), np.float32)
-        logits.view(np.uint8).reshape(-1)[:] = self._model.worker.region(start, logits.nbytes)
+        logits.view(np.uint8).reshape(-1)[:] = worker.region(start, logits.nbytes)
         return logits
 
-    def _taken(self, message: list[Any]) -> Node | None:
-        """The node in a message; None of a message about a buffer. Raises `WireError` for what is neither."""
+    def _taken(self, kind: str, content: Any) -> Node | None:
+        """The node in a message; None of a message about a buffer. Raises `NonsenseError` for what is neither."""
         try:
-            match message:
-                case ["buffer", str(name), int(size), bool(host), int(usage)]:
+            match kind, content:
+                case "buffer", [str(name), int(size), bool(host), int(usage)]:
                     self._buffers.append(Buffer(len(self._buffers), name, size, host, usage))
                     return None
-                case ["node", *_]:
-                    return self._node(message)
+                case "node", [*_]:
+                    return self._node(content)
         except (TypeError, ValueError, IndexError) as error:
-            raise WireError(f"a node that is none: {error}") from None
-        raise WireError("a message about nothing known")
+            raise NonsenseError(f"a node that is none: {error}") from None
+        raise NonsenseError(f"a message of {kind!r:.40} came instead of a node")
 
     def _node(self, message: list[Any]) -> Node:
-        _, index, piece, plain, what, params, sources, region = message
+        index, piece, plain, what, params, sources, region = message
         return Node(
             **tensor_from(plain, self._buffers, self._data(region)),
             index=int(index),

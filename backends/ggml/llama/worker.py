@@ -1,8 +1,9 @@
 """The worker process: one build of libllama, one model, and contexts of it. It may die without harm to anyone.
 
-Started by `session.Worker` with CONNECTION_FD MEMORY_FD. Every request is a list; the answer is `["ok", result]` or
-`["error", text]`. During a decode `["buffer", …]`, `["node", …]` and `["wait"]` come before; to the last of them the
-front answers anything, once it has dealt with the nodes whose bytes stand in the shared memory.
+Started by `session.Worker` with MEMORY_FD CONNECTION_FD. Messages are those of `harness.run.messages`, both ways: JSON
+and no pickle. The answer to a request (a method of `Server` and its arguments) is `ok` with the result, or `error` with
+a text. During a decode `buffer`, `node` and `wait` come before; to the last of them the front answers `go` once it has
+dealt with the nodes whose bytes stand in the shared memory.
 
 The shared memory starts with a page that says what is in flight (`PROGRESS`), for the time after a crash.
 """
@@ -25,11 +26,12 @@ import numpy as np
 from opconform.backends.ggml.llama.binding import Llama, Pointer
 from opconform.backends.ggml.llama.observer import Observer
 from opconform.backends.ggml.llama.params import ContextParams, ModelParams
-from opconform.backends.ggml.llama.wire import Wire, WireError
 from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.messages import HEAD, packed, unpacked
 
 PAGE = 4096
-PROGRESS = struct.Struct("<4q")  #: number of the decode, whether it runs, first and last node of the piece in flight
+#: Number of the decode, whether it runs, first and last node of the piece in flight, op and name of the last.
+PROGRESS = struct.Struct("<4q128s")
 FIRST_SIZE = 1 << 24  #: of the shared memory; it grows to hold the sources of the largest node
 _ALIGNMENT = 64
 
@@ -38,11 +40,35 @@ class Refused(Exception):
     """What was asked for cannot be done; the text says why."""
 
 
+class Connection:
+    """The socket to the front."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+
+    def send(self, kind: str, content: Any = None) -> None:
+        self._socket.sendall(packed(kind, content))
+
+    def receive(self) -> Any:
+        """The content of the next message. Raises `EOFError` once the front has hung up."""
+        size, _ = HEAD.unpack(self._take(HEAD.size))
+        return unpacked(self._take(size))[1]
+
+    def _take(self, count: int) -> bytes:
+        taken = bytearray()
+        while len(taken) < count:
+            chunk = self._socket.recv(count - len(taken))
+            if not chunk:
+                raise EOFError
+            taken += chunk
+        return bytes(taken)
+
+
 class SharedMemory:
     """The shared memory behind its first page, filled from its start again when the front has taken what is in it."""
 
-    def __init__(self, descriptor: int, wire: Wire) -> None:
-        self._descriptor, self._wire = descriptor, wire
+    def __init__(self, descriptor: int, connection: Connection) -> None:
+        self._descriptor, self._connection = descriptor, connection
         self._map(FIRST_SIZE)
         self._used = PAGE
 
@@ -54,8 +80,8 @@ class SharedMemory:
         """Where more than half is filled with what has been sent: wait until the front has taken it, and start again.
         What has not been sent must not stand in the memory then."""
         if self._used > self._bytes.size // 2:
-            self._wire.send(["wait"])
-            self._wire.receive()
+            self._connection.send("wait")
+            self._connection.receive()
             self._used = PAGE
 
     def room(self, size: int) -> tuple[int, np.ndarray]:
@@ -66,16 +92,16 @@ class SharedMemory:
             self._map(1 << (self._used - 1).bit_length())  # the file keeps what it holds
         return start, self._bytes[start : start + size]
 
-    def progress(self, decode: int, runs: bool, first: int, last: int) -> None:
-        PROGRESS.pack_into(self._bytes.data, 0, decode, runs, first, last)
+    def progress(self, decode: int, runs: bool, first: int, last: int, name: str = "") -> None:
+        PROGRESS.pack_into(self._bytes.data, 0, decode, runs, first, last, name.encode())
 
 
 class Server:
     """Answers the front's requests."""
 
-    def __init__(self, wire: Wire, memory_descriptor: int) -> None:
-        self._wire = wire
-        self._memory = SharedMemory(memory_descriptor, wire)
+    def __init__(self, connection: Connection, memory_descriptor: int) -> None:
+        self._connection = connection
+        self._memory = SharedMemory(memory_descriptor, connection)
         self._decodes = 0
         self._contexts: dict[int, tuple[Pointer, Observer | None]] = {}
         self._model: Pointer = None
@@ -108,7 +134,7 @@ class Server:
         params.compute(sizes["threads"], sizes["flash"], sizes["unified"])
         observer = None
         if watched:
-            observer = Observer(llama, self._wire.send, self._memory, self._note)
+            observer = Observer(llama, self._connection.send, self._memory, self._note)
             params.watch(observer.callback)
         context = llama.c.llama_init_from_model(self._model, params.value)
         if not context:
@@ -130,7 +156,7 @@ class Server:
         """Decode a batch; gives where its logits stand, how many rows they are, and how long a row is."""
         llama, (context, observer) = self._llama, self._contexts[number]
         self._decodes += 1
-        self._note(0, -1)
+        self._note(0, -1, "")
         if observer:
             observer.begin(watch)
         status = llama.c.llama_decode(context, self._batch(batch))
@@ -169,8 +195,8 @@ class Server:
         made = ffi.new("llama_batch *", (count, tokens, self._llama.c.null, positions, counts, of, wanted))
         return made[0]
 
-    def _note(self, first: int, last: int) -> None:
-        self._memory.progress(self._decodes, True, first, last)
+    def _note(self, first: int, last: int, name: str) -> None:
+        self._memory.progress(self._decodes, True, first, last, name)
 
 
 def _die_with_parent() -> None:
@@ -184,19 +210,21 @@ def _die_with_parent() -> None:
 
 def main() -> None:
     """Serve until the front hangs up."""
-    connection, memory = int(sys.argv[1]), int(sys.argv[2])
+    memory, descriptor = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    wire = Wire(socket.socket(fileno=connection))
-    server = Server(wire, memory)
-    with contextlib.suppress(WireError):
+    for each in (memory, descriptor):  # a program that a driver starts must not keep them open
+        os.set_inheritable(each, False)
+    connection = Connection(descriptor)
+    server = Server(connection, memory)
+    with contextlib.suppress(EOFError, ConnectionError):
         while True:
-            name, *arguments = wire.receive()
+            name, *arguments = connection.receive()
             try:
-                wire.send(["ok", getattr(server, name)(*arguments)])
-            except WireError:
+                connection.send("ok", getattr(server, name)(*arguments))
+            except (EOFError, ConnectionError):
                 raise
             except (Refused, Unavailable) as refused:
-                wire.send(["error", str(refused)])
+                connection.send("error", str(refused))
             except Exception as error:
-                wire.send(["error", f"{type(error).__name__}: {error}"])
+                connection.send("error", f"{type(error).__name__}: {error}")

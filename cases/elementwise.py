@@ -1,0 +1,54 @@
+"""Ops of each element by itself, of one argument or of two."""
+
+from __future__ import annotations
+
+from opconform.cases.families import choice, elementwise
+from opconform.harness.model.approx import Approx
+
+OPS = (
+    elementwise(
+        "add",
+        "a + b, b repeated over a",
+        lambda a, b: a + b,
+        inputs=("a", "b"),
+        mistakes={"b is subtracted": lambda a, b: a - b, "a and b are multiplied": lambda a, b: a * b},
+    ),
+    elementwise(
+        "mul",
+        "a · b, b repeated over a",
+        lambda a, b: a * b,
+        inputs=("a", "b"),
+        mistakes={"a and b are added": lambda a, b: a + b},
+    ),
+    elementwise(
+        "scale",
+        "scale · x + bias",
+        lambda x, p: x * p["scale"] + p["bias"],
+        params={
+            "scale": choice(1.0, 2.0, -0.5, 0.1, 1e-3, without=1.0),
+            "bias": choice(0.0, 1.0, -0.3, 0.0, without=0.0),
+        },
+        mistakes={"bias is added before x is scaled": lambda x, p: (x + p["bias"]) * p["scale"]},
+    ),
+    elementwise(
+        "clamp",
+        "x, but at least min and at most max",
+        lambda x, p: x.maximum(p["min"]).minimum(p["max"]),
+        params={
+            "min": choice(-1.0, 0.0, -10.0, 0.5, without=-1e30),
+            "max": choice(1.0, 6.0, 100.0, 0.75, without=1e30),
+        },
+        mistakes={"x is cut at ±max": lambda x, p: x.maximum(-p["max"]).minimum(p["max"])},
+        bound="the bits of x between min and max, one rounding of min and of max",
+    ),
+    elementwise("exp", "e^x", Approx.exp, mistakes={"2^x is computed": lambda x: (x * 0.6931471805599453).exp()}),
+    elementwise(
+        "silu",
+        "x / (1 + e^−x)",
+        lambda x: x / (1 + (-x).exp()),
+        mistakes={
+            "the sign of the exponent is wrong: x / (1 + e^x)": lambda x: x / (1 + x.exp()),
+            "the sigmoid is returned, not multiplied by x": lambda x: 1 / (1 + (-x).exp()),
+        },
+    ),
+)
