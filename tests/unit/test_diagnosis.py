@@ -27,7 +27,7 @@ from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.harness.search.search import Search
 from opconform.harness.search.settings import Settings
-from opconform.reports.console import screen
+from opconform.reports.screen import screen
 from tests.judge import OPS, drawn_cases
 from tests.kernels import wrong
 from tests.kernels.base import F32
