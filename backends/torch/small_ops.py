@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from opconform.backends.torch.ops import Tensors
@@ -71,14 +70,25 @@ def cont(case: Case, tensors: Tensors) -> torch.Tensor:
     return tensors["x"].contiguous()
 
 
-def over(op: Callable[..., torch.Tensor]) -> Callable[[Case, Tensors], torch.Tensor]:
-    """`op` of a and of b repeated over a."""
+def add(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a + b, b repeated over a."""
+    return tensors["a"] + repeated(tensors)
 
-    def computed(case: Case, tensors: Tensors) -> torch.Tensor:
-        a, b = tensors["a"], tensors["b"]
-        return op(a, b.tile([n // max(m, 1) for n, m in zip(a.shape, b.shape)]))
 
-    return computed
+def mul(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a · b, b repeated over a."""
+    return tensors["a"] * repeated(tensors)
+
+
+def repeated(tensors: Tensors) -> torch.Tensor:
+    """b as often as a has it; torch itself repeats only one element."""
+    a, b = tensors["a"], tensors["b"]
+    return b.tile([n // max(m, 1) for n, m in zip(a.shape, b.shape)])
+
+
+def exp(case: Case, tensors: Tensors) -> torch.Tensor:
+    """e^x."""
+    return tensors["x"].exp()
 
 
 def scale(case: Case, tensors: Tensors) -> torch.Tensor:
