@@ -1,7 +1,8 @@
-"""The small ops around the delta nets in torch's terms. Each takes the case's tensors by argument name."""
+"""The small ops in torch's terms. Each takes the case's tensors by argument name, and has its row in `OPS`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from opconform.backends.torch.ops import Tensors
@@ -114,3 +115,22 @@ def norm(case: Case, tensors: Tensors) -> torch.Tensor:
     x = tensors["x"]
     apart = x - x.mean(-1, keepdim=True)
     return apart * (apart.square().mean(-1, keepdim=True) + float(case.params["eps"])).rsqrt()
+
+
+OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
+    "tri": tri,
+    "diag": diag,
+    "pad": pad,
+    "cont": cont,
+    "cpy": cpy,
+    "ssm_conv": ssm_conv,
+    "add": add,
+    "mul": mul,
+    "scale": scale,
+    "clamp": clamp,
+    "exp": exp,
+    "silu": silu,
+    "sum_rows": sum_rows,
+    "l2_norm": l2_norm,
+    "norm": norm,
+}
