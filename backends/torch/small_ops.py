@@ -117,6 +117,12 @@ def norm(case: Case, tensors: Tensors) -> torch.Tensor:
     return apart * (apart.square().mean(-1, keepdim=True) + float(case.params["eps"])).rsqrt()
 
 
+def rms_norm(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Rows over the root of their mean square."""
+    x = tensors["x"]
+    return x * (x.square().mean(-1, keepdim=True) + float(case.params["eps"])).rsqrt()
+
+
 OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
     "tri": tri,
     "diag": diag,
@@ -133,4 +139,5 @@ OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
     "sum_rows": sum_rows,
     "l2_norm": l2_norm,
     "norm": norm,
+    "rms_norm": rms_norm,
 }
