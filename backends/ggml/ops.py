@@ -47,6 +47,17 @@ TABLE = (
     ),
     Row("exp", "ggml_exp(x)", "ggml_exp_inplace"),
     Row("silu", "ggml_silu(x)", "ggml_silu_inplace"),
+    Row(
+        "rms_norm",
+        "ggml_rms_norm(x, eps)",
+        wants=(
+            Wants("CPU", "x", ROWS, "aborts unless x's nb0 is the element size", "src/ggml-cpu/ops.cpp"),
+            Wants("Vulkan", "x", ROWS, "ignores nb0", f"{SHADERS}/rms_norm.comp", "rms_norm/vulkan-row-stride"),
+            Wants(
+                "Vulkan", "grid", (True,), "aborts for more rows than a grid takes", "src/ggml-vulkan/ggml-vulkan.cpp"
+            ),
+        ),
+    ),
     Row("norm", "ggml_norm(x, eps)"),
     Row("gated_delta_net", "ggml_gated_delta_net(q, k, v, g, beta, state, snapshots)", results=("out", "state_out")),
 )

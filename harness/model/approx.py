@@ -399,6 +399,7 @@ class Approx:
             below, above = _with_zero(below, above, _TINY)
         beyond = (above > F32.largest) | (below < -F32.largest)
         if beyond.any():
+            below, above = np.where(np.isinf(low), low, below), np.where(np.isinf(high), high, above)
             below, above = _overflowed(below, above, numerics)
         return self._made(value, below, above)
 
