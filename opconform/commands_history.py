@@ -13,6 +13,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.known_failures import DEFAULT_FILE, fixed_line, load, stale
 from opconform.harness.search.settings import positive
@@ -66,7 +67,7 @@ def compare_command(
     if changes:
         click.echo(table_of(changes) + "\n")
     for line in [*_fixed(after), *faults]:
-        click.echo(line)
+        click.echo(printable(line))
     click.echo(summary_of(changes, before, after))
     if summary is not None:
         _append(summary, markdown_of(changes, before, after, [*_fixed(after), *faults]))

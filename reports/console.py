@@ -198,7 +198,8 @@ def _cell(result: Result | None, notes: dict[str, int]) -> str:
         cell += f", {tally.unsupported.total()} unsupported {reasons}".rstrip()
     if result.failed_known:
         mark = _mark(notes, f"known cases that fail: {_listed(result.failed_known)}")
-        cell += f", {len(result.failed_known)} known {mark}"
+        count = len(result.failed_known)
+        cell += f", {count} known case{'s fail' if count > 1 else ' fails'} {mark}"
     for bug in result.known_bugs:
         fate = "known bug" if bug.still_fails else "FIXED"
         about = "kept out of the search" if bug.still_fails else "its pinned case passes now"
