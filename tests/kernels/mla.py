@@ -521,8 +521,8 @@ class SequencesSwapped(Mla):
 
 @dataclass(frozen=True)
 class Fault:
-    """A wrong kernel, the stage that its report must name, and the hint that must be given ("": none is known). `also`: a
-    kind that some of its failures have; `recipe`: of the smallest case that shows it."""
+    """A wrong kernel, the stage that its report must name, and the hint that must be given ("": none is known). `also`:
+    a kind that some of its failures have; `recipe`: of the smallest case that shows it."""
 
     kernel: type[Mla]
     stage: str
