@@ -123,11 +123,12 @@ def expected_of(reading: Understood, case: Case, raw: Mapping[str, Raw], numeric
 
 
 def _unshifted(largest: F64, value: F64, bound: F64) -> tuple[F64, F64]:
-    """What is left where exp(score) itself is computed: ∞ / ∞ above exp's range, 0 / 0 below it, and little that can be
-    said where the weights are denormals."""
-    lost = (largest > np.log(F32.largest)) | (largest < np.log(2.0**-150))
-    vague = (largest < np.log(TINY)) & ~lost
-    return np.where(lost, np.nan, value), np.where(vague, np.inf, bound)
+    """What is left where exp(score) itself is computed: ∞ / ∞ above exp's range; below it nothing, as where no key is
+    seen; and little that can be said where the weights are denormals."""
+    above, below = largest > np.log(F32.largest), largest < np.log(2.0**-150)
+    vague = (largest < np.log(TINY)) & ~below
+    value = np.where(above, np.nan, np.where(below, 0.0, value))
+    return value, np.where(below, 0.0, np.where(vague, np.inf, bound))
 
 
 def attention_error(
