@@ -6,6 +6,7 @@ from typing import Any
 
 from opconform.cases.families import choice, row_op
 from opconform.harness.model.approx import Approx
+from opconform.harness.model.dtypes import F16
 
 
 def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
@@ -14,6 +15,14 @@ def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
     if p["eps_mode"] == "add":
         return x.over_root(squares + eps)
     return x.over_root(squares.maximum(x.constant(eps**2, roundings=3)))
+
+
+def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:
+    """1 / max(√squares, eps) or 1 / √(squares + eps)."""
+    eps = float(p["eps"])
+    if p["eps_mode"] == "add":
+        return (squares + eps).rsqrt()
+    return squares.maximum(squares.constant(eps**2, roundings=3)).rsqrt()
 
 
 def _standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
@@ -58,6 +67,7 @@ OPS = (
                 x, (x * x).sum(), {**p, "eps_mode": "max"}
             ),
             "the mean of the squares is taken, not their sum (RMS_NORM)": lambda x, p: _over_norm(x, (x * x).mean(), p),
+            "1 / norm is rounded to f16": lambda x, p: x * _one_over((x * x).sum(), p).through(F16),
         },
         copied="divided",
         bound="γ_k·|out| + underflow, k = (n+1)/2 + ρ + 1, ρ for root and division",
@@ -79,6 +89,9 @@ OPS = (
         lambda x, p: _standardised(x, x.variance(), p),
         params={"eps": _EPS},
         mistakes={
+            "1 / √(variance + eps) is rounded to f16": lambda x, p: (
+                (x - x.mean()) * (x.variance() + p["eps"]).rsqrt().through(F16)
+            ),
             "the mean is not subtracted from x": lambda x, p: x.over_root(x.variance() + p["eps"]),
             "the variance is taken over n − 1": lambda x, p: _standardised(x, x.variance() * _over_less(x), p),
             "the standard deviation and eps are added: (x − mean) / (√variance + eps)": lambda x, p: (

@@ -24,6 +24,11 @@ def coloured() -> bool:
     return bool(os.environ.get("FORCE_COLOR")) or sys.stdout.isatty()
 
 
+def echo(text: str) -> None:
+    """Print text to stdout, with its colours where they are wanted."""
+    click.echo(text, color=coloured())
+
+
 def styled(text: str, **how: object) -> str:
     """Text in a colour, where that is wanted."""
     return click.style(text, **how) if coloured() else text  # type: ignore[arg-type]

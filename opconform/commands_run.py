@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from opconform import colours
-from opconform.arguments import shared
+from opconform.arguments import complete_case, shared
 from opconform.budget import Budget
 from opconform.campaign import Campaign
 from opconform.commands_look import name_missing
@@ -23,7 +23,7 @@ from opconform.harness.search.result import Result
 from opconform.harness.search.settings import positive
 from opconform.options import OPTIONS
 from opconform.output import FORMATS, printing
-from opconform.progress import Progress, Screens
+from opconform.progress import Progress, Replay
 from opconform.reports.console import counts, matrix
 from opconform.reports.history import history_path
 
@@ -80,7 +80,7 @@ def _stopped(results: Sequence[Result], pairs: int) -> NoReturn:
     """Ctrl-C: what there is until now, and the status that a shell gives to a program that SIGINT ended."""
     click.echo()
     if results:
-        click.echo(colours.matrix(matrix(results)))
+        colours.echo(colours.matrix(matrix(results)))
         click.echo(counts(results))
     click.echo(f"stopped by Ctrl-C after {len(results)} of {pairs} pairs of op and device", err=True)
     sys.exit(128 + signal.SIGINT)
@@ -99,7 +99,7 @@ def _announce(campaign: Campaign) -> None:
 
 
 @click.command()
-@click.argument("case")
+@click.argument("case", shell_complete=complete_case)
 @shared(
     "--backend",
     "--ggml-lib",
@@ -120,7 +120,7 @@ def replay(values: dict[str, Any], case: str, output: str) -> None:
     campaign = Campaign.of({**values, "case": [case]})
     name_missing(campaign.missing, err=True)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))
-    with campaign.open([*printers, Screens(campaign.settings)], bundles=False) as session:
+    with campaign.open([*printers, Replay(campaign.settings)], bundles=False) as session:
         results = [campaign.result(session, op, target) for op, target in campaign.pairs]
     _finish(results, faults=campaign.faults(results))
 
@@ -144,7 +144,7 @@ def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()
     """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all; `faults`
     are what else is wrong with the run."""
     click.echo()
-    click.echo(colours.matrix(matrix(results)))
+    colours.echo(colours.matrix(matrix(results)))
     click.echo(counts(results))
     for line in fixed(results):
         click.echo(line)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -21,7 +20,7 @@ from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.reports.commands import commands
-from opconform.reports.screen import head, tail
+from opconform.reports.screen import head, said, tail
 
 _EVERY = 30.0  #: seconds between two lines, where there is no terminal
 
@@ -34,7 +33,7 @@ class Screens(Observer):
 
     def write(self, text: str) -> None:
         """Print lines."""
-        click.echo(text)
+        colours.echo(text)
 
     def failure(self, op: Op, target: Target, failure: Failure) -> None:
         self.write("\n" + colours.screen(head(failure)))
@@ -42,6 +41,15 @@ class Screens(Observer):
     def result(self, op: Op, target: Target, result: Result) -> None:
         if result.failure is not None:
             self.write(colours.screen(tail(result.failure, commands(result.failure, self._settings))) + "\n")
+
+
+class Replay(Screens):
+    """Shows also what a backend has printed while it computed a case that passes."""
+
+    def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
+        for verdict in verdicts:
+            if verdict.passed and verdict.stderr:
+                self.write("\n".join([f"{target.label} said", *(f"    {line}" for line in said(verdict.stderr))]))
 
 
 class Progress(Screens):
@@ -66,7 +74,7 @@ class Progress(Screens):
     def write(self, text: str) -> None:
         self._said = time.monotonic()
         if self._bar is None:
-            click.echo(text)
+            colours.echo(text)
         else:
             self._bar.console.print(Text.from_ansi(text), soft_wrap=True)
 
@@ -93,7 +101,9 @@ class Progress(Screens):
         self._forget()
         super().result(op, target, result)
         tally = result.tally
-        word = "passed" if tally.executed else "vacuous" if tally.vacuous else "unsupported"
+        if not (tally.executed or tally.vacuous or result.failure or result.known):
+            return  # an op that the device does not take; the matrix says why
+        word = "passed" if tally.executed else "vacuous"
         word = "FAILED" if result.failure else "known" if result.known else word
         ran = f"{tally.executed} cases in {tally.seconds:.1f} s"
         self.write(f"{colours.state(word)} {result.op} on {result.target}: {ran}")

@@ -48,7 +48,8 @@ def head(failure: Failure) -> str:
         lines += wrapped("moved" if index == 0 else "", line)
     if failure.stage:
         lines += wrapped("stage", failure.stage)
-    lines += _said(failure)
+    if failure.stderr:
+        lines += ["", "  it said", *(f"    {line}" for line in said(failure.stderr))]
     lines += ["", *_layouts(case)]
     lines += wrapped("made by", f"recipe {case.recipe}, seed {case.seed}{_kept(case)}")
     lines += wrapped("packed", _packed(failure))
@@ -59,11 +60,10 @@ def head(failure: Failure) -> str:
     return shown(lines)
 
 
-def _said(failure: Failure) -> list[str]:
-    """The last lines of what the worker printed."""
-    lines = failure.stderr.splitlines()
-    said = [part for line in lines for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]]
-    return ["", "  it said", *(f"    {line}" for line in said[-_STDERR_LINES:])] if said else []
+def said(stderr: str) -> list[str]:
+    """The last lines of what a worker printed."""
+    lines = [part for line in stderr.splitlines() for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]]
+    return lines[-_STDERR_LINES:]
 
 
 def tail(failure: Failure, commands: Sequence[str]) -> str:

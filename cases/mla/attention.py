@@ -23,6 +23,9 @@ class Understood:
     from_start: bool = False  #: query i stands at position i
     masked: bool = True  #: the mask is added
     mean: bool = False  #: a query that sees no key gets the mean of all values
+    nan: bool = False  #: a query that sees no key gets NaN
+    unshifted: bool = False  #: the largest score is not subtracted before the exponentials
+    keys: int | None = None  #: only so many keys are looked at
     value_start: int = 0  #: the first column of the row (c | k_pe) that is read as the latent value
 
 
@@ -101,6 +104,8 @@ def expected_of(reading: Understood, case: Case, raw: Mapping[str, Raw], numeric
     softmax = softmax_of(scores, error, seen, numerics)
 
     value = np.where(spoilt, np.nan, softmax.weights @ v)
+    if reading.nan:
+        value = np.where(seen.any(-1, keepdims=True), value, np.nan)
     context = softmax.weights @ latent * v_scale
     narrow = narrow_of(case, numerics)
     moved, common, numerator, reach = attention_error(softmax, v, value, latent, v_scale, narrow, numerics)
@@ -112,7 +117,18 @@ def expected_of(reading: Understood, case: Case, raw: Mapping[str, Raw], numeric
     if narrow.sum_unit:
         overflows |= heavy.max(-1, keepdims=True, initial=0.0) > narrow.largest_sum
     bound = np.where(overflows & (softmax.count > 0), np.inf, bound)
+    if reading.unshifted:
+        value, bound = _unshifted(np.where(seen, scores, -np.inf).max(-1, keepdims=True, initial=-np.inf), value, bound)
     return Expected(value.swapaxes(1, 2), bound.swapaxes(1, 2))
+
+
+def _unshifted(largest: F64, value: F64, bound: F64) -> tuple[F64, F64]:
+    """What is left where exp(score) itself is computed: ∞ / ∞ above exp's range; below it nothing, as where no key is
+    seen; and little that can be said where the weights are denormals."""
+    above, below = largest > np.log(F32.largest), largest < np.log(2.0**-150)
+    vague = (largest < np.log(TINY)) & ~below
+    value = np.where(above, np.nan, np.where(below, 0.0, value))
+    return value, np.where(below, 0.0, np.where(vague, np.inf, bound))
 
 
 def attention_error(
@@ -180,7 +196,7 @@ def seen_keys(case: Case, values: Mapping[str, F64], reading: Understood = Under
         seen = seen & np.tri(queries, kv_len, first + reading.shift, dtype=bool)
     if "mask" in values and reading.masked:
         seen = seen & (values["mask"][..., :kv_len] != -np.inf)
-    return seen
+    return seen if reading.keys is None else seen & (np.arange(kv_len) < reading.keys)
 
 
 def added_mask(case: Case, values: Mapping[str, F64], reading: Understood = Understood()) -> F64:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from opconform.harness.explain.hypotheses import hypotheses, named
+from opconform.harness.explain.hypotheses import COARSE, hypotheses, named
 from opconform.harness.explain.probes import LARGEST_PROBE, grown, other_values, relaid, spread
 from opconform.harness.explain.provenance import provenance
 from opconform.harness.judge.judging import Verdict
@@ -137,7 +137,9 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     close = _run(op, runner, larger, out)
     others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
     others += _witnesses(op, _chosen(case, seen), out)
-    return _told_apart(case, candidates, close, others, deadline)
+    sharp = [name for name in candidates if name not in COARSE]
+    coarse = [name for name in COARSE if name in candidates][:1]
+    return _told_apart(case, sharp, close, others, deadline) or _told_apart(case, coarse, close, others, deadline)
 
 
 def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:
@@ -181,7 +183,8 @@ def _told_apart(
     deadline: float,
 ) -> str:
     """The candidate that most witnesses bear out, the plainest of several; with the others, and with what speaks
-    against it. "" where none explains every `close` failure: the same case grown has the same fault."""
+    against it. "" where none explains every `close` failure, for the same case grown has the same fault, and where more
+    of the other failures need another reason than do not: that one is the fault to look for."""
     failures = 0
     passing: dict[str, list[Witness]] = {name: [] for name in candidates}
     failing: dict[str, list[Witness]] = {name: [] for name in candidates}
@@ -199,6 +202,8 @@ def _told_apart(
         return ""
     against = {name: len(passing[name]) + len(failing[name]) for name in candidates}
     best = min(candidates, key=lambda name: against[name])
+    if 2 * len(failing[best]) > failures:
+        return ""
     rivals = [name for name in candidates if against[name] == against[best] and name != best]
     says = best
     if rivals:

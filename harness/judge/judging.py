@@ -57,6 +57,12 @@ class Verdict:
         """The kind of the first finding; "" where there is none."""
         return self.findings[0].kind if self.findings else ""
 
+    def saying(self, said: str) -> Verdict:
+        """The verdict, with what the worker printed while the case ran before what is known of its end."""
+        if not said or said in self.stderr:
+            return self
+        return replace(self, stderr=f"{said}\n{self.stderr}".strip())
+
 
 def judge(
     case: Case,

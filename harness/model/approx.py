@@ -294,6 +294,11 @@ class Approx:
         """The greatest element of a row."""
         return self._made(*(ends.max(-1, keepdims=True) for ends in self._taken._ends))
 
+    def through(self, dtype: DType) -> Approx:
+        """The value once it has been stored in a narrower type; a kernel that does so on its way is wrong."""
+        value = dtype.decode(dtype.encode(self.value))
+        return self._made(value, *self._narrowed(dtype, self.low, self.high))
+
     # --- the end ---
 
     def stored(self, dtype: DType, shape: tuple[int, ...]) -> Expected:
