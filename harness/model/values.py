@@ -38,6 +38,17 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argu
     return rng.standard_normal(shape) if dtype.is_float else rng.integers(-1000, 1001, shape).astype(np.float64)
 
 
+def _whole(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Odd numbers of up to 12 bits (5 in arguments after the first): too many for float16's, bfloat16's and TF32's
+    significands, and few enough that a row of them, or of their products with the others, is summed exactly."""
+    if not dtype.is_float:
+        return _normal(rng, shape, dtype, argument)
+    room = round(-np.log2(dtype.unit_roundoff)) - max(max(shape, default=1) - 1, 0).bit_length()
+    bits = min(5 if argument else 12, max(room, 1))
+    found: F64 = (2.0 * rng.integers(0, 1 << bits - 1, shape) + 1) * rng.choice((-1.0, 1.0), shape)
+    return found
+
+
 def _signed_zero(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
     """+0, −0 and ±1."""
     return _ZEROS[rng.integers(0, 4, shape)]
@@ -61,6 +72,7 @@ Recipe = Callable[[np.random.Generator, tuple[int, ...], DType, int], F64]
 RECIPES: dict[str, Recipe] = {
     "small_int": _small_int,
     "index": _index,
+    "whole": _whole,
     "normal": _normal,
     "signed_zero": _signed_zero,
     "denormal": _denormal,

@@ -89,10 +89,13 @@ class InverseRoot(Correct):
 
 
 class LooseInverseRoot(InverseRoot):
-    """An inverse root two units in the last place off, as CUDA, OpenCL and Vulkan allow."""
+    """An inverse root up to two units in the last place off, as CUDA, OpenCL and Vulkan allow."""
 
     def inverse(self, squares: F32) -> F32:
-        return odd.loosened(np.ascontiguousarray(squares), super().inverse(squares))
+        exact, near = 1 / np.sqrt(squares.astype(np.float64)), super().inverse(squares)
+        loose = odd.loosened(np.ascontiguousarray(squares), near)
+        beyond = np.abs(loose - exact) > 2 * np.spacing(near)
+        return np.where(beyond, np.nextafter(loose, near), loose)
 
 
 class LooseRoot(odd.Stepwise):
