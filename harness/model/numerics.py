@@ -50,7 +50,7 @@ class Numerics:
     one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
     inverted_blocks: triangular solves may invert diagonal blocks of up to so many rows and multiply with the inverses
     (rocBLAS, MAGMA and cuBLAS do); 0 for substitution.
-    delta_chunk: `gated_delta_net` may be computed in chunks of up to so many tokens; 0 for token by token.
+    delta_chunk: `gated_delta_net` may be computed in chunks of so many tokens; 0 for token by token only.
     subtracted_sums: an exclusive sum may be computed as the inclusive one less the element.
     """
 

@@ -98,6 +98,19 @@ class LooseInverseRoot(InverseRoot):
         return np.where(beyond, np.nextafter(loose, near), loose)
 
 
+class ByMean(InverseRoot):
+    """x·r·c as of RMS_NORM: r the inverse root of the mean of the squares, c = 1/√n."""
+
+    def normalised(self, case: Case, x: F32, squares: F32) -> F32:
+        n, eps = np.float32(max(x.shape[-1], 1)), np.float32(case.params["eps"])
+        mean = squares / n
+        if case.params["eps_mode"] == "add":
+            mean = mean + eps / n
+        else:
+            mean = np.maximum(mean, eps * eps / n)
+        return x * self.inverse(mean) * (np.float32(1) / np.sqrt(n))
+
+
 class LooseRoot(odd.Stepwise):
     """Roots and quotients two units in the last place off."""
 
@@ -168,6 +181,7 @@ SMALL_ODD: tuple[Odd, ...] = (
     Odd(FusedTaps, ("ssm_conv",)),
     Odd(InverseRoot, ("l2_norm",)),
     Odd(LooseInverseRoot, ("l2_norm",)),
+    Odd(ByMean, ("l2_norm",)),
     Odd(LooseRoot, ("l2_norm",), Numerics(division_ulps=2.5, sqrt_ulps=2.5)),
     Odd(odd.Flushing, ("sum_rows", "l2_norm", "ssm_conv", "tri", "diag", "pad", "cont"), _FLUSHING),
     Odd(FlushesHalves, ("cpy",), _FLUSHING),
