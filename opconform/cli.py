@@ -5,6 +5,7 @@ Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage, 130 s
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -41,6 +42,13 @@ class _Lazy(click.Group):
         module, _, attribute = _COMMANDS[name][0].partition(":")
         found: click.Command = getattr(import_module(f"opconform.{module}"), attribute)
         return found
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            click.echo("\nstopped by Ctrl-C", err=True)
+            sys.exit(128 + signal.SIGINT)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -270,13 +271,33 @@ def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path
         workers = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=15)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "Traceback" not in output
-    assert output.splitlines()[-1] == "Aborted!"
+    assert re.fullmatch(r"stopped by Ctrl-C after \d of 1 pairs of op and device", output.splitlines()[-1])
     assert within(3, lambda: not any(Path("/proc", str(pid)).exists() for pid in workers))
     assert not list(empty_folder.glob("reports/**/*.part"))
     for file in empty_folder.glob("opconform-out/cases/*"):
         Case.from_json(json.loads(file.read_text()))
+
+
+def test_ctrl_c_prints_the_matrix_of_what_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from opconform.campaign import Campaign
+
+    result, run = Campaign.result, []
+
+    def second_is_stopped(*arguments: Any) -> Any:
+        run.append(arguments)
+        if len(run) == 2:
+            raise KeyboardInterrupt
+        return result(*arguments)
+
+    monkeypatch.setattr(Campaign, "result", second_is_stopped)
+    found = opconform("test", "--backend", spec("Good"), *SHORT[2:], "--op", "acc,cumsum,set")
+    assert found.exit_code == 130
+    lines = found.output.splitlines()
+    assert lines[-1] == "stopped by Ctrl-C after 1 of 3 pairs of op and device"
+    assert any(re.fullmatch(r"acc +passed \d+", line) for line in lines)
+    assert not any(line.startswith("cumsum") for line in lines)
 
 
 def test_the_installed_command_runs() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from opconform.backends.ggml import test_case as cpp
+from opconform.backends.ggml import cpp
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import variants
 from opconform.harness.explain.facts import Facts
