@@ -90,6 +90,7 @@ OP = Op(
     bound="outside the view the bits of a; inside u·|a+b|, 0 where float32 holds the sum, and the sign of −0 + −0",
     check=views.check,
     traits=views.traits,
+    alone=views.alone,
     hypotheses=hypotheses,
     sources=views.sources,
 )

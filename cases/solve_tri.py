@@ -222,7 +222,7 @@ OP = Op(
     bound="|B − A X̂| ≤ γ_{n+ρ}·|A||X̂| + underflow, ρ roundings for the division",
     check=check,
     traits=lambda case: {"n": case.inputs["a"].shape[-1]},
-    alone=lambda case: True,
+    alone=lambda case: (0, 1),
     hypotheses=hypotheses,
     composite=Composite(shape_values=shape_values, judge=judge),
 )

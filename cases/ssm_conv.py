@@ -127,5 +127,6 @@ OP = Op(
     bound="γ_d·Σ|x||c| over the d taps, + underflow; 0 where no order rounds",
     check=check,
     traits=traits,
+    alone=lambda case: (1,),
     hypotheses=hypotheses,
 )

@@ -75,6 +75,7 @@ OP = Op(
     bound="per chunk |Δv'| ≤ (I − |T||ΔL|)^-1(…), ‖ΔS⁺‖ ≤ ‖P‖‖ΔS‖ + ‖δ‖, T = (I + Akk)^-1, P the chunk's steps",
     check=check,
     traits=values.traits,
+    alone=lambda case: (0,),
     hypotheses=faults.hypotheses,
     composite=Composite(
         optional=("state",),

@@ -101,6 +101,7 @@ OP = Op(
     bound="a running bound per column of S: ‖ε'‖ ≤ max(1, |1 − β‖k‖²|)·max a·‖ε‖ + ‖δ‖, δ one step's roundings",
     check=check,
     traits=values.traits,
+    alone=lambda case: (0,),
     hypotheses=faults.hypotheses,
     composite=Composite(
         optional=("state",),

@@ -103,11 +103,8 @@ class ByMean(InverseRoot):
 
     def normalised(self, case: Case, x: F32, squares: F32) -> F32:
         n, eps = np.float32(max(x.shape[-1], 1)), np.float32(case.params["eps"])
-        mean = squares / n
-        if case.params["eps_mode"] == "add":
-            mean = mean + eps / n
-        else:
-            mean = np.maximum(mean, eps * eps / n)
+        is_added = case.params["eps_mode"] == "add"
+        mean = squares / n + eps / n if is_added else np.maximum(squares / n, eps * eps / n)
         return x * self.inverse(mean) * (np.float32(1) / np.sqrt(n))
 
 
