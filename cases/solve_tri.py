@@ -223,6 +223,7 @@ OP = Op(
     check=check,
     traits=lambda case: {"n": case.inputs["a"].shape[-1]},
     alone=lambda case: (0, 1),
+    free="the column's solution, or a sum of products on the way to it, passes the largest float32",
     hypotheses=hypotheses,
     composite=Composite(shape_values=shape_values, judge=judge),
 )

@@ -16,7 +16,7 @@ from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics, quanta
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Composite, Op, Problem
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -50,6 +50,12 @@ def _windows(x: F64, d: int) -> F64:
     """The d elements under the filter, as [n_s, n_t, d_inner, d]."""
     found: F64 = np.lib.stride_tricks.sliding_window_view(x[0], d, axis=-1).transpose(0, 2, 1, 3)
     return found
+
+
+def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+    """denormal: filters of small whole numbers. The products of two denormals are 0, and any kernel is right there."""
+    if case.recipe == "denormal":
+        values["c"][...] = rng.integers(1, 5, values["c"].shape) * rng.choice((-1.0, 1.0), values["c"].shape)
 
 
 def check(case: Case) -> None:
@@ -129,4 +135,5 @@ OP = Op(
     traits=traits,
     alone=lambda case: (1,),
     hypotheses=hypotheses,
+    composite=Composite(shape_values=shape_values),
 )

@@ -76,6 +76,7 @@ OP = Op(
     check=check,
     traits=values.traits,
     alone=lambda case: (0,),
+    free="a triangular solve on the way there may fail in float32 (‖N‖ ≥ 1), or some order of summing overflows",
     hypotheses=faults.hypotheses,
     composite=Composite(
         optional=("state",),

@@ -102,6 +102,7 @@ OP = Op(
     check=check,
     traits=values.traits,
     alone=lambda case: (0,),
+    free="the snapshot is from before the first token, or some order of summing overflows float32",
     hypotheses=faults.hypotheses,
     composite=Composite(
         optional=("state",),

@@ -103,6 +103,7 @@ class Op:
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    free: where nothing is demanded of an element, in words: what a report says that has many such elements.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
     composite: what only few ops have.
     """
@@ -122,6 +123,7 @@ class Op:
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     copies: bool = False
+    free: str = "float32 cannot hold what some order of computing meets on its way there, or the reference is NaN"
     composite: Composite = field(default_factory=Composite)
 
     @property
