@@ -9,6 +9,7 @@ from typing import Any
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.plain import decoded
+from opconform.harness.search.coverage import Covered
 
 
 @dataclass
@@ -99,7 +100,8 @@ class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
 
     build: the short name of the device's build. failed_known: ids of known cases that fail. left_out: ids of known
-    cases that did not run: larger than --max-bytes, or large and without time.
+    cases that did not run: larger than --max-bytes, or large and without time. coverage: the pairs of traits that the
+    search drew and ran; known cases do not count.
     """
 
     op: str
@@ -113,6 +115,7 @@ class Result:
     left_out: tuple[str, ...] = ()
     known_failures: tuple[KnownFailure, ...] = ()
     build: str = ""
+    coverage: Covered = field(default_factory=Covered)
 
     @property
     def known(self) -> bool:
@@ -134,6 +137,7 @@ class Result:
             "left_out": list(self.left_out),
             "known_failures": [asdict(known) for known in self.known_failures],
             "build": self.build,
+            "coverage": asdict(self.coverage),
         }
         return plain
 
