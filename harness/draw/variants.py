@@ -36,7 +36,7 @@ def _inversions(order: tuple[int, ...]) -> int:
 
 _ORDERS = tuple(sorted(itertools.permutations(range(4)), key=_inversions))
 _ROW_ORDERS = tuple(order for order in _ORDERS if order[0] == 0)
-_OFFSETS = (1, 3, 4, 8, 17, 64)
+_OFFSETS = (1, 3, 4, 8, 17, 64, 128)
 _ALIGNED = 128  #: elements: 256 bytes or more, where every device can start a buffer
 _PLAIN_ORDER = (0, 1, 2, 3)
 _NO_PADS = (0, 0, 0, 0)
@@ -221,7 +221,7 @@ def between(one: Variant, other: Variant) -> Iterator[Variant]:
 
 
 Choose = Callable[[Sequence[Case]], int]
-"""Which of several cases to run, by its index; -1 to see another one first."""
+"""Which of several cases to run, by its index; -1 where the last one adds nothing."""
 
 
 def variants(
@@ -243,7 +243,8 @@ def variants(
     random = Random(seed)
     draw = _Draw(op, problem, freedom, random)
     found: list[Variant] = []
-    for index in range(_count(problem)):
+    count = _count(problem)
+    for index in range(count):
         if index in _TWINS:
             twin = draw.twin(found[-1], values or {})
             if twin is not None:
@@ -252,14 +253,14 @@ def variants(
         tried: list[Variant] = []
         cases: list[Case] = []
         chosen = -1
-        while chosen < 0:
+        while len(tried) < _TRIES and (chosen < 0 or count < VARIANTS):  # of a large problem the best of all
             drawn = draw.variant(packed=index == 0)
             if drawn is None:
                 return found
             tried.append(drawn[0])
             cases.append(drawn[1])
-            chosen = choose(cases) if len(tried) < _TRIES else max(choose(cases), 0)
-        found.append(tried[chosen])
+            chosen = choose(cases)
+        found.append(tried[max(chosen, 0)])
     return found
 
 

@@ -8,7 +8,7 @@ which pairs there are; the search prefers what shows a new one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from opconform.harness.model.case import Case, Param
@@ -17,7 +17,7 @@ from opconform.harness.model.op import Problem
 
 Trait = tuple[str, object]
 
-_SIZES = (0, 1, 8, 33, 257, 1025, 4097, 65535)  #: the largest size of each class but the last
+_SIZES = (0, 1, 8, 33, 257, 1025, 65535)  #: the largest size of each class but the last
 _EXPECTED = 8  #: a pair that chance would have drawn so often and that never came is none
 _PASSED_OVER = 3  #: problems in a row that show nothing new and are not run
 
@@ -49,11 +49,12 @@ def _value_class(value: Param) -> object:
     return "below 0" if value < 0 else "below 1" if value < 1 else "above 1"
 
 
-def _of_shapes(shapes: dict[str, tuple[int, ...]]) -> Iterator[Trait]:
+def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Trait]:
     """Which dimensions are above 1, and how long the longest is, and where."""
     for name, shape in shapes.items():
         for k, size in enumerate(reversed(shape)):
-            yield f"{name} ne{k}", "1" if size == 1 else "0" if size == 0 else "above 1"
+            yield f"{name} ne{k}", "1" if size == 1 else "above 1"
+    yield "empty", any(0 in shape for shape in shapes.values())
     sizes = [(size, -axis) for shape in shapes.values() for axis, size in enumerate(shape)]
     longest, axis = max(sizes, default=(0, 0))
     yield "longest", f"{_size_class(longest)} along ne{3 + axis}" if longest > 33 else _size_class(longest)
@@ -61,24 +62,13 @@ def _of_shapes(shapes: dict[str, tuple[int, ...]]) -> Iterator[Trait]:
 
 def problem_traits(problem: Problem) -> Iterator[Trait]:
     """What is settled before layouts and values are drawn."""
-    yield from _of_shapes(dict(problem.shapes))
+    yield from _of_shapes(problem.shapes)
     for name, value in problem.params.items():
         yield name, _value_class(value)
     for name in problem.shapes:
         yield f"{name} type", problem.dtype_of(name)
     yield "type", problem.dtype
     yield "in place", problem.inplace is not None
-
-
-def variant_traits(case: Case) -> Iterator[Trait]:
-    """What a variant adds to its problem."""
-    for name, layout in case.layouts.items():
-        if name not in case.outputs or case.inplace is None:
-            yield f"{name} layout", max(layout.kind, LayoutClass.CONTIGUOUS)
-            yield f"{name} offset", _offset_class(layout)
-    yield "recipe", case.recipe
-    yield "one slice kept", case.keep is not None
-    yield "side by side", bool(case.shares)
 
 
 @dataclass(frozen=True)
@@ -115,6 +105,7 @@ class Coverage:
         self._times: list[int] = []  #: by trait, how many of the cases drawn had it
         self._cases = 0
         self._names: list[str] = []
+        self._sets: dict[Hashable, int] = {}
         self._dimensions: dict[str, int] = {}
         self._of_variants = 0  #: the traits that variants add
         self._passed_over = 0
@@ -134,7 +125,7 @@ class Coverage:
         return True
 
     def choose(self, cases: Sequence[Case]) -> int:
-        """The index of the case that shows most new pairs; -1 where none shows any."""
+        """The index of the case that shows most new pairs; -1 where none shows any, or another one may show more."""
         traits = self._of(cases[-1])
         self._cases += 1
         for number in _bits(traits):
@@ -187,12 +178,26 @@ class Coverage:
         return any(self._there(number) & self._of_variants & ~self._ran[number] for number in _bits(traits))
 
     def _of(self, case: Case) -> int:
-        """The traits of a case of the problem at hand."""
-        added = self._set(variant_traits(case))
+        """The traits of a case of the problem at hand: what its variant adds are layouts, offsets and values."""
+        added = 0
+        for name, layout in case.layouts.items():
+            if case.inplace is None or name not in case.outputs:
+                kind, offset = max(layout.kind, LayoutClass.CONTIGUOUS), _offset_class(layout)
+                added |= self._once((name, kind, offset), ((f"{name} layout", kind), (f"{name} offset", offset)))
+        kept, together = case.keep is not None, bool(case.shares)
+        values = (("recipe", case.recipe), ("one slice kept", kept), ("side by side", together))
+        added |= self._once((case.recipe, kept, together), values)
         self._of_variants |= added
         return self._problem | added
 
-    def _set(self, traits: Iterator[Trait]) -> int:
+    def _once(self, key: Hashable, traits: Iterable[Trait]) -> int:
+        """The set of these traits, which `key` stands for."""
+        found = self._sets.get(key)
+        if found is None:
+            found = self._sets[key] = self._set(traits)
+        return found
+
+    def _set(self, traits: Iterable[Trait]) -> int:
         found = 0
         for trait in traits:
             number = self._numbers.get(trait)
