@@ -121,8 +121,8 @@ def values_of(kernel: Kernel, case: Case, plan: Plan) -> Values:
 
 
 def pushed(struct: Struct, numbers: Sequence[int], dispatch: Dispatch) -> np.ndarray:
-    """The push constants of one dispatch, as uint32 all the way: as floats, some would pass for NaNs. `numbers` are what
-    all dispatches of the case share."""
+    """The push constants of one dispatch, as uint32 all the way: as floats, some would pass for NaNs. `numbers` are
+    those of the case, the same for all of its dispatches."""
     found = np.zeros(WORDS, dtype=np.uint32)
     found[: len(numbers)] = numbers
     for name, value in dispatch.own.items():
