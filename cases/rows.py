@@ -97,9 +97,6 @@ OPS = (
         lambda x, p: _standardised(x, x.variance(), p),
         params={"eps": _EPS},
         mistakes={
-            "1 / √(variance + eps) is rounded to f16": lambda x, p: (
-                (x - x.mean()) * (x.variance() + p["eps"]).rsqrt().through(F16)
-            ),
             "the mean is not subtracted from x": lambda x, p: x.over_root(x.variance() + p["eps"]),
             "the variance is taken over n − 1": lambda x, p: _standardised(x, x.variance() * _over_less(x), p),
             "the standard deviation and eps are added: (x − mean) / (√variance + eps)": lambda x, p: (

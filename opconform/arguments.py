@@ -87,10 +87,11 @@ def _complete_backend(context: click.Context, parameter: click.Parameter, begun:
     return _begins(begun, [*backend_names(), *_files(begun, ".py")])
 
 
-def _complete_op(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+def complete_op(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Ops; several with commas, of which the last one is completed."""
     from opconform.harness.model.ops import op_names
 
-    before = begun[: begun.rfind(",") + 1]  # several with commas: the last one is completed
+    before = begun[: begun.rfind(",") + 1]
     return _begins(begun, [before + name for name in op_names()])
 
 
@@ -114,4 +115,4 @@ def _files(begun: str, ending: str) -> list[str]:
     return []
 
 
-_COMPLETIONS = {"backend": _complete_backend, "op": _complete_op, "case": complete_case, "check": _complete_check}
+_COMPLETIONS = {"backend": _complete_backend, "op": complete_op, "case": complete_case, "check": _complete_check}

@@ -211,7 +211,7 @@ def _coarse(op: Op, dtype: DType, case: Case, raw: Mapping[str, Raw], numerics: 
 
 def _wider(expected: Expected, dtype: DType, numerics: Numerics) -> Expected:
     value, unit = expected.value, 2 * dtype.unit_roundoff
-    bound = unit / numerics.u * expected.bound + unit * np.abs(value)
+    bound = unit / numerics.u * expected.bound + unit * (np.abs(value) + 2 * dtype.smallest_normal)
     overflows = np.isinf(dtype.decode(dtype.encode(value)))
     bound = np.where(overflows, 0.0, np.where(np.isnan(bound), np.inf, bound))
     return Expected(np.where(overflows, np.copysign(np.inf, value), value), bound)

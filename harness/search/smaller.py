@@ -262,7 +262,7 @@ def _resized(case: Case, knob: Knob, size: int) -> Iterator[Case]:
     params = case.params
     for name in changed:
         if name in case.inputs and params is case.params:
-            params = _moved_view(case.params, case.inputs[name], changed[name])
+            params = moved_view(case.params, case.inputs[name], changed[name])
     yield _with(case, changed, params)
     now = case.layouts[next(iter(knob.places))[0]].ne[next(iter(knob.places))[1]]
     numbers = {name: size for name, value in params.items() if type(value) is int and size < value <= now}
@@ -270,7 +270,7 @@ def _resized(case: Case, knob: Knob, size: int) -> Iterator[Case]:
         yield _with(case, changed, {**params, **numbers})
 
 
-def _moved_view(params: Mapping[str, Param], old: Layout, new: Layout) -> Mapping[str, Param]:
+def moved_view(params: Mapping[str, Param], old: Layout, new: Layout) -> Mapping[str, Param]:
     """Parameters nb1 … and offset that speak of the packed `old` as they are for the packed `new`."""
     size = old.type.itemsize
     before = contiguous_strides(old.shape, size)[::-1]
