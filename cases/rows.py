@@ -12,14 +12,14 @@ def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
     """x / max(√squares, eps) or x / √(squares + eps). Some kernels square eps (CUDA's rsqrt of max(Σx², eps²))."""
     eps = float(p["eps"])
     if p["eps_mode"] == "add":
-        return x * (squares + eps).rsqrt()
-    return x * squares.maximum(x.constant(eps**2, roundings=3)).rsqrt()
+        return x.over_root(squares + eps)
+    return x.over_root(squares.maximum(x.constant(eps**2, roundings=3)))
 
 
 def _standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
     """(x − mean) / √(variance + eps). Some kernels add −mean·scale to x·scale instead of scaling x − mean."""
-    scale, mean = (variance + float(p["eps"])).rsqrt(), x.mean()
-    return ((x - mean) * scale).besides(x * scale, mean * scale)
+    square, mean = variance + float(p["eps"]), x.mean()
+    return (x - mean).over_root(square).besides(x.over_root(square), mean.over_root(square))
 
 
 def _over_less(x: Approx) -> float:
@@ -44,12 +44,12 @@ OPS = (
         "x / max(‖x‖, eps) or x / √(Σx² + eps), row by row",
         lambda x, p: _over_norm(x, (x * x).sum(), p),
         params={
-            "eps": choice(1e-6, 1e-12, 10.0, 1.0, 0.0, without=0.0, least=0.0),
             "eps_mode": choice("max", "add"),
+            "eps": choice(1e-6, 1e-12, 10.0, 1.0, 0.0, without=0.0, least=0.0),
         },
         mistakes={
-            "eps is compared with the sum of squares, not with its root (x / √max(Σx², eps))": lambda x, p: (
-                x * (x * x).sum().maximum(p["eps"]).rsqrt()
+            "eps is compared with the sum of squares, not with its root (x / √max(Σx², eps))": lambda x, p: x.over_root(
+                (x * x).sum().maximum(p["eps"])
             ),
             "eps is added to the sum of squares, not a lower limit of the norm": lambda x, p: _over_norm(
                 x, (x * x).sum(), {**p, "eps_mode": "add"}
@@ -68,7 +68,7 @@ OPS = (
         lambda x, p: _standardised(x, x.variance(), p),
         params={"eps": _EPS},
         mistakes={
-            "the mean is not subtracted from x": lambda x, p: x * (x.variance() + p["eps"]).rsqrt(),
+            "the mean is not subtracted from x": lambda x, p: x.over_root(x.variance() + p["eps"]),
             "the variance is taken over n − 1": lambda x, p: _standardised(x, x.variance() * _over_less(x), p),
             "the standard deviation and eps are added: (x − mean) / (√variance + eps)": lambda x, p: (
                 (x - x.mean()) / (x.variance().sqrt() + p["eps"])

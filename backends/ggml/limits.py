@@ -287,24 +287,23 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         (
             range(10361),
             Limit(
-                row.op, row.whole_rows, LayoutClass.ROWS,
-                f"the CPU's {row.op.upper()} aborts unless {row.whole_rows}'s nb0 is the element size",
-                f"src/ggml-cpu/ops.cpp, ggml_compute_forward_{row.op}_f32", kind="kernel", device="CPU",
+                op, "x", LayoutClass.ROWS, f"the CPU's {op.upper()} aborts unless x's nb0 is the element size",
+                f"src/ggml-cpu/ops.cpp, ggml_compute_forward_{op}_f32", kind="kernel", device="CPU",
             ),
         )
-        for row in OPS.values() if row.whole_rows
+        for op in ("norm", "l2_norm")
     ),
     *(
         (
             range(10361),
             Limit(
-                row.op, "aligned", (True,),
-                f"Vulkan's {row.op.upper()} aborts for an argument that does not start where a storage buffer may "
+                op, "aligned", (True,),
+                f"Vulkan's {op.upper()} aborts for an argument that does not start where a storage buffer may "
                 "(minStorageBufferOffsetAlignment, 256 bytes at most)",
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for row in OPS.values() if row.aligned
+        for op in ("exp", "silu", "norm")
     ),
     (
         range(7836),
@@ -414,6 +413,7 @@ def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapsh
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
+    limits += [limit for row in OPS.values() for limit in row.limits]
     limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS, *CLAMP_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS

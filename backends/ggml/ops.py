@@ -18,7 +18,7 @@ ROWS = (
     Row("tri", "ggml_tri(x, kind)"),
     Row("diag", "ggml_diag(x)"),
     Row("pad", "ggml_pad_ext(x, lp0, rp0, lp1, rp1, lp2, rp2, lp3, rp3)"),
-    Row("l2_norm", "ggml_l2_norm(x, eps)", whole_rows="x"),
+    Row("l2_norm", "ggml_l2_norm(x, eps)"),
     Row("ssm_conv", "ggml_ssm_conv(x, c)"),
     Row("sum_rows", "ggml_sum_rows(x)"),
     Row("cpy", "ggml_cpy(x, out)", mixed=True),
@@ -27,9 +27,9 @@ ROWS = (
     Row("mul", "ggml_mul(a, b)", "ggml_mul_inplace"),
     Row("scale", "ggml_scale_bias(x, scale, bias)", "ggml_scale_bias_inplace"),
     Row("clamp", "ggml_clamp(x, min, max)", "ggml_clamp_inplace"),
-    Row("exp", "ggml_exp(x)", "ggml_exp_inplace", aligned=True),
-    Row("silu", "ggml_silu(x)", "ggml_silu_inplace", aligned=True),
-    Row("norm", "ggml_norm(x, eps)", whole_rows="x", aligned=True),
+    Row("exp", "ggml_exp(x)", "ggml_exp_inplace"),
+    Row("silu", "ggml_silu(x)", "ggml_silu_inplace"),
+    Row("norm", "ggml_norm(x, eps)"),
     Row("gated_delta_net", "ggml_gated_delta_net(q, k, v, g, beta, state, snapshots)", results=("out", "state_out")),
 )
 #: Every op with its row, those that other packages register among them.

@@ -26,6 +26,7 @@ from opconform.backends.ggml import spelling
 from opconform.backends.ggml.declarations import CONSTANTS, DECLARATIONS, TENSOR, TYPES, Declarations
 from opconform.backends.ggml.spelling import Value
 from opconform.harness.model.case import Case, Param
+from opconform.harness.model.limits import Limit
 
 _CALL = re.compile(r"(\w+)\((.*)\)")
 _MEMBERS = ("", "ne0", "ne1", "ne2", "ne3", "type")
@@ -93,9 +94,8 @@ class Row:
     call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what the
     constructor keeps in `op_params`, word by word: names of parameters, numbers, and "inplace" (1 or 0); by default the
     call's parameters in their order. results: the outputs that stand packed one after another in the one tensor that
-    the call makes, where there are several. mixed: whether arguments may differ in their element type. whole_rows: the
-    argument whose elements of a row the CPU's kernel wants side by side in older builds. aligned: whether Vulkan's
-    kernel wants each argument to start where a storage buffer may in older builds (for both see `limits.py`).
+    the call makes, where there are several. mixed: whether arguments may differ in their element type. limits: what no
+    build of ggml takes of the op; `limits.py` has the others.
 
     Raises ValueError for a call that is not declared so.
     """
@@ -106,8 +106,7 @@ class Row:
     stored: str | None = None
     results: tuple[str, ...] = ()
     mixed: bool = False
-    whole_rows: str = ""
-    aligned: bool = False
+    limits: tuple[Limit, ...] = ()
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
 
     def __post_init__(self) -> None:

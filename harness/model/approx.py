@@ -118,8 +118,8 @@ class Approx:
             return self
         value = self.value + its.value
         if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, self.numerics.u, exact_denormals=True)
-        return self._rounded(value, self.low + its.low, self.high + its.high, self.numerics.u, exact_denormals=True)
+            return self._rounded(value, value, value, self.numerics.u, denormal=0.0)
+        return self._rounded(value, self.low + its.low, self.high + its.high, self.numerics.u, denormal=0.0)
 
     __radd__ = __add__
 
@@ -184,6 +184,13 @@ class Approx:
         if self._is_exact:
             return self._rounded(value, value, value, relative)
         return self._rounded(value, 1 / np.sqrt(self.high), 1 / np.sqrt(self.low + 0.0), relative)  # −0 + 0 = 0
+
+    def over_root(self, squares: Approx) -> Approx:
+        """x / √squares, as a division by the root or as a product with the inverse root."""
+        inverse, numerics = squares.rsqrt(), self.numerics
+        value = self.value / np.sqrt(squares.value)
+        denormal = numerics.ulps(numerics.division_ulps)
+        return self._rounded(value, *_products(self, inverse), numerics.u, denormal=denormal)
 
     # --- functions ---
 
@@ -268,7 +275,8 @@ class Approx:
     def mean(self) -> Approx:
         """The sum of a row over the number of its elements."""
         n = self.value.shape[-1]
-        return self.sum() / float(n) if n > 1 else self.sum()
+        exact = n < 2 and self.numerics.division_ulps <= 0.5  # a division by 1
+        return self.sum() if exact else self.sum() / float(max(n, 1))
 
     def variance(self) -> Approx:
         """The mean of the squared distances from the mean, in two passes, or updated as Welford does.
@@ -368,22 +376,23 @@ class Approx:
         high: F64,
         relative: float | F64,
         absolute: float | F64 = 0.0,
-        exact_denormals: bool = False,
+        denormal: float | None = None,
     ) -> Approx:
         """The result of one operation whose exact result lies from `low` to `high`.
 
-        The result is off by `relative`, that of a denormal by `relative` of the smallest normal number, for the spacing
-        of denormals is that of the numbers just above it. Rounding never crosses 0.
+        The result is off by `relative`, or by `absolute` if that is more. A denormal is off by `denormal` (by default
+        `relative`) of the smallest normal number, for the spacing of denormals is that of the numbers just above it.
+        Rounding never crosses 0.
         """
         numerics = self.numerics
-        least = 0.0 if exact_denormals else _TINY * F32.unit_roundoff / numerics.roundoff
+        least = (relative if denormal is None else denormal) * _TINY * F32.unit_roundoff / numerics.roundoff
         if low is high:
             step = _step(low, relative, absolute, least)
             below, above = low - step, low + step
         else:
             below = low - _step(low, relative, absolute, least)
             above = high + _step(high, relative, absolute, least)
-        if isinstance(absolute, float) and absolute == 0.0:
+        if _is_nothing(absolute):
             below = np.where(low >= 0, np.maximum(below, 0.0), below)
             above = np.where(high <= 0, np.minimum(above, 0.0), above)
         if numerics.flushes_denormals:
@@ -394,14 +403,14 @@ class Approx:
         return self._made(value, below, above)
 
 
-def _step(end: F64, relative: float | F64, absolute: float | F64, least: float) -> F64:
-    size = np.abs(end)
-    if least:
-        size = np.maximum(size, least)
-    step: F64 = relative * size
-    if isinstance(absolute, float) and absolute == 0.0:
-        return step
-    return np.maximum(step, absolute)
+def _step(end: F64, relative: float | F64, absolute: float | F64, least: float | F64) -> F64:
+    """How far a result near `end` may be off."""
+    step: F64 = np.maximum(relative * np.abs(end), least)
+    return step if _is_nothing(absolute) else np.maximum(step, absolute)
+
+
+def _is_nothing(number: float | F64) -> bool:
+    return isinstance(number, float) and number == 0.0
 
 
 def _with_zero(low: F64, high: F64, smallest_normal: float) -> tuple[F64, F64]:

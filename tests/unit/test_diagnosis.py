@@ -33,10 +33,12 @@ from tests.kernels import wrong
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct
 from tests.kernels.faults import FAULTS, Fault
+from tests.kernels.row_wrong import ROW_FAULTS
 from tests.kernels.small_faults import SMALL_FAULTS
 from tests.kernels.wrong import DropsRowsAbove65535
 from tests.samples import acc
 
+ALL_FAULTS = (*FAULTS, *SMALL_FAULTS, *ROW_FAULTS)
 NE3 = "the outermost dimension (ne3) of b is not handled: only i3 = 0 is processed"
 
 
@@ -70,7 +72,7 @@ def cumsum(*ne: int, **layout: Any) -> Case:
 # --- hints ---
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, *SMALL_FAULTS], ids=str)
+@pytest.mark.parametrize("fault", ALL_FAULTS, ids=str)
 def test_each_fault_is_named(fault: Fault) -> None:
     found = failure_found(fault.op, fault.kernel).hint
     plainest, _, others = found.partition("; or, for no case run here tells them apart: ")
@@ -85,7 +87,7 @@ def pattern(says: str) -> str:
 
 @pytest.mark.parametrize("op", OPS)
 def test_no_hypothesis_goes_without_a_kernel_that_has_its_fault(op: str) -> None:
-    known = {pattern(fault.hint) for fault in (*FAULTS, *SMALL_FAULTS)} | {"rows from number N on are not written"}
+    known = {pattern(fault.hint) for fault in ALL_FAULTS} | {"rows from number N on are not written"}
     tried = {
         pattern(hypothesis.says)
         for case in drawn_cases(op, 400, 1 << 16)
