@@ -63,6 +63,17 @@ OPS = (
         bound="γ_k·|out| + underflow, k = (n+1)/2 + ρ + 1, ρ for root and division",
     ),
     row_op(
+        "rms_norm",
+        "x / √(mean of x² + eps), row by row",
+        lambda x, p: x.over_root((x * x).mean() + p["eps"]),
+        params={"eps": _EPS},
+        mistakes={
+            "the sum of the squares is taken, not their mean": lambda x, p: x.over_root((x * x).sum() + p["eps"]),
+            "eps is added to the root, not under it": lambda x, p: x / ((x * x).mean().sqrt() + p["eps"]),
+        },
+        copied="normalised",
+    ),
+    row_op(
         "norm",
         "(x − mean) / √(variance + eps), row by row",
         lambda x, p: _standardised(x, x.variance(), p),

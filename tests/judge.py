@@ -29,7 +29,7 @@ from opconform.harness.run.backend import Backend
 #: The small ops around the delta nets: fewer cases show what there is to see.
 SMALL_OPS = (
     *("tri", "diag", "pad", "l2_norm", "ssm_conv", "sum_rows", "cpy", "cont"),
-    *("add", "mul", "scale", "clamp", "exp", "silu", "norm"),
+    *("add", "mul", "scale", "clamp", "exp", "silu", "norm", "rms_norm"),
 )
 OPS: Mapping[str, Op] = {name: ops()[name] for name in ("acc", "set", "cumsum", "solve_tri", *SMALL_OPS)}
 

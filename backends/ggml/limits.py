@@ -151,17 +151,6 @@ _CPU_BINARY = "src/ggml-cpu/binary-ops.cpp, apply_binary_op"
 
 #: What a kernel wants although supports_op said yes.
 KERNELS: tuple[Limit, ...] = (
-    *(
-        Limit(
-            op, "a", LayoutClass.ROWS, f"the CPU's {op.upper()} aborts unless a's nb0 is the element size",
-            _CPU_BINARY, kind="kernel", device="CPU",
-        )
-        for op in ("add", "mul")
-    ),
-    Limit(
-        "scale", "dtype", ("f32",), "the CPU's SCALE aborts for every type but f32",
-        "src/ggml-cpu/ops.cpp, ggml_compute_forward_scale", kind="kernel", device="CPU",
-    ),
     Limit(
         "acc", "b", LayoutClass.ROWS, "the CPU's ACC aborts unless b's nb0 is the element size",
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_acc_f32", kind="kernel", device="CPU",
@@ -378,15 +367,6 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     ),
 )  # fmt: skip
 
-#: Of the CPU device's CLAMP, which finds row i1 of matrix i2 as if all rows followed each other in steps of nb1.
-CLAMP_BUGS: tuple[Limit, ...] = (
-    Limit(
-        "clamp", "x", LayoutClass.CONTIGUOUS, "the CPU's CLAMP ignores nb2 and nb3 of x",
-        "src/ggml-cpu/ops.cpp, ggml_compute_forward_clamp_f32",
-        kind="bug", device="CPU", pinned="clamp/cpu-outer-stride",
-    ),
-)  # fmt: skip
-
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
     Limit(
@@ -413,8 +393,8 @@ def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapsh
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
-    limits += [limit for row in OPS.values() for limit in row.limits]
-    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS, *CLAMP_BUGS]
+    limits += [wants.limit(row.op) for row in OPS.values() for wants in row.wants]
+    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:

@@ -25,30 +25,17 @@ REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/
 #: What computes an op: the case's tensors by argument name to the output, or to outputs and stages by name.
 Computes = Callable[[Case, Mapping[str, "torch.Tensor"]], "torch.Tensor | dict[str, torch.Tensor]"]
 
-#: Every op, with its row. Other packages register theirs: see `rows_of`.
+#: Every op with its row, those that other packages register among them.
 _OPS: Mapping[str, Computes] = {
     "acc": ops.acc,
     "set": ops.set_,
     "cumsum": ops.cumsum,
     "solve_tri": ops.solve_tri,
-    "tri": small_ops.tri,
-    "diag": small_ops.diag,
-    "pad": small_ops.pad,
-    "l2_norm": small_ops.l2_norm,
-    "ssm_conv": small_ops.ssm_conv,
-    "sum_rows": small_ops.sum_rows,
-    "cpy": small_ops.cpy,
-    "cont": small_ops.cont,
-    "add": small_ops.over(lambda a, b: a + b),
-    "mul": small_ops.over(lambda a, b: a * b),
-    "scale": small_ops.scale,
-    "clamp": small_ops.clamp,
-    "exp": lambda case, tensors: tensors["x"].exp(),
-    "silu": small_ops.silu,
-    "norm": small_ops.norm,
+    **small_ops.OPS,
     "gated_delta_net": delta_net.gated_delta_net,
     "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
     "mla_absorbed": mla.mla_absorbed,
+    **ChainMap(*rows_of("torch")),
 }
 
 
@@ -61,7 +48,7 @@ class TorchBackend(Backend):
 
     name = "torch"
     needs = "pip install torch"
-    ops: ClassVar[Mapping[str, Computes]] = {**_OPS, **ChainMap(*rows_of("torch"))}
+    ops: ClassVar[Mapping[str, Computes]] = _OPS
     script_reads = ("ops",)
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:

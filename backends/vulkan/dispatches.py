@@ -116,7 +116,7 @@ def words(kernel: Kernel, struct: Struct, case: Case, plan: Plan) -> np.ndarray:
         slot = plan.slots.get(name)
         return None if slot is None else (slot.start + slot.layout.offset, slot.layout)
 
-    values = kernel.values(case, place, {"items": 0, "first": 0, "end": 0})
+    values = kernel.values(case, place, plan.slots, {"items": 0, "first": 0, "end": 0})
     return np.array(values.numbers(struct), np.uint32)
 
 
