@@ -173,7 +173,7 @@ def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Vari
     random = Random(seed)
     names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
     widest = {name: _widest(name, problem, freedom) for name in names}
-    recipes = recipes_of(op, problem.dtype)
+    recipes = freedom.choices("recipe", recipes_of(op, problem.dtype))
     packs = [name for group in op.composite.packs for name in group]
     may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
     found: list[Variant] = []

@@ -179,7 +179,8 @@ def _scales(rng: np.random.Generator, count: int, widest: bool) -> F64:
         finite = rng.integers(0, 0x7C00, count).astype(np.uint16) | (rng.integers(0, 2, count) << 15).astype(np.uint16)
         return finite.view(np.float16).astype(np.float64)
     sizes: F64 = np.ldexp(rng.uniform(1, 2, count), rng.integers(-9, 2, count))
-    return sizes * rng.choice((-1.0, 1.0), count)
+    signed: F64 = sizes * rng.choice((-1.0, 1.0), count)
+    return signed
 
 
 def _codes(name: str, rng: np.random.Generator, count: int) -> Bytes:
