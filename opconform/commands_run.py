@@ -31,7 +31,7 @@ _output = click.option(
     "--output",
     type=click.Choice(FORMATS),
     default="console",
-    help="what goes to stdout: text, one JSON document, or rows as test-backend-ops prints them",
+    help="what goes to stdout: text, text with annotations for GitHub, one JSON or SARIF document, or upstream's rows",
 )
 
 
