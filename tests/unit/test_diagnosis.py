@@ -18,6 +18,7 @@ from opconform.harness.explain.hypotheses import hypotheses
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Op
@@ -168,7 +169,7 @@ def test_a_failure_that_does_not_repeat_gets_no_hint() -> None:
     with runner_of(wrong.IgnoresI3) as runner:
         (verdict,) = runner.verdicts(OPS["acc"], [acc(1, 1, 1, 2)])
         assert hint(OPS["acc"], runner, verdict) == NE3
-        unsteady = replace(verdict, findings=(replace(verdict.findings[0], kind="NOT DETERMINISTIC"),))
+        unsteady = replace(verdict, findings=(replace(verdict.findings[0], kind=Kind.NOT_DETERMINISTIC),))
         assert hint(OPS["acc"], runner, unsteady) == ""
 
 
