@@ -31,6 +31,7 @@ _CHANGEABLE = {"name", "needs", "devices", "limits", "supports"}
 #: that a file random.py there does not hide the standard library's.
 _START = (
     "import sys; sys.path.sort(key=lambda place: not place); import opconform; "
+    "[getattr(opconform, name) for name in opconform.__all__]; "
     "interface = [name for name in sys.modules if name.startswith('opconform')]; "
     "from opconform.harness.run.writing import main; main(interface)"
 )
