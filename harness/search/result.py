@@ -9,7 +9,6 @@ from typing import Any
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.plain import decoded
-from opconform.harness.search.coverage import Covered
 
 
 @dataclass
@@ -116,7 +115,7 @@ class Result:
 
     build: the short name of the device's build. free: where the op leaves elements free, in words. failed_known: ids of
     known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without
-    time. coverage: the pairs of traits that the search drew and ran; known cases do not count.
+    time.
     """
 
     op: str
@@ -131,7 +130,6 @@ class Result:
     known_failures: tuple[KnownFailure, ...] = ()
     build: str = ""
     free: str = ""
-    coverage: Covered = field(default_factory=Covered)
 
     @property
     def known(self) -> bool:
@@ -154,7 +152,6 @@ class Result:
             "known_failures": [asdict(known) for known in self.known_failures],
             "build": self.build,
             "free": self.free,
-            "coverage": asdict(self.coverage),
         }
         return plain
 
