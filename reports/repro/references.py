@@ -52,7 +52,7 @@ def made(facts: Facts) -> str | None:
     (it,) = facts.demands.values()  # of an op with one output, as all are that have such a template
     exact_matters = it.exact.any() and (not np.isfinite(it.value).all() or bool((it.value == 0).any()))
     recipe = arrays.recipe(facts.case, facts.values)
-    if recipe is None or facts.twin is not None or exact_matters:
+    if recipe is None or facts.twin is not None:
         return None
     numerics = facts.numerics
     source = templates.render(
@@ -61,15 +61,17 @@ def made(facts: Facts) -> str | None:
         params=facts.case.params,
         u=repr(numerics.u),
         flush=repr(numerics.underflow) if numerics.flushes_denormals else None,
+        roundoff=repr(numerics.roundoff),
+        least=repr(2.0**-126 if numerics.flushes_denormals else 2.0**-149),
     )
     scope: dict[str, Any] = {"np": np}
     exec(source, scope)
     codes = {argument: numpy_code(layout.dtype) for argument, layout in facts.case.inputs.items()}
     values = {argument: np.ascontiguousarray(raw).view(codes[argument]) for argument, raw in facts.values.items()}
     with np.errstate(all="ignore"):
-        want, bound = scope["reference"](values)
+        want, bound, *exact = scope["reference"](values)
     same = np.array_equal(want, it.value) and np.allclose(bound, it.bound, rtol=1e-9, atol=0.0)
-    if not same:
+    if not same or (exact_matters and not (exact and np.array_equal(exact[0], it.exact))):
         return None
     return render(
         "made.py.j2",
@@ -79,4 +81,5 @@ def made(facts: Facts) -> str | None:
         checksum=arrays.checksum(facts.values),
         out=facts.op.outputs[0],
         reference=source,
+        exact=bool(exact),
     )

@@ -12,7 +12,7 @@ import pytest
 from opconform.backends.cuda import CudaBackend
 from opconform.backends.cuda.backend import OPTIONS
 from opconform.backends.kernels.own_buffers import SHARED
-from opconform.backends.kernels.source import complaint, kernels_in, place_of, source_of
+from opconform.backends.kernels.source import complaint, files_of, kernels_in, place_of, source_of, whole
 from opconform.backends.kernels.table import KERNELS
 from opconform.harness.model.ops import ops
 from tests import nvrtc
@@ -55,7 +55,9 @@ def test_an_error_names_the_file_and_line(compiler: nvrtc.Nvrtc, tmp_path: Path)
     file = tmp_path / "cumsum.cu"
     file.write_text((FOLDER / "cumsum.cu").read_text().replace("if (thread == 0) {", "if (thrread == 0) {"))
     line = 1 + file.read_text().splitlines().index("    if (thrread == 0) {")
-    compiled = compiler.compile(source_of(file, (FOLDER, SHARED)), "kernels.cu", (*OPTIONS, "-arch=sm_80"))
+    compiled = compiler.compile(
+        whole(file.name, files_of(file, (FOLDER, SHARED))), "kernels.cu", (*OPTIONS, "-arch=sm_80")
+    )
     assert not compiled.good
     last = str(complaint(file, compiled.log)).splitlines()[-1]
     assert f'cumsum.cu({line}): error: identifier "thrread" is undefined' in last

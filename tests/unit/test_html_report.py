@@ -22,7 +22,7 @@ from click.testing import CliRunner
 
 from opconform.cli import main
 from opconform.harness.model.case import Case
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device
 from opconform.harness.run.target import Target
@@ -122,7 +122,7 @@ def foul(text: str) -> tuple[Result, Device]:
         target=f"{stored}:{stored}",
         device=stored,
         versions=((text, text),),
-        findings=(Finding(text, stored, text), Finding(text, text, text)),
+        findings=(Finding(text, Kind.WRONG_VALUES, text), Finding(text, Kind.CRASH, text)),
         bound=text,
         bound_at=text,
         stderr=f"{text}\n{text}",

@@ -17,6 +17,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from opconform.backends.ggml import cpp
+from opconform.backends.ggml.declarations import DECLARATIONS
 from opconform.harness.explain.facts import Facts
 from opconform.harness.model import escape
 from opconform.harness.model.case import Case
@@ -176,7 +177,9 @@ def compiles(text: str, tmp_path: Path) -> None:
         f"std::vector<std::unique_ptr<test_case>> make() {{ std::vector<std::unique_ptr<test_case>> test_cases; {last}"
     )
     source = tmp_path / "test.cpp"
-    source.write_text(f"{STUB}\n{struct}\n{make} return test_cases; }}\n", encoding="utf-8")
+    more = [it.text for name, it in DECLARATIONS.functions.items() if name in text and f" {name}(" not in STUB]
+    stub = STUB.replace("struct test_case {", "\n".join([*more, "struct test_case {"]), 1)
+    source.write_text(f"{stub}\n{struct}\n{make} return test_cases; }}\n", encoding="utf-8")
     command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-fsyntax-only"]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
