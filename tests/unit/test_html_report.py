@@ -364,9 +364,7 @@ def test_a_history_of_the_first_version_is_shown_and_taken_on(path: Path, tmp_pa
     text = html(report_of(path))
     assert path.read_bytes() == before
     assert cells_of(text) == ["FAILED 4 CRASH 2 unsupported FIXED"]
-    assert (
-        commands_in(text)[0][0] == f"opconform replay opconform-out/cases/{FAILED.case.id}.json --backend ggml:Vulkan0"
-    )
+    assert commands_in(text)[0][0] == f"opconform replay reports/cases/{FAILED.case.id}.json --backend ggml:Vulkan0"
     assert "recorded by an older version" in text
     merged = tmp_path / "merged.sqlite"
     assert CliRunner().invoke(main, ["merge", str(merged), str(path)]).exit_code == 0

@@ -271,7 +271,7 @@ def test_a_fault_in_making_the_script_leaves_the_rest(
 
 def test_a_fault_that_a_backend_saw_is_one_that_its_script_raises() -> None:
     where = target()
-    for kind, raised in (("ERROR", True), ("DATA RACE", True), ("CRASH", False), ("TIMEOUT", False)):
+    for kind, raised in ((Kind.ERROR, True), (Kind.DATA_RACE, True), (Kind.CRASH, False), (Kind.TIMEOUT, False)):
         facts = Facts(replace(one_failure(), findings=(Finding("process", kind, "it"),)), where)
         assert (facts.is_raised, facts.is_deadly) == (raised, not raised)
 
