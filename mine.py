@@ -1,13 +1,11 @@
-import opconform as oc
 
+import opconform as oc
 
 class Helper:
     pass
 
-
 class Base(oc.Backend):
     name = "mine"
-
 
 class Mine(Base):
     def supports(self, case):
