@@ -1,11 +1,13 @@
-
 import opconform as oc
+
 
 class Helper:
     pass
 
+
 class Base(oc.Backend):
     name = "mine"
+
 
 class Mine(Base):
     def supports(self, case):

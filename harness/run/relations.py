@@ -25,8 +25,8 @@ def related(
     Where a relation has led to a case of the same op that is wrong by itself, it is that case's verdict: there is
     more to see.
     """
-    others = _Others(runner, op, time_limit)
-    findings = _twin_findings(runner, op, verdict, checks, time_limit) + _metamorphic_findings(op, verdict, others)
+    others = Others(runner, op, time_limit)
+    findings = _twin_findings(runner, op, verdict, checks, time_limit) + metamorphic_findings(op, verdict, others)
     if others.wrong:
         return others.wrong[0]
     return replace(verdict, findings=findings) if findings else verdict
@@ -50,7 +50,7 @@ def _twin_findings(
 
 
 @dataclass
-class _Others:
+class Others:
     """Runs other cases for a relation, right or wrong. wrong: the verdicts on cases of the op that are wrong by
     themselves. ends: why runs of the op gave nothing to compare."""
 
@@ -71,7 +71,7 @@ class _Others:
         return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
 
-def _metamorphic_findings(op: Op, verdict: Verdict, others: _Others) -> tuple[Finding, ...]:
+def metamorphic_findings(op: Op, verdict: Verdict, others: Others) -> tuple[Finding, ...]:
     """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed."""
     case = verdict.case
     if not op.composite.metamorphic or case.keep is not None or case.packed() != case:
