@@ -75,7 +75,7 @@ def described(case: Case, where: Target, kind: str = "WRONG VALUES") -> Failure:
         where.label,
         "a GPU",
         (),
-        (Finding("value", kind, "wrong"),),
+        (Finding("value", Kind.of(kind), "wrong"),),
         None,
         "fails",
         "",

@@ -267,7 +267,7 @@ def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path
         while name not in process.stdout.readline():
             pass
         assert within(10, lambda: bool(children(process.pid)))
-        time.sleep(1.0)
+        time.sleep(0.3)
         workers = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=15)

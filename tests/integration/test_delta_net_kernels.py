@@ -126,7 +126,7 @@ FAULTS = (
         "gated_delta_net",
         "q_norm",
         ("= sqrt(sum + eps);", "= sum + eps;"),
-        ("= sqrt(sum + uintBitsToFloat(eps));", "= sum + uintBitsToFloat(eps);"),
+        ("= sqrt(sum + eps);", "= sum + eps;"),
     ),
     Fault(
         "the gate is a power of two",
@@ -161,7 +161,7 @@ FAULTS = (
         "gated_delta_net",
         "out",
         ("as_float((uint)p.scale) * sum", "sum"),
-        ("uintBitsToFloat(scale) * sum", "sum"),
+        ("scale * sum);", "sum);"),
     ),
     Fault(
         "snapshots come oldest first",
