@@ -106,6 +106,7 @@ ELEMENTWISE: Mapping[str, Elementwise] = {
 
 ROWS: Mapping[str, Row] = {
     "sum_rows": Row("x", "sum", reduces=True),
+    "rms_norm": Row("x * x", "x / sqrt(sum / n + eps)", parameters=("eps",)),
     "norm": Row(
         "x",
         "(x - sum / n) / sqrt(second_sum / n + eps)",

@@ -190,7 +190,7 @@ class VulkanRows(small_odd.VulkanRoot):
 
 
 ELEMENTS = ("add", "mul", "scale", "clamp", "exp", "silu")
-NORMS = ("norm",)
+NORMS = ("norm", "rms_norm")
 _ALL = (*ELEMENTS, *NORMS)
 _ANY_ROUNDING = Numerics(any_rounding=True)
 _VULKAN = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5, sqrt_ulps=5.0, exp_ulps_per_unit=2.0)

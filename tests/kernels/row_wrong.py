@@ -80,7 +80,7 @@ class CopiesX(Correct):
     def scale(self, case: Case, buffers: Buffers) -> None:
         self.stored(case, buffers, self.loaded(buffers, "x"))
 
-    clamp = exp = silu = norm = scale
+    clamp = exp = silu = norm = rms_norm = scale
 
 
 class BiasFirst(Correct):
@@ -195,6 +195,24 @@ class EpsOutside(Correct):
         self.stored(case, buffers, apart / (deviation + self.number(case, "eps", deviation)))
 
 
+class SumOfSquares(Correct):
+    """The norm of a row and not its root mean square."""
+
+    def mean_square(self, x: F32) -> F32:
+        return self.summed(self.multiplied(x, x))[..., None]
+
+
+class NormsFullTiles(small_faults.FullTiles):
+    """What a tile of 8 does not fill is lost."""
+
+
+class EpsOnRoot(Correct):
+    def rms_norm(self, case: Case, buffers: Buffers) -> None:
+        x = self.loaded(buffers, "x")
+        root = np.sqrt(self.mean_square(x))
+        self.stored(case, buffers, x / (root + self.number(case, "eps", root)))
+
+
 ROW_WRONG: tuple[Wrong, ...] = (
     Wrong("add", Subtracts, WRONG_VALUES),
     Wrong("add", RepeatsEach, WRONG_VALUES, (NAN, MIXED)),
@@ -224,7 +242,17 @@ ROW_WRONG: tuple[Wrong, ...] = (
     Wrong("norm", small_wrong.HalfSums, WRONG_VALUES, (NAN, MIXED)),
     Wrong("norm", OnePass, WRONG_VALUES, (NAN, MIXED)),
     Wrong("norm", small_wrong.ReadsPackedX, NAN, (WRONG_VALUES, MIXED)),
+    Wrong("rms_norm", SumOfSquares, WRONG_VALUES),
+    Wrong("rms_norm", EpsOnRoot, WRONG_VALUES, (NAN, MIXED)),
+    Wrong("rms_norm", IgnoresEps, NAN, (WRONG_VALUES, MIXED)),
+    Wrong("rms_norm", small_wrong.DropsPartialGroup, WRONG_VALUES, (NAN, MIXED)),
+    Wrong("rms_norm", small_wrong.HalfSums, WRONG_VALUES, (NAN, MIXED)),
+    Wrong("rms_norm", InHalf, WRONG_VALUES, (NAN, MIXED)),
+    Wrong("rms_norm", wrong.IgnoresNb3, NAN, (WRONG_VALUES, MIXED)),
 )
+
+
+FULL_TILES_OF_8 = "what a tile of 8 does not fill is left out of the sum"
 
 
 def _faults() -> Iterator[Fault]:
@@ -251,6 +279,10 @@ def _faults() -> Iterator[Fault]:
     yield Fault("norm", EpsOutside, "the standard deviation and eps are added: (x − mean) / (√variance + eps)")
     yield Fault("norm", IgnoresEps, "eps is left out")
     yield Fault("norm", CopiesX, "x is copied, not normalised")
+    yield Fault("rms_norm", SumOfSquares, "the sum of the squares is taken, not their mean")
+    yield Fault("rms_norm", EpsOnRoot, "eps is added to the root, not under it")
+    yield Fault("rms_norm", CopiesX, "x is copied, not normalised")
+    yield Fault("rms_norm", NormsFullTiles, FULL_TILES_OF_8)
     yield Fault("norm", small_faults.WithoutLast, "the last element of each row is left out")
 
 

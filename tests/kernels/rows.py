@@ -102,6 +102,14 @@ class Rows(Kernel):
             case, buffers, self.over_root(case, apart, self.added(variance, self.number(case, "eps", variance)))
         )
 
+    def rms_norm(self, case: Case, buffers: Buffers) -> None:
+        x = self.loaded(buffers, "x")
+        squares = self.mean_square(x)
+        self.stored(case, buffers, self.over_root(case, x, self.added(squares, self.number(case, "eps", squares))))
+
+    def mean_square(self, x: F32) -> F32:
+        return self.averaged(self.multiplied(x, x))
+
     def averaged(self, x: F32) -> F32:
         """Means of rows, which keep one place."""
         total = self.summed(x)[..., None]
