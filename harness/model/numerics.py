@@ -198,9 +198,6 @@ def quanta(x: F64) -> F64:
     return found
 
 
-_SAID_AS_LOWER = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands")
-
-
 #: Fields below whose usual value the compute precision itself is lower.
 _PRECISION = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands")
 
@@ -210,7 +207,7 @@ def _looser(numerics: Numerics) -> str:
     said = [numerics.lower] if numerics.lower else []
     for item in fields(numerics):
         value, usual = getattr(numerics, item.name), getattr(EXACT, item.name)
-        if value > usual and item.name not in _SAID_AS_LOWER:
+        if value > usual and item.name not in (*_PRECISION, "one_pass_variance"):  # the first words have those
             words = item.name.replace("_", " ")
             said.append(words if value is True else f"{words} {value:g} instead of {usual:g}")
     kind = "lower precision" if numerics.is_lower else "looser arithmetic"
