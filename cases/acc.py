@@ -79,5 +79,6 @@ OP = Op(
     check=views.check,
     traits=views.traits,
     hypotheses=hypotheses,
+    pointwise=True,
     sources=views.sources,
 )

@@ -76,5 +76,6 @@ OP = Op(
     check=views.check,
     traits=views.traits,
     hypotheses=hypotheses,
+    pointwise=True,
     sources=sources,
 )

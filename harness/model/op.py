@@ -102,6 +102,8 @@ class Op:
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    pointwise: whether an element of the output comes from single elements of the inputs, so that an infinity or a NaN
+    stays where it is.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
     composite: what only few ops have.
     """
@@ -120,6 +122,7 @@ class Op:
     alone: Callable[[Case], bool] = field(default=lambda case: False)
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
+    pointwise: bool = False
     copies: bool = False
     composite: Composite = field(default_factory=Composite)
 
