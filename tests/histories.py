@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device
 from opconform.harness.run.target import Target
@@ -25,7 +25,7 @@ ACC = ops()["acc"]
 VULKAN = Target("ggml", Device("Vulkan0", "llvmpipe", {"build": "b7836", "ggml": "0.9.5 4baa480"}))
 PAIR = Pair("acc", VULKAN.label, VULKAN.build)
 PASSED = Verdict(acc(3), seconds=2e-6)
-FAILED = Verdict(acc(1, 1, 1, 2), (Finding("value", "WRONG VALUES", "1 of 2 elements\ndiffer 'here'"),))
+FAILED = Verdict(acc(1, 1, 1, 2), (Finding("value", Kind.WRONG_VALUES, "1 of 2 elements\ndiffer 'here'"),))
 REFUSED = Verdict(acc(5), unsupported='takes no "b"\nof 5')
 
 

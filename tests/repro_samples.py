@@ -11,7 +11,7 @@ import numpy as np
 from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure, describe
 from opconform.harness.model.case import Case
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.run.backend import Device
 from opconform.harness.run.runner import Runner
@@ -89,5 +89,5 @@ def hostile_bundle(text: str, backend: str = "ggml") -> dict[str, str]:
     where = target(backend, "Vulkan0", text)
     where.options["ggml_lib"] = f"/tmp/{text.replace(chr(0), '')}"  # type: ignore[index]
     failure = one_failure(where, hint=text, also=text, provenance=(text,), stderr=f"{text}\n```\n{text}")
-    failure = replace(failure, findings=(Finding("value", "WRONG VALUES", text),))
+    failure = replace(failure, findings=(Finding("value", Kind.WRONG_VALUES, text),))
     return {name: content.decode() for name, content in files_of(failure, where).items()}

@@ -116,6 +116,10 @@ class Runner:
         """Whether the backend itself takes each case: None, or the reason."""
         return self._worker.supports(cases)
 
+    def said(self) -> str:
+        """What the backend has printed while the last cases ran."""
+        return self._worker.said()
+
     def verdicts(
         self,
         op: Op,

@@ -169,6 +169,7 @@ class Search:
         failure = None
         if reported is not None:
             reported, unfinished = self._smallest_of(reported, others)
+            reported = self._with_its_words(reported)
             seen = [*others, *(self._found.seen.values() if self._found else ())]
             failure = replace(describe(self._op, self._runner, reported, seen), unfinished=unfinished)
             (self._races if failure.kind == Kind.NOT_DETERMINISTIC else self._kept).add(failure.case)
@@ -196,6 +197,13 @@ class Search:
         alike = [verdict, *(other for other in others if found.kept_by(other))]
         least = min(alike, key=lambda other: other.case.nbytes)
         return least, f"shrinking was cut short after {SHRINK_SECONDS:g} s: a smaller case may fail too"
+
+    def _with_its_words(self, verdict: Verdict) -> Verdict:
+        """The verdict with what the backend prints while it computes this case, alone."""
+        if verdict.kind in (Kind.CRASH, Kind.TIMEOUT, Kind.SUPPORTS_OP_LIES) or self._runner.lost:
+            return verdict  # it came with what its process said last
+        self._runner.verdicts(self._op, [verdict.case], beyond=("bug",))
+        return verdict.saying(self._runner.said())
 
     def _known_bug(self, known: KnownCase, reason: str) -> KnownBug | None:
         """Whether a pinned case still fails; None where another limit keeps it from being run."""

@@ -27,8 +27,9 @@ from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tall
 from opconform.harness.search.settings import Settings
 from opconform.reports.commands import commands
 from opconform.reports.compare import Change, table_of
-from opconform.reports.console import clean, counts, matrix, screen
+from opconform.reports.console import counts, matrix
 from opconform.reports.rows import CsvPrinter, SqlPrinter
+from opconform.reports.screen import clean, screen
 from opconform.reports.states import Pair, State
 from opconform.reports.summary import markdown_of
 from tests.attack.strangers import FOUL, acted_on, foul

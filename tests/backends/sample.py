@@ -18,6 +18,7 @@ import numpy as np
 
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
@@ -105,7 +106,7 @@ class ChecksItself(AbortsOnNe3):
         return Sanitizer(
             "Checker",
             lambda log: ((), {}),
-            lambda log, case: [Complaint("OUT OF BOUNDS", line) for line in log.splitlines()],
+            lambda log, case: [Complaint(Kind.OUT_OF_BOUNDS, line) for line in log.splitlines()],
         )
 
     def run(self, case: Case, buffers: Buffers) -> None:
@@ -376,3 +377,11 @@ class NarrowKnownBug(KnownBug):
     def limits(self) -> tuple[Limit, ...]:
         narrow = Limit("acc", "b", LayoutClass.CONTIGUOUS, "b must be contiguous", "the manual, page 7")
         return (narrow, *super().limits())
+
+
+class Prints(IgnoresNe3):
+    """acc: says what it does, with print."""
+
+    def acc(self, case: Case, buffers: Buffers) -> None:
+        print("adding", case.inputs["b"].ne)
+        super().acc(case, buffers)

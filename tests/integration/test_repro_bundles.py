@@ -395,7 +395,7 @@ def test_a_script_that_goes_wrong_leaves_the_rest(body: str, says: str, monkeypa
     written = opconform("repro", *arguments)
     assert written.exit_code == 0, written.output
     assert "Traceback" not in written.output
-    (folder,) = Path("reports/repro").iterdir()
+    (folder,) = Path("opconform-out/repro").iterdir()
     names = {file.name for file in folder.iterdir()}
     assert {"case.json", "issue.md", "map.svg", "bundle.json", "test_case.cpp"} <= names
     assert "repro.py" not in names

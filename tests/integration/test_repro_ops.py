@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from opconform.backends.ggml import test_case as cpp
+from opconform.backends.ggml import cpp
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import variants
 from opconform.harness.explain.facts import Facts
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
@@ -175,7 +175,7 @@ def test_a_graph_that_cannot_be_built_ends_the_script_as_it_ended_the_backend(tm
     files = files_of(wrong, where)
     assert "its graph cannot be built here: " in files["issue.md"].decode()
     assert "repro.py" not in files
-    crash = replace(wrong, findings=(Finding("process", "CRASH", "the process ended with signal SIGABRT"),))
+    crash = replace(wrong, findings=(Finding("process", Kind.CRASH, "the process ended with signal SIGABRT"),))
     (tmp_path / "repro.py").write_bytes(files_of(crash, where)["repro.py"])
     done = subprocess.run([sys.executable, "repro.py"], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 1

@@ -21,7 +21,7 @@ from opconform.harness.explain.failure import Failure
 from opconform.harness.explain.failure import _wrong as wrong_of
 from opconform.harness.judge.judging import judge
 from opconform.harness.model.case import Case
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.ops import ops
@@ -236,9 +236,9 @@ def test_a_backend_of_a_file_brings_what_it_imports(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("finding", "says"),
     [
-        (Finding("sanitizer", "OUT OF BOUNDS", "a write"), "only a checker sees this fault"),
+        (Finding("sanitizer", Kind.OUT_OF_BOUNDS, "a write"), "only a checker sees this fault"),
         (
-            Finding("split_state", "STATE LOST", "another state"),
+            Finding("split_state", Kind.STATE_LOST, "another state"),
             "the fault shows only between several runs (split_state)",
         ),
     ],
@@ -385,7 +385,7 @@ def test_a_mask_too_large_to_keep_is_drawn_from_its_map() -> None:
 
 
 def test_a_crash_has_no_picture_and_says_what_it_said() -> None:
-    crash = Finding("process", "CRASH", "the process ended with signal SIGABRT")
+    crash = Finding("process", Kind.CRASH, "the process ended with signal SIGABRT")
     files = files_of(one_failure(findings=(crash,), wrong=None, stderr="GGML_ASSERT(nb0 == 4) failed"), target())
     assert "map.svg" not in files
     issue = files["issue.md"].decode()
@@ -452,7 +452,7 @@ def seen_in(output: str, case: Case, where: Target) -> Failure:
     assert comparison is not None
     return replace(
         described(case, where),
-        findings=(Finding("value", "WRONG VALUES", f"{output} differs"),),
+        findings=(Finding("value", Kind.WRONG_VALUES, f"{output} differs"),),
         wrong=wrong_of(comparison),
         versions=tuple(where.device.versions.items()),
     )

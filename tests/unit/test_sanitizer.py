@@ -13,6 +13,7 @@ from opconform.backends.cuda import sanitizer as cuda
 from opconform.backends.opencl import sanitizer as opencl
 from opconform.backends.vulkan import sanitizer as vulkan
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Backend, Unavailable
@@ -70,17 +71,17 @@ def test_oclgrinds_messages_have_a_kind_a_kernel_and_lines(tmp_path: Path) -> No
     (tmp_path / "cumsum.cl").write_text("\n".join(lines))
     assert opencl.complaints((tmp_path,), OCLGRIND, CASE) == [
         Complaint(
-            "OUT OF BOUNDS",
+            Kind.OUT_OF_BOUNDS,
             "Invalid write of size 4 at global memory, kernel cumsum: if (i == n - 1) out[n] = 1.0f;",
             "cumsum.cl:8",
         ),
         Complaint(
-            "DATA RACE",
+            Kind.DATA_RACE,
             "Read-write data race at local memory, kernel cumsum: out[i] = tile[(l + 1) % 64];",
             "cumsum.cl:7 and cumsum.cl:6",
         ),
         Complaint(
-            "UNINITIALISED READ",
+            Kind.UNINITIALISED_READ,
             "Uninitialized value written to global memory, kernel cumsum: out[i] = t;",
             "cumsum.cl:9",
         ),
@@ -119,10 +120,10 @@ def test_the_layers_messages_have_a_kind_and_a_line() -> None:
         "access out of bounds. Descriptor size is 65536 and highest byte accessed was 400001027"
     )
     assert hazard == Complaint(
-        "DATA RACE",
+        Kind.DATA_RACE,
         "SYNC-HAZARD-WRITE-AFTER-WRITE: vkCmdDispatch: Hazard WRITE_AFTER_WRITE for VkBuffer in VkCommandBuffer.",
     )
-    assert misuse == Complaint("API MISUSE", "VUID-VkBufferCreateInfo-size-00912: size is 0")
+    assert misuse == Complaint(Kind.API_MISUSE, "VUID-VkBufferCreateInfo-size-00912: size is 0")
 
 
 NEWER_LAYER = """\
@@ -162,7 +163,7 @@ def test_the_messages_of_newer_layers_are_read_too() -> None:
     about_itself, bounds, hazard = vulkan.complaints(NEWER_LAYER, CASE)
     assert about_itself.says.startswith("WARNING-GPU-Assisted-Validation: vkCreateDevice(): Internal Warning: Forcing")
     assert bounds == Complaint(
-        "OUT OF BOUNDS",
+        Kind.OUT_OF_BOUNDS,
         "VUID-vkCmdDispatch-storageBuffers-06936: vkCmdDispatch(): (set = 0, binding = 0, index 0) access out of "
         "bounds. The descriptor buffer (VkBuffer) size is 1536 bytes, 1536 bytes were bound, and the highest out of "
         "bounds access was at [3601027] bytes",
@@ -204,13 +205,13 @@ def checker(complaints: Sequence[Complaint], *excuses: Excuse) -> Sanitizer:
 
 
 def test_the_same_complaint_is_one_finding() -> None:
-    twice = [Complaint("DATA RACE", "a race", "f.cl:3"), Complaint("DATA RACE", "another", "f.cl:3")]
+    twice = [Complaint(Kind.DATA_RACE, "a race", "f.cl:3"), Complaint(Kind.DATA_RACE, "another", "f.cl:3")]
     (finding,) = checker(twice).findings("", CASE)
     assert (finding.kind, finding.detail) == ("DATA RACE", "Checker: a race, at f.cl:3 (2 times)")
 
 
 def test_a_complaint_about_the_driver_is_excused_and_others_are_not() -> None:
-    own, driver = Complaint("API MISUSE", "the kernel's"), Complaint("API MISUSE", "the driver's")
+    own, driver = Complaint(Kind.API_MISUSE, "the kernel's"), Complaint(Kind.API_MISUSE, "the driver's")
     excuse = Excuse("^the driver", "it is the driver", "https://example.com")
     assert [found.detail for found in checker([driver, own], excuse).findings("", CASE)] == ["Checker: the kernel's"]
 
