@@ -89,6 +89,24 @@ class Composite:
 
 
 @dataclass(frozen=True)
+class Index:
+    """What the whole numbers of an argument say: places along an axis of another argument (an axis of its shape,
+    outermost first), or, where there is no `of`, any number below `below`.
+
+    unique: whether all of a row of the argument (its last axis) must differ, as where each says where to write.
+    """
+
+    of: str = ""
+    axis: int = 0
+    unique: bool = False
+    below: int = 0
+
+    def size(self, case: Case) -> int:
+        """The first number that is too large."""
+        return case.inputs[self.of].shape[self.axis] if self.of else self.below
+
+
+@dataclass(frozen=True)
 class Op:
     """An op. A module in `cases/` declares one as `OP`, or several as `OPS`.
 
@@ -103,6 +121,7 @@ class Op:
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    indices: the arguments that hold places in others; a case whose numbers lie outside is none.
     composite: what only few ops have.
     """
 
@@ -121,6 +140,7 @@ class Op:
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     copies: bool = False
+    indices: Mapping[str, Index] = field(default_factory=dict)
     composite: Composite = field(default_factory=Composite)
 
     @property
