@@ -31,21 +31,21 @@ def screen(failure: Failure, commands: Sequence[str]) -> str:
     lines += _layouts(case)
     lines += [f"  values     recipe {case.recipe}, seed {case.seed}{_kept(case)}", ""]
     for finding in failure.findings:
-        lines += _wrapped(finding.check, finding.detail)
+        lines += wrapped(finding.check, finding.detail)
     if wrong is not None:
         lines += _element(failure, wrong)
         lines += places(case, wrong)
     for index, line in enumerate(failure.provenance):
-        lines += _wrapped("moved" if index == 0 else "", line)
+        lines += wrapped("moved" if index == 0 else "", line)
     if failure.stage:
-        lines += _wrapped("stage", failure.stage)
+        lines += wrapped("stage", failure.stage)
     if failure.hint:
-        lines += _wrapped("hint", failure.hint)
-    lines += _wrapped("packed", twin(failure.packed_twin))
+        lines += wrapped("hint", failure.hint)
+    lines += wrapped("packed", twin(failure.packed_twin))
     if failure.also:
-        lines += _wrapped("also", failure.also)
+        lines += wrapped("also", failure.also)
     if failure.versions:
-        lines += _wrapped("versions", ", ".join(f"{name} {value}" for name, value in failure.versions))
+        lines += wrapped("versions", ", ".join(f"{name} {value}" for name, value in failure.versions))
     if failure.stderr:
         said = [part for line in failure.stderr.splitlines() for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]]
         lines += ["", "  it said", *(f"    {line}" for line in said[-_STDERR_LINES:])]
@@ -58,8 +58,8 @@ def _shown(lines: Iterable[str]) -> str:
     return "\n".join(printable(line.rstrip()) for line in lines)
 
 
-def _wrapped(label: str, text: str) -> list[str]:
-    first, rest = f"  {label:<10} ", " " * 13
+def wrapped(label: str, text: str, width: int = 10) -> list[str]:
+    first, rest = f"  {label:<{width}} ", " " * (width + 3)
     return textwrap.wrap(
         text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
     ) or [first]
@@ -68,7 +68,7 @@ def _wrapped(label: str, text: str) -> list[str]:
 def _case(case: Case) -> list[str]:
     """The case, sizes and strides innermost first; a long one is broken between its parameters, and nowhere else."""
     spaced = re.sub(r",(?=[a-z])", ", ", str(case))
-    return [line.replace(", ", ",") for line in _wrapped("case", spaced)]
+    return [line.replace(", ", ",") for line in wrapped("case", spaced)]
 
 
 def clean(line: str) -> str:
@@ -86,7 +86,7 @@ def _layouts(case: Case) -> list[str]:
         place = f"is {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
         place = f"in the memory of {case.shares[name]}" if name in case.shares else place
         at = f"strides={_tuple(layout.strides)} offset={layout.offset}  {place}"
-        lines += _wrapped(name, f"{layout.dtype} shape={_tuple(layout.shape)} {at}")
+        lines += wrapped(name, f"{layout.dtype} shape={_tuple(layout.shape)} {at}")
     return lines
 
 
@@ -106,7 +106,7 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
     return [
         f"  worst      at {of}[{','.join(map(str, i))}] (i0,i1,…): got {worst.got:.9g}, want {worst.want:.9g}",
         f"             error {worst.error:.3g}, bound {worst.bound:.3g}: {times}",
-        *_wrapped("bound", f"{failure.bound}{precision}   [{failure.bound_at}]"),
+        *wrapped("bound", f"{failure.bound}{precision}   [{failure.bound_at}]"),
         f"  nmse       {wrong.nmse:.3g} over the whole output, as upstream computes it",
     ]
 
