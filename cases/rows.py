@@ -6,20 +6,37 @@ from typing import Any
 
 from opconform.cases.families import choice, row_op
 from opconform.harness.model.approx import Approx
+from opconform.harness.model.dtypes import F16
 
 
 def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
     """x / max(√squares, eps) or x / √(squares + eps). Some kernels square eps (CUDA's rsqrt of max(Σx², eps²))."""
     eps = float(p["eps"])
     if p["eps_mode"] == "add":
-        return x * (squares + eps).rsqrt()
-    return x * squares.maximum(x.constant(eps**2, roundings=3)).rsqrt()
+        return _or_by_mean(x, squares + eps)
+    return _or_by_mean(x, squares.maximum(x.constant(eps**2, roundings=3)))
+
+
+def _or_by_mean(x: Approx, limited: Approx) -> Approx:
+    """x / √limited, or as some make it of RMS_NORM (mlx-lm): x·r·c, r the inverse root of the mean of the squares and
+    c = 1/√n. Its second product rounds denormals once more."""
+    n = float(max(x.value.shape[-1], 1))
+    by_mean = x * (limited / n).rsqrt() * x.constant(n**-0.5, roundings=2)
+    return x.over_root(limited).either(by_mean)
+
+
+def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:
+    """1 / max(√squares, eps) or 1 / √(squares + eps)."""
+    eps = float(p["eps"])
+    if p["eps_mode"] == "add":
+        return (squares + eps).rsqrt()
+    return squares.maximum(squares.constant(eps**2, roundings=3)).rsqrt()
 
 
 def _standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
     """(x − mean) / √(variance + eps). Some kernels add −mean·scale to x·scale instead of scaling x − mean."""
-    scale, mean = (variance + float(p["eps"])).rsqrt(), x.mean()
-    return ((x - mean) * scale).besides(x * scale, mean * scale)
+    square, mean = variance + float(p["eps"]), x.mean()
+    return (x - mean).over_root(square).besides(x.over_root(square), mean.over_root(square))
 
 
 def _over_less(x: Approx) -> float:
@@ -40,16 +57,24 @@ OPS = (
         bound="γ_{n−1}·Σ|x_j| over the n elements of the row",
     ),
     row_op(
+        "mean",
+        "the mean of each row",
+        Approx.mean,
+        to_one=True,
+        mistakes={"the sum of each row is returned, not its mean": Approx.sum},
+        bound="γ_n·Σ|x_j|/n over the n elements of the row",
+    ),
+    row_op(
         "l2_norm",
         "x / max(‖x‖, eps) or x / √(Σx² + eps), row by row",
         lambda x, p: _over_norm(x, (x * x).sum(), p),
         params={
-            "eps": choice(1e-6, 1e-12, 10.0, 1.0, 0.0, without=0.0, least=0.0),
             "eps_mode": choice("max", "add"),
+            "eps": choice(1e-6, 1e-12, 10.0, 1.0, 0.0, without=0.0, least=0.0),
         },
         mistakes={
-            "eps is compared with the sum of squares, not with its root (x / √max(Σx², eps))": lambda x, p: (
-                x * (x * x).sum().maximum(p["eps"]).rsqrt()
+            "eps is compared with the sum of squares, not with its root (x / √max(Σx², eps))": lambda x, p: x.over_root(
+                (x * x).sum().maximum(p["eps"])
             ),
             "eps is added to the sum of squares, not a lower limit of the norm": lambda x, p: _over_norm(
                 x, (x * x).sum(), {**p, "eps_mode": "add"}
@@ -58,9 +83,21 @@ OPS = (
                 x, (x * x).sum(), {**p, "eps_mode": "max"}
             ),
             "the mean of the squares is taken, not their sum (RMS_NORM)": lambda x, p: _over_norm(x, (x * x).mean(), p),
+            "1 / norm is rounded to f16": lambda x, p: x * _one_over((x * x).sum(), p).through(F16),
         },
         copied="divided",
         bound="γ_k·|out| + underflow, k = (n+1)/2 + ρ + 1, ρ for root and division",
+    ),
+    row_op(
+        "rms_norm",
+        "x / √(mean of x² + eps), row by row",
+        lambda x, p: x.over_root((x * x).mean() + p["eps"]),
+        params={"eps": _EPS},
+        mistakes={
+            "the sum of the squares is taken, not their mean": lambda x, p: x.over_root((x * x).sum() + p["eps"]),
+            "eps is added to the root, not under it": lambda x, p: x / ((x * x).mean().sqrt() + p["eps"]),
+        },
+        copied="normalised",
     ),
     row_op(
         "norm",
@@ -68,7 +105,7 @@ OPS = (
         lambda x, p: _standardised(x, x.variance(), p),
         params={"eps": _EPS},
         mistakes={
-            "the mean is not subtracted from x": lambda x, p: x * (x.variance() + p["eps"]).rsqrt(),
+            "the mean is not subtracted from x": lambda x, p: x.over_root(x.variance() + p["eps"]),
             "the variance is taken over n − 1": lambda x, p: _standardised(x, x.variance() * _over_less(x), p),
             "the standard deviation and eps are added: (x − mean) / (√variance + eps)": lambda x, p: (
                 (x - x.mean()) / (x.variance().sqrt() + p["eps"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -56,5 +59,60 @@ def _click_option(option: Option) -> Callable[[Any], Any]:
         return click.option(option.name, option.key, is_flag=True, help=option.help)
     kind: Any = click.Choice(option.choices) if option.choices else option.type
     return click.option(
-        option.name, option.key, type=kind, multiple=option.many, metavar=option.metavar or None, help=option.help
+        option.name,
+        option.key,
+        type=kind,
+        multiple=option.many,
+        metavar=option.metavar or None,
+        help=option.help,
+        shell_complete=_COMPLETIONS.get(option.key),
     )
+
+
+# ---- what a shell may complete --------------------------------------------------------------------------------------
+
+
+def complete_case(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Known cases, failing cases that runs here have stored, and case files."""
+    from opconform.harness.draw.known import known_cases
+    from opconform.harness.search.settings import OUT
+
+    stored = [path.stem for path in Path(OUT, "cases").glob("*.json")]
+    return _begins(begun, [*known_cases(), *stored, *_files(begun, ".json")])
+
+
+def _complete_backend(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    from opconform.harness.run.registry import backend_names
+
+    return _begins(begun, [*backend_names(), *_files(begun, ".py")])
+
+
+def complete_op(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    """Ops; several with commas, of which the last one is completed."""
+    from opconform.harness.model.ops import op_names
+
+    before = begun[: begun.rfind(",") + 1]
+    return _begins(begun, [before + name for name in op_names()])
+
+
+def _complete_check(context: click.Context, parameter: click.Parameter, begun: str) -> list[str]:
+    from opconform.harness.judge.checks import ON_REQUEST
+
+    return _begins(begun, ON_REQUEST)
+
+
+def _begins(begun: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(begun)]
+
+
+def _files(begun: str, ending: str) -> list[str]:
+    """The files with this ending whose path begins so, written as it was begun."""
+    folder, _, name = begun.rpartition("/")
+    before = f"{folder}/" if "/" in begun else ""
+    with contextlib.suppress(OSError):
+        found = sorted(os.scandir(before or "."), key=lambda entry: entry.name)
+        return [before + entry.name for entry in found if entry.name.startswith(name) and entry.name.endswith(ending)]
+    return []
+
+
+_COMPLETIONS = {"backend": _complete_backend, "op": complete_op, "case": complete_case, "check": _complete_check}

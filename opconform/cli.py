@@ -5,6 +5,7 @@ Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage, 130 s
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 from typing import Any
@@ -16,7 +17,13 @@ from opconform.harness.model.text import speak_any_encoding
 
 #: The commands in the order in which the help lists them: where each stands, and its line there.
 _COMMANDS = {
+    "demo": ("commands_demo:demo", "See a failure found, shrunk and explained, in half a minute."),
     "list": ("commands_look:list_command", "Ops, backends and devices; for what is missing, why, and how to get it."),
+    "describe": (
+        "commands_describe:describe",
+        "What an op computes: arguments and parameters, formula, bound.",
+    ),
+    "new-case": ("commands_case:new_case", "Write a known case: a shape or a trigger worth a name, checked."),
     "support": ("commands_look:support", "What each device takes of each op, with the reason where it does not."),
     "test": ("commands_run:test", "Search for failing cases of each op on each device; ends with the matrix."),
     "replay": ("commands_run:replay", "Run one case, from a file or by id, on the devices named."),
@@ -42,6 +49,13 @@ class _Lazy(click.Group):
         module, _, attribute = _COMMANDS[name][0].partition(":")
         found: click.Command = getattr(import_module(f"opconform.{module}"), attribute)
         return found
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            click.echo("\nstopped by Ctrl-C", err=True)
+            sys.exit(128 + signal.SIGINT)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opconform.arguments import with_usage_errors
+from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.known_failures import DEFAULT_FILE, fixed_line, load, stale
 from opconform.harness.search.settings import OUT, positive
@@ -54,7 +55,7 @@ def compare_command(
     if changes:
         click.echo(table_of(changes) + "\n")
     for line in [*_fixed(after), *faults]:
-        click.echo(line)
+        click.echo(printable(line))
     click.echo(summary_of(changes, before, after))
     if summary is not None:
         _append(summary, markdown_of(changes, before, after, [*_fixed(after), *faults]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from opconform.arguments import shared
+from opconform.arguments import complete_case, shared
 from opconform.harness.draw.known import find_case
 from opconform.harness.model.ops import ops
 from opconform.harness.model.usage import UsageError
@@ -33,7 +33,7 @@ OPTIONS = (
 
 
 @click.command()
-@click.argument("case")
+@click.argument("case", shell_complete=complete_case)
 @shared(*OPTIONS)
 @click.option("--out", metavar="DIR", help="where the bundle's folder goes (default: repro in --report-dir)")
 def repro(values: dict[str, Any], case: str, out: str | None) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
-from opconform.arguments import shared
+from opconform import colours
+from opconform.arguments import complete_case, shared
+from opconform.budget import Budget
 from opconform.campaign import Campaign
 from opconform.commands_look import name_missing
 from opconform.harness.model.op import Op
@@ -23,16 +24,15 @@ from opconform.harness.search.settings import positive
 from opconform.options import OPTIONS
 from opconform.output import FORMATS, printing
 from opconform.pieces import piece_in, replay_piece
-from opconform.progress import Progress
-from opconform.reports.commands import commands
-from opconform.reports.console import counts, matrix, screen
+from opconform.progress import Progress, Replay
+from opconform.reports.console import counts, matrix
 from opconform.reports.history import history_path
 
 _output = click.option(
     "--output",
     type=click.Choice(FORMATS),
     default="console",
-    help="what goes to stdout: text, one JSON document, or rows as test-backend-ops prints them",
+    help="what goes to stdout: text, text with annotations for GitHub, one JSON or SARIF document, or upstream's rows",
 )
 
 
@@ -55,24 +55,36 @@ def test(values: dict[str, Any], minutes: float | None, changed_ops: str | None,
     campaign = Campaign.of(values)
     if changed_ops is not None:
         campaign.pairs = _changed(campaign.pairs, changed_ops)
-    settings = campaign.settings
     printers = click.get_current_context().with_resource(printing(campaign.run, output))
-    progress = Progress(len(campaign.pairs), settings)
+    budget = Budget(len(campaign.pairs), campaign.settings, seconds)
+    progress = Progress(len(campaign.pairs), campaign.settings, lambda: budget.deadline)
     results: list[Result] = []
-    lost = 0
+    lost, stopped = 0, False
     with campaign.open([*printers, progress]) as session:
         _announce(campaign)
-        deadline = None if seconds is None else time.monotonic() + seconds
-        for index, (op, target) in enumerate(campaign.pairs):
-            if deadline is not None:
-                share = max(deadline - time.monotonic(), 0.0) / (len(campaign.pairs) - index)
-                session.settings = replace(settings, seconds=share, examples=sys.maxsize)
-            try:
-                results.append(campaign.result(session, op, target))
-            except Unavailable as error:
-                click.echo(f"FAILED      {op.name} on {target.label} cannot run: {error}", err=True)
-                lost += 1
+        try:
+            for op, target in campaign.pairs:
+                session.settings = budget.next(session.settings)
+                try:
+                    results.append(campaign.result(session, op, target))
+                except Unavailable as error:
+                    click.echo(f"{colours.state('FAILED')} {op.name} on {target.label} cannot run: {error}", err=True)
+                    lost += 1
+        except KeyboardInterrupt:
+            stopped = True
+    if stopped:
+        _stopped(results, len(campaign.pairs))
     _finish(results, lost, campaign.faults(results))
+
+
+def _stopped(results: Sequence[Result], pairs: int) -> NoReturn:
+    """Ctrl-C: what there is until now, and the status that a shell gives to a program that SIGINT ended."""
+    click.echo()
+    if results:
+        colours.echo(colours.matrix(matrix(results)))
+        click.echo(counts(results))
+    click.echo(f"stopped by Ctrl-C after {len(results)} of {pairs} pairs of op and device", err=True)
+    sys.exit(128 + signal.SIGINT)
 
 
 def _announce(campaign: Campaign) -> None:
@@ -88,7 +100,7 @@ def _announce(campaign: Campaign) -> None:
 
 
 @click.command()
-@click.argument("case")
+@click.argument("case", shell_complete=complete_case)
 @shared(
     "--backend",
     "--ggml-lib",
@@ -112,11 +124,8 @@ def replay(values: dict[str, Any], case: str, output: str) -> None:
     campaign = Campaign.of({**values, "case": [case]})
     name_missing(campaign.missing, err=True)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))
-    with campaign.open(printers, bundles=False) as session:
+    with campaign.open([*printers, Replay(campaign.settings)], bundles=False) as session:
         results = [campaign.result(session, op, target) for op, target in campaign.pairs]
-    for result in results:
-        if result.failure is not None:
-            click.echo(screen(result.failure, commands(result.failure, campaign.settings)) + "\n")
     _finish(results, faults=campaign.faults(results))
 
 
@@ -139,7 +148,7 @@ def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()
     """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all; `faults`
     are what else is wrong with the run."""
     click.echo()
-    click.echo(matrix(results))
+    colours.echo(colours.matrix(matrix(results)))
     click.echo(counts(results))
     for line in fixed(results):
         click.echo(line)

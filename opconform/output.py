@@ -1,4 +1,5 @@
-"""What `--output` chooses: text for a person, or one JSON document or rows on stdout and nothing else there."""
+"""What `--output` chooses: text for a person, with annotations for GitHub or without, or one JSON or SARIF document or
+rows on stdout and nothing else there."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from opconform import __version__
 from opconform.harness.search.observer import Observer
+from opconform.reports.annotations import GitHubPrinter, SarifPrinter
 from opconform.reports.rows import CsvPrinter, SqlPrinter
 from opconform.reports.run import Run
 
@@ -18,22 +20,26 @@ if TYPE_CHECKING:
     from opconform.harness.run.target import Target
     from opconform.harness.search.result import Result
 
-FORMATS = ("console", "json", "csv", "sql")
+FORMATS = ("console", "github", "json", "sarif", "csv", "sql")
 
 
 @contextlib.contextmanager
 def printing(run: Run, form: str) -> Iterator[list[Observer]]:
     """The observers that print a run in the format `form`; none for the console, which has its own.
 
-    Inside, what is printed to stdout goes to stderr, unless the format is console.
+    Inside, what is printed to stdout goes to stderr, unless the format is for a person.
     """
-    if form == "console":
-        yield []
-        return
     stdout = sys.stdout
+    if form in ("console", "github"):
+        yield [GitHubPrinter(run.settings, stdout)] if form == "github" else []
+        return
     with contextlib.redirect_stdout(sys.stderr):
-        printer = JsonPrinter(run, stdout) if form == "json" else (CsvPrinter if form == "csv" else SqlPrinter)(stdout)
-        yield [printer]
+        if form == "json":
+            yield [JsonPrinter(run, stdout)]
+        elif form == "sarif":
+            yield [SarifPrinter(run.settings, stdout)]
+        else:
+            yield [(CsvPrinter if form == "csv" else SqlPrinter)(stdout)]
 
 
 class JsonPrinter(Observer):

@@ -133,7 +133,7 @@ class Pair:
         """
         __tracebackhide__ = True
         from opconform.reports.commands import commands
-        from opconform.reports.console import screen
+        from opconform.reports.screen import screen
 
         plan, pair = self._plan, (self._op.name, self._target.label)
         found = plan.done.get(pair)

@@ -18,8 +18,8 @@ def markdown_of(
     """The verdict, ops down and devices across, what changed, then the notes."""
     names = target_names(new)
     targets = {names[pair]: pair[1:] for pair in new}
-    lines = ["## Opconform", "", f"**{_text(summary_of(changes, old, new))}**", ""]
-    lines += _table(
+    lines = ["## Opconform", "", f"**{text(summary_of(changes, old, new))}**", ""]
+    lines += table(
         ["op", *targets],
         [
             [op, *(_cell(new.get(Pair(op, *target))) for target in targets.values())]
@@ -29,9 +29,9 @@ def markdown_of(
     if changes:
         lines += ["", "### Changes", ""]
         rows = [[change.what, change.pair.op, change.target, change.old, change.new] for change in changes]
-        lines += _table(["change", "op", "target", "old", "new"], rows)
+        lines += table(["change", "op", "target", "old", "new"], rows)
     if notes:
-        lines += ["", *(f"* {_text(note)}" for note in notes)]
+        lines += ["", *(f"* {text(note)}" for note in notes)]
     return "\n".join([*lines, ""])
 
 
@@ -43,12 +43,13 @@ def _cell(state: State | None) -> str:
     return f"{_MARKS[state.outcome]} {state.outcome}{about}{count}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(cell if cell == '---' else _text(cell) for cell in line)} |" for line in lines]
+    return [f"| {' | '.join(cell if cell == '---' else text(cell) for cell in line)} |" for line in lines]
 
 
-def _text(text: str) -> str:
+def text(words: str) -> str:
     """Text that Markdown and HTML take as it is: names of devices and kinds of failures come from elsewhere."""
-    shown = printable(" ".join(text.split()))
+    shown = printable(" ".join(words.split()))
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~&@:-]|(?<=www)\.)", lambda match: f"&#{ord(match[1])};", shown)

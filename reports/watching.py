@@ -15,7 +15,8 @@ from rich.text import Text
 from opconform.harness.model.graph import Difference, GraphNode, Together, WholeGraph, WrongPiece
 from opconform.harness.model.text import printable
 from opconform.harness.search.watching import JudgedNode, Watched, WrongCase
-from opconform.reports.console import text_of, wrapped
+from opconform.reports.console import text_of
+from opconform.reports.screen import wrapped
 
 _LABEL = 15
 _NAMES = 6  #: nodes that are named in one line

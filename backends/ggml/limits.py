@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.ops import OPS, UNARY, UNARY_INPLACE
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -58,7 +58,11 @@ CONSTRUCTORS: tuple[Limit, ...] = (
             op, "x", LayoutClass.ROWS, f"ggml_{op} asserts contiguous rows",
             "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_rows)",
         )
-        for op in ("exp", "silu")
+        for op in ("exp", "silu", *UNARY_INPLACE, *UNARY)
+    ),
+    *(
+        Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
+        for op in (*UNARY, "leaky_relu")
     ),
     *FRESH_OUTPUTS,
 )  # fmt: skip
@@ -151,17 +155,6 @@ _CPU_BINARY = "src/ggml-cpu/binary-ops.cpp, apply_binary_op"
 
 #: What a kernel wants although supports_op said yes.
 KERNELS: tuple[Limit, ...] = (
-    *(
-        Limit(
-            op, "a", LayoutClass.ROWS, f"the CPU's {op.upper()} aborts unless a's nb0 is the element size",
-            _CPU_BINARY, kind="kernel", device="CPU",
-        )
-        for op in ("add", "mul")
-    ),
-    Limit(
-        "scale", "dtype", ("f32",), "the CPU's SCALE aborts for every type but f32",
-        "src/ggml-cpu/ops.cpp, ggml_compute_forward_scale", kind="kernel", device="CPU",
-    ),
     Limit(
         "acc", "b", LayoutClass.ROWS, "the CPU's ACC aborts unless b's nb0 is the element size",
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_acc_f32", kind="kernel", device="CPU",
@@ -287,24 +280,23 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         (
             range(10361),
             Limit(
-                row.op, row.whole_rows, LayoutClass.ROWS,
-                f"the CPU's {row.op.upper()} aborts unless {row.whole_rows}'s nb0 is the element size",
-                f"src/ggml-cpu/ops.cpp, ggml_compute_forward_{row.op}_f32", kind="kernel", device="CPU",
+                op, "x", LayoutClass.ROWS, f"the CPU's {op.upper()} aborts unless x's nb0 is the element size",
+                f"src/ggml-cpu/ops.cpp, ggml_compute_forward_{op}_f32", kind="kernel", device="CPU",
             ),
         )
-        for row in OPS.values() if row.whole_rows
+        for op in ("norm", "l2_norm")
     ),
     *(
         (
             range(10361),
             Limit(
-                row.op, "aligned", (True,),
-                f"Vulkan's {row.op.upper()} aborts for an argument that does not start where a storage buffer may "
+                op, "aligned", (True,),
+                f"Vulkan's {op.upper()} aborts for an argument that does not start where a storage buffer may "
                 "(minStorageBufferOffsetAlignment, 256 bytes at most)",
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for row in OPS.values() if row.aligned
+        for op in ("exp", "silu", "norm", "leaky_relu", *UNARY_INPLACE, *UNARY)
     ),
     (
         range(7836),
@@ -329,7 +321,34 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 _CPU_BINARY, kind="kernel", device="CPU",
             ),
         )
-        for op in ("add", "mul")
+        for op in ("add", "mul", "sub", "div")
+    ),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "x", LayoutClass.CONTIGUOUS, f"the CPU's {op.upper()} aborts unless only rows are padded",
+                "src/ggml-cpu/unary-ops.cpp, apply_unary_op (ggml_is_contiguous_1)", kind="kernel", device="CPU",
+            ),
+        )
+        for op in ("sqr", "sqrt", "log", "sin", "cos")
+    ),
+    *(
+        (
+            range(7836),
+            Limit(
+                op, "x", LayoutClass.CONTIGUOUS, f"Vulkan's {op.upper()} aborts unless x's matrices are contiguous",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
+            ),
+        )
+        for op in ("leaky_relu",)
+    ),
+    (
+        range(8121),
+        Limit(
+            "step", "recipe", ("small_int", "index", "normal", "wide"), "Vulkan's STEP is 1 at 0",
+            "src/ggml-vulkan/vulkan-shaders/step.comp", kind="bug", device="Vulkan", pinned="step/vulkan-zero",
+        ),
     ),
     *(
         (
@@ -339,7 +358,7 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_1)",
             ),
         )
-        for op in ("exp", "silu")
+        for op in ("exp", "silu", *UNARY_INPLACE, *UNARY)
     ),
     (
         range(8121),
@@ -379,15 +398,6 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     ),
 )  # fmt: skip
 
-#: Of the CPU device's CLAMP, which finds row i1 of matrix i2 as if all rows followed each other in steps of nb1.
-CLAMP_BUGS: tuple[Limit, ...] = (
-    Limit(
-        "clamp", "x", LayoutClass.CONTIGUOUS, "the CPU's CLAMP ignores nb2 and nb3 of x",
-        "src/ggml-cpu/ops.cpp, ggml_compute_forward_clamp_f32",
-        kind="bug", device="CPU", pinned="clamp/cpu-outer-stride",
-    ),
-)  # fmt: skip
-
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
     Limit(
@@ -414,7 +424,8 @@ def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapsh
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
-    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS, *CLAMP_BUGS]
+    limits += [wants.limit(row.op) for row in OPS.values() for wants in row.wants]
+    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,6 +26,8 @@ from opconform.backends.ggml import spelling
 from opconform.backends.ggml.declarations import CONSTANTS, DECLARATIONS, TENSOR, TYPES, Declarations
 from opconform.backends.ggml.spelling import Value
 from opconform.harness.model.case import Case, Param
+from opconform.harness.model.layouts import LayoutClass
+from opconform.harness.model.limits import Limit
 
 _CALL = re.compile(r"(\w+)\((.*)\)")
 _MEMBERS = ("", "ne0", "ne1", "ne2", "ne3", "type")
@@ -87,15 +89,36 @@ _KINDS: Mapping[str, Callable[[Any], bool | int | float]] = {"bool": bool, "floa
 
 
 @dataclass(frozen=True)
+class Wants:
+    """What a device's kernel wants of a case: `Limit` says what `subject` and `allowed` are.
+
+    does: what the kernel does otherwise, as in "aborts unless …". A wrong answer is a known bug, which a known case
+    pins.
+    """
+
+    device: str
+    subject: str
+    allowed: LayoutClass | tuple[Any, ...]
+    does: str
+    source: str
+    pinned: str = ""
+
+    def limit(self, op: str) -> Limit:
+        """The limit on an op."""
+        reason = f"the {op.upper()} of ggml's {self.device} device {self.does}"
+        kind: Literal["bug", "kernel"] = "bug" if self.pinned else "kernel"
+        return Limit(op, self.subject, self.allowed, reason, self.source, kind, self.device, self.pinned or None)
+
+
+@dataclass(frozen=True)
 class Row:
     """How ggml gets an op.
 
     call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what the
     constructor keeps in `op_params`, word by word: names of parameters, numbers, and "inplace" (1 or 0); by default the
     call's parameters in their order. results: the outputs that stand packed one after another in the one tensor that
-    the call makes, where there are several. mixed: whether arguments may differ in their element type. whole_rows: the
-    argument whose elements of a row the CPU's kernel wants side by side in older builds. aligned: whether Vulkan's
-    kernel wants each argument to start where a storage buffer may in older builds (for both see `limits.py`).
+    the call makes, where there are several. mixed: whether arguments may differ in their element type. wants: what
+    kernels of all builds want though supports_op says yes; `limits.py` has the other limits.
 
     Raises ValueError for a call that is not declared so.
     """
@@ -106,8 +129,7 @@ class Row:
     stored: str | None = None
     results: tuple[str, ...] = ()
     mixed: bool = False
-    whole_rows: str = ""
-    aligned: bool = False
+    wants: tuple[Wants, ...] = ()
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
 
     def __post_init__(self) -> None:

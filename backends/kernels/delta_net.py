@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from opconform.backends.kernels.fields import Number, Place, four_nb
+from opconform.backends.kernels.fields import Number, four_nb
 from opconform.backends.kernels.launch import Launch, Shapes
 from opconform.harness.model.case import Case
 
@@ -77,7 +77,7 @@ def names(case: Case) -> Mapping[str, str]:
     return found
 
 
-def own(case: Case, place: Place) -> Mapping[str, Number | Sequence[Number]]:
+def own(case: Case) -> Mapping[str, Number | Sequence[Number]]:
     """The sizes, switches for numbers, and the strides of states along values, keys, heads and sequences, whichever of
     the first two is innermost."""
     n, params = Sizes(case), case.params

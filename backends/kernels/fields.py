@@ -11,10 +11,9 @@ A field of type `float_bits` (in GLSL: `float`) holds a float32, all others whol
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from opconform.backends.kernels.source import Field, Struct
 from opconform.harness.model.case import Case
@@ -44,28 +43,38 @@ class Values:
     def numbers(self, struct: Struct) -> list[int]:
         """The numbers of all fields, in their order. Raises `LookupError` for a field that nothing is known of."""
         found: list[int] = []
+        places: dict[str, tuple[int, Layout] | None] = {}
         for it in struct.fields:
-            values = self._of(it)
+            place = None
+            if it.what and it.name not in self.own:
+                if it.argument not in places:
+                    places[it.argument] = self.place(self.names.get(it.argument, it.argument))
+                place = places[it.argument]
+            if place is None:
+                values = self._of(it)
+            elif it.what == "start":
+                values = [place[0]]
+            elif it.what == "nb":
+                values = four_nb(place[1])
+            elif it.what == "ne":
+                values = four_ne(place[1])
+            else:
+                values = [TYPES.index(place[1].dtype)]
             if len(values) != it.count:
                 raise LookupError(f"{self.case.op}: the field {it.name} takes {it.count} numbers, not {len(values)}")
-            found += [bits(float(value)) if it.is_float else int(value) for value in values]
+            found += values
         return found
 
-    def _of(self, it: Field) -> Sequence[Number]:
-        called, _, what = it.name.rpartition("_")
-        name = self.names.get(called, called)
-        if it.name in self.own:
-            value = self.own[it.name]
-        elif what in _OF_LAYOUT and name in self.absent:
-            value = TYPES.index("none") if what == "type" else [0] * it.count
-        elif what in _OF_LAYOUT and (stands := self.place(name)) is not None:
-            value = _OF_LAYOUT[what](*stands)
-        else:
-            parameter = self.case.params.get(it.name)
-            if not isinstance(parameter, (int, float)):
-                raise LookupError(f"{self.case.op} has nothing for the field {it.name}")
-            value = parameter
-        return value if isinstance(value, Sequence) else (value,)
+    def _of(self, it: Field) -> list[int]:
+        """What the op says of a field, or the parameter that is called so; zeros for what the case does not have."""
+        if it.what and self.names.get(it.argument, it.argument) in self.absent and it.name not in self.own:
+            return [TYPES.index("none")] if it.what == "type" else [0] * it.count
+        value = self.own.get(it.name, self.case.params.get(it.name))
+        if isinstance(value, (int, float)):
+            value = (value,)
+        if value is None or isinstance(value, str):
+            raise LookupError(f"{self.case.op} has nothing for the field {it.name}")
+        return [bits(float(number)) if it.is_float else int(number) for number in value]
 
 
 def four_ne(layout: Layout) -> list[int]:
@@ -81,12 +90,4 @@ def four_nb(layout: Layout) -> list[int]:
 
 def bits(value: float) -> int:
     """A number as float32, as the word that holds it."""
-    return int(np.float32(value).view(np.uint32))
-
-
-_OF_LAYOUT: Mapping[str, Callable[[int, Layout], Number | Sequence[Number]]] = {
-    "ne": lambda start, layout: four_ne(layout),
-    "start": lambda start, layout: start,
-    "nb": lambda start, layout: four_nb(layout),
-    "type": lambda start, layout: TYPES.index(layout.dtype),
-}
+    return ctypes.c_uint32.from_buffer(ctypes.c_float(value)).value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from opconform.backends.kernels.fields import Number, Place
+from opconform.backends.kernels.fields import Number
 from opconform.backends.kernels.launch import Launch, Shapes
 from opconform.harness.model.case import Case
 
@@ -37,7 +37,7 @@ def scratch(case: Case) -> Shapes:
     return {**found, "context": (*queries, n.d_c)}
 
 
-def own(case: Case, place: Place) -> Mapping[str, Number | Sequence[Number]]:
+def own(case: Case) -> Mapping[str, Number | Sequence[Number]]:
     """The sizes, and scale and k_scale as one factor."""
     return {**vars(Sizes(case)), "scale": float(case.params["scale"]) * float(case.params["k_scale"])}
 

@@ -53,7 +53,7 @@ def fields(kernel: Kernel, struct: Struct, case: Case) -> list[int]:
         layout = case.layouts.get(name)
         return None if layout is None else (GUARD + layout.offset, layout)
 
-    return kernel.values(case, place).numbers(struct)
+    return kernel.values(case, place, scratch).numbers(struct)
 
 
 def window(buffers: Buffers, slot: Slot) -> np.ndarray:

@@ -98,11 +98,22 @@ def complaint(file: Path, said: str) -> RuntimeError:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a struct: how many numbers it holds, and whether they are float32s (which travel as their bits)."""
+    """A field of a struct: how many numbers it holds, and whether they are float32s (which travel as their bits).
+
+    Where its name is that of an argument and one of `ne`, `start`, `nb` and `type`, `argument` and `what` are these.
+    """
 
     name: str
     count: int
     is_float: bool
+    argument: str = ""
+    what: str = ""
+
+    @classmethod
+    def named(cls, name: str, count: int, is_float: bool) -> Field:
+        """The field of that name."""
+        argument, _, what = name.rpartition("_")
+        return cls(name, count, is_float, *((argument, what) if what in ("ne", "start", "nb", "type") else ()))
 
 
 @dataclass(frozen=True)
@@ -129,4 +140,6 @@ def struct_in(source: str, head: str = "struct arguments") -> Struct:
     """The struct, or the block of GLSL, that begins with `head`; one without fields where the source has none."""
     found = re.search(_STRUCT.format(head.replace(" ", r"\s+")), re.sub(r"//[^\n]*", "", source), re.DOTALL)
     fields = _FIELD.findall(found[1]) if found else []
-    return Struct(tuple(Field(name, int(count or 1), kind in ("float_bits", "float")) for kind, name, count in fields))
+    return Struct(
+        tuple(Field.named(name, int(count or 1), kind in ("float_bits", "float")) for kind, name, count in fields)
+    )

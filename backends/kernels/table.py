@@ -6,7 +6,7 @@ row in `_OWN`. The fields of a kernel's struct are filled by their names (`field
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from opconform.backends.kernels import delta_net, mla
@@ -36,7 +36,7 @@ class Kernel:
     """
 
     launches: Callable[[Case], list[Launch]]
-    own: Callable[[Case, Place], Own] = lambda case, place: {}
+    own: Callable[[Case], Own] = lambda case: {}
     names: Callable[[Case], Mapping[str, str]] = lambda case: {}
     optional: tuple[str, ...] = ()
     scratch: Callable[[Case], Shapes] = lambda case: {}
@@ -49,10 +49,11 @@ class Kernel:
         """The name of the op's kernel file, without what ends it."""
         return self.file or op
 
-    def values(self, case: Case, place: Place, also: Own | None = None) -> Values:
-        """What the fields of the structs hold; `also` are fields that an API adds."""
-        absent = [name for name in self.optional if place(name) is None]
-        return Values(case, place, {**self.own(case, place), **(also or {})}, self.names(case), absent)
+    def values(self, case: Case, place: Place, scratch: Container[str], also: Own | None = None) -> Values:
+        """What the fields of the structs hold. `scratch` are the intermediate results that this case has, `also` fields
+        that an API adds."""
+        absent = [name for name in self.optional if name not in case.layouts and name not in scratch]
+        return Values(case, place, {**self.own(case), **(also or {})}, self.names(case), absent)
 
     def refusal(self, case: Case, file: str) -> str | None:
         """Why the kernels in `file` do not take the element types of `case`; None where they do."""
@@ -78,7 +79,7 @@ def _elementwise(row: Elementwise) -> Kernel:
     x, *y = row.arguments
     buffers = (x, *(y or ("y",)), "out")
 
-    def own(case: Case, place: Place) -> Own:
+    def own(case: Case) -> Own:
         return {"parameters": _two([float(case.params[name]) for name in row.parameters])}
 
     return Kernel(
@@ -93,7 +94,7 @@ def _elementwise(row: Elementwise) -> Kernel:
 
 
 def _row(row: Row) -> Kernel:
-    def own(case: Case, place: Place) -> Own:
+    def own(case: Case) -> Own:
         values = row.values(case)
         return {"parameters": _two([float(values[name]) for name in row.parameters])}
 
@@ -105,7 +106,7 @@ def _row(row: Row) -> Kernel:
 
 
 def _gather(row: Gather) -> Kernel:
-    def own(case: Case, place: Place) -> Own:
+    def own(case: Case) -> Own:
         x, values = case.inputs["x"], row.values(case)
         sizes, whole = four_ne(x), four_ne(_out(case))
         if row.repeats:
@@ -135,7 +136,7 @@ def _through_view(case: Case) -> list[Launch]:
     return [view] if case.inplace else [copy, view]
 
 
-def _view(case: Case, place: Place) -> Own:
+def _view(case: Case) -> Own:
     """Where b's elements stand in a packed a, the first one and the strides. Zeros where b has none."""
     b, params = case.inputs["b"], case.params
     steps = [b.type.itemsize, int(params["nb1"]), int(params["nb2"]), int(params["nb3"])]

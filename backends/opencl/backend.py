@@ -172,8 +172,12 @@ class _Loaded:
         self.queue.finish()
 
     def fetch(self) -> None:
-        for start, window in self.memory.items():
-            self.cl.enqueue_copy(self.queue, window, self.arguments[start])
+        copies = [
+            self.cl.enqueue_copy(self.queue, window, self.arguments[start], is_blocking=False)
+            for start, window in self.memory.items()
+        ]
+        self.queue.finish()
+        copies.clear()  # not before: an event that goes is waited for
 
     def intermediates(self) -> Mapping[str, np.ndarray]:
         """What the kernels have left in the intermediate results."""

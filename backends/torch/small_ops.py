@@ -1,8 +1,8 @@
-"""The small ops around the delta nets in torch's terms. Each takes the case's tensors by argument name."""
+"""The small ops in torch's terms. Each takes the case's tensors by argument name, and has its row in `OPS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from opconform.backends.torch.ops import Tensors
@@ -71,14 +71,25 @@ def cont(case: Case, tensors: Tensors) -> torch.Tensor:
     return tensors["x"].contiguous()
 
 
-def over(op: Callable[..., torch.Tensor]) -> Callable[[Case, Tensors], torch.Tensor]:
-    """`op` of a and of b repeated over a."""
+def add(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a + b, b repeated over a."""
+    return tensors["a"] + repeated(tensors)
 
-    def computed(case: Case, tensors: Tensors) -> torch.Tensor:
-        a, b = tensors["a"], tensors["b"]
-        return op(a, b.tile([n // max(m, 1) for n, m in zip(a.shape, b.shape)]))
 
-    return computed
+def mul(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a · b, b repeated over a."""
+    return tensors["a"] * repeated(tensors)
+
+
+def repeated(tensors: Tensors) -> torch.Tensor:
+    """b as often as a has it; torch itself repeats only one element."""
+    a, b = tensors["a"], tensors["b"]
+    return b.tile([n // max(m, 1) for n, m in zip(a.shape, b.shape)])
+
+
+def exp(case: Case, tensors: Tensors) -> torch.Tensor:
+    """e^x."""
+    return tensors["x"].exp()
 
 
 def scale(case: Case, tensors: Tensors) -> torch.Tensor:
@@ -104,3 +115,47 @@ def norm(case: Case, tensors: Tensors) -> torch.Tensor:
     x = tensors["x"]
     apart = x - x.mean(-1, keepdim=True)
     return apart * (apart.square().mean(-1, keepdim=True) + float(case.params["eps"])).rsqrt()
+
+
+def rms_norm(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Rows over the root of their mean square."""
+    x = tensors["x"]
+    return x * (x.square().mean(-1, keepdim=True) + float(case.params["eps"])).rsqrt()
+
+
+def sub(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a − b, b repeated over a."""
+    return tensors["a"] - repeated(tensors)
+
+
+def div(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a / b, b repeated over a."""
+    return tensors["a"] / repeated(tensors)
+
+
+def mean(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The mean of each row."""
+    return tensors["x"].mean(-1, keepdim=True)
+
+
+OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
+    "tri": tri,
+    "diag": diag,
+    "pad": pad,
+    "cont": cont,
+    "cpy": cpy,
+    "ssm_conv": ssm_conv,
+    "add": add,
+    "mul": mul,
+    "sub": sub,
+    "div": div,
+    "mean": mean,
+    "scale": scale,
+    "clamp": clamp,
+    "exp": exp,
+    "silu": silu,
+    "sum_rows": sum_rows,
+    "l2_norm": l2_norm,
+    "norm": norm,
+    "rms_norm": rms_norm,
+}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial, update_wrapper
+from functools import partial, update_wrapper
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
+from opconform.harness.draw.strategies import within
 from opconform.harness.explain.hypotheses import TILES
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
@@ -75,18 +76,19 @@ class _Row:
             raise CaseError(f"out has shape {case.outputs['out'].shape}; in place it must be that of x, {first}")
 
     def traits(self, case: Case) -> dict[str, Any]:
-        """aligned: see `is_aligned`. repeats: whether an argument is smaller than the first one. inplace: whether the
-        output takes over the memory of the first."""
-        found: dict[str, Any] = {"aligned": is_aligned(case)}
+        """aligned: see `is_aligned`. grid: whether no size but ne0 is above 65535, the most that every GPU takes along
+        an axis of workgroups. repeats: whether an argument is smaller than the first one. inplace: whether the output
+        takes over the memory of the first."""
+        found: dict[str, Any] = {"aligned": is_aligned(case), "grid": max(case.inputs[self.inputs[0]].ne[1:]) < 1 << 16}
         if self.inplace:
             found["inplace"] = case.inplace is not None
         if len(self.inputs) > 1:
             found["repeats"] = len({layout.shape for layout in case.inputs.values()}) > 1
         return found
 
-    def alone(self, case: Case) -> bool:
-        """Whether every argument has the outermost slices of the first one, and none is repeated over them."""
-        return len({layout.shape[0] for layout in case.inputs.values()}) == 1
+    def alone(self, case: Case) -> tuple[int, ...]:
+        """Both batch axes: what is repeated along them is repeated for each slice."""
+        return (0, 1)
 
     def hypotheses(self, image: Image) -> Iterator[Hypothesis]:
         """The row's own mistakes, parameters left out, arguments repeated in another way, parts of a row left out."""
@@ -174,22 +176,38 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
 def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Rows up to 1025 long, elementwise along any axis, with other arguments that are repeated along some axes; shrinks
     to one element."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", row.dtypes)))
     params = draw(drawn_params(freedom, row.params))
+    dtype = draw(st.sampled_from(freedom.choices("dtype", row.dtypes)))
     shape = draw((rows if row.along_rows else tensors)(freedom, DTYPES[dtype].itemsize))
     shapes = {row.inputs[0]: shape}
     for name in row.inputs[1:]:
-        repeats = draw(st.sampled_from(freedom.choices("repeats", (False, True))))
-        shapes[name] = tuple(draw(st.sampled_from(_divisors(n))) for n in shape) if repeats else shape
+        shapes[name] = shape
+        if draw(st.sampled_from(freedom.choices("repeats", (False, False, True)))):
+            shape, shapes[name] = draw(_repeatable(shape, DTYPES[dtype].itemsize, freedom))
+    shapes[row.inputs[0]] = shape
     inplace = row.inplace and draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
     return Problem(params, dtype, shapes, row.out_shape(shape), row.inputs[0] if inplace else None)
 
 
-@cache
-def _divisors(n: int) -> tuple[int, ...]:
-    """Sizes that, repeated, fill n: n itself, 1, and n over its least prime factor."""
-    least = next((p for p in range(2, n) if n % p == 0), n)
-    return tuple(dict.fromkeys((n, 1, n // least))) if n > 1 else (n,)
+@st.composite
+def _repeatable(
+    draw: st.DrawFn, shape: tuple[int, ...], itemsize: int, freedom: Freedom
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`shape`, perhaps larger, and one that fills it if it is repeated.
+
+    Along each axis the other one has all elements, one, or a part of them; it shrinks to one.
+    """
+    whole, part = list(shape), [1] * len(shape)
+    for axis, n in enumerate(shape):
+        kind = draw(st.sampled_from(("one", "whole", "part", "whole"))) if n > 1 else "whole"
+        if kind == "whole":
+            part[axis] = n
+        elif kind == "part":
+            part[axis] = n // next((p for p in (2, 3) if n % p == 0 and n > p), 1)
+            doubled = [*whole[:axis], 2 * n, *whole[axis + 1 :]]
+            if part[axis] == n and within(doubled, itemsize, freedom) == tuple(doubled):
+                whole = doubled
+    return tuple(whole), tuple(part)
 
 
 def _repeated(raw: Raw, shape: tuple[int, ...]) -> Raw:

@@ -124,7 +124,7 @@ def gather(
     elsewhere: Callable[[Case], Iterable[Elsewhere]] | None = None,
     check: Callable[[Case], None] | None = None,
     types: tuple[str, ...] = (),
-    alone: Callable[[Case], bool] = lambda case: True,
+    alone: Callable[[Case], tuple[int, ...] | str] = lambda case: (0, 1),
     copies: bool = False,
     bound: str = "the bits of x",
 ) -> Op:
@@ -164,13 +164,13 @@ def gather(
 def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Any shape and parameters that the row has, within the bytes allowed; shrinks to its simplest shape, and to the
     same type on both sides."""
+    params = draw(drawn_params(freedom, row.params))
     came = dtype = draw(st.sampled_from(_dtypes(freedom, row.types)))
     if row.types:
         came, _, dtype = came.partition("-")
-    params = draw(drawn_params(freedom, row.params))
     shape = draw(row.shapes(freedom, max(DTYPES[came].itemsize, DTYPES[dtype].itemsize)))
     for name in row.params:  # padding can make a large tensor too large
-        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 4, 1):
+        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 16, 1):
             break
         params[name] = freedom.choices(name, row.params[name].values)[0]
     out = draw(st.sampled_from(row.out(shape, params)))

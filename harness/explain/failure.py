@@ -54,6 +54,8 @@ class Wrong:
     `slices` gives, for each of the first slices over the outer axes (outermost first), its index and how many elements
     are wrong, and `slices_total` how many slices there are; `map` is the first wrong slice, row by row, True where
     wrong, cut to a size that can be shown: its first element stands at row and column `map_origin` of the slice.
+    `got`, `want` and `marks` are what came back, what should have, and which elements are wrong, in C order, where the
+    output has at most `FEW` elements.
     `mask` is all of the mask, the base64 of zlib data of its bits in C order; "" where it is larger than 2^20 elements.
     """
 
@@ -70,6 +72,9 @@ class Wrong:
     map_is_cut: bool
     mask: str = ""
     output: str = "out"
+    got: tuple[float, ...] = ()
+    want: tuple[float, ...] = ()
+    marks: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +146,8 @@ def _check_wrong(wrong: Wrong, case: Case) -> None:
     columns = {len(row) for row in wrong.map}
     if not 1 <= len(wrong.map) <= _MAP_ROWS or len(columns) != 1 or not 1 <= min(columns) <= _MAP_COLUMNS:
         raise ValueError(f"failure.wrong.map: up to {_MAP_ROWS} rows of one length, up to {_MAP_COLUMNS}")
+    if wrong.got and not len(wrong.got) == len(wrong.want) == len(wrong.marks) == out.size <= FEW:
+        raise ValueError(f"failure.wrong: got, want and marks have an element for each of the output's, at most {FEW}")
     if wrong.mask:
         whole = _unpacked(wrong.mask)
         if wrong.total != out.size or out.size > _MASK or len(whole) != -(-out.size // 8):
@@ -219,6 +226,7 @@ def _packed_twin(op: Op, runner: Runner, case: Case) -> str:
     return "fails" if verdict.failed else "passes"
 
 
+FEW = 16  #: elements that a screen shows one by one
 _MASK = 1 << 20  #: the largest mask that is kept whole
 _MAP_ROWS, _MAP_COLUMNS, _MAP_SLICES = 24, 96, 64
 _MAP_MARGIN = 8  #: right elements shown before the first wrong one, where the map does not begin at 0
@@ -259,4 +267,15 @@ def _wrong(comparison: Comparison) -> Wrong:
         map_is_cut=shown.shape != rows.shape,
         mask=base64.b64encode(zlib.compress(np.packbits(wrong).tobytes())).decode() if wrong.size <= _MASK else "",
         output=comparison.name,
+        **_one_by_one(comparison),
     )
+
+
+def _one_by_one(comparison: Comparison) -> dict[str, Any]:
+    if comparison.wrong.size > FEW:
+        return {}
+    return {
+        "got": tuple(float(value) for value in comparison.got.flat),
+        "want": tuple(float(value) for value in comparison.expected.value.flat),
+        "marks": tuple(bool(bad) for bad in comparison.wrong.flat),
+    }

@@ -27,7 +27,8 @@ class Verdict:
     `unsupported` is the reason why it was not run, or None. `findings` are empty where it passed; the first one heads
     the report. `comparisons`, one per output, are there if the backend returned; they were made with `numerics`.
     `stderr` is what the worker printed, kept for failures. `vacuous` says why a case that passed says nothing, "" for
-    one that says something.
+    one that says something. `unchecked` has what the checks on request and the relations between runs could not look
+    at, and why.
     """
 
     case: Case
@@ -38,6 +39,7 @@ class Verdict:
     stderr: str = ""
     seconds: float = 0.0
     vacuous: str = ""
+    unchecked: tuple[str, ...] = ()
 
     @property
     def comparison(self) -> Comparison | None:
@@ -56,6 +58,12 @@ class Verdict:
     def kind(self) -> Kind | Literal[""]:
         """The kind of the first finding; "" where there is none."""
         return self.findings[0].kind if self.findings else ""
+
+    def saying(self, said: str) -> Verdict:
+        """The verdict, with what the worker printed while the case ran before what is known of its end."""
+        if not said or said in self.stderr:
+            return self
+        return replace(self, stderr=f"{said}\n{self.stderr}".strip())
 
 
 def judge(

@@ -81,10 +81,17 @@ def _sample(
         kept = _indices(case, name, out, axis, max(4, length * WORK // work), seed)
         inputs = {it: np.take(raw, kept, arguments[it]) if it in arguments else raw for it, raw in values.items()}
         got = np.take(out, kept, axis)
-        layouts = {it: replace(layout, shape=inputs[it].shape).packed() for it, layout in case.inputs.items()}
+        shapes = {it: _shortened(case.inputs[it].shape, at, kept.size) for it, at in arguments.items()}
+        layouts = {
+            it: replace(layout, shape=shapes.get(it, layout.shape)).packed() for it, layout in case.inputs.items()
+        }
         results = {name: replace(case.outputs[name], shape=got.shape).packed()}
         return replace(case, inputs=layouts, outputs=results, inplace=None, shares={}, data=None), inputs, {name: got}
     return None
+
+
+def _shortened(shape: tuple[int, ...], axis: int, length: int) -> tuple[int, ...]:
+    return (*shape[:axis], length, *shape[axis + 1 :])
 
 
 def _indices(case: Case, name: str, out: Raw, axis: int, count: int, seed: int) -> np.ndarray:

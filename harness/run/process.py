@@ -62,6 +62,7 @@ class Worker:
         self._wire = Wire(command, environment, keep=(self._memory_fd,))
         self._wire.send(dict(options), START_SECONDS)
         self._devices: list[Device] | None = None
+        self._mark = 0  #: how much it had printed before the last cases
 
     def devices(self, seconds: float | None = None) -> list[Device]:
         """The backend's devices. Raises `Unavailable`, also when the time is up."""
@@ -127,7 +128,7 @@ class Worker:
 
     def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
         """One answer per case, in order; the last one is `Died` where the worker ends before its time."""
-        mark = self._wire.output.total
+        mark = self._mark = self._wire.output.total
         logged = os.path.getsize(self._log) if self._log else 0
         self._wire.send(("run", self._arena.size, cases), seconds)
         for number in range(len(cases)):
@@ -144,6 +145,11 @@ class Worker:
                 return
             logged = max(logged, found.logged)
             yield found
+
+    def said(self) -> str:
+        """What it has printed since it was last given cases."""
+        self._wire.output.catch_up()
+        return self._wire.output.since(self._mark, _STDERR_BYTES)
 
     def _logged_since(self, start: int) -> str:
         """What the sanitizer has written from byte `start` on."""
@@ -267,6 +273,10 @@ class Local:
 
     def stages(self, case: Case, seconds: float) -> Shown | StageError:
         return shown_stages(self._backend, case, self._arena)
+
+    def said(self) -> str:
+        """Nothing: what a backend prints in this process, the user has seen."""
+        return ""
 
     def close(self) -> None:
         pass

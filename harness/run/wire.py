@@ -7,12 +7,14 @@ children keep open, a gigabyte of output. The worker leads a process group of it
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pickle
 import select
 import signal
 import socket
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -68,6 +70,19 @@ class Output:
         with self._lock:
             fresh = max(self._total - mark, 0)
             return self._kept[-min(fresh, most) :].decode(errors="replace").strip() if fresh else ""
+
+    def catch_up(self) -> None:
+        """Wait until what a living process has written is read, a moment at most."""
+        deadline = time.monotonic() + _GRACE
+        with contextlib.suppress(OSError):
+            while time.monotonic() < deadline:
+                waiting = bytearray(4)
+                fcntl.ioctl(self._reading, termios.FIONREAD, waiting)
+                if not any(waiting):
+                    break
+                time.sleep(0.001)
+        with self._lock:  # what was taken out of the pipe a moment ago is kept by now
+            pass
 
     def settle(self) -> None:
         """Wait for what an ended process has printed."""

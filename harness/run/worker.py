@@ -118,8 +118,19 @@ class _Log:
 def _answers(backend: Backend, cases: Sequence[tuple[Case, int]], memory: np.ndarray, log: _Log) -> Iterator[Answer]:
     for case, offset in cases:
         result = answer(backend, case, memory[offset:])
+        _flush()
         news = log.news()
         yield replace(result, log=news, logged=log.read) if news else result
+
+
+def _flush() -> None:
+    """Send on what the backend has printed, by Python or by C, before the answer tells that the case is done."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        _C.fflush(None)
+
+
+_C = ctypes.CDLL(None)
 
 
 def _die_with_parent() -> None:

@@ -19,7 +19,7 @@ from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.process import devices_of
-from opconform.harness.run.registry import backend_names, parts_of, split_target
+from opconform.harness.run.registry import backend_names, parts_of, split_target, with_class
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.sanitizer import ALIAS, OPTION
@@ -49,7 +49,7 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
     found: dict[str, Target] = {}
     missing = []
     for name in wanted or backend_names():
-        spec, device_id, alias = split_target(name)
+        spec, device_id, alias = split_target(with_class(name))
         try:
             devices = _distinct(devices_of(spec, _options_of(spec, settings), settings.isolated))
         except Unavailable as error:
@@ -77,7 +77,7 @@ def _distinct(devices: list[Device]) -> list[Device]:
 
 def named_by(name: str, targets: Iterable[Target]) -> list[Target]:
     """Those of `targets` that `name`, as `--backend` takes it, stands for."""
-    spec, device_id, alias = parts_of(name)
+    spec, device_id, alias = parts_of(with_class(name))
     return [
         target
         for target in targets
@@ -202,6 +202,7 @@ class Session:
             verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
             if verdict.passed:
                 verdict = related(runner, op, verdict, checks)
+            verdict = verdict.saying(runner.said())
             if verdict.failed and run:
                 return now_and_then(verdict, f"right in {run} runs, then wrong")
             if not verdict.passed:
@@ -209,7 +210,7 @@ class Session:
         return verdict
 
     def _done(self, op: Op, target: Target, result: Result) -> Result:
-        result = replace(result, build=target.build.name)
+        result = replace(result, build=target.build.name, free=op.free)
         failure = result.failure
         if failure is not None:
             try:

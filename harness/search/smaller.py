@@ -134,7 +134,7 @@ def _plainer_layouts(layout: Layout) -> Iterator[Layout]:
     yield layout.packed()
     if layout.offset:
         yield replace(layout, offset=0)
-    packed = contiguous_strides(layout.shape, size)
+    packed = contiguous_strides(layout.blocks, size)
     if layout.strides != packed:
         yield replace(layout, strides=packed)
     order = sorted(range(rank), key=lambda k: (layout.nb[k], k))
@@ -155,7 +155,7 @@ def _gaps(layout: Layout, order: Sequence[int]) -> list[int]:
     for k in order:
         if layout.nb[k]:
             gaps[k] = max(layout.nb[k] - extent, 0)
-            extent = layout.nb[k] * max(layout.ne[k], 1)
+            extent = layout.nb[k] * max(layout.blocks[::-1][k], 1)
     return gaps
 
 
@@ -165,7 +165,7 @@ def _laid(layout: Layout, order: Iterable[int], gaps: Sequence[int]) -> Layout:
     for k in order:
         if layout.nb[k]:
             nb[k] = extent + gaps[k]
-            extent = nb[k] * max(layout.ne[k], 1)
+            extent = nb[k] * max(layout.blocks[::-1][k], 1)
     return replace(layout, strides=tuple(nb[::-1]))
 
 
@@ -262,7 +262,7 @@ def _resized(case: Case, knob: Knob, size: int) -> Iterator[Case]:
     params = case.params
     for name in changed:
         if name in case.inputs and params is case.params:
-            params = _moved_view(case.params, case.inputs[name], changed[name])
+            params = moved_view(case.params, case.inputs[name], changed[name])
     yield _with(case, changed, params)
     now = case.layouts[next(iter(knob.places))[0]].ne[next(iter(knob.places))[1]]
     numbers = {name: size for name, value in params.items() if type(value) is int and size < value <= now}
@@ -270,7 +270,7 @@ def _resized(case: Case, knob: Knob, size: int) -> Iterator[Case]:
         yield _with(case, changed, {**params, **numbers})
 
 
-def _moved_view(params: Mapping[str, Param], old: Layout, new: Layout) -> Mapping[str, Param]:
+def moved_view(params: Mapping[str, Param], old: Layout, new: Layout) -> Mapping[str, Param]:
     """Parameters nb1 … and offset that speak of the packed `old` as they are for the packed `new`."""
     size = old.type.itemsize
     before = contiguous_strides(old.shape, size)[::-1]

@@ -177,7 +177,7 @@ class Watching:
             found.nodes.append(JudgedNode(node, "not judged", f"not a case of {seen.case.op}: {error}"))
             return
         numerics = self._numerics_of(case)
-        outputs = {name: raw.reshape(case.outputs[name].shape) for name, raw in seen.outputs.items()}
+        outputs = {name: raw.reshape(case.outputs[name].blocks) for name, raw in seen.outputs.items()}
         verdict, sampled = judge_node(case, ops()[case.op], seen.values, outputs, numerics, seed)
         state: State = "wrong" if verdict.failed else "right"
         lower = "" if numerics == self._runner.numerics else numerics.lower

@@ -27,11 +27,11 @@ from opconform.harness.explain.failure import Failure, Worst
 from opconform.harness.model.text import printable_lines
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.version import VERSION
-from opconform.reports.console import clean, places, twin
 from opconform.reports.html.charts import spark, strip, trend
 from opconform.reports.html.data import Entry, Report
 from opconform.reports.repro.picture import picture
 from opconform.reports.run import now
+from opconform.reports.screen import clean, places, twin
 from opconform.reports.states import Pair
 
 _OPEN = 3  #: failures whose details are open from the start

@@ -17,8 +17,8 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.version import VERSION
 from opconform.harness.run.script import Script
-from opconform.reports.console import places
 from opconform.reports.repro.rendering import render
+from opconform.reports.screen import places
 
 _INLINE = 12_000  #: a longer file is named and not shown: an issue on GitHub holds 65,536 characters
 _STDERR_LINES = 30

@@ -376,3 +376,11 @@ class NarrowKnownBug(KnownBug):
     def limits(self) -> tuple[Limit, ...]:
         narrow = Limit("acc", "b", LayoutClass.CONTIGUOUS, "b must be contiguous", "the manual, page 7")
         return (narrow, *super().limits())
+
+
+class Prints(IgnoresNe3):
+    """acc: says what it does, with print."""
+
+    def acc(self, case: Case, buffers: Buffers) -> None:
+        print("adding", case.inputs["b"].ne)
+        super().acc(case, buffers)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -210,7 +211,7 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
         ("test --backend {TwinDevices}", "two devices have the id '0'"),
         ("test --no-isolation --backend {TwinDevices}", "cannot run: two devices have the id '0'; give each device"),
         ("test --backend {CrashesWhenListing}", "signal SIGABRT; libsample: cannot map the device"),
-        ("test --op acc,nope", "no op 'nope'; there are acc, cont, "),
+        ("test --op acc,nope", "no op 'nope'; there are acc, "),
         ("test --profile nope", "'nope' is not one of 'quick', 'default', 'nightly'"),
         (
             "test --case nope",
@@ -270,13 +271,105 @@ def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path
         workers = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=15)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "Traceback" not in output
-    assert output.splitlines()[-1] == "Aborted!"
+    assert re.fullmatch(r"stopped by Ctrl-C after \d of 1 pairs of op and device", output.splitlines()[-1])
     assert within(3, lambda: not any(Path("/proc", str(pid)).exists() for pid in workers))
     assert not list(empty_folder.glob("reports/**/*.part"))
     for file in empty_folder.glob("opconform-out/cases/*"):
         Case.from_json(json.loads(file.read_text()))
+
+
+def test_ctrl_c_prints_the_matrix_of_what_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from opconform.campaign import Campaign
+
+    result, run = Campaign.result, []
+
+    def second_is_stopped(*arguments: Any) -> Any:
+        run.append(arguments)
+        if len(run) == 2:
+            raise KeyboardInterrupt
+        return result(*arguments)
+
+    monkeypatch.setattr(Campaign, "result", second_is_stopped)
+    found = opconform("test", "--backend", spec("Good"), *SHORT[2:], "--op", "acc,cumsum,set")
+    assert found.exit_code == 130
+    lines = found.output.splitlines()
+    assert lines[-1] == "stopped by Ctrl-C after 1 of 3 pairs of op and device"
+    assert any(re.fullmatch(r"acc +passed \d+", line) for line in lines)
+    assert not any(line.startswith("cumsum") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["test", "replay"])
+def test_what_a_kernel_prints_is_shown_with_its_failure(command: str) -> None:
+    chosen = ["acc/kb001"] if command == "replay" else [*SHORT[:-1]]
+    found = opconform(command, *chosen, "--backend", spec("Prints"))
+    assert found.exit_code == 1
+    lines = found.output.splitlines()
+    assert re.fullmatch(r"    adding \(\d+, \d+, \d+, [23]\)", lines[lines.index("  it said") + 1])
+
+
+def test_what_a_kernel_prints_is_shown_when_a_passing_case_is_replayed() -> None:
+    Path("fine.json").write_text(json.dumps(acc(3).to_json()))
+    found = opconform("replay", "fine.json", "--backend", spec("Prints"))
+    assert found.exit_code == 0
+    assert f"{spec('Prints')}:0 said\n    adding (3, 1, 1, 1)\n" in found.output
+
+
+MINE = """
+import opconform as oc
+
+class Helper:
+    pass
+
+class Base(oc.Backend):
+    name = "mine"
+
+class Mine(Base):
+    def supports(self, case):
+        return None if case.op == "acc" else "not yet"
+
+    def run(self, case, buffers):
+        raise RuntimeError("not written")
+"""
+
+
+def test_a_file_with_one_backend_needs_no_class_name() -> None:
+    Path("mine.py").write_text(MINE)
+    found = opconform("test", "--backend", "mine.py", *SHORT)
+    assert "ERROR  acc on mine.py:Mine:0  (mine)" in found.output
+    assert opconform("replay", "acc/kb001", "--backend", "mine.py@old", "--no-isolation").exit_code == 1
+    Path("two.py").write_text(MINE + "\nclass Other(Base):\n    pass\n")
+    found = opconform("test", "--backend", "two.py", *SHORT)
+    assert found.exit_code == 2
+    assert "two.py has several backends; name one: two.py:Mine, two.py:Other" in found.output
+    Path("none.py").write_text("class Mine:\n    pass\n")
+    assert "has no class that derives from opconform.Backend" in opconform("test", "--backend", "none.py").output
+    Path("broken.py").write_text("class Mine(\n")
+    assert "broken.py cannot be read: " in opconform("test", "--backend", "broken.py").output
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("opconform test --backend vul", {"vulkan"}),
+        ("opconform test --backend ./mi", {"./mine.py"}),
+        ("opconform test --op cum", {"cumsum"}),
+        ("opconform test --op acc,cum", {"acc,cumsum"}),
+        ("opconform test --case cumsum/upstream-1", {"cumsum/upstream-10"}),
+        ("opconform replay acc/kb001", {"acc/kb001", "acc/kb001-view"}),
+        ("opconform test --check det", {"deterministic"}),
+        ("opconform repl", {"replay"}),
+    ],
+)
+def test_a_shell_completes_backends_ops_and_cases(words: str, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    Path("mine.py").write_text(MINE)
+    count = len(words.split()) - 1
+    environment = {"_OPCONFORM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
+    result = CliRunner().invoke(main, [], env=environment, prog_name="opconform")
+    assert {line.partition(",")[2] for line in result.output.splitlines()} >= found
+    assert all(line.partition(",")[2].startswith(words.split()[-1]) for line in result.output.splitlines())
 
 
 def test_the_installed_command_runs() -> None:

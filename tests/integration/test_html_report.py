@@ -158,9 +158,10 @@ def test_a_device_named_like_a_script_does_no_harm(shown: Driver, report: Path, 
         for heading in shown.find_elements("css selector", "table.matrix thead th")
         if "script" in heading.text
     ]
-    assert name == f"mine.py:Mine:{HOSTILE}\n{HOSTILE}"
+    target = f"mine.py:Mine:{HOSTILE} ({HOSTILE} {HOSTILE})"
+    assert name == f"{target}\n{HOSTILE}"
     titles = [heading.text for heading in shown.find_elements("css selector", "article h3")]
-    assert titles == [f"WRONG VALUES acc on mine.py:Mine:{HOSTILE}"]
+    assert titles == [f"WRONG VALUES acc on {target}"]
     # and the policy holds where a page forgot to escape, which the test would have seen
     page = report.read_text(encoding="utf-8")
     forgot = tmp_path / "forgot.html"

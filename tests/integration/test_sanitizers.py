@@ -156,7 +156,7 @@ class Mine(VulkanBackend):
         arena = self._arena(plan.size)
         arena.staging[:size] = buffers.memory
         together = self._manager.sequence().record(self._kp.OpTensorSyncDevice(arena.tensors))
-        same = base.words(kernel, blocks.pushed, case, plan)
+        same = base.values_of(kernel, case, plan).numbers(blocks.pushed)
         for dispatch in base.dispatches(kernel, case):
             words = base.pushed(blocks.pushed, same, dispatch)
             together.record(self._kp.OpAlgoDispatch(self._algorithm(arena, case.op, dispatch), words))

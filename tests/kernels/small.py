@@ -6,27 +6,16 @@ import numpy as np
 
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
-from tests.kernels.base import F32, Kernel
+from tests.kernels.base import F32
+from tests.kernels.rows import Rows
 
 
-class Small(Kernel):
+class Small(Rows):
     """tri, diag, pad, cont, cpy, sum_rows, l2_norm and ssm_conv, every operation rounded to float32."""
 
     def moved(self, case: Case, values: np.ndarray) -> np.ndarray:
         """Elements on their way through the kernel: native NumPy ones, uint16 bits for bfloat16."""
         return values
-
-    def added(self, a: F32, b: F32) -> F32:
-        return a + b
-
-    def multiplied(self, a: F32, b: F32) -> F32:
-        return a * b
-
-    def divided(self, a: F32, b: F32) -> F32:
-        return a / b
-
-    def rooted(self, x: F32) -> F32:
-        return np.sqrt(x)
 
     # --- elements that are moved ---
 

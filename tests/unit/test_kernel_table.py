@@ -30,7 +30,11 @@ struct arguments {
 
 def test_a_struct_is_read_with_its_fields() -> None:
     struct = struct_in(SOURCE)
-    assert struct.fields == (Field("x_ne", 4, False), Field("x_start", 1, False), Field("eps", 1, True))
+    assert struct.fields == (
+        Field("x_ne", 4, False, "x", "ne"),
+        Field("x_start", 1, False, "x", "start"),
+        Field("eps", 1, True),
+    )
     assert struct.places == {"x_ne": 0, "x_start": 4, "eps": 5}
     assert struct.by_name(range(6)) == [("x_ne", [0, 1, 2, 3]), ("x_start", [4]), ("eps", [5])]
 

@@ -15,6 +15,7 @@ import pytest
 from opconform.harness.model.case import Case
 from tests.judge import OPS, SMALL_OPS, Bench, drawn_cases
 from tests.kernels.odd import ODD, Blocked, Tiled, Tiled256
+from tests.kernels.row_odd import ROW_ODD
 from tests.kernels.small_odd import SMALL_ODD
 from tests.unit.test_variants import inner_size
 
@@ -40,7 +41,7 @@ def part_of(op: str, part: int) -> Iterator[Case]:
 @pytest.mark.parametrize("op", OPS)
 def test_no_right_kernel_is_ever_blamed(op: str, part: int) -> None:
     """All kernels on the same cases: a case is drawn, laid out and computed in float64 once."""
-    kernels = [(odd, odd.kernel()) for odd in (*ODD, *SMALL_ODD) if op in odd.ops]
+    kernels = [(odd, odd.kernel()) for odd in (*ODD, *SMALL_ODD, *ROW_ODD) if op in odd.ops]
     ran = 0
     for case in part_of(op, part):
         bench = Bench(case)

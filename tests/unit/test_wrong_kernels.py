@@ -13,6 +13,7 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.search.settings import PROFILES
 from tests.judge import OPS, Bench, drawn_cases
 from tests.kernels.correct import Correct
+from tests.kernels.row_wrong import ROW_WRONG
 from tests.kernels.small_wrong import SMALL_WRONG
 from tests.kernels.wrong import WRONG, DropsRowsAbove65535, Wrong
 
@@ -34,7 +35,7 @@ def kind_of(bench: Bench, wrong: Wrong, kernel: Correct) -> str:
     return "" if bench.passes(kernel) else bench.verdict(kernel).kind
 
 
-@pytest.mark.parametrize("wrong", [*WRONG, *SMALL_WRONG], ids=str)
+@pytest.mark.parametrize("wrong", [*WRONG, *SMALL_WRONG, *ROW_WRONG], ids=str)
 def test_a_wrong_kernel_is_caught_and_named(wrong: Wrong) -> None:
     kernel = wrong.kernel()
     kinds: Counter[str] = Counter()

@@ -85,8 +85,11 @@ def _layout(tensor: Tensor, start: int, name: str) -> Layout:
     """A tensor's layout in memory that starts at byte `start` of its buffer."""
     if tensor.type not in DTYPES:
         raise NotACase(f"{name} is {tensor.type}; cases have {', '.join(DTYPES)}")
-    layout = Layout(tensor.type, tensor.ne[::-1], tensor.nb[::-1], tensor.memory.start - start)
-    itemsize = layout.type.itemsize
+    its, offset = DTYPES[tensor.type], tensor.memory.start - start
+    if its.block > 1 and offset % its.itemsize:  # weights in a file start at multiples of 32, and not of a block
+        offset = 0
+    layout = Layout(tensor.type, tensor.ne[::-1], tensor.nb[::-1], offset)
+    itemsize = its.itemsize
     if any(step % itemsize for step in (*layout.strides, layout.offset)):
         raise NotACase(f"{name} has strides or an offset that are no multiples of {itemsize} bytes")
     return layout
