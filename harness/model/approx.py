@@ -263,13 +263,16 @@ class Approx:
             magnitude = np.abs(it.value).sum(-1, keepdims=True)
         else:
             low, high = it.low.sum(-1, keepdims=True), it.high.sum(-1, keepdims=True)
-            magnitude = np.maximum(np.abs(it.low), np.abs(it.high)).sum(-1, keepdims=True)
+            positive = it.low.min(initial=0.0) >= 0  # false where anything is NaN
+            magnitude = high if positive else np.maximum(np.abs(it.low), np.abs(it.high)).sum(-1, keepdims=True)
         step = numerics.gamma(float(additions)) * magnitude
         if numerics.flushes_denormals:
             step = step + additions * numerics.underflow
-        free = ~(magnitude + step <= F32.largest)
-        step = np.where(free, np.nan, step)
-        least = np.where(low >= 0, np.maximum(low - step, 0.0), low - step)
+        if not _largest(magnitude + step) <= F32.largest:
+            step = np.where(magnitude + step <= F32.largest, step, np.nan)
+        least = low - step
+        if not least.min(initial=0.0) >= 0:
+            least = np.where(low >= 0, np.maximum(least, 0.0), least)
         return Approx(value, least, high + step, numerics, self.part, step if low is value else None)
 
     def mean(self) -> Approx:
@@ -301,19 +304,21 @@ class Approx:
 
         Where every right kernel overflows, the output must be that very infinity.
         """
-        value, low, high = (np.broadcast_to(ends, shape) for ends in self._ends)
+        value, low, high = self._ends
+        if any(end.shape != shape for end in self._ends):
+            value, low, high = (np.broadcast_to(end, shape) for end in self._ends)
         if dtype.itemsize < 4:
             low, high = self._narrowed(dtype, low, high)
         if self.off is None or dtype.itemsize < 4:
             bound = np.maximum(high - value, value - low)
         else:
             bound = np.broadcast_to(self.off, shape)
-        bound = np.where(np.isnan(bound), np.inf, np.maximum(bound, 0.0))
-        if self.numerics.any_rounding or not np.isinf(bound).any():
+        if _largest(bound) < np.inf:
             return Expected(value, bound)
+        bound = np.where(np.isnan(bound), np.inf, bound)
         ends = (dtype.decode(dtype.encode(end)) for end in (low, high))
         infinite = np.isinf(low + high) & np.equal(*ends)
-        if not infinite.any():
+        if self.numerics.any_rounding or not infinite.any():
             return Expected(value, bound)
         value = np.where(infinite, np.copysign(np.inf, low), value)
         return Expected(value, np.where(infinite, 0.0, bound), exact=infinite, bits=dtype.encode(value))
@@ -386,32 +391,32 @@ class Approx:
         """
         numerics = self.numerics
         least = (relative if denormal is None else denormal) * _TINY * F32.unit_roundoff / numerics.roundoff
-        if low is high:
-            step = _step(low, relative, absolute, least)
-            below, above = low - step, low + step
-        else:
-            below = low - _step(low, relative, absolute, least)
-            above = high + _step(high, relative, absolute, least)
-        if _is_nothing(absolute):
-            below = np.where(low >= 0, np.maximum(below, 0.0), below)
-            above = np.where(high <= 0, np.minimum(above, 0.0), above)
+        below, above = _around(low, high, relative, absolute, least)
         if numerics.flushes_denormals:
             below, above = _with_zero(below, above, _TINY)
-        beyond = (above > F32.largest) | (below < -F32.largest)
-        if beyond.any():
+        if not (_largest(above) <= F32.largest and below.min(initial=0.0) >= -F32.largest):
             below, above = np.where(np.isinf(low), low, below), np.where(np.isinf(high), high, above)
             below, above = _overflowed(below, above, numerics)
         return self._made(value, below, above)
 
 
-def _step(end: F64, relative: float | F64, absolute: float | F64, least: float | F64) -> F64:
-    """How far a result near `end` may be off."""
-    step: F64 = np.maximum(relative * np.abs(end), least)
-    return step if _is_nothing(absolute) else np.maximum(step, absolute)
+def _largest(values: F64) -> float:
+    """The greatest of values that are not negative, NaN if there is one, 0 if there are none."""
+    return float(values.max(initial=0.0))
 
 
-def _is_nothing(number: float | F64) -> bool:
-    return isinstance(number, float) and number == 0.0
+def _around(low: F64, high: F64, relative: float | F64, absolute: float | F64, least: float | F64) -> tuple[F64, F64]:
+    """An interval widened by the error of its ends, without crossing 0."""
+    sizes = (np.abs(low),) if low is high else (np.abs(low), np.abs(high))
+    plain = isinstance(relative, float) and isinstance(absolute, float) and relative < 1 and absolute == 0
+    if plain and all(bool(relative * size.min(initial=np.inf) >= least) for size in sizes):
+        return low - relative * sizes[0], high + relative * sizes[-1]
+    steps = [np.maximum(np.maximum(relative * size, least), absolute) for size in sizes]
+    below, above = low - steps[0], high + steps[-1]
+    if isinstance(absolute, float) and absolute == 0:
+        below = np.where(low >= 0, np.maximum(below, 0.0), below)
+        above = np.where(high <= 0, np.minimum(above, 0.0), above)
+    return below, above
 
 
 def _with_zero(low: F64, high: F64, smallest_normal: float) -> tuple[F64, F64]:
