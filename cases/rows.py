@@ -6,14 +6,31 @@ from typing import Any
 
 from opconform.cases.families import choice, row_op
 from opconform.harness.model.approx import Approx
+from opconform.harness.model.dtypes import F16
 
 
 def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
     """x / max(√squares, eps) or x / √(squares + eps). Some kernels square eps (CUDA's rsqrt of max(Σx², eps²))."""
     eps = float(p["eps"])
     if p["eps_mode"] == "add":
-        return x.over_root(squares + eps)
-    return x.over_root(squares.maximum(x.constant(eps**2, roundings=3)))
+        return _or_by_mean(x, squares + eps)
+    return _or_by_mean(x, squares.maximum(x.constant(eps**2, roundings=3)))
+
+
+def _or_by_mean(x: Approx, limited: Approx) -> Approx:
+    """x / √limited, or as some make it of RMS_NORM (mlx-lm): x·r·c, r the inverse root of the mean of the squares and
+    c = 1/√n. Its second product rounds denormals once more."""
+    n = float(max(x.value.shape[-1], 1))
+    by_mean = x * (limited / n).rsqrt() * x.constant(n**-0.5, roundings=2)
+    return x.over_root(limited).either(by_mean)
+
+
+def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:
+    """1 / max(√squares, eps) or 1 / √(squares + eps)."""
+    eps = float(p["eps"])
+    if p["eps_mode"] == "add":
+        return (squares + eps).rsqrt()
+    return squares.maximum(squares.constant(eps**2, roundings=3)).rsqrt()
 
 
 def _standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
@@ -40,6 +57,14 @@ OPS = (
         bound="γ_{n−1}·Σ|x_j| over the n elements of the row",
     ),
     row_op(
+        "mean",
+        "the mean of each row",
+        Approx.mean,
+        to_one=True,
+        mistakes={"the sum of each row is returned, not its mean": Approx.sum},
+        bound="γ_n·Σ|x_j|/n over the n elements of the row",
+    ),
+    row_op(
         "l2_norm",
         "x / max(‖x‖, eps) or x / √(Σx² + eps), row by row",
         lambda x, p: _over_norm(x, (x * x).sum(), p),
@@ -58,6 +83,7 @@ OPS = (
                 x, (x * x).sum(), {**p, "eps_mode": "max"}
             ),
             "the mean of the squares is taken, not their sum (RMS_NORM)": lambda x, p: _over_norm(x, (x * x).mean(), p),
+            "1 / norm is rounded to f16": lambda x, p: x * _one_over((x * x).sum(), p).through(F16),
         },
         copied="divided",
         bound="γ_k·|out| + underflow, k = (n+1)/2 + ρ + 1, ρ for root and division",

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import forms, inner_sizes, outer_sizes, rare_sizes, scales, within
 from opconform.harness.explain.hypotheses import dimension
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES
@@ -88,20 +89,26 @@ def check(case: Case) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: bool = True) -> Problem:
-    """Views into `a`: a block of it, or strides of its own; shrinks to one element into one."""
+    """Views into `a`: a block of it, or strides of its own, now and then of a rare form; shrinks to one element into
+    one."""
     dtype = draw(st.sampled_from(freedom.choices("dtype", dtypes)))
     view = draw(st.sampled_from(freedom.choices("view", VIEWS)))
     inplace = draw(st.sampled_from(freedom.choices("inplace", (False, True))))
     size = DTYPES[dtype].itemsize
     scale = draw(scales())
-    inner = inner_sizes(scale)
-    b_ne = [draw(inner), draw(inner_sizes(min(scale, 33))), draw(outer_sizes()), draw(outer_sizes())]
+    form = draw(forms())
+    if form == "usual":
+        inner = inner_sizes(scale)
+        b_ne = [draw(inner), draw(inner_sizes(min(scale, 33))), draw(outer_sizes()), draw(outer_sizes())]
+    else:
+        b_ne = draw(rare_sizes(form, range(4), 0, (1, 2, 3)))
     b_ne = list(within(b_ne, size, freedom))
-    if empty and freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    if form == "usual" and empty and freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
         b_ne[draw(st.integers(0, 3))] = 0
     if view == "block":
-        corner = [draw(_GAPS) for _ in range(4)]
-        a_ne = [max(n, 1) + before + draw(_GAPS) for n, before in zip(b_ne, corner)]
+        gaps = [_GAPS if form == "usual" or n > 1 else st.just(0) for n in b_ne]  # else `a` would be many times b
+        corner = [draw(gap) for gap in gaps]
+        a_ne = [max(n, 1) + before + draw(gap) for n, before, gap in zip(b_ne, corner, gaps)]
         nb = contiguous_strides(tuple(a_ne[::-1]), size)[::-1]
         offset = sum(before * step for before, step in zip(corner, nb))
     else:
@@ -138,6 +145,18 @@ def sources(case: Case) -> dict[str, Places]:
     from_b = np.full(a.size, -1, dtype=np.int64)
     from_b[places(b, view.nb, view.offset)] = np.arange(b.size).reshape(b.shape)
     return {"a": np.arange(a.size).reshape(a.shape), "b": from_b.reshape(a.shape)}
+
+
+def alone(case: Case) -> tuple[int, ...] | str:
+    """The outermost axis that has slices, where each one of b lies in the one of a with its number: the view of one
+    slice counts bytes as that of all of them does."""
+    a, b, view = case.inputs["a"], case.inputs["b"], view_of(case)
+    axis = 0 if a.shape[0] > 1 else 1
+    step = contiguous_strides(a.shape, a.type.itemsize)[axis]
+    one = replace(view, shape=(*view.shape[:axis], 1, *view.shape[axis + 1 :]))
+    if a.shape[:2] == b.shape[:2] and view.strides[axis] == step and one.end <= step:
+        return (axis,)
+    return "the view of a crosses its slices" if max(a.shape[:2]) > 1 else ()
 
 
 NOT_COPIED = "only the view is written, a is not copied"

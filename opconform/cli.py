@@ -1,335 +1,71 @@
-"""The command line: `opconform list`, `support`, `test` and `replay`; `commands_history.py` adds those for histories.
+"""The command line. Each command stands in a module of its own, which is imported when it is called.
 
-Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage.
+Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage, 130 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
 
-import functools
+import signal
 import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from importlib import import_module
+from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from opconform import __version__
-from opconform.commands_ci import add_to as add_matrix_to
-from opconform.commands_history import COMMANDS
-from opconform.commands_repro import add_to as add_repro_to
-from opconform.harness.draw.known import find_case, known_cases
-from opconform.harness.model.op import Op
-from opconform.harness.model.ops import chosen_ops, ops
-from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Unavailable
-from opconform.harness.run.target import Target
-from opconform.harness.search.changes import DEFAULT_BASE, changed_files, ops_concerned
-from opconform.harness.search.known_failures import fixed, load, problems
-from opconform.harness.search.result import Result, Tally
-from opconform.harness.search.session import Session, on_device, targets_of
-from opconform.harness.search.settings import Settings, positive
-from opconform.options import OPTIONS, Option, settings_from
-from opconform.output import FORMATS, reporting
-from opconform.reports.commands import commands
-from opconform.reports.console import counts, matrix, screen, text_of
-from opconform.reports.history import History
-from opconform.reports.repro.observer import bundle_writers
-from opconform.reports.run import Run, about_devices
+from opconform.harness.model.text import speak_any_encoding
 
-F = TypeVar("F", bound=Callable[..., Any])
+#: The commands in the order in which the help lists them: where each stands, and its line there.
+_COMMANDS = {
+    "demo": ("commands_demo:demo", "See a failure found, shrunk and explained, in half a minute."),
+    "list": ("commands_look:list_command", "Ops, backends and devices; for what is missing, why, and how to get it."),
+    "describe": (
+        "commands_describe:describe",
+        "What an op computes: arguments and parameters, formula, bound.",
+    ),
+    "new-case": ("commands_case:new_case", "Write a known case: a shape or a trigger worth a name, checked."),
+    "support": ("commands_look:support", "What each device takes of each op, with the reason where it does not."),
+    "test": ("commands_run:test", "Search for failing cases of each op on each device; ends with the matrix."),
+    "replay": ("commands_run:replay", "Run one case, from a file or by id, on the devices named."),
+    "repro": ("commands_repro:repro", "Write the bundle of a failing case."),
+    "runs": ("commands_history:runs_command", "The runs in a history, the oldest first."),
+    "compare": ("commands_history:compare_command", "Compare the last results of two histories."),
+    "merge": ("commands_history:merge_command", "Put the runs of several histories into one."),
+    "report": ("commands_history:report_command", "Make one HTML page of a history, to read without a network."),
+    "matrix": ("commands_ci:matrix", "The jobs that the devices here make: one for each device and shard."),
+}
 
 
-def _shared(*names: str) -> Callable[[F], F]:
-    """Add options of the shared table to a command; the command receives them as one dict, `values`."""
+class _Lazy(click.Group):
+    """A group that knows its commands by name, and imports one when it is called: the help must be quick."""
 
-    def decorate(function: F) -> F:
-        @functools.wraps(function)
-        def command(**values: Any) -> Any:
-            own = {key: values.pop(key) for key in list(values) if key not in keys}
-            try:
-                return function(values=values, **own)
-            except UsageError as error:
-                raise click.UsageError(str(error)) from None
-            except Unavailable as error:
-                raise click.ClickException(str(error)) from None
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
 
-        decorated: Any = command
-        for option in reversed([option for option in OPTIONS if option.name in names]):
-            decorated = _click_option(option)(decorated)
-        return decorated  # type: ignore[no-any-return]
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name][0].partition(":")
+        found: click.Command = getattr(import_module(f"opconform.{module}"), attribute)
+        return found
 
-    keys = {option.key for option in OPTIONS if option.name in names}
-    return decorate
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:
+            click.echo("\nstopped by Ctrl-C", err=True)
+            sys.exit(128 + signal.SIGINT)
 
-
-def _click_option(option: Option) -> Callable[[Any], Any]:
-    if option.flag:
-        return click.option(option.name, option.key, is_flag=True, help=option.help)
-    kind: Any = click.Choice(option.choices) if option.choices else option.type
-    return click.option(
-        option.name, option.key, type=kind, multiple=option.many, metavar=option.metavar or None, help=option.help
-    )
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
 
 
-_output = click.option(
-    "--output",
-    type=click.Choice(FORMATS),
-    default="console",
-    help="what goes to stdout: text, one JSON document, or rows as test-backend-ops prints them",
-)
+_HELP: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group()
+@click.group(cls=_Lazy, context_settings=_HELP)
 @click.version_option(__version__, prog_name="opconform")
 def main() -> None:
     """Does a compute backend compute tensor ops correctly, for every shape, stride and offset?"""
-
-
-for _command in COMMANDS:
-    main.add_command(_command)
-add_repro_to(main, _shared)
-add_matrix_to(main, _shared)
-
-
-@main.command("list")
-@_shared("--ggml-lib")
-@click.option("--cases", is_flag=True, help="list the known cases instead")
-def list_command(values: dict[str, Any], cases: bool) -> None:
-    """Ops, backends and devices; for what is missing, why, and how to get it."""
-    if cases:
-        table = Table("known case", "about", "source", box=None, pad_edge=False)
-        for known in known_cases().values():
-            table.add_row(known.id, known.about, known.source)
-        _show(table)
-        return
-    table = Table("op", "what it computes", "arguments", box=None, pad_edge=False)
-    for op in ops().values():
-        table.add_row(op.name, op.summary, Text(", ".join((*op.inputs, *op.params))))
-    _show(table)
-    click.echo()
-    targets, missing = targets_of((), settings_from(values))
-    for target in targets:
-        click.echo(f"{target.label}  {target.about}")
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
-
-
-def _show(table: Table) -> None:
-    """Print a table: as wide as the terminal, and whole where a file or a pipe takes it."""
-    if sys.stdout.isatty():
-        Console().print(table)
-    else:
-        click.echo(text_of(table, 240))
-
-
-@main.command()
-@_shared("--backend", "--op", "--ggml-lib", "--strict-supports", "--no-isolation")
-def support(values: dict[str, Any]) -> None:
-    """What each device takes of each op, with the reason where it does not."""
-    chosen = chosen_ops(values["op"])
-    settings = settings_from(values)
-    targets, missing = targets_of(values["backend"], settings)
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
-    with Session(settings) as session:
-        for target in targets:
-            click.echo(f"{target.label}  {target.about}")
-            runner = session.runner(target)
-            for op in chosen:
-                cases = [known.case for known in known_cases().values() if known.case.op == op.name]
-                reasons = list(dict.fromkeys(runner.supports(cases)))
-                answer = "yes" if None in reasons else f"no: {'; '.join(map(str, reasons))}"
-                click.echo(f"  {op.name}: {answer}")
-                if None in reasons:
-                    for limit in runner.limits(op):
-                        click.echo(f"    {limit.kind}: {limit.reason}  [{limit.source}]")
-
-
-@main.command()
-@_shared(*(option.name for option in OPTIONS))
-@click.option("--minutes", type=float, metavar="M", help="share this much time among all ops and devices")
-@click.option(
-    "--changed-ops",
-    is_flag=False,
-    flag_value=DEFAULT_BASE,
-    metavar="[BASE]",
-    help="only ops whose files differ from this commit (default: origin/main); the profile is quick unless chosen",
-)
-@_output
-def test(values: dict[str, Any], minutes: float | None, changed_ops: str | None, output: str) -> None:
-    """Search for failing cases of each op on each device; ends with the matrix."""
-    if changed_ops is not None:
-        values = {**values, "profile": values["profile"] or "quick"}
-    settings = settings_from(values)
-    chosen = chosen_ops(values["op"])
-    cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values["case"]]
-    if cases:
-        chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
-    seconds = None if minutes is None else 60 * positive("--minutes", minutes)
-    targets, missing = targets_of(values["backend"], settings)
-    todo = [(op, target) for target in targets for op in chosen]
-    if changed_ops is not None:
-        todo = _changed(todo, changed_ops)
-    pairs = [(op.name, target.label) for op, target in todo]
-    listed = () if cases else load(settings.known_failures)
-    run = Run(settings, "replay" if cases else "search", about_devices(targets), pairs)
-    observers = click.get_current_context().with_resource(reporting(run, output))
-    click.echo(f"seed {settings.seed}: --seed {settings.seed} draws the same cases again")
-    for target in targets:
-        click.echo(f"{target.label}  {target.about}")
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}")
-    for observer in observers:
-        if isinstance(observer, History):
-            click.echo(f"run {run.id}, recorded in {observer.path}")
-    results: list[Result] = []
-    lost = 0
-    observers = [*observers, *bundle_writers(settings)]
-    with Session(settings, observers, listed) as session, _Progress(len(todo), settings) as progress:
-        deadline = None if seconds is None else time.monotonic() + seconds
-        for index, (op, target) in enumerate(todo):
-            if deadline is not None:
-                share = max(deadline - time.monotonic(), 0.0) / (len(todo) - index)
-                session.settings = replace(settings, seconds=share, examples=sys.maxsize)
-            here = [(name, case) for name, case in cases if case.op == op.name]
-            try:
-                with progress.of(op, target) as on_progress:
-                    result = session.replay(op, target, here) if cases else session.search(op, target, on_progress)
-            except Unavailable as error:
-                click.echo(f"FAILED      {op.name} on {target.label} cannot run: {error}", err=True)
-                lost += 1
-                continue
-            progress.show(result)
-            results.append(result)
-    about = {(op.name, target.label): on_device(target) for op, target in todo}
-    _finish(results, lost, problems(listed, about, results))
-
-
-@main.command()
-@click.argument("case")
-@_shared(
-    "--backend",
-    "--ggml-lib",
-    "--max-bytes",
-    "--time-limit",
-    "--no-isolation",
-    "--strict-supports",
-    "--check",
-    "--sanitize",
-    "--report-dir",
-    "--also-seconds",
-    "--history",
-)
-@_output
-def replay(values: dict[str, Any], case: str, output: str) -> None:
-    """Run one case, from a file or by id, on the devices named."""
-    settings = settings_from(values)
-    name, found = find_case(case, settings.report_dir, settings.max_bytes)
-    targets, missing = targets_of(values["backend"], settings)
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
-    results = []
-    run = Run(settings, "replay", about_devices(targets), [(found.op, target.label) for target in targets])
-    observers = click.get_current_context().with_resource(reporting(run, output))
-    with Session(settings, observers) as session:
-        for target in targets:
-            results.append(session.replay(ops()[found.op], target, [(name, found)]))
-    for result in results:
-        if result.failure is not None:
-            click.echo(screen(result.failure, commands(result.failure, settings)) + "\n")
-    _finish(results)
-
-
-def _changed(todo: Sequence[tuple[Op, Target]], base: str) -> list[tuple[Op, Target]]:
-    """Those of `todo` that a change since `base` concerns. Where it concerns none there is nothing to test: that is
-    said, and is no failure."""
-    root, files = changed_files(base)
-    names = list(dict.fromkeys(op.name for op, _ in todo))
-    concerned = {spec: ops_concerned(files, root, spec, names) for spec in {target.spec for _, target in todo}}
-    left = [(op, target) for op, target in todo if op.name in concerned[target.spec]]
-    said = ", ".join(dict.fromkeys(op.name for op, _ in left)) or "none that is tested here"
-    click.echo(f"{len(files)} files differ from {base}; they concern {said}")
-    if not left:
-        click.echo("nothing to test")
-        sys.exit(0)
-    return left
-
-
-def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()) -> None:
-    """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all; `faults`
-    are those of the list of expected failures."""
-    click.echo()
-    click.echo(matrix(results))
-    click.echo(counts(results))
-    for line in fixed(results):
-        click.echo(line)
-    for fault in faults:
-        click.echo(fault, err=True)
-    if not sum(result.tally.executed for result in results):
-        click.echo("nothing was executed: that is a failure, not a pass", err=True)
-        sys.exit(1)
-    if lost or faults or any(result.failure is not None for result in results):
-        sys.exit(1)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere one plain line for each op and device when it is done."""
-
-    def __init__(self, total: int, settings: Settings) -> None:
-        self._settings = settings
-        self._bar: Progress | None = None
-        if sys.stdout.isatty():
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                console=Console(),
-                transient=True,
-            )
-
-    def __enter__(self) -> _Progress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def of(self, op: Op, target: Target) -> _Task:
-        return _Task(self._bar, f"{op.name} on {target.label}", self._settings.examples)
-
-    def show(self, result: Result) -> None:
-        """Say what came of one op on one device, with the screen of its failure."""
-        write = self._bar.console.out if self._bar is not None else click.echo
-        tally = result.tally
-        state = "passed" if tally.executed else "unsupported"
-        state = "FAILED" if result.failure else "known" if result.known else state
-        write(f"{state:<11} {result.op} on {result.target}: {tally.executed} cases in {tally.seconds:.1f} s")
-        if result.failure is not None:
-            write("\n" + screen(result.failure, commands(result.failure, self._settings)) + "\n")
-
-
-class _Task:
-    """One row of the bar: a context that yields the callback for `Search`."""
-
-    def __init__(self, bar: Progress | None, title: str, total: int) -> None:
-        self._bar = bar
-        self._id = bar.add_task(title, total=total) if bar is not None else None
-
-    def __enter__(self) -> Callable[[Tally], None]:
-        return self._update
-
-    def _update(self, tally: Tally) -> None:
-        if self._bar is not None and self._id is not None:
-            self._bar.update(self._id, completed=tally.executed)
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None and self._id is not None:
-            self._bar.remove_task(self._id)
+    speak_any_encoding(sys.stdout, sys.stderr)

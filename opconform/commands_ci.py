@@ -5,48 +5,44 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import click
 from rich.table import Table
 
+from opconform.arguments import shared
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.session import targets_of
 from opconform.options import settings_from
 from opconform.reports.console import text_of
 
 
-def add_to(group: click.Group, shared: Callable[..., Any]) -> None:
-    """Add the command to `group`; `shared` is the decorator that adds options of the common table."""
+@click.command("matrix")
+@shared("--backend", "--ggml-lib")
+@click.option("--shards", type=int, default=1, metavar="N", help="shards of each device (default: 1)")
+@click.option("--json", "as_json", is_flag=True, help='as {"include": […]}, which strategy.matrix takes by fromJSON')
+def matrix(values: dict[str, Any], shards: int, as_json: bool) -> None:
+    """The jobs that the devices here make: one for each device and shard.
 
-    @group.command("matrix")
-    @shared("--backend", "--ggml-lib")
-    @click.option("--shards", type=int, default=1, metavar="N", help="shards of each device (default: 1)")
-    @click.option(
-        "--json", "as_json", is_flag=True, help='as {"include": […]}, which strategy.matrix takes by fromJSON'
-    )
-    def matrix(values: dict[str, Any], shards: int, as_json: bool) -> None:
-        """The jobs that the devices here make: one for each device and shard.
-
-        A job has a name (for files and artifacts), the device as --backend takes it, its shard for --shard, and more
-        options for `opconform test`.
-        """
-        if not 1 <= shards <= 256:
-            raise UsageError(f"--shards is {shards}; it must be from 1 to 256, the most that a workflow's matrix takes")
-        targets, missing = targets_of(values["backend"], settings_from(values))
-        for absent in missing:
-            click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
-        if not targets:
-            raise UsageError("no backend is available here, so there is no job")
-        jobs = [job for target in targets for job in _jobs(target.label, target.options, shards)]
-        if as_json:
-            click.echo(json.dumps({"include": jobs}))
-            return
-        table = Table(*jobs[0], box=None, pad_edge=False)
-        for job in jobs:
-            table.add_row(*job.values())
-        click.echo(text_of(table))
+    A job has a name (for files and artifacts), the device as --backend takes it, its shard for --shard, and more
+    options for `opconform test`.
+    """
+    if not 1 <= shards <= 256:
+        raise UsageError(f"--shards is {shards}; it must be from 1 to 256, the most that a workflow's matrix takes")
+    targets, missing = targets_of(values["backend"], settings_from(values))
+    for absent in missing:
+        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
+    if not targets:
+        raise UsageError("no backend is available here, so there is no job")
+    jobs = [job for target in targets for job in _jobs(target.label, target.options, shards)]
+    if as_json:
+        click.echo(json.dumps({"include": jobs}))
+        return
+    table = Table(*jobs[0], box=None, pad_edge=False)
+    for job in jobs:
+        table.add_row(*job.values())
+    click.echo(text_of(table))
 
 
 def _jobs(label: str, options: Any, shards: int) -> Iterator[dict[str, str]]:

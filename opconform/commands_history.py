@@ -2,42 +2,32 @@
 
 from __future__ import annotations
 
-import functools
+import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
+from opconform.arguments import with_usage_errors
+from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.known_failures import DEFAULT_FILE, fixed_line, load, stale
-from opconform.harness.search.settings import positive
+from opconform.harness.search.settings import OUT, positive
 from opconform.reports.compare import compare, summary_of, table_of
 from opconform.reports.console import text_of
-from opconform.reports.database import read_history
+from opconform.reports.listing import run_lines
 from opconform.reports.merge import merge
 from opconform.reports.states import Pair, State, devices_in, states_of
 from opconform.reports.summary import markdown_of
 
-DEFAULT_HISTORY = "reports/history.sqlite"
+DEFAULT_HISTORY = f"{OUT}/history.sqlite"
 
 _history_option = click.option(
     "--history", "history", metavar="PATH", default=DEFAULT_HISTORY, help=f"the history (default: {DEFAULT_HISTORY})"
 )
-
-
-def _with_usage_errors(function: Callable[..., None]) -> Callable[..., None]:
-    @functools.wraps(function)
-    def command(**values: Any) -> None:
-        try:
-            function(**values)
-        except UsageError as error:
-            raise click.UsageError(str(error)) from None
-
-    return command
 
 
 @click.command("compare")
@@ -47,7 +37,7 @@ def _with_usage_errors(function: Callable[..., None]) -> Callable[..., None]:
 @click.option("--slow", type=float, default=2.0, metavar="F", help="the factor that is newly slow (default: 2)")
 @click.option("--known-failures", metavar="FILE", help=f"expected failures, or none (default: {DEFAULT_FILE})")
 @click.option("--summary", type=Path, metavar="FILE", help="append matrix and changes to this file as Markdown")
-@_with_usage_errors
+@with_usage_errors
 def compare_command(
     old: str, new: str, history: str, slow: float, known_failures: str | None, summary: Path | None
 ) -> None:
@@ -65,7 +55,7 @@ def compare_command(
     if changes:
         click.echo(table_of(changes) + "\n")
     for line in [*_fixed(after), *faults]:
-        click.echo(line)
+        click.echo(printable(line))
     click.echo(summary_of(changes, before, after))
     if summary is not None:
         _append(summary, markdown_of(changes, before, after, [*_fixed(after), *faults]))
@@ -77,7 +67,7 @@ def _fixed(states: Mapping[Pair, State]) -> list[str]:
     """The expected failures that have nothing left to cover; an entry is shown once for each op and device."""
     found = [
         fixed_line(op, target, known)
-        for (op, target), state in states.items()
+        for (op, target, _), state in states.items()
         for known in state.listed
         if known.fixed and state.outcome == "passed"
     ]
@@ -99,7 +89,7 @@ def _states(name: str, history: str) -> dict[Pair, State]:
 
 def _place(name: str, history: str) -> tuple[Path, str | None]:
     """The history that `name` means, and the run in it where it means one."""
-    if Path(name).exists() or set(name) & set("./\\"):
+    if os.path.lexists(name) or set(name) & set("./\\\0"):
         return Path(name), None
     return Path(history), name
 
@@ -108,9 +98,9 @@ def _place(name: str, history: str) -> tuple[Path, str | None]:
 @click.argument("out", type=Path)
 @click.argument("inputs", metavar="IN...", type=Path, nargs=-1, required=True)
 @click.option("--results", is_flag=True, help="leave out the row of each case: a small file that can be kept for years")
-@_with_usage_errors
+@with_usage_errors
 def merge_command(out: Path, inputs: tuple[Path, ...], results: bool) -> None:
-    """Put the runs of histories IN (of shards, of several machines) into the history OUT.
+    """Put the runs of several histories into one: those of IN (of shards, of several machines) into OUT.
 
     Merging again changes nothing: a run that OUT has is replaced only by a copy with more in it.
     """
@@ -122,7 +112,7 @@ def merge_command(out: Path, inputs: tuple[Path, ...], results: bool) -> None:
 @click.argument("run", required=False)
 @_history_option
 @click.option("--out", type=Path, metavar="FILE", help="where the page goes (default: report.html beside the history)")
-@_with_usage_errors
+@with_usage_errors
 def report_command(run: str | None, history: str, out: Path | None) -> None:
     """Make one HTML page of a history, to read without a network: the last state of each op on each device, or RUN."""
     from opconform.reports.html.data import report_of  # both take a while to import
@@ -138,22 +128,14 @@ def report_command(run: str | None, history: str, out: Path | None) -> None:
 
 @click.command("runs")
 @_history_option
-@_with_usage_errors
+@with_usage_errors
 def runs_command(history: str) -> None:
-    """The runs in a history, the oldest first; `unfinished` is one that goes on still, or was killed."""
-    table = Table("run", "started", "ended", "what", "seed", "shard", "cases", "failing", box=None, pad_edge=False)
-    with closing(read_history(Path(history))) as db:
-        for row in db.execute(_RUNS):
-            table.add_row(*map(str, row))
-    click.echo(text_of(table))
+    """The runs in a history, the oldest first: what was tested, on which build, and what came of it.
 
-
-_RUNS = """
-SELECT run_id, substr(started, 1, 19), coalesce(substr(ended, 1, 19), 'unfinished'), command, seed,
-  shard || '/' || shards,
-  (SELECT count(*) FROM test_backend_ops WHERE test_backend_ops.run_id = runs.run_id),
-  (SELECT count(*) FROM results WHERE results.run_id = runs.run_id AND kind <> '')
-FROM runs ORDER BY started, rowid
-"""
-
-COMMANDS = (compare_command, merge_command, report_command, runs_command)
+    `unfinished` is one that goes on still, or was killed.
+    """
+    names = ("run", "started", "ended", "what", "target", "build", "ops", "result", "seed", "shard")
+    table = Table(*names, box=None, pad_edge=False)
+    for line in run_lines(Path(history)):
+        table.add_row(*map(Text, line))
+    click.echo(text_of(table, 400))

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from opconform.harness.model.usage import UsageError
-from opconform.harness.search.settings import PROFILES, Settings, bytes_of, chosen_checks, positive, shard_of, share_of
+from opconform.harness.search.settings import (
+    OUT,
+    PROFILES,
+    Settings,
+    bytes_of,
+    chosen_checks,
+    positive,
+    shard_of,
+    share_of,
+)
 
 NIGHTLY_KNOWN = 1 << 30  #: the nightly profile runs known cases up to this size: the shapes of whole models
 
@@ -43,6 +52,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--seed", "seed of the search (default: drawn, and printed)", "N", int),
     Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
     Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),
+    Option("--times", "run a case that is replayed up to N times, until it fails (default 1)", "N", int),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
     Option("--max-bytes", "memory a case may take (default 64M; 16K with --sanitize; known cases nightly 1G)", "SIZE"),
     Option("--time-limit", "seconds a case may take (default 30; 300 with --sanitize)", "S", float),
@@ -50,7 +60,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
     Option("--sanitize", "run each backend under its API's checker: Oclgrind, Vulkan's validation layer", flag=True),
     Option("--ggml-lib", "a directory with libggml (default: $OPCONFORM_GGML_LIB)", "DIR"),
-    Option("--report-dir", "where failing cases are stored (default: reports)", "DIR"),
+    Option("--report-dir", f"where runs write: failing cases, bundles, histories (default: {OUT})", "DIR"),
     Option("--repro-dir", "where the bundle of each failure goes, or none (default: repro in --report-dir)", "DIR"),
     Option("--also-seconds", "time to try a failing case on the other backends (default 20; 0: do not)", "S", float),
     Option("--database", "where failing cases wait for the next run: folder, none, redis://…, github:OWNER/NAME", "DB"),
@@ -95,7 +105,7 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         isolated=not values.get("no_isolation"),
         strict=bool(values.get("strict_supports")),
         checks=chosen_checks(values.get("check") or (), ON_REQUEST),
-        report_dir=values.get("report_dir") or "reports",
+        report_dir=values.get("report_dir") or OUT,
         options=options,
         profile="" if values.get("max_examples") is not None else values.get("profile") or "default",
         shard=shard,
@@ -105,5 +115,6 @@ def settings_from(values: Mapping[str, Any]) -> Settings:
         known_failures=values.get("known_failures") or None,
         database=values.get("database") or os.environ.get("OPCONFORM_DATABASE") or None,
         sanitize=sanitize,
+        times=int(positive("--times", 1 if values.get("times") is None else values["times"])),
         seconds=SANITIZED_SECONDS if sanitize else None,
     )

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from opconform import __version__
 from opconform.harness.search.observer import Observer
-from opconform.reports.history import recorders
 from opconform.reports.rows import CsvPrinter, SqlPrinter
 from opconform.reports.run import Run
 
@@ -23,19 +22,18 @@ FORMATS = ("console", "json", "csv", "sql")
 
 
 @contextlib.contextmanager
-def reporting(run: Run, form: str) -> Iterator[list[Observer]]:
-    """The observers that record a run and print it in the format `form`.
+def printing(run: Run, form: str) -> Iterator[list[Observer]]:
+    """The observers that print a run in the format `form`; none for the console, which has its own.
 
-    Inside, what is printed to stdout goes to stderr, unless the format is console. Raises `UsageError`.
+    Inside, what is printed to stdout goes to stderr, unless the format is console.
     """
-    observers = recorders(run)
     if form == "console":
-        yield observers
+        yield []
         return
     stdout = sys.stdout
     with contextlib.redirect_stdout(sys.stderr):
         printer = JsonPrinter(run, stdout) if form == "json" else (CsvPrinter if form == "csv" else SqlPrinter)(stdout)
-        yield [*observers, printer]
+        yield [printer]
 
 
 class JsonPrinter(Observer):

@@ -9,26 +9,25 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytest
 
-from opconform.harness.model.ops import chosen_ops, ops
+from opconform.harness.model.text import speak_any_encoding
 from opconform.harness.model.usage import UsageError
 from opconform.options import OPTIONS, SHARD_NEEDS_SEED, settings_from
 from opconform.reports.run import new_run_id
 
 if TYPE_CHECKING:
-    from opconform.harness.model.case import Case
+    from opconform.campaign import Campaign
     from opconform.harness.model.op import Op
     from opconform.harness.run.target import Target
-    from opconform.harness.search.known_failures import Entry
     from opconform.harness.search.result import Result
-    from opconform.harness.search.session import Missing, Session
+    from opconform.harness.search.session import Session
     from opconform.harness.search.settings import Settings
-    from opconform.reports.run import Run
 
 FIXTURE = "opconform_pair"
 _RESULT = pytest.StashKey[str]()
@@ -48,56 +47,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @dataclass
 class Plan:
-    """What this pytest process is to test."""
+    """What this pytest process is to test, and the session that it runs in. `done` has what came of each op and target:
+    a result, or why it could not run."""
 
-    settings: Settings
-    ops: list[Op]
-    targets: list[Target]
-    missing: list[Missing]
-    cases: list[tuple[str, Case]]
+    campaign: Campaign
     session: Session
-    run: Run
-    listed: tuple[Entry, ...] = ()
+    done: dict[tuple[str, str], Result | str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: pytest.Config) -> Plan:
         """The plan that the options make. Raises `pytest.UsageError` (exit status 4) for one that cannot be."""
-        from opconform.harness.draw.known import find_case
-        from opconform.harness.search.known_failures import load
-        from opconform.harness.search.session import Session, targets_of
-        from opconform.reports.history import recorders
-        from opconform.reports.repro.observer import bundle_writers
-        from opconform.reports.run import Run, about_devices
+        from opconform.campaign import Campaign
 
-        settings = _settings_of(config)
-        names, backends = config.option.opconform_case or (), config.option.opconform_backend or ()
         try:
-            chosen = chosen_ops(config.option.opconform_op or ())
-            cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in names]
-            targets, missing = targets_of(backends, settings)
-            run = Run(settings, "replay" if cases else "search", about_devices(targets), id=config.stash[_RUN])
-            listed = () if cases else load(settings.known_failures)
-            session = Session(settings, [*recorders(run), *bundle_writers(settings)], listed)
+            campaign = Campaign.of(_values_of(config), config.stash[_RUN])
+            return cls(campaign, campaign.open())
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
-        if cases:
-            chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
-        return cls(settings, chosen, targets, missing, cases, session, run, listed)
 
-    def problems(self, results: Sequence[Result]) -> list[str]:
-        """What is wrong with the list of expected failures, after a run."""
-        from opconform.harness.search.known_failures import problems
-        from opconform.harness.search.session import on_device
 
-        ran = {(result.op, result.target) for result in results}
-        about = {(op.name, target.label): on_device(target) for target in self.targets for op in self.ops}
-        return problems(self.listed, {pair: device for pair, device in about.items() if pair in ran}, results)
+def _values_of(config: pytest.Config) -> dict[str, Any]:
+    return {option.key: config.getoption(f"opconform_{option.key}") for option in OPTIONS}
 
 
 def _settings_of(config: pytest.Config) -> Settings:
     """The settings that the options make. Raises `pytest.UsageError`."""
     try:
-        return settings_from({option.key: config.getoption(f"opconform_{option.key}") for option in OPTIONS})
+        return settings_from(_values_of(config))
     except UsageError as error:
         raise pytest.UsageError(str(error)) from None
 
@@ -124,8 +100,8 @@ class State:
 
     @property
     def faults(self) -> list[str]:
-        """What is wrong with the list of expected failures; found out once the results are in."""
-        return self._plan.problems(self.results) if self._plan is not None else []
+        """What else is wrong with the run; found out once the results are in."""
+        return self._plan.campaign.faults(self.results) if self._plan is not None else []
 
     @property
     def executed(self) -> int:
@@ -151,34 +127,46 @@ class Pair:
         self.result: Result | None = None
 
     def run(self) -> None:
-        """Search, or replay the cases named; fail with the screen of the failure, skip where nothing is supported."""
-        __tracebackhide__ = True
-        from opconform.harness.run.backend import Unavailable
-        from opconform.reports.commands import commands
-        from opconform.reports.console import screen
+        """Search, or replay the cases named; fail with the screen of the failure, skip where nothing is supported.
 
-        plan, lost = self._plan, None
-        try:
-            if plan.cases:
-                here = [(name, case) for name, case in plan.cases if case.op == self._op.name]
-                self.result = plan.session.replay(self._op, self._target, here)
-            else:
-                self.result = plan.session.search(self._op, self._target)
-        except Unavailable as error:
-            lost = f"{self._target.label} cannot run: {error}"
-        if self.result is None:
-            pytest.fail(lost or "", pytrace=False)
-        failure = self.result.failure
+        A pair that has failed stays failed: a plugin that runs failing tests again must not turn a race into a pass.
+        """
+        __tracebackhide__ = True
+        from opconform.reports.commands import commands
+        from opconform.reports.screen import screen
+
+        plan, pair = self._plan, (self._op.name, self._target.label)
+        found = plan.done.get(pair)
+        if not _is_red(found):
+            found = plan.done[pair] = self._outcome()
+        if isinstance(found, str):
+            pytest.fail(found, pytrace=False)
+        self.result = found
+        failure = found.failure
         if failure is not None:
-            pytest.fail(screen(failure, commands(failure, plan.settings)), pytrace=False)
-        if self.result.known:
-            listed = self.result.known_failures
+            pytest.fail(screen(failure, commands(failure, plan.campaign.settings)), pytrace=False)
+        if found.known:
+            listed = found.known_failures
             pytest.xfail("; ".join(f"{known.reason} ({known.entry}; {known.link})" for known in listed))
-        if not self.result.tally.executed:
-            pytest.skip(f"unsupported: {'; '.join(self.result.tally.unsupported)}")
+        if not found.tally.executed:
+            pytest.skip(f"unsupported: {'; '.join(found.tally.unsupported)}")
+
+    def _outcome(self) -> Result | str:
+        """What comes of the pair, or why it cannot run."""
+        from opconform.harness.run.backend import Unavailable
+
+        try:
+            return self._plan.campaign.result(self._plan.session, self._op, self._target)
+        except Unavailable as error:
+            return f"{self._target.label} cannot run: {error}"
+
+
+def _is_red(found: Result | str | None) -> TypeGuard[Result | str]:
+    return isinstance(found, str) or (found is not None and found.failure is not None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    speak_any_encoding(sys.stdout, sys.stderr)
     state = config.stash[_STATE] = State(config)
     config.pluginmanager.register(state, "opconform-state")
     from_controller = getattr(config, "workerinput", {})
@@ -205,31 +193,34 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     seed = config.option.opconform_seed
     lines = [f"opconform: seed {seed} (--seed {seed} draws the same cases again)"]
     if state.asked and not config.option.collectonly:
-        lines += [f"opconform: {target.label}  {target.about}" for target in state.plan.targets]
+        lines += [f"opconform: {target.label}  {target.about}" for target in state.plan.campaign.targets]
     return lines
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if FIXTURE not in metafunc.fixturenames:
         return
-    plan = metafunc.config.stash[_STATE].plan
-    pairs = [(op.name, target.label) for target in plan.targets for op in plan.ops]
+    campaign = metafunc.config.stash[_STATE].plan.campaign
+    pairs = [(op.name, target.label) for op, target in campaign.pairs]
     params = [pytest.param(pair, id="-".join(pair)) for pair in pairs]
-    params += [pytest.param(absent, id=absent.spec) for absent in plan.missing]
+    params += [pytest.param(absent, id=absent.spec) for absent in campaign.missing]
     metafunc.parametrize(FIXTURE, params, indirect=True)
 
 
 @pytest.fixture
 def opconform_pair(request: pytest.FixtureRequest) -> Generator[Pair]:
-    """One op on one device: `run()` tests it. A backend that cannot run here is a skip, under CI a failure."""
+    """One op on one device: `run()` tests it. A backend that cannot run here is a skip; under CI it is a failure,
+    unless OPCONFORM_WITHOUT names it."""
     plan = request.config.stash[_STATE].plan
     if not isinstance(request.param, tuple):
         absent = request.param
-        demanded = os.environ.get("CI", "").lower() in ("1", "true") and not absent.hardware
+        left_out = absent.hardware or absent.spec in os.environ.get("OPCONFORM_WITHOUT", "").split()
+        demanded = os.environ.get("CI", "").lower() in ("1", "true") and not left_out
         end = pytest.fail if demanded else pytest.skip
         end(f"{absent.spec} is not available: {absent.reason}; {absent.remedy}")
     op_name, label = request.param
-    pair = Pair(ops()[op_name], next(target for target in plan.targets if target.label == label), plan)
+    op, target = next(pair for pair in plan.campaign.pairs if (pair[0].name, pair[1].label) == (op_name, label))
+    pair = Pair(op, target, plan)
     yield pair
     if pair.result is not None:
         request.node.stash[_RESULT] = json.dumps(pair.result.to_json())
@@ -250,7 +241,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     params = [item.callspec.params.get(FIXTURE) for item in session.items if hasattr(item, "callspec")]
     pairs = [param for param in params if isinstance(param, tuple)]
     if pairs:
-        session.config.stash[_STATE].plan.run.pairs[:] = pairs
+        session.config.stash[_STATE].plan.campaign.run.pairs[:] = pairs
 
 
 @pytest.hookimpl(wrapper=True)
@@ -287,8 +278,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Nothing executed is red: a run that was asked for a backend must have run a case. So is an expected failure that
-    has expired or that no device matches."""
+    """Nothing executed is red: a run that was asked for a backend must have run a case on it. So is an expected failure
+    that has expired or that no device matches."""
     state = session.config.stash[_STATE]
     only_looking = session.config.option.collectonly or hasattr(session.config, "workerinput")
     nothing = state.asked and not state.executed

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
 
 from opconform.reports.console import text_of
-from opconform.reports.states import Pair, State
+from opconform.reports.states import Pair, State, build_names
 
 #: In the order in which they are shown.
 CHANGES = (
@@ -33,6 +34,7 @@ class Change:
     """What changed for one op on one device; `old` and `new` say it in a few words.
 
     A regression is a failure that was not there, and whatever was tested and is no longer: not to know is not green.
+    target: the pair's target, with its builds where they differ.
     """
 
     what: str
@@ -40,17 +42,45 @@ class Change:
     old: str
     new: str
     regression: bool
+    target: str = ""
 
 
 def compare(old: Mapping[Pair, State], new: Mapping[Pair, State], slow: float = 2.0) -> list[Change]:
-    """Every change from `old` to `new`, regressions first. `slow` is the factor from which a pair is newly slow."""
-    changes = [
-        Change(what, pair, _words(before, after, what), _words(after, before, what), regression)
-        for pair in dict.fromkeys([*old, *new])
-        for before, after in [(old.get(pair), new.get(pair))]
-        for what, regression in _changes(before, after, slow)
-    ]
+    """Every change from `old` to `new`, regressions first. `slow` is the factor from which a pair is newly slow.
+
+    A build is compared with itself; one that `old` does not have is compared with the last build of the target there.
+    """
+    names = build_names([*old, *new])
+    several = {target for target, count in Counter(pair.target for pair in _targets(names)).items() if count > 1}
+    changes = []
+    for was, now in _matched(old, new):
+        pair = now or was
+        assert pair is not None
+        before, after = old.get(was) if was else None, new.get(now) if now else None
+        shown = " → ".join(dict.fromkeys(names[each] or "?" for each in (was, now) if each))
+        target = f"{pair.target} ({shown})" if pair.target in several else pair.target
+        changes += [
+            Change(what, pair, _words(before, after, what), _words(after, before, what), regression, target)
+            for what, regression in _changes(before, after, slow)
+        ]
     return sorted(changes, key=lambda change: (not change.regression, CHANGES.index(change.what)))
+
+
+def _targets(pairs: Iterable[Pair]) -> set[Pair]:
+    """Each target and build once."""
+    return {pair._replace(op="") for pair in pairs}
+
+
+def _matched(old: Mapping[Pair, State], new: Mapping[Pair, State]) -> Iterator[tuple[Pair | None, Pair | None]]:
+    """What is compared with what: each pair of `new` with its like in `old`, and what only `old` has. A build that is
+    no longer tested has not vanished where another build of its target was tested."""
+    last = {pair[:2]: pair for pair in old}
+    for pair in new:
+        yield (pair if pair in old else last.get(pair[:2])), pair
+    there = {pair[:2] for pair in new}
+    for pair in old:
+        if pair[:2] not in there:
+            yield pair, None
 
 
 def _changes(old: State | None, new: State | None, slow: float) -> Iterator[tuple[str, bool]]:
@@ -121,17 +151,17 @@ def table_of(changes: Sequence[Change]) -> str:
         return ""
     table = Table("change", "op", "target", "old", "new", box=None, pad_edge=False)
     for change in changes:
-        table.add_row(change.what, *(Text(cell) for cell in (*change.pair, change.old, change.new)))
+        table.add_row(*(Text(cell) for cell in (change.what, change.pair.op, change.target, change.old, change.new)))
     return text_of(table)
 
 
 def summary_of(changes: Sequence[Change], old: Mapping[Pair, State], new: Mapping[Pair, State]) -> str:
     """The last line: how many of each."""
-    pairs = {change.pair for change in changes}
+    pairs = {change.pair[:2] for change in changes}
     counts = [(sum(change.what == what for change in changes), what) for what in CHANGES]
     said = [f"{count} {what}" for count, what in counts if count]
     regressions = sum(change.regression for change in changes)
-    unchanged = len({*old, *new} - pairs)
+    unchanged = len({pair[:2] for pair in (*old, *new)} - pairs)
     verdict = (
         "no regression" if not regressions else "1 regression" if regressions == 1 else f"{regressions} regressions"
     )

@@ -1,9 +1,8 @@
-"""Plain text for a terminal: the screen of a failure, and the matrix of ops and devices."""
+"""Plain text for a terminal: the matrix of ops and devices, its notes, and the last line."""
 
 from __future__ import annotations
 
 import io
-import math
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -13,155 +12,115 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from opconform.harness.explain.failure import Failure, Wrong
-from opconform.harness.model.case import Case
+from opconform.harness.model.text import printable
 from opconform.harness.search.result import KnownFailure, Result
 
 WIDTH = 110
-_STDERR_LINES = 12
 _NAMES = 8
+_FEW_NAMES = 2  #: known cases that a cell names
+_BUILD = 32  #: characters of a build's name over a column
 
 
-def screen(failure: Failure, commands: Sequence[str]) -> str:
-    """One screen: what is wrong, with which case, where, by how much, and how to see it again."""
-    case, wrong = failure.case, failure.wrong
-    lines = [f"{failure.kind}  {case.op} on {failure.target}  ({failure.device})", "", *_case(case)]
-    lines += _layouts(case)
-    lines += [f"  values     recipe {case.recipe}, seed {case.seed}{_kept(case)}", ""]
-    for finding in failure.findings:
-        lines += _wrapped(finding.check, finding.detail)
-    if wrong is not None:
-        lines += _element(failure, wrong)
-        lines += places(case, wrong)
-    for index, line in enumerate(failure.provenance):
-        lines += _wrapped("moved" if index == 0 else "", line)
-    if failure.stage:
-        lines += _wrapped("stage", failure.stage)
-    if failure.hint:
-        lines += _wrapped("hint", failure.hint)
-    lines += _wrapped("packed", twin(failure.packed_twin))
-    if failure.also:
-        lines += _wrapped("also", failure.also)
-    if failure.versions:
-        lines += _wrapped("versions", ", ".join(f"{name} {value}" for name, value in failure.versions))
-    if failure.stderr:
-        said = [part for line in failure.stderr.splitlines() for part in textwrap.wrap(clean(line), WIDTH - 4) or [""]]
-        lines += ["", "  it said", *(f"    {line}" for line in said[-_STDERR_LINES:])]
-    lines += ["", "  again with", *(f"    {command}" for command in commands)]
-    return "\n".join(line.rstrip() for line in lines)
+def shown(lines: Iterable[str]) -> str:
+    """Lines as they leave for a terminal or a log: whatever a stranger's text holds, each of them stays one line."""
+    return "\n".join(printable(line.rstrip()) for line in lines)
 
 
-def _wrapped(label: str, text: str) -> list[str]:
-    first, rest = f"  {label:<10} ", " " * 13
-    return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
-    ) or [first]
+class _Notes:
+    """The notes under a matrix, by their text. What is of one sort stands together, in the order of `_SORTS`; a reason
+    that differs only by the op's name is one note."""
+
+    def __init__(self, texts: Iterable[tuple[str, str]] = ()) -> None:
+        self._numbers = {text: number for number, (_, text) in enumerate(texts, 1)}
+        self._seen: dict[tuple[str, str], set[str]] = {}
+
+    def mark(self, sort: str, text: str, op: str = "") -> str:
+        """The number that stands for a note in a cell."""
+        general = re.sub(rf"\b{re.escape(op)}\b", "this op", text) if op else text
+        self._seen.setdefault((sort, general), set()).add(text)
+        return f"[{self._numbers.get(general, 0)}]"
+
+    def ordered(self) -> list[tuple[str, str]]:
+        """The sort and the text of each note, the first to be numbered first."""
+        return sorted(self._seen, key=lambda note: list(_SORTS).index(note[0]))
+
+    def lines(self) -> list[str]:
+        """The notes as they are printed."""
+        found = []
+        for number, (sort, general) in enumerate(self.ordered(), 1):
+            own = self._seen[sort, general]
+            text = f"{sort}{_SORTS[sort]} {general if len(own) > 1 else next(iter(own))}"
+            indents = {"initial_indent": f"[{number}] ", "subsequent_indent": "    "}
+            found += textwrap.wrap(text, WIDTH, break_on_hyphens=False, **indents)  # type: ignore[arg-type]
+        return found
 
 
-def _case(case: Case) -> list[str]:
-    """The case, sizes and strides innermost first; a long one is broken between its parameters, and nowhere else."""
-    spaced = re.sub(r",(?=[a-z])", ", ", str(case))
-    return [line.replace(", ", ",") for line in _wrapped("case", spaced)]
-
-
-def clean(line: str) -> str:
-    """A line of a worker's output without colours and what else a terminal would act on."""
-    return "".join(char for char in re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", line.expandtabs()) if char.isprintable())
-
-
-def _kept(case: Case) -> str:
-    return "" if case.keep is None else f"; all batch slices but number {case.keep} are NaN"
-
-
-def _layouts(case: Case) -> list[str]:
-    lines = []
-    for name, layout in case.layouts.items():
-        place = f"is {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
-        place = f"in the memory of {case.shares[name]}" if name in case.shares else place
-        at = f"strides={_tuple(layout.strides)} offset={layout.offset}  {place}"
-        lines += _wrapped(name, f"{layout.dtype} shape={_tuple(layout.shape)} {at}")
-    return lines
-
-
-def _tuple(values: Iterable[int]) -> str:
-    return "(" + ",".join(map(str, values)) + ")"
-
-
-def _element(failure: Failure, wrong: Wrong) -> list[str]:
-    worst = wrong.worst
-    times = f"{worst.times:.3g} times the bound" if math.isfinite(worst.times) else "no error is allowed here"
-    if worst.bound > 0 and not math.isfinite(worst.error):
-        times = "not a finite error"
-    i = tuple(reversed(worst.index))
-    of = wrong.output if len(failure.case.outputs) > 1 else ""
-    lower = failure.numerics.lower
-    precision = f"; {lower}, as the backend declares for this case" if lower else ""
-    return [
-        f"  worst      at {of}[{','.join(map(str, i))}] (i0,i1,…): got {worst.got:.9g}, want {worst.want:.9g}",
-        f"             error {worst.error:.3g}, bound {worst.bound:.3g}: {times}",
-        *_wrapped("bound", f"{failure.bound}{precision}   [{failure.bound_at}]"),
-        f"  nmse       {wrong.nmse:.3g} over the whole output, as upstream computes it",
-    ]
-
-
-def places(case: Case, wrong: Wrong) -> list[str]:
-    """Which slices are wrong, and the map of the first wrong one."""
-    out = case.outputs[wrong.output]
-    of = f" of {wrong.output}" if len(case.outputs) > 1 else ""
-    lines = [
-        f"  where      {wrong.count} of {wrong.total} elements{of}, {wrong.slices_wrong} of {wrong.slices_total} slices"
-    ]
-    if wrong.slices_total > 1:
-        shown = " ".join(f"{_outer(index)}:{_state(count)}" for index, count in wrong.slices)
-        more = "" if len(wrong.slices) == wrong.slices_total else f" … {wrong.slices_total - len(wrong.slices)} more"
-        lines += textwrap.wrap(shown + more, WIDTH, initial_indent=" " * 13, subsequent_indent=" " * 13)
-    title = f"slice {_outer(wrong.map_index)}, " if wrong.slices_total > 1 else ""
-    top, left = wrong.map_origin
-    rows = f"i1 down from {top} of {out.ne[1]}" if wrong.map_is_cut else "i1 down"
-    columns = f"i0 across from {left} of {out.ne[0]}" if wrong.map_is_cut else "i0 across"
-    lines.append(f"             {title}{rows}, {columns} (X wrong, · right):")
-    lines += ["               " + "".join("X" if cell else "·" for cell in row) for row in wrong.map]
-    return lines
-
-
-def _outer(index: tuple[int, ...]) -> str:
-    """An index over the outer axes, innermost first: i2, then i3."""
-    return "(" + ",".join(f"i{axis + 2}={i}" for axis, i in enumerate(reversed(index))) + ")"
-
-
-def _state(count: int) -> str:
-    return "right" if count == 0 else f"{count} wrong"
-
-
-def twin(fate: str) -> str:
-    """What the fate of the contiguous twin means."""
-    return {
-        "passes": "the same values packed (contiguous, offset 0) pass: the fault lies in strides or offsets",
-        "fails": "the same values packed (contiguous, offset 0) fail too: strides and offsets are not to blame",
-        "unsupported": "the contiguous twin is not supported here",
-        "lost": "the device was lost with this case; its contiguous twin could not be run",
-    }.get(fate, "the case is contiguous already: strides and offsets are not to blame")
+_LOWER, _LOOSER, _FAILS = "lower precision", "looser arithmetic", "known cases that fail"
+_NO, _BUG, _FIXED, _KNOWN, _EMPTY = "unsupported", "known bug", "FIXED", "known failure", "vacuous"
+_FREE, _UNCHECKED = "WARNING", "not checked"
+_MUCH_FREE = 0.05  #: from this share of a pair's elements on it is a warning that nothing could be demanded of them
+#: What follows the word for a sort of note; in the order in which they stand.
+_SORTS = {_FAILS: ":", _FREE: ",", _NO: ":", _BUG: ",", _KNOWN: ",", _FIXED: ",", _LOWER: ",", _LOOSER: ","}
+_SORTS |= {_UNCHECKED: ":", _EMPTY: ":"}
 
 
 def matrix(results: Sequence[Result]) -> str:
-    """Ops down, devices across, then every reason, known bug and limit that a cell only hints at."""
-    targets = list(dict.fromkeys(result.target for result in results))
+    """Ops down, devices with their builds across, then every reason, known bug and limit that a cell only hints at.
+
+    Ops that no device takes are one line under the table, where there are others.
+    """
+    targets = {result.target: result.build for result in results}
     cells = {(result.op, result.target): result for result in results}
+    names = list(dict.fromkeys(result.op for result in results))
+    rows = [op for op in names if any(not _takes_nothing(cells.get((op, target))) for target in targets)] or names
+    notes = _Notes()
+    for _ in range(2):  # the first time to know the notes, the second time with their numbers
+        notes = _Notes(notes.ordered())
+        drawn = [[_cell(cells.get((op, target)), notes) for target in targets] for op in rows]
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("op")
-    notes: dict[str, int] = {}
-    for target in targets:
-        table.add_column(Text(target, overflow="fold"), overflow="fold")
-    for op in dict.fromkeys(result.op for result in results):
-        row = [_cell(cells.get((op, target)), notes) for target in targets]
-        table.add_row(op, *(Text(cell) for cell in row))
-    lines = [text_of(table)]
-    lines += [line for note, number in notes.items() for line in _note(number, note)]
-    left_out = dict.fromkeys(name for result in results for name in result.left_out)
+    for target, build in targets.items():
+        head = f"{printable(target)}\n{printable(build, _BUILD)}" if build else printable(target)
+        table.add_column(Text(head, overflow="fold"), overflow="fold")
+    for op, row in zip(rows, drawn):
+        table.add_row(*(Text(printable(cell)) for cell in (op, *row)))
+    lines = [text_of(table), *notes.lines()]
+    lines += _taken_by_none([results_of for op in names if op not in rows for results_of in _of(op, results)])
+    left_out = list(dict.fromkeys(name for result in results for name in result.left_out))
     if left_out:
-        names = _listed(list(left_out))
-        lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {names}", WIDTH)
-    return "\n".join(lines)
+        lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {_listed(left_out)}", WIDTH)
+    vacuous = sum(result.tally.vacuous for result in results)
+    if vacuous:
+        lines += textwrap.wrap(f"{vacuous} more cases say nothing and do not count: {_VACUOUS}", WIDTH)
+    return shown("\n".join(lines).split("\n"))
+
+
+_VACUOUS = "a kernel that writes zeros, or copies an input, passes them"
+
+
+def _of(op: str, results: Sequence[Result]) -> list[Result]:
+    return [result for result in results if result.op == op]
+
+
+def _takes_nothing(result: Result | None) -> bool:
+    """Whether an op is plainly not there on a device."""
+    if result is None:
+        return True
+    return not (result.tally.executed or result.tally.vacuous or result.failure or result.known_bugs or result.known)
+
+
+def _taken_by_none(results: Sequence[Result]) -> list[str]:
+    """One line on the ops that no device takes, and why."""
+    ops = list(dict.fromkeys(result.op for result in results))
+    if not ops:
+        return []
+    reasons = [
+        re.sub(rf"\b{re.escape(result.op)}\b", "this op", reason)
+        for result in results
+        for reason in result.tally.unsupported
+    ]
+    why = "; ".join(list(dict.fromkeys(reasons))[:_NAMES])
+    return textwrap.wrap(f"taken by no device: {', '.join(ops)} ({why})", WIDTH, subsequent_indent="    ")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -169,16 +128,14 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _note(number: int, note: str) -> list[str]:
-    return textwrap.wrap(note, WIDTH, initial_indent=f"[{number}] ", subsequent_indent="    ", break_on_hyphens=False)
-
-
-def _cell(result: Result | None, notes: dict[str, int]) -> str:
+def _cell(result: Result | None, notes: _Notes) -> str:
     if result is None:
         return "–"
     tally = result.tally
     bugs = {bug.reason for bug in result.known_bugs}  # each has a note of its own
-    reasons = "".join(_mark(notes, f"unsupported: {reason}") for reason in tally.unsupported if reason not in bugs)
+    reasons = "".join(notes.mark(_NO, reason, result.op) for reason in tally.unsupported if reason not in bugs)
+    if tally.executed == 0 and tally.vacuous:
+        return f"vacuous {tally.vacuous} {notes.mark(_EMPTY, _VACUOUS)}"
     if tally.executed == 0:
         return f"unsupported {reasons}".rstrip()
     cell = f"passed {tally.executed}"
@@ -186,36 +143,57 @@ def _cell(result: Result | None, notes: dict[str, int]) -> str:
         cell = f"known ({tally.executed})"
     if result.failure is not None:
         cell = f"FAILED ({tally.executed}) {result.failure.kind}"
+    for words, count in tally.looser.items():
+        cell += _arithmetic(words, count, tally.executed, notes)
+    if tally.free_share > _MUCH_FREE:
+        about = f"nothing is demanded of {tally.free_share:.0%} of the elements of {result.op}: {result.free}"
+        cell += f", {tally.free_share:.0%} free {notes.mark(_FREE, about)}"
+    if tally.unchecked:
+        marks = "".join(notes.mark(_UNCHECKED, reason, result.op) for reason in tally.unchecked)
+        cell += f", {tally.unchecked.total()} not checked {marks}"
+    if result.failed_known:
+        cell += f", fails {_named(result.failed_known, notes)}"
     if tally.unsupported:
         cell += f", {tally.unsupported.total()} unsupported {reasons}".rstrip()
-    if result.failed_known:
-        mark = _mark(notes, f"known cases that fail: {_listed(result.failed_known)}")
-        cell += f", {len(result.failed_known)} known {mark}"
     for bug in result.known_bugs:
-        fate = "known bug" if bug.still_fails else "FIXED"
-        about = "kept out of the search" if bug.still_fails else "its pinned case passes now"
-        cell += f", {fate} {_mark(notes, f'{fate}, {about}: {bug.reason} (case {bug.id})')}"
+        if bug.still_fails:
+            cell += f", known bug {notes.mark(_BUG, f'kept out of the search: {bug.reason} (case {bug.id})')}"
+        else:
+            cell += f", FIXED {notes.mark(_FIXED, f'its pinned case passes now: {bug.reason} (case {bug.id})')}"
     for listed in result.known_failures:
-        cell += f", {'FIXED' if listed.fixed else 'known failure'} {_mark(notes, _about_known(listed))}"
+        sort = _FIXED if listed.fixed else _KNOWN
+        cell += f", {sort} {notes.mark(sort, _about_known(listed))}"
     return cell
+
+
+def _arithmetic(words: str, count: int, executed: int, notes: _Notes) -> str:
+    """That a backend declares an arithmetic looser than float32, by which the bound was made."""
+    kind, _, declared = words.partition(": ")
+    mark = notes.mark(_LOWER if kind == _LOWER else _LOOSER, f"as the backend declares: {declared}")
+    some = "" if count >= executed else f"{count} of them "
+    before = f", {some}" if some else " "
+    return f"{before}in {_LOWER} {mark}" if kind == _LOWER else f"{before}{mark}"
+
+
+def _named(names: Sequence[str], notes: _Notes) -> str:
+    """Known cases by their names: two of them, or the first, and the others in a note."""
+    if len(names) <= _FEW_NAMES:
+        return " and ".join(names)
+    return f"{names[0]} and {len(names) - 1} more {notes.mark(_FAILS, _listed(names))}"
 
 
 def _about_known(listed: KnownFailure) -> str:
     """What became of an expected failure, and where it is listed."""
     if listed.fixed:
-        fate = f"FIXED, its case {listed.case} passes now and nothing else fails"
+        fate = f"its case {listed.case} passes now and nothing else fails"
     elif listed.fate == "passes":
-        fate = f"known failure, though its case {listed.case} passes: pin one of the {listed.covered} that fail"
+        fate = f"though its case {listed.case} passes: pin one of the {listed.covered} that fail"
     elif listed.fate == "fails":
-        fate = f"known failure, its case {listed.case} fails; it covers {listed.covered} failing cases of this run"
+        fate = f"its case {listed.case} fails; it covers {listed.covered} failing cases of this run"
     else:
-        fate = f"known failure, its case {listed.case} was not run ({listed.fate})"
+        fate = f"its case {listed.case} was not run ({listed.fate})"
     until = f"EXPIRED on {listed.expires}" if listed.expired else f"until {listed.expires}"
     return f"{fate}: {listed.reason} ({listed.entry}; {until}; {listed.link})"
-
-
-def _mark(notes: dict[str, int], note: str) -> str:
-    return f"[{notes.setdefault(note, len(notes) + 1)}]"
 
 
 def counts(results: Sequence[Result]) -> str:
@@ -238,4 +216,4 @@ def text_of(table: Table, width: int = 200) -> str:
     """A table as plain text, without trailing blanks."""
     stream = io.StringIO()
     Console(file=stream, width=width, color_system=None, force_terminal=False).print(table)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").splitlines())
+    return shown(stream.getvalue().rstrip("\n").split("\n"))

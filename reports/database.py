@@ -11,6 +11,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from opconform.harness.model.usage import UsageError
@@ -85,6 +86,36 @@ CASES = "test_backend_ops"
 TABLES = ("runs", "results", CASES)
 
 
+@cache
+def _made(version: int) -> dict[str, str]:
+    """The statements of our tables as SQLite keeps them, in a history of this version."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for step in range(1, version + 1):
+            for statement in _STEPS[step]:
+                db.execute(statement)
+        return {name: _words(sql) for name, sql in db.execute("SELECT name, sql FROM sqlite_master WHERE sql <> ''")}
+
+
+def _words(sql: str) -> str:
+    return " ".join(sql.split())
+
+
+def _columns() -> dict[str, dict[str, tuple[str, bool]]]:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        for statements in _STEPS.values():
+            for statement in statements:
+                db.execute(statement)
+        return {
+            table: {row[1]: (row[2], not (row[3] or row[5])) for row in db.execute(f"PRAGMA table_info({table})")}
+            for table in TABLES
+        }
+
+
+#: Of each table each column's type, and whether it may be null. Statements are made with these names, never with those
+#: that a file has.
+COLUMNS = _columns()
+
+
 class Unwritable(UsageError):
     """A place where no history can be written."""
 
@@ -94,6 +125,7 @@ def open_history(path: Path) -> sqlite3.Connection:
 
     Raises `Unwritable`, or `UsageError` for a file that is no history of ours, which stays as it is.
     """
+    _check_file(path)
     deadline = time.monotonic() + BUSY_SECONDS
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +140,7 @@ def open_history(path: Path) -> sqlite3.Connection:
         except BaseException as error:
             if db is not None:
                 db.close()
-            if not isinstance(error, sqlite3.Error):
+            if not isinstance(error, (sqlite3.Error, UnicodeError)):
                 raise
             if not ("locked" in str(error) and time.monotonic() < deadline):
                 raise _explained(path, error) from None
@@ -118,8 +150,8 @@ def open_history(path: Path) -> sqlite3.Connection:
 def read_history(path: Path, empty: bool = False) -> sqlite3.Connection:
     """The history at `path`, to read only. Raises `UsageError` where there is none; a file without any table passes
     with `empty`, for another process may be making it just now."""
-    if not path.is_file():
-        raise UsageError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+    if not _check_file(path):
+        raise UsageError(f"{path}: no such file")
     place = path.resolve().as_uri()
     # With rights to write, closing it tidies up what a killed run has left. On a medium that cannot be written a file
     # with a log beside it must not be taken as `immutable`: that overlooks what has not reached the file yet.
@@ -130,9 +162,15 @@ def read_history(path: Path, empty: bool = False) -> sqlite3.Connection:
         db = sqlite3.connect(choice, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
         try:
             db.execute("PRAGMA query_only = ON")
-            if not _version(db, path) and not empty:
+            db.execute("PRAGMA trusted_schema = OFF")
+            if _version(db, path):
+                _check_pages(db, path)
+            elif not empty:
                 raise UsageError(f"{path}: the file is empty")
             return db
+        except UnicodeError as error:  # SQLite says what is wrong in words of the file
+            db.close()
+            raise _explained(path, error) from None
         except sqlite3.Error as error:
             db.close()
             if choice == choices[-1] or not ("unable to open" in str(error) or "readonly" in str(error)):
@@ -145,7 +183,7 @@ def read_history(path: Path, empty: bool = False) -> sqlite3.Connection:
 
 def check_history(path: Path) -> None:
     """Raise what `open_history` would, and leave nothing behind."""
-    if path.exists():
+    if _check_file(path):
         read_history(path, empty=True).close()
     folder = next((place for place in path.parents if place.exists()), Path("."))
     if not folder.is_dir():
@@ -168,8 +206,21 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
         raise
 
 
+def _check_file(path: Path) -> bool:
+    """Whether there is a file. Raises `UsageError` for what is none: SQLite would wait at a FIFO for ever."""
+    try:
+        if path.is_file():
+            return True
+        if not path.exists() and not path.is_symlink():
+            return False
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise UsageError(f"{path}: {error.strerror}") from None
+    raise UsageError(f"{path}: is not a file")
+
+
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
     """Check whose file it is before anything in it changes, then make the tables, or bring them up to date."""
+    db.execute("PRAGMA trusted_schema = OFF")
     _version(db, path)
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = NORMAL")  # a power failure may take the last cases, a kill takes none
@@ -190,15 +241,41 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
         raise UsageError(f"{path}: an SQLite file of another program, not a history of Opconform")
     if version > VERSION:
         raise UsageError(f"{path}: written by a newer Opconform (history version {version}; this one has {VERSION})")
+    _check_tables(db, path, version)
     return version
+
+
+def _check_tables(db: sqlite3.Connection, path: Path, version: int) -> None:
+    """Raise `UsageError` unless our tables are those that we make: no view that never ends in their place, no column
+    that is computed, no trigger that acts when a row is written. Tables and views of the user's own are left alone."""
+    ours = _made(version) if version in _STEPS else {}
+    found = dict.fromkeys(TABLES, "")
+    for kind, name, table, sql in db.execute("SELECT type, name, lower(tbl_name), sql FROM sqlite_master"):
+        if kind == "table" and str(name) in found:
+            found[str(name)] = _words(str(sql))
+        elif table in found and sql is not None:
+            raise UsageError(f"{path}: not a history: {kind} {str(name)[:80]!r} acts on {table}; a history has none")
+    for name, sql in found.items():
+        if not sql:
+            raise UsageError(f"{path}: no such table: {name}; a history has {', '.join(TABLES)}")
+        if sql != ours.get(name):
+            raise UsageError(f"{path}: not a history: table {name} is not as Opconform makes it")
+
+
+def _check_pages(db: sqlite3.Connection, path: Path) -> None:
+    """Raise `UsageError` for a file whose pages refer to each other in circles: reading it would have no end."""
+    for table in TABLES:
+        (found,) = db.execute(f"PRAGMA quick_check({table})").fetchone()
+        if found != "ok":
+            raise UsageError(f"{path}: not a history: the file is damaged: {found}")
 
 
 def _pragma(db: sqlite3.Connection, name: str) -> int:
     return int(db.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _explained(path: Path, error: sqlite3.Error) -> UsageError:
+def _explained(path: Path, error: sqlite3.Error | UnicodeError) -> UsageError:
     text = str(error)
-    if "not a database" in text or "malformed" in text:
+    if isinstance(error, UnicodeError) or "not a database" in text or "malformed" in text:
         return UsageError(f"{path}: not a history: {text}")
     return Unwritable(f"{path}: {text}")

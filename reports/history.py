@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from opconform.harness.run.target import Target
     from opconform.harness.search.result import Result
 
-LARGEST_CASE = 1 << 16  #: a longer case is kept without the bytes of its inputs; its file in reports/cases has them
+LARGEST_CASE = 1 << 16  #: a longer case is kept without the bytes of its inputs, which its file has
 
 _INSERT_CASE = f"INSERT INTO test_backend_ops VALUES ({', '.join('?' * (len(UPSTREAM) + len(OURS)))})"
 _INSERT_RUN = "INSERT OR IGNORE INTO runs VALUES (?, ?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from opconform.harness.model.text import printable
 from opconform.harness.run.target import Target
 from opconform.harness.search.observer import Observer
 
@@ -65,13 +66,14 @@ def names_of(target: Target) -> tuple[str, str]:
 
 
 class Rows:
-    """Makes rows for one op on one device. What is not measured (flops, bandwidth) is 0, as upstream has it."""
+    """Makes rows of printable text for one op on one device. What is not measured (flops, bandwidth) is 0, as upstream
+    has it."""
 
     def __init__(self, op: Op, target: Target) -> None:
-        self._name, self._registry = names_of(target)
-        self._build = build_of(target)
+        self._name, self._registry = map(printable, names_of(target))
+        self._build = printable(build_of(target))
         self._op = op.name.upper()
-        self._device = target.device.description
+        self._device = printable(target.device.description)
 
     def of(self, verdict: Verdict, test_time: str) -> Row:
         """The row of a verdict. time_us is the time inside the backend, copies included."""
@@ -100,8 +102,10 @@ def message_of(verdict: Verdict) -> str:
     """One line: why a case failed or was not run; "" where it passed."""
     if verdict.passed:
         return ""
-    text = verdict.unsupported or f"{verdict.kind}: {verdict.findings[0].detail}"
-    return " ".join(text.replace("\0", " ").split())
+    text = verdict.unsupported
+    if text is None:
+        text = f"{verdict.kind}: {verdict.findings[0].detail}"
+    return printable(" ".join(text.split()))
 
 
 def test_time() -> str:
@@ -138,7 +142,7 @@ class CsvPrinter(Printer):
 
     def _print(self, row: Row) -> None:
         values: dict[str, str | float] = dict(zip(UPSTREAM, row))
-        self._writer.writerow([_text(values[name]) for name in CSV_COLUMNS])
+        self._writer.writerow([_cell(values[name]) for name in CSV_COLUMNS])
 
 
 class SqlPrinter(Printer):
@@ -153,6 +157,12 @@ class SqlPrinter(Printer):
     def _print(self, row: Row) -> None:
         values = ", ".join("'" + _text(value).replace("'", "''") + "'" for value in row)
         self._stream.write(f"{self._insert}({values});\n")
+
+
+def _cell(value: str | float) -> str:
+    """A value as text that no spreadsheet takes for a formula."""
+    text = _text(value)
+    return f"'{text}" if isinstance(value, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _text(value: str | float) -> str:

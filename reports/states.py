@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+from opconform.harness.model.builds import Build, names_apart
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.known_failures import OnDevice
 from opconform.harness.search.result import KnownFailure, Result
 from opconform.reports.database import read_history
+from opconform.reports.records import RunRow, result_row, run_row
 
-Pair = tuple[str, str]  #: op and target
 Outcome = Literal["passed", "failed", "known", "unsupported", "not finished"]
 
+#: Another build of a target that was tested this long before the last one is shown beside it; one that was tested
+#: earlier has been replaced, as a nightly build replaces that of the night before.
+BESIDE = timedelta(hours=12)
 
-@dataclass(frozen=True)
-class RunRow:
-    """A row of `runs`."""
+_SHARDS = 8  #: shards that are missing, by number
 
-    id: str
-    started: str
-    ended: str | None
-    command: str
-    seed: int
-    shard: tuple[int, int]
-    pairs: tuple[Pair, ...]
+
+class Pair(NamedTuple):
+    """One op on one target, which is what `--backend` takes and the build that stood behind it."""
+
+    op: str
+    target: str
+    build: Build = Build()
 
 
 @dataclass(frozen=True)
@@ -59,43 +61,66 @@ class State:
         return self.executed / self.seconds if self.seconds > 0 else 0.0
 
 
+def build_names(pairs: Iterable[Pair]) -> dict[Pair, str]:
+    """What to call the build of each pair, so that no two builds of one target have one name."""
+    pairs = list(pairs)
+    builds: dict[str, list[Build]] = {}
+    for pair in pairs:
+        builds.setdefault(pair.target, []).append(pair.build)
+    names = {target: names_apart(found) for target, found in builds.items()}
+    return {pair: names[pair.target][pair.build] for pair in pairs}
+
+
+def target_names(pairs: Iterable[Pair]) -> dict[Pair, str]:
+    """What to call each pair's target: what `--backend` takes, and the build."""
+    return {pair: f"{pair.target} ({build})" if build else pair.target for pair, build in build_names(pairs).items()}
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """The history at `path`, in one state of it even while a run is writing. Whatever is wrong with what stands in it
+    is a `UsageError` of one line."""
+    with closing(read_history(path)) as db:
+        try:
+            db.execute("BEGIN")
+            yield db
+        except (sqlite3.Error, ValueError) as error:
+            raise UsageError(f"{path}: not a history: {error}") from None
+
+
+def rows_of(db: sqlite3.Connection, query: str, values: Sequence[Any] = ()) -> Iterator[dict[str, Any]]:
+    """The rows of a query by the names of their columns."""
+    found = db.execute(query, values)
+    names = [column[0] for column in found.description]
+    return (dict(zip(names, row)) for row in found)
+
+
 def runs_of(db: sqlite3.Connection) -> list[RunRow]:
-    """Every run, the oldest first."""
-    columns = "run_id, started, ended, command, seed, shard, shards, pairs"
-    return [
-        RunRow(
-            id=row[0],
-            started=row[1],
-            ended=row[2],
-            command=row[3],
-            seed=row[4],
-            shard=(row[5], row[6]),
-            pairs=tuple((op, target) for op, target in json.loads(row[7])),
-        )
-        for row in db.execute(f"SELECT {columns} FROM runs ORDER BY started, rowid")
-    ]
+    """Every run, the oldest first. Raises `ValueError` for one that cannot be."""
+    return [run_row(row) for row in rows_of(db, "SELECT * FROM runs ORDER BY started, rowid")]
 
 
 def grouped(runs: Iterable[RunRow]) -> list[list[RunRow]]:
     """Runs (the oldest first), the shards of one run together.
 
-    A shard belongs to the latest group of its seed, number of shards and devices, unless that has such a shard already;
-    so a shard that was run again begins a new group, and is not mixed with the others' older results.
+    A shard belongs to the latest group of its seed and number of shards that begins with one of its pairs, unless that
+    has such a shard already; so a shard that was run again begins a new group, and is not mixed with the others' older
+    results. The shards of several devices may start in any order.
     """
     groups: list[list[RunRow]] = []
+    taken: list[set[tuple[int, int]]] = []
+    latest: dict[tuple[Any, ...], int] = {}
     for run in runs:
-        group = next((group for group in reversed(groups) if _one_run(run, group[0])), None)
-        if group is None or run.shard[1] == 1 or any(other.shard == run.shard for other in group):
-            group = []
-            groups.append(group)
-        group.append(run)
+        keys = [(run.seed, run.shard[1], run.command, pair) for pair in run.pairs or ((),)]
+        number = max((latest[key] for key in keys if key in latest), default=None)
+        if number is None or run.shard[1] == 1 or run.shard in taken[number]:
+            number = len(groups)
+            groups.append([])
+            taken.append(set())
+            latest.update(dict.fromkeys(keys, number))
+        groups[number].append(run)
+        taken[number].add(run.shard)
     return groups
-
-
-def _one_run(one: RunRow, other: RunRow) -> bool:
-    """Whether two shards belong to the same run: the shards of several devices may start in any order."""
-    same = (one.seed, one.shard[1], one.command) == (other.seed, other.shard[1], other.command)
-    return same and (one.pairs == other.pairs or not set(one.pairs).isdisjoint(other.pairs))
 
 
 def states_of(path: Path, run_id: str | None = None) -> dict[Pair, State]:
@@ -103,12 +128,9 @@ def states_of(path: Path, run_id: str | None = None) -> dict[Pair, State]:
 
     Of a whole file, replays of single cases do not count. Raises `UsageError` where there is nothing to read.
     """
-    with closing(read_history(path)) as db:
-        try:
-            groups = groups_of(db, path, run_id)
-            states = {pair: state_of(db, group, pair) for group in groups for pair in pairs_of(db, group)}
-        except (sqlite3.Error, ValueError, TypeError) as error:
-            raise UsageError(f"{path}: not a history: {error}") from None
+    with reading(path) as db:
+        last = last_groups(db, groups_of(db, path, run_id))
+        states = {pair: state_of(db, group, pair) for pair, group in last.items()}
     if not states:
         raise UsageError(f"{path}: no run in it has tested anything")
     return states
@@ -131,101 +153,114 @@ def _named(runs: Sequence[RunRow], name: str, path: Path) -> RunRow:
     return found[0]
 
 
-def _marks(group: Sequence[RunRow]) -> tuple[str, list[str]]:
-    return ", ".join("?" * len(group)), [run.id for run in group]
+def last_groups(db: sqlite3.Connection, groups: Iterable[Sequence[RunRow]]) -> dict[Pair, Sequence[RunRow]]:
+    """The last group of each op on each target, and those of other builds that were tested shortly before it."""
+    last: dict[Pair, Sequence[RunRow]] = {}
+    for group in groups:
+        last |= dict.fromkeys(pairs_of(db, group), group)
+    newest: dict[tuple[str, str], Any] = {}
+    for pair, group in last.items():
+        time = group[-1].time
+        newest[pair[:2]] = max(newest.get(pair[:2], time), time)
+    return {pair: group for pair, group in last.items() if newest[pair[:2]] - group[-1].time <= BESIDE}
 
 
 def pairs_of(db: sqlite3.Connection, group: Sequence[RunRow]) -> list[Pair]:
     """What a group set out to test, and what else it has results of."""
-    marks, ids = _marks(group)
-    done = db.execute(f"SELECT op, target FROM results WHERE run_id IN ({marks}) ORDER BY rowid", ids)
-    return list(dict.fromkeys([*(pair for run in group for pair in run.pairs), *((op, target) for op, target in done)]))
+    found: dict[Pair, None] = {}
+    for run in group:
+        done = db.execute("SELECT op, target FROM results WHERE run_id = ? ORDER BY rowid", [run.id])
+        found |= {Pair(op, target, run.build(target)): None for op, target in [*run.pairs, *done]}
+    return list(found)
 
 
 def state_of(db: sqlite3.Connection, group: Sequence[RunRow], pair: Pair) -> State:
-    """What a group says of a pair, all of its shards together."""
-    marks, ids = _marks(group)
-    columns = "run_id, passed, failed, kind, case_id, failed_known, reasons, seconds, known_bugs"
-    rows = db.execute(
-        f"SELECT {columns} FROM results WHERE op = ? AND target = ? AND run_id IN ({marks}) ORDER BY length(case_json)",
-        [*pair, *ids],
-    ).fetchall()
-    results = _results(db, group, pair)
-    failing = ((row[3] or "FAILED", row[4], "") for row in rows if row[3] or row[2])
-    kind, case_id, detail = next(failing, ("", "", ""))
-    done = {row[0] for row in rows}
-    missing = _missing(group, done)
-    if missing:
-        detail = missing
-        if not kind:
-            kind, case_id = _first_failure(db, [run for run in group if run.id not in done], pair)
-    bugs = [(name, fails) for row in rows for name, fails in json.loads(row[8])]
-    executed = sum(row[1] + row[2] for row in rows) + sum(result.tally.known for result in results)
+    """What a group says of a pair, all of its shards together; those that tested another build only tell that they have
+    finished."""
+    rows = [
+        (run.id, row)
+        for run in group
+        for row in rows_of(db, "SELECT * FROM results WHERE op = ? AND target = ? AND run_id = ?", [*pair[:2], run.id])
+    ]
+    mine = {run.id for run in group if run.build(pair.target) == pair.build}
+    results = [(row, result_row(row)) for run_id, row in rows if run_id in mine]
+    failing = [(row["kind"] or "FAILED", row["case_id"], row) for row, _ in results if row["kind"] or row["failed"]]
+    kind, case_id = min(failing, key=lambda found: len(found[2]["case_json"]))[:2] if failing else ("", "")
+    done = {run_id for run_id, _ in rows}
+    detail = _missing(group, done)
+    if detail and not kind:
+        kind, case_id = _first_failure(db, [run for run in group if run.id in mine - done], pair)
+    bugs = [bug for _, result in results for bug in result.known_bugs]
+    executed = sum(row["passed"] + row["failed"] + result.tally.known for row, result in results)
     outcome: Outcome = "passed"
     if kind:
         outcome = "failed"
-    elif missing:
+    elif detail:
         outcome = "not finished"
-    elif any(result.known for result in results):
+    elif any(result.known for _, result in results):
         outcome = "known"
     elif not executed:
         outcome = "unsupported"
     return State(
         outcome,
         executed,
-        sum(row[7] for row in rows),
+        sum(row["seconds"] for row, _ in results),
         kind,
         case_id,
-        frozenset(name for row in rows for name in json.loads(row[5])),
-        tuple(dict.fromkeys(reason for row in rows for reason in json.loads(row[6]))),
-        frozenset(name for name, fails in bugs if fails),
-        frozenset(name for name, fails in bugs if not fails),
+        frozenset(name for _, result in results for name in result.failed_known),
+        tuple(dict.fromkeys(reason for _, result in results for reason in result.tally.unsupported)),
+        frozenset(bug.id for bug in bugs if bug.still_fails),
+        frozenset(bug.id for bug in bugs if not bug.still_fails),
         detail,
-        tuple(listed for result in results for listed in result.known_failures),
+        tuple(listed for _, result in results for listed in result.known_failures),
     )
 
 
-def _results(db: sqlite3.Connection, group: Sequence[RunRow], pair: Pair) -> list[Result]:
-    """The whole results of a pair; none of a history that is too old to have them."""
-    if "result" not in {row[1] for row in db.execute("PRAGMA table_info(results)")}:
-        return []
-    marks, ids = _marks(group)
-    texts = db.execute(
-        f"SELECT result FROM results WHERE op = ? AND target = ? AND run_id IN ({marks}) AND result <> ''",
-        [*pair, *ids],
-    )
-    return [Result.from_json(json.loads(text)) for (text,) in texts]
-
-
-def devices_in(path: Path, run_id: str | None = None) -> dict[Pair, OnDevice]:
+def devices_in(path: Path, run_id: str | None = None) -> Mapping[Pair, OnDevice]:
     """The device behind each pair that `states_of` tells of."""
     found: dict[Pair, OnDevice] = {}
-    with closing(read_history(path)) as db:
-        for group in groups_of(db, path, run_id):
-            marks, ids = _marks(group)
-            texts = db.execute(f"SELECT devices FROM runs WHERE run_id IN ({marks})", ids)
-            devices = {target: about for (text,) in texts for target, about in json.loads(text).items()}
-            for op, target in pairs_of(db, group):
-                about = devices.get(target, {})
-                found[op, target] = OnDevice(target, about.get("description", ""), about.get("versions", {}))
+    with reading(path) as db:
+        for pair, group in last_groups(db, groups_of(db, path, run_id)).items():
+            run = next(run for run in reversed(group) if run.build(pair.target) == pair.build)
+            about = run.devices.get(pair.target)
+            description = about.description if about is not None else ""
+            found[pair] = OnDevice(pair.target, description, dict(pair.build.versions))
     return found
 
 
 def _missing(group: Sequence[RunRow], done: set[str]) -> str:
     """Which shards have no result; "" where all have one."""
     count = group[0].shard[1]
-    left = [str(i) for i in range(1, count + 1) if not any(run.shard[0] == i and run.id in done for run in group)]
+    finished = {run.shard[0] for run in group if run.id in done}
+    left = count - len(finished)
     if not left:
         return ""
-    return "did not finish" if count == 1 else f"without shard {', '.join(left)} of {count}"
+    if count == 1:
+        return "did not finish"
+    shown: list[int] = []
+    number = 1
+    while len(shown) < min(left, _SHARDS):
+        if number not in finished:
+            shown.append(number)
+        number += 1
+    more = f" and {left - len(shown):,} more" if left > len(shown) else ""
+    return f"without shard {', '.join(map(str, shown))}{more} of {count}"
 
 
 def _first_failure(db: sqlite3.Connection, group: Sequence[RunRow], pair: Pair) -> tuple[str, str]:
     """The last failing case that these runs, which were killed, wrote down."""
-    marks, ids = _marks(group)
-    found = db.execute(
-        f"SELECT kind, case_id FROM test_backend_ops WHERE op_name = ? AND target = ? AND run_id IN ({marks}) "
-        "AND supported = 1 AND passed = 0 ORDER BY rowid DESC LIMIT 1",
-        [pair[0].upper(), pair[1], *ids],
-    ).fetchone()
-    return (found[0], found[1]) if found else ("", "")
+    for run in reversed(group):
+        found = db.execute(
+            "SELECT kind, case_id FROM test_backend_ops WHERE op_name = ? AND target = ? AND run_id = ? "
+            "AND supported = 1 AND passed = 0 ORDER BY rowid DESC LIMIT 1",
+            [pair.op.upper(), pair.target, run.id],
+        ).fetchone()
+        if found:
+            return str(found[0] or "FAILED"), str(found[1] or "")
+    return "", ""
+
+
+def results_of(db: sqlite3.Connection, run: RunRow, pair: Pair) -> list[Result]:
+    """The whole results of a pair in one run."""
+    query = "SELECT * FROM results WHERE op = ? AND target = ? AND run_id = ?"
+    return [result_row(row) for row in rows_of(db, query, [pair.op, pair.target, run.id])]

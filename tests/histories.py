@@ -23,14 +23,14 @@ from tests.samples import acc
 
 ACC = ops()["acc"]
 VULKAN = Target("ggml", Device("Vulkan0", "llvmpipe", {"build": "b7836", "ggml": "0.9.5 4baa480"}))
-PAIR: Pair = ("acc", "ggml:Vulkan0")
+PAIR = Pair("acc", VULKAN.label, VULKAN.build)
 PASSED = Verdict(acc(3), seconds=2e-6)
 FAILED = Verdict(acc(1, 1, 1, 2), (Finding("value", "WRONG VALUES", "1 of 2 elements\ndiffer 'here'"),))
 REFUSED = Verdict(acc(5), unsupported='takes no "b"\nof 5')
 
 
 def run_of(path: Path, **chosen: object) -> Run:
-    return Run(Settings(history=str(path), seed=7, **chosen), "search", about_devices([VULKAN]), [PAIR])  # type: ignore[arg-type]
+    return Run(Settings(history=str(path), seed=7, **chosen), "search", about_devices([VULKAN]), [PAIR[:2]])  # type: ignore[arg-type]
 
 
 def failure_of(verdict: Verdict) -> Failure:

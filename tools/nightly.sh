@@ -12,7 +12,7 @@
 #   EXTRA_GGML      more ggml builds, as NAME=FOLDER with blanks between; each is tested as --backend ggml@NAME, so that its
 #                   results have a history of their own. Keep the name when the build changes: then it is compared
 #   KNOWN_FAILURES  the expected failures; default known_failures.toml where there is one
-#   NIGHTLY_DIR     where everything goes; default reports/nightly
+#   NIGHTLY_DIR     where everything goes; default opconform-out/nightly
 #   NIGHTLY_ARGS    more options for `opconform test`, such as "--op acc,set"
 #   OPCONFORM       the command; default .venv/bin/opconform
 set -euo pipefail
@@ -26,7 +26,7 @@ case $* in
 esac
 
 opconform=${OPCONFORM:-.venv/bin/opconform}
-out=${NIGHTLY_DIR:-reports/nightly}
+out=${NIGHTLY_DIR:-opconform-out/nightly}
 listed=(${KNOWN_FAILURES:+--known-failures "$KNOWN_FAILURES"})
 
 # search NAME OPTION…: every shard of one build, each with its share of the time that is left. A failure of a test is no

@@ -29,6 +29,7 @@ from opconform.backends.kernels.own_buffers import Source, fields
 from opconform.backends.kernels.source import complaint, kernels_in, place_of, source_of
 from opconform.harness.model.buffers import GUARD, Buffers, Plan
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.run.backend import Device, KernelFault, Loaded, Unavailable
 from opconform.harness.run.sanitizer import Sanitizer
 from opconform.harness.run.script import Script, ScriptRequest
@@ -208,7 +209,7 @@ class _Library:
         refused = _refused(grid, self._shared.get(grid.kernel, 0))
         if refused:
             place = place_of(self.source.text, rf" {grid.kernel}\(")
-            raise KernelFault("API MISUSE", f"{place}: {grid.kernel} is launched with {refused}")
+            raise KernelFault(Kind.API_MISUSE, f"{place}: {grid.kernel} is launched with {refused}")
 
     def line_at(self, address: int) -> str:
         """The file and line of the call before a place in the code, counted from the start of the library."""
@@ -322,7 +323,7 @@ def _in_words(fault: _Fault, library: _Library, names: list[str]) -> KernelFault
     if fault.kind == _OUT_OF_BOUNDS:
         beyond = f"byte {fault.value} of {memory}" if fault.region >= 0 else "memory of nobody"
         says = f"{at}: {who} {verb} {fault.count} bytes at {beyond}, where no element is"
-        return KernelFault("OUT OF BOUNDS", says)
+        return KernelFault(Kind.OUT_OF_BOUNDS, says)
     if fault.kind == _RACE:
         several = fault.other_thread == _SEVERAL
         other = "other threads" if several else f"thread {fault.other_thread}"
@@ -330,13 +331,13 @@ def _in_words(fault: _Fault, library: _Library, names: list[str]) -> KernelFault
         does = ("write" if fault.other_writes else "read") + ("" if several else "s")
         there = library.line_at(fault.other_at)
         says = f"{at}: {who} {verb} in {memory} what {other} {does} at {there}, with no barrier between"
-        return KernelFault("DATA RACE", says)
+        return KernelFault(Kind.DATA_RACE, says)
     if fault.kind == _UNINITIALISED:
-        return KernelFault("UNINITIALISED READ", f"{at}: {who} reads in {memory} what nobody has written")
+        return KernelFault(Kind.UNINITIALISED_READ, f"{at}: {who} reads in {memory} what nobody has written")
     if fault.kind == _BARRIER:
         others = f"wait at {fault.other_place}" if fault.other_place.file else "have ended"
         says = f"{at}: only {fault.count} threads of a block wait at this barrier; others {others}"
-        return KernelFault("API MISUSE", says)
+        return KernelFault(Kind.API_MISUSE, says)
     if fault.kind == _INDEX:
-        return KernelFault("OUT OF BOUNDS", f"{at}: {who} uses index {fault.value}, which the array does not have")
-    return KernelFault("API MISUSE", f"{at}: {who} uses an address that its type's alignment forbids")
+        return KernelFault(Kind.OUT_OF_BOUNDS, f"{at}: {who} uses index {fault.value}, which the array does not have")
+    return KernelFault(Kind.API_MISUSE, f"{at}: {who} uses an address that its type's alignment forbids")

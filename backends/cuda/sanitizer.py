@@ -7,6 +7,7 @@ import re
 import shutil
 
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.sanitizer import Complaint, Sanitizer
 
@@ -14,10 +15,10 @@ TOOL = "OPCONFORM_CUDA_CHECK"  #: the environment variable that chooses the tool
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")  #: one of them per run; the first is the default
 
 _KINDS = (
-    (re.compile(r"Uninitialized"), "UNINITIALISED READ"),
-    (re.compile(r"Race reported|hazard"), "DATA RACE"),
-    (re.compile(r"Invalid __(global|shared|local)__ (read|write|atomic)|out of bounds"), "OUT OF BOUNDS"),
-    (re.compile(r"Barrier error|Program hit|Invalid|Misaligned"), "API MISUSE"),
+    (re.compile(r"Uninitialized"), Kind.UNINITIALISED_READ),
+    (re.compile(r"Race reported|hazard"), Kind.DATA_RACE),
+    (re.compile(r"Invalid __(global|shared|local)__ (read|write|atomic)|out of bounds"), Kind.OUT_OF_BOUNDS),
+    (re.compile(r"Barrier error|Program hit|Invalid|Misaligned"), Kind.API_MISUSE),
 )
 _PLACE = re.compile(r"in (?:\S*/)?([\w.-]+\.(?:cu|cl|h)):(\d+)")
 

@@ -51,27 +51,34 @@ class Binding:
         except ImportError:
             raise Unavailable("the Python package cffi is not installed", 'pip install "opconform[ggml]"') from None
         self.ffi: FFI = FFI()
-        self.ffi.cdef(declarations.types)
+        self.ffi.cdef(declarations.text)
         self.null = self.ffi.NULL
         self.what = "this libggml"  #: what is said to lack a function
         self.declarations = declarations
-        self._missing: set[str] = set()
+        self._functions = set(declarations.functions)
+        self._files: list[Any] = []
+        for file in files:
+            self._open(file)
+
+    def _open(self, file: Path) -> None:
         # Never unloaded: a driver may run threads of its own until the process ends.
         flags = self.ffi.RTLD_NOW | self.ffi.RTLD_GLOBAL | self.ffi.RTLD_NODELETE
-        self._files = [self.ffi.dlopen(str(file), flags) for file in files]
+        self._files.append(self.ffi.dlopen(str(file), flags))
+
+    def add(self, file: Path, declarations: Declarations) -> None:
+        """Load a library that builds on those that are loaded, with its declarations. Raises OSError."""
+        self.ffi.cdef(declarations.text)
+        self._functions |= set(declarations.functions)
+        self._open(file)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        declared = self.declarations.functions.get(name)
-        if declared is None:
+        if name not in self._functions:
             raise AttributeError(f"declarations.h declares no {name}")
-        if name not in self._missing:
-            self.ffi.cdef(declared.text)
-            for file in self._files:
-                function: Callable[..., Any] | None = getattr(file, name, None)
-                if function is not None:
-                    setattr(self, name, function)
-                    return function
-            self._missing.add(name)
+        for file in self._files:
+            function: Callable[..., Any] | None = getattr(file, name, None)
+            if function is not None:
+                setattr(self, name, function)
+                return function
         raise MissingError(f"{self.what} has no {name}")
 
     def require(self, name: str) -> None:

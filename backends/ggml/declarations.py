@@ -37,19 +37,18 @@ class Function:
 
 @dataclass(frozen=True)
 class Declarations:
-    """A header's functions, structs (their fields: C type, name, length of an array) and enumerators by name, and the
-    text of all its types.
+    """A header: its text, and its functions, structs (their fields: C type, name, length of an array) and enumerators.
 
     makers: the functions that put a new tensor into a context. choices: the enumerators by what tells them apart, as a
     case spells it: "lower_diag" of GGML_TRI_TYPE_LOWER_DIAG.
     """
 
+    text: str
     functions: Mapping[str, Function]
     makers: frozenset[str]
     structs: Mapping[str, tuple[tuple[str, str, int], ...]]
     enums: Mapping[str, Mapping[str, int]]
     choices: Mapping[str, Mapping[str, int]]
-    types: str
 
     @classmethod
     def read(cls, text: str) -> Declarations:
@@ -60,7 +59,7 @@ class Declarations:
         structs = {name: tuple(_fields(body)) for name, body in _STRUCT.findall(text)}
         enums = {name: _enumerators(body) for name, body in _ENUM.findall(text)}
         choices = {name: _choices(found) for name, found in enums.items()}
-        return cls(functions, makers, structs, enums, choices, _FUNCTION.sub("", text))
+        return cls(text, functions, makers, structs, enums, choices)
 
 
 def _function(name: str, result: str, parameters: str) -> Function:
@@ -91,7 +90,6 @@ DECLARATIONS = Declarations.read((Path(__file__).parent / "declarations.h").read
 #: Every enumerator's number.
 CONSTANTS: Mapping[str, int] = {name: number for enum in DECLARATIONS.enums.values() for name, number in enum.items()}
 
-#: The element types that ggml has and a case can have, by a case's name for them.
-TYPES: Mapping[str, int] = {
-    name: number for name, number in DECLARATIONS.choices["ggml_type"].items() if name in DTYPES
-}
+_NUMBERS = DECLARATIONS.choices["ggml_type"]
+#: The element types that ggml has and a case can have, by a case's name for them, which is ggml's (q4_K).
+TYPES: Mapping[str, int] = {name: _NUMBERS[name.lower()] for name in DTYPES if name.lower() in _NUMBERS}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.ops import OPS, UNARY, UNARY_INPLACE
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -58,7 +58,11 @@ CONSTRUCTORS: tuple[Limit, ...] = (
             op, "x", LayoutClass.ROWS, f"ggml_{op} asserts contiguous rows",
             "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_rows)",
         )
-        for op in ("exp", "silu")
+        for op in ("exp", "silu", *UNARY_INPLACE, *UNARY)
+    ),
+    *(
+        Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
+        for op in (*UNARY, "leaky_relu")
     ),
     *FRESH_OUTPUTS,
 )  # fmt: skip
@@ -67,6 +71,11 @@ _VIEW_FITS = "ggml asserts that a view's elements, packed, fit into what it view
 _DELTA_INPUTS = ("q", "k", "v", "g", "beta", "state")
 _DELTA_NET = "src/ggml.c, ggml_gated_delta_net"
 _DELTA_NET_CPU = "src/ggml-cpu/ops.cpp, ggml_compute_forward_gated_delta_net_one_chunk"
+
+_FORM_MASKS = (
+    *(f"{form} {mask}" for form in ("two_part", "concat") for mask in ("none", "f32", "f16")),
+    *("flash none", "flash f16"),
+)
 
 #: What the graphs of many nodes do not take.
 GRAPHS: tuple[Limit, ...] = (
@@ -92,6 +101,10 @@ GRAPHS: tuple[Limit, ...] = (
         for name in ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv", "mask")
     ),
     Limit(
+        "mla_absorbed", "form_mask", _FORM_MASKS, "ggml_flash_attn_ext asserts that the mask is f16",
+        "src/ggml.c, ggml_flash_attn_ext",
+    ),
+    Limit(
         "gated_delta_net_chunk", "gate", ("log",), "llama.cpp's graph sums log gates",
         "llama.cpp, src/models/delta-net-base.cpp, build_delta_net_chunking",
     ),
@@ -100,10 +113,9 @@ GRAPHS: tuple[Limit, ...] = (
 _ALIGNED = "Vulkan's GATED_DELTA_NET aborts unless every source starts where a storage buffer may"
 _SUBBUFFER = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer"
 
-#: What a kernel wants although supports_op said yes. q, k and v may start at multiples of the device's alignment.
-GRAPH_KERNELS: tuple[Limit, ...] = tuple(
-    Limit("gated_delta_net", name, LayoutClass.PACKED, _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan")
-    for name in ("g", "beta", "state")
+#: What a kernel wants although supports_op said yes.
+GRAPH_KERNELS: tuple[Limit, ...] = (
+    Limit("gated_delta_net", "aligned", (True,), _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan"),
 )
 
 #: Of every build that has ggml_gated_delta_net so far.
@@ -284,7 +296,7 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for op in ("exp", "silu", "norm")
+        for op in ("exp", "silu", "norm", "leaky_relu", *UNARY_INPLACE, *UNARY)
     ),
     (
         range(7836),
@@ -309,7 +321,34 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 _CPU_BINARY, kind="kernel", device="CPU",
             ),
         )
-        for op in ("add", "mul")
+        for op in ("add", "mul", "sub", "div")
+    ),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "x", LayoutClass.CONTIGUOUS, f"the CPU's {op.upper()} aborts unless only rows are padded",
+                "src/ggml-cpu/unary-ops.cpp, apply_unary_op (ggml_is_contiguous_1)", kind="kernel", device="CPU",
+            ),
+        )
+        for op in ("sqr", "sqrt", "log", "sin", "cos")
+    ),
+    *(
+        (
+            range(7836),
+            Limit(
+                op, "x", LayoutClass.CONTIGUOUS, f"Vulkan's {op.upper()} aborts unless x's matrices are contiguous",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
+            ),
+        )
+        for op in ("leaky_relu",)
+    ),
+    (
+        range(8121),
+        Limit(
+            "step", "recipe", ("small_int", "index", "normal", "wide"), "Vulkan's STEP is 1 at 0",
+            "src/ggml-vulkan/vulkan-shaders/step.comp", kind="bug", device="Vulkan", pinned="step/vulkan-zero",
+        ),
     ),
     *(
         (
@@ -319,7 +358,7 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_1)",
             ),
         )
-        for op in ("exp", "silu")
+        for op in ("exp", "silu", *UNARY_INPLACE, *UNARY)
     ),
     (
         range(8121),

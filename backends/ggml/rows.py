@@ -30,6 +30,7 @@ from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
 _CALL = re.compile(r"(\w+)\((.*)\)")
+_MEMBERS = ("", "ne0", "ne1", "ne2", "ne3", "type")
 
 
 @dataclass(frozen=True)
@@ -253,11 +254,14 @@ def _reader(argument: Argument) -> Callable[[Case, Callable[[str], Any], Any], A
 
 
 def _argument(kind: str, source: str, choices: Mapping[str, int]) -> Argument:
-    if source.startswith("{"):
-        return Argument(kind, tuple(source.strip("{}").split()))
     if source in CONSTANTS:
         return Argument(kind, constant=CONSTANTS[source], choices=choices)
-    if source in ("NULL", "true", "false") or not source[0].isalpha():
+    if source in ("NULL", "true", "false") or source[0] in "-0123456789":
         return Argument(kind, constant=None if source == "NULL" else spelling.read_cpp(source))
-    name, _, member = source.partition(".")
-    return Argument(kind, (name.removesuffix("?"),), is_optional=name.endswith("?"), member=member, choices=choices)
+    is_array = source.startswith("{")
+    name, _, member = source.removesuffix("?").partition(".")
+    names = tuple(source.strip("{}").split()) if is_array else (name,)
+    made = Argument(kind, names, is_optional=source.endswith("?"), member=member, choices=choices)
+    if is_array != made.is_array or member not in _MEMBERS or (made.is_tensor and member):
+        raise ValueError(f"{source} is nothing for a {kind}")
+    return made

@@ -43,32 +43,32 @@ class Values:
     def numbers(self, struct: Struct) -> list[int]:
         """The numbers of all fields, in their order. Raises `LookupError` for a field that nothing is known of."""
         found: list[int] = []
-        placed: dict[str, Mapping[str, list[int]]] = {}
+        places: dict[str, tuple[int, Layout] | None] = {}
         for it in struct.fields:
-            if it.name in self.own or not it.what:
+            place = None
+            if it.what and it.name not in self.own:
+                if it.argument not in places:
+                    places[it.argument] = self.place(self.names.get(it.argument, it.argument))
+                place = places[it.argument]
+            if place is None:
                 values = self._of(it)
+            elif it.what == "start":
+                values = [place[0]]
+            elif it.what == "nb":
+                values = four_nb(place[1])
+            elif it.what == "ne":
+                values = four_ne(place[1])
             else:
-                if it.argument not in placed:
-                    placed[it.argument] = self._placed(it.argument)
-                values = placed[it.argument].get(it.what) or self._of(it)
+                values = [TYPES.index(place[1].dtype)]
             if len(values) != it.count:
                 raise LookupError(f"{self.case.op}: the field {it.name} takes {it.count} numbers, not {len(values)}")
             found += values
         return found
 
-    def _placed(self, argument: str) -> Mapping[str, list[int]]:
-        """What the fields of an argument or intermediate result hold; empty where there is none of that name."""
-        name = self.names.get(argument, argument)
-        if name in self.absent:
-            return {"ne": [0] * 4, "start": [0], "nb": [0] * 4, "type": [TYPES.index("none")]}
-        place = self.place(name)
-        if place is None:
-            return {}
-        start, layout = place
-        return {"ne": four_ne(layout), "start": [start], "nb": four_nb(layout), "type": [TYPES.index(layout.dtype)]}
-
     def _of(self, it: Field) -> list[int]:
-        """What the op says of a field, or the parameter that is called so."""
+        """What the op says of a field, or the parameter that is called so; zeros for what the case does not have."""
+        if it.what and self.names.get(it.argument, it.argument) in self.absent and it.name not in self.own:
+            return [TYPES.index("none")] if it.what == "type" else [0] * it.count
         value = self.own.get(it.name, self.case.params.get(it.name))
         if isinstance(value, (int, float)):
             value = (value,)

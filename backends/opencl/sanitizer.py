@@ -11,6 +11,7 @@ from pathlib import Path
 
 from opconform.backends.kernels.source import found_in
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.sanitizer import Complaint, Sanitizer
 
@@ -20,11 +21,11 @@ _MAX_ERRORS = str(2**31 - 1)  #: Oclgrind falls silent after so many in one proc
 #: How a message begins, and what it is. Oclgrind says nothing of its messages; these are all that its plugins print
 #: about a kernel's memory.
 _KINDS = (
-    (re.compile(r"Invalid (read|write) of size \d+"), "OUT OF BOUNDS"),
-    (re.compile(r"(Read-write|Write-write) data race"), "DATA RACE"),
+    (re.compile(r"Invalid (read|write) of size \d+"), Kind.OUT_OF_BOUNDS),
+    (re.compile(r"(Read-write|Write-write) data race"), Kind.DATA_RACE),
     (re.compile(r"Uninitialized (value|address)|Control flow depends on uninitialized|.*uninitialized", re.I),
-     "UNINITIALISED READ"),
-    (re.compile(r"Work-group divergence|Invalid|.*(alignment|not aligned)", re.I), "API MISUSE"),
+     Kind.UNINITIALISED_READ),
+    (re.compile(r"Work-group divergence|Invalid|.*(alignment|not aligned)", re.I), Kind.API_MISUSE),
 )  # fmt: skip
 _PLACE = re.compile(r"At line (\d+) \(column \d+\) of ([\w.]+):")
 _ADDRESS = re.compile(r"(?<= memory) address 0x[0-9a-f]+")

@@ -27,8 +27,8 @@ from opconform.backends.vulkan.dispatches import (
     dispatches,
     groups_of,
     pushed,
+    values_of,
     with_scratch,
-    words,
 )
 from opconform.backends.vulkan.physical import Physical, layers, physical_devices
 from opconform.backends.vulkan.sanitizer import LAYER, REMEDY, validation_layer
@@ -52,7 +52,7 @@ class _Arena:
     """Device memory of one capacity with its pipelines.
 
     `staging` is the host's side of the tensor, as bytes, and `table` that of the table beside it, as words; `upload` is
-    the recorded copy of all of both to the device.
+    the recorded copy of all of both to the device, `download` that of the tensor back.
     """
 
     capacity: int
@@ -167,11 +167,11 @@ class VulkanBackend(Backend):
         loaded = _Loaded(self, arena, buffers, plan)
         arena.staging[:size] = buffers.memory
         arena.staging[size : plan.size] = 0xFF  # NaN: who counts on zeros, or on an earlier case, is found out
-        if blocks.table.fields:
-            table = words(kernel, blocks.table, case, plan)
-            arena.table[: len(table)] = table
+        values = values_of(kernel, case, plan)
+        table = values.numbers(blocks.table)
+        arena.table[: len(table)] = table
         arena.upload.eval()
-        same = words(kernel, blocks.pushed, case, plan)
+        same = values.numbers(blocks.pushed)
         for dispatch in dispatches(kernel, case):
             algorithm = self._algorithm(arena, case.op, dispatch)
             constants = pushed(blocks.pushed, same, dispatch)

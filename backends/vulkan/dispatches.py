@@ -18,13 +18,14 @@ that their places are found as an argument's are. What the case does not have ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from opconform.backends.kernels import mla
 from opconform.backends.kernels.families import Row
+from opconform.backends.kernels.fields import Values
 from opconform.backends.kernels.launch import Launch, Shapes
 from opconform.backends.kernels.source import Struct, struct_in
 from opconform.backends.kernels.table import Kernel
@@ -109,21 +110,21 @@ def with_scratch(kernel: Kernel, case: Case, plan: Plan) -> Plan:
     return Plan(slots, size)
 
 
-def words(kernel: Kernel, struct: Struct, case: Case, plan: Plan) -> np.ndarray:
-    """The numbers of a block, `items`, `first` and `end` still 0."""
+def values_of(kernel: Kernel, case: Case, plan: Plan) -> Values:
+    """What the fields of the blocks hold, `items`, `first` and `end` still 0."""
 
     def place(name: str) -> tuple[int, Layout] | None:
         slot = plan.slots.get(name)
         return None if slot is None else (slot.start + slot.layout.offset, slot.layout)
 
-    values = kernel.values(case, place, plan.slots, {"items": 0, "first": 0, "end": 0})
-    return np.array(values.numbers(struct), np.uint32)
+    return kernel.values(case, place, plan.slots, {"items": 0, "first": 0, "end": 0})
 
 
-def pushed(struct: Struct, words: np.ndarray, dispatch: Dispatch) -> np.ndarray:
-    """The push constants of one dispatch, as uint32 all the way: as floats, some would pass for NaNs."""
+def pushed(struct: Struct, numbers: Sequence[int], dispatch: Dispatch) -> np.ndarray:
+    """The push constants of one dispatch, as uint32 all the way: as floats, some would pass for NaNs. `numbers` are
+    those of the case, the same for all of its dispatches."""
     found = np.zeros(WORDS, dtype=np.uint32)
-    found[: len(words)] = words
+    found[: len(numbers)] = numbers
     for name, value in dispatch.own.items():
         if name in struct.places:
             found[struct.places[name]] = value

@@ -13,8 +13,8 @@ from opconform.backends.vulkan.dispatches import (
     dispatches,
     groups_of,
     pushed,
+    values_of,
     with_scratch,
-    words,
 )
 from opconform.harness.model.buffers import Plan
 from opconform.harness.run.backend import Unavailable
@@ -37,9 +37,10 @@ def vulkan_script(request: ScriptRequest, table: Table, read: Read) -> Script:
         kernel = table[case.op]
         laid_out = with_scratch(kernel, case, Plan(plan.slots, end))  # all scratch lies behind all arguments
         end = laid_out.size
+        values = values_of(kernel, case, laid_out)
         if blocks.table.fields:
-            tables.append(annotated(blocks.table.by_name(words(kernel, blocks.table, case, laid_out).tolist())))
-        same = words(kernel, blocks.pushed, case, laid_out)
+            tables.append(annotated(blocks.table.by_name(values.numbers(blocks.table))))
+        same = values.numbers(blocks.pushed)
         for dispatch in dispatches(kernel, case):
             fields = annotated(blocks.pushed.by_name(pushed(blocks.pushed, same, dispatch).tolist()))
             groups = groups_of(dispatch.items)

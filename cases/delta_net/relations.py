@@ -10,6 +10,7 @@ import numpy as np
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Comparison
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Again, Metamorphic, Op
 from opconform.harness.model.values import data_of
@@ -146,11 +147,11 @@ def _apart(name: str, one: F64, other: F64, bound: F64, how: str) -> str | None:
 
 
 _SEQUENCES = Metamorphic(
-    "sequence_isolation", "a sequence gives the same alone and in company", "SEQUENCES MIXED", sequence_isolation
+    "sequence_isolation", "a sequence gives the same alone and in company", Kind.SEQUENCES_MIXED, sequence_isolation
 )
-_HEADS = Metamorphic("head_permutation", "heads do not know each other", "HEADS MIXED", head_permutation)
+_HEADS = Metamorphic("head_permutation", "heads do not know each other", Kind.HEADS_MIXED, head_permutation)
 _SPLIT = Metamorphic(
-    "split_state", "tokens give the same in two runs with the state carried", "STATE LOST", split_state
+    "split_state", "tokens give the same in two runs with the state carried", Kind.STATE_LOST, split_state
 )
 
 RECURRENT = (_SPLIT, _SEQUENCES, _HEADS)
@@ -158,6 +159,6 @@ CHUNKED = (
     _SPLIT,
     _SEQUENCES,
     _HEADS,
-    Metamorphic("chunk_size", "any chunk size computes the same function", "CHUNKS DIFFER", chunk_size),
-    Metamorphic("recurrent_is_chunk", "both forms compute the same function", "FORMS DIFFER", recurrent_is_chunk),
+    Metamorphic("chunk_size", "any chunk size computes the same function", Kind.CHUNKS_DIFFER, chunk_size),
+    Metamorphic("recurrent_is_chunk", "both forms compute the same function", Kind.FORMS_DIFFER, recurrent_is_chunk),
 )

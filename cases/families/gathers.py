@@ -124,7 +124,8 @@ def gather(
     elsewhere: Callable[[Case], Iterable[Elsewhere]] | None = None,
     check: Callable[[Case], None] | None = None,
     types: tuple[str, ...] = (),
-    alone: Callable[[Case], bool] = lambda case: True,
+    alone: Callable[[Case], tuple[int, ...] | str] = lambda case: (0, 1),
+    copies: bool = False,
     bound: str = "the bits of x",
 ) -> Op:
     """An op that moves elements of x.
@@ -132,8 +133,8 @@ def gather(
     source: where each element of the output comes from. shapes: the strategy of x's shapes for elements of so many
     bytes. out: the output's shape for a shape of x, or several to draw one from (then `check` says what else fits);
     raises `CaseError` for a shape of x that does not fit. elsewhere: what wrong kernels do. types: the pairs of types
-    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone: as `Op`
-    has it.
+    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies:
+    as `Op` has them.
     """
     row = _Row(source, shapes, out, params, elsewhere, check, types)
 
@@ -155,6 +156,7 @@ def gather(
         alone=alone,
         hypotheses=row.hypotheses,
         sources=row.sources,
+        copies=copies,
     )
 
 
@@ -168,7 +170,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
         came, _, dtype = came.partition("-")
     shape = draw(row.shapes(freedom, max(DTYPES[came].itemsize, DTYPES[dtype].itemsize)))
     for name in row.params:  # padding can make a large tensor too large
-        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 4, 1):
+        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 16, 1):
             break
         params[name] = freedom.choices(name, row.params[name].values)[0]
     out = draw(st.sampled_from(row.out(shape, params)))

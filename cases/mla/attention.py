@@ -23,6 +23,9 @@ class Understood:
     from_start: bool = False  #: query i stands at position i
     masked: bool = True  #: the mask is added
     mean: bool = False  #: a query that sees no key gets the mean of all values
+    nan: bool = False  #: a query that sees no key gets NaN
+    unshifted: bool = False  #: the largest score is not subtracted before the exponentials
+    keys: int | None = None  #: only so many keys are looked at
     value_start: int = 0  #: the first column of the row (c | k_pe) that is read as the latent value
 
 
@@ -52,6 +55,8 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     are rounded to float32 and cost a multiplication each; adding the mask and passing to base 2 rounds the result
     three times. Hence ε_j = |scale·k_scale|·(E·|c_j| + γ_{d_c+d_r+4}·((|q̃| + E)·|c_j| + |q_pe|·|k_pe_j|))
     + γ_3·(|s_j| + |mask_j|).
+
+    Terms that are 0 count in none of these sums: a product with 0 is exact, and so is the addition of 0.
 
     Weights. An error e_j in the exponent gives w'_j = w_j e^{e_j} / Σ w_i e^{e_i}. As Σ w_j (v_j − out) = 0, the result
     moves by Σ w_j (e^{e_j} − 1)(v_j − out) / Σ w_i e^{e_i}, thus by A = Σ w_j (e^{d_j} − 1)·|v_j − out|·Σ w_i e^{d_i}
@@ -101,10 +106,13 @@ def expected_of(reading: Understood, case: Case, raw: Mapping[str, Raw], numeric
     softmax = softmax_of(scores, error, seen, numerics)
 
     value = np.where(spoilt, np.nan, softmax.weights @ v)
+    if reading.nan:
+        value = np.where(seen.any(-1, keepdims=True), value, np.nan)
     context = softmax.weights @ latent * v_scale
     narrow = narrow_of(case, numerics)
     moved, common, numerator, reach = attention_error(softmax, v, value, latent, v_scale, narrow, numerics)
-    decompressed = dot_error(np.abs(context) + reach + numerator, w_uv, 0, numerics)
+    present = np.broadcast_to(seen, softmax.weights.shape).astype(np.float32) @ (latent != 0).astype(np.float32) > 0
+    decompressed = dot_error(np.abs(context) + reach + numerator, w_uv, 0, numerics, present)
     carried = (1 + gamma(numerics, 2 * softmax.count - 2)) * (numerator @ np.abs(w_uv) + decompressed)
     bound = np.where(softmax.count > 0, moved + common + carried, 0.0)
     heavy = np.abs(c).sum(-2, keepdims=True) * max(abs(v_scale), 1.0)
@@ -112,7 +120,18 @@ def expected_of(reading: Understood, case: Case, raw: Mapping[str, Raw], numeric
     if narrow.sum_unit:
         overflows |= heavy.max(-1, keepdims=True, initial=0.0) > narrow.largest_sum
     bound = np.where(overflows & (softmax.count > 0), np.inf, bound)
+    if reading.unshifted:
+        value, bound = _unshifted(np.where(seen, scores, -np.inf).max(-1, keepdims=True, initial=-np.inf), value, bound)
     return Expected(value.swapaxes(1, 2), bound.swapaxes(1, 2))
+
+
+def _unshifted(largest: F64, value: F64, bound: F64) -> tuple[F64, F64]:
+    """What is left where exp(score) itself is computed: ∞ / ∞ above exp's range; below it nothing, as where no key is
+    seen; and little that can be said where the weights are denormals."""
+    above, below = largest > np.log(F32.largest), largest < np.log(2.0**-150)
+    vague = (largest < np.log(TINY)) & ~below
+    value = np.where(above, np.nan, np.where(below, 0.0, value))
+    return value, np.where(below, 0.0, np.where(vague, np.inf, bound))
 
 
 def attention_error(
@@ -180,7 +199,7 @@ def seen_keys(case: Case, values: Mapping[str, F64], reading: Understood = Under
         seen = seen & np.tri(queries, kv_len, first + reading.shift, dtype=bool)
     if "mask" in values and reading.masked:
         seen = seen & (values["mask"][..., :kv_len] != -np.inf)
-    return seen
+    return seen if reading.keys is None else seen & (np.arange(kv_len) < reading.keys)
 
 
 def added_mask(case: Case, values: Mapping[str, F64], reading: Understood = Understood()) -> F64:
@@ -201,10 +220,19 @@ def gamma(numerics: Numerics, count: F64 | float) -> F64:
     return np.asarray(numerics.gamma(np.maximum(np.asarray(count, np.float64), 0.0)))
 
 
-def dot_error(a: F64, b: F64, more: float, numerics: Numerics) -> F64:
+def terms_of(a: Mask, b: Mask) -> F64 | float:
+    """How many products of a·b are not 0, for where a and b are not: a product of 0 and its addition are exact, and the
+    sum has as many roundings as it has other terms."""
+    if a.all() and b.all():
+        return float(a.shape[-1])
+    return (a.astype(np.float32) @ b.astype(np.float32)).astype(np.float64)
+
+
+def dot_error(a: F64, b: F64, more: float, numerics: Numerics, present: Mask | None = None) -> F64:
     """The error of a·b (the last axis of a with the last but one of b), each sum in any order, with `more` roundings of
-    each product. A device that flushes may lose operands, products and sums that are denormal."""
-    terms = a.shape[-1]
+    each product. `present`: where a is not 0, if a itself does not tell. A device that flushes may lose operands,
+    products and sums that are denormal."""
+    terms = terms_of(a != 0 if present is None else present, b != 0)
     error: F64 = gamma(numerics, terms + more + 2 * numerics.conversions) * (np.abs(a) @ np.abs(b))
     error = error + 2 * terms * numerics.underflow
     if numerics.flushes_denormals:

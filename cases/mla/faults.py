@@ -10,6 +10,7 @@ from functools import partial
 import numpy as np
 
 from opconform.cases.mla.attention import Understood, expected_of
+from opconform.harness.explain.hypotheses import TILES
 from opconform.harness.model.expected import Expect
 from opconform.harness.model.image import Hypothesis, Image, Reading
 
@@ -49,6 +50,17 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         yield Hypothesis("the mask is ignored", _read(image, Understood(masked=False)))
     if params["causal"] or "mask" in inputs:
         yield Hypothesis("a query that sees no key gets the mean of all values", _read(image, Understood(mean=True)))
+        yield Hypothesis("a query that sees no key gets NaN: 0 / 0", _read(image, Understood(nan=True)))
+    says = "the largest score is not subtracted before the exponentials: they overflow"
+    yield Hypothesis(says, _read(image, Understood(unshifted=True)))
+    for tile in TILES:
+        kv_len = int(params["kv_len"])
+        if kv_len > tile and kv_len % tile:
+            says = f"the last keys are left out: what a tile of {tile} does not fill"
+            yield Hypothesis(says, _read(image, Understood(keys=kv_len // tile * tile)))
+        if kv_len > tile:
+            says = f"only the first tile of {tile} keys is looked at"
+            yield Hypothesis(says, _read(image, Understood(keys=tile)))
     if int(params["kv_len"]) < inputs["c_kv"].shape[2]:
         says = "kv_len is ignored: padding rows of the cache are read"
         yield Hypothesis(says, _with_params(image, kv_len=inputs["c_kv"].shape[2]))

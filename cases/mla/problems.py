@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.mla.attention import factor_of
-from opconform.harness.draw.strategies import EDGES, outer_sizes
+from opconform.harness.draw.strategies import EDGES, few, outer_sizes
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.limits import Freedom
@@ -19,7 +19,9 @@ from opconform.harness.model.op import Problem
 FORMS = ("two_part", "concat", "flash")
 CACHES = ("f32", "f16", "bf16")
 MASKS = ("none", "f32", "f16")
-RECIPES = ("small_int", "flat", "normal", "peaked", "large_logits")
+RECIPES = ("small_int", "flat", "sparse", "normal", "peaked", "large_logits")
+#: How many elements of a row are not 0 in the recipe "sparse", and of which of the argument's axes.
+_SPARSE = {"q_nope": (4, 3), "q_pe": (2, 3), "c_kv": (8, 3), "k_pe": (2, 3), "w_uv": (64, 2)}
 
 _WORK = 1 << 21  #: multiplications of one drawn case
 
@@ -28,7 +30,8 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
     """Scores of about ±2, a mask with blocks of −inf and whole rows of it, and NaN in every padding row.
 
     small_int: multiples of 1/4, so that products are exact. flat: all queries are 0, so that only the mask tells keys
-    apart. peaked: one cache row is eight times the others. large_logits: scores of ±50 to ±1000.
+    apart. sparse: few elements of a row are not 0, so that its sums have few terms and their bounds are narrow; some
+    keys stand out. peaked: one cache row is eight times the others. large_logits: scores of ±50 to ±1000.
     """
     if case.recipe == "small_int":
         for name in ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv"):
@@ -40,6 +43,8 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
     if case.recipe == "flat":
         values["q_nope"] *= 0
         values["q_pe"] *= 0
+    if case.recipe == "sparse":
+        _thin_out(case, values, rng)
     if case.recipe == "peaked" and kv_len:
         row = int(rng.integers(kv_len))
         values["c_kv"][:, :, row] *= 8
@@ -53,6 +58,20 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
         _shape_mask(values["mask"], case.recipe, rng)
     values["c_kv"][:, :, kv_len:] = np.nan
     values["k_pe"][:, :, kv_len:] = np.nan
+
+
+def _thin_out(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+    """Few elements in each row, and scores of about ±3."""
+    for name, (count, axis) in _SPARSE.items():
+        order = rng.random(values[name].shape).argsort(axis)
+        values[name][order >= count] = 0.0
+    kept = (min(_SPARSE[name][0], values[name].shape[3]) for name in ("q_nope", "c_kv", "q_pe", "k_pe"))
+    q_nope, c_kv, q_pe, k_pe = kept
+    values["w_uk"] *= math.sqrt(values["w_uk"].shape[2] / q_nope)
+    shared = (c_kv + q_pe * k_pe / values["q_pe"].shape[3], abs(factor_of(case)))
+    times = 3 / max(math.sqrt(shared[0]) * shared[1], 1e-3)
+    values["q_nope"] *= times
+    values["q_pe"] *= times
 
 
 def _shape_mask(mask: F64, recipe: str, rng: np.random.Generator) -> None:
@@ -97,12 +116,14 @@ def check(case: Case) -> None:
 
 
 def traits(case: Case) -> dict[str, Any]:
-    """cache: the type of c_kv and k_pe. mask: its type, or "none". padded: whether the cache has padding rows. d_n,
-    d_r, d_c, d_v: the widths. scaled: whether k_scale or v_scale is not 1."""
+    """cache: the type of c_kv and k_pe. mask: its type, or "none". form_mask: form and mask, as in "flash f16". padded:
+    whether the cache has padding rows. d_n, d_r, d_c, d_v: the widths. scaled: whether k_scale or v_scale is not 1."""
     inputs, params = case.inputs, case.params
+    mask = inputs["mask"].dtype if "mask" in inputs else "none"
     return {
         "cache": inputs["c_kv"].dtype,
-        "mask": inputs["mask"].dtype if "mask" in inputs else "none",
+        "mask": mask,
+        "form_mask": f"{params['form']} {mask}",
         "padded": int(params["kv_len"]) < inputs["c_kv"].shape[2],
         "d_n": inputs["q_nope"].shape[3],
         "d_r": inputs["q_pe"].shape[3],
@@ -114,24 +135,51 @@ def traits(case: Case) -> dict[str, Any]:
 
 _SCALES = st.sampled_from((4, 8, 8, 17, 33, 65, 129))
 _HEADS = st.sampled_from((1, 2, 3, 4, 5, 8))
-_QUERIES = st.sampled_from((1, 2, 3, 4, 7, 8, 9, 16, 17, 33))
+_QUERIES = st.sampled_from((1, 1, 1, 1, 1, 2, 3, 4, 7, 8, 9, 16, 17, 33))
+#: What the sizes are like. "usual": few heads over a short cache. The others spend on one thing: heads, rows of the
+#: cache, queries, widths as models have them, or more queries of all heads than a grid holds.
+_FORMS = st.sampled_from(("usual",) * 12 + ("heads", "rows", "queries", "wide", "many"))
+_MANY_HEADS = st.sampled_from((16, 17, 32, 33, 64, 128))
+_LONG_CACHES = (512, 513, 1000, 1025, 2049, 4097)
+_MANY_QUERIES = st.sampled_from((64, 65, 129, 257))
 _BOOLEANS = st.booleans()
 
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Decode and prefill over caches of up to 257 rows; shrinks to one head, one query, one row, all widths 1."""
-    form = draw(st.sampled_from(freedom.choices("form", FORMS)))
+    """Decode, in two draws of five, and prefill over caches of up to 257 rows, now and then in a rare form.
+
+    Shrinks to one head, one query, one row, all widths 1.
+    """
+    together = [
+        pair.split()
+        for pair in freedom.choices(
+            "form_mask",
+            [f"{form} {mask}" for form in freedom.choices("form", FORMS) for mask in freedom.choices("mask", MASKS)],
+        )
+    ]
+    form = draw(st.sampled_from(list(dict.fromkeys(form for form, _ in together))))
     cache = draw(st.sampled_from(freedom.choices("cache", CACHES)))
-    mask = draw(st.sampled_from(freedom.choices("mask", MASKS)))
+    mask = draw(st.sampled_from([mask for other, mask in together if other == form]))
     causal = draw(st.sampled_from(freedom.choices("causal", (False, True))))
     padded = draw(st.sampled_from(freedom.choices("padded", (False, True))))
     scaled = draw(st.sampled_from(freedom.choices("scaled", (False, True))))
-    largest = draw(_SCALES)
+    form_of_sizes = draw(_FORMS)
+    largest = {"usual": draw(_SCALES), "wide": 513}.get(form_of_sizes, 8 if form_of_sizes != "many" else 2)
     widths = {name: draw(st.sampled_from(_sizes(freedom, name, largest))) for name in ("d_n", "d_r", "d_c", "d_v")}
-    batch, heads, queries = draw(outer_sizes()), draw(_HEADS), draw(_QUERIES)
-    rows = draw(st.sampled_from(_sizes(freedom, "rows", 2 * largest)))
-    while batch * heads * _work(queries, rows, widths) > _WORK and rows * queries * heads > 1:
+    batch = draw(outer_sizes() if form_of_sizes == "usual" else few())
+    heads, queries = draw(_HEADS), draw(_QUERIES)
+    rows = draw(st.sampled_from(_sizes(freedom, "rows", 2 * largest if form_of_sizes != "wide" else 65)))
+    if form_of_sizes == "heads":
+        heads = draw(_MANY_HEADS)
+    elif form_of_sizes == "rows":
+        rows = draw(st.sampled_from(freedom.choices("rows", _LONG_CACHES) or [rows]))
+    elif form_of_sizes == "queries":
+        queries = draw(_MANY_QUERIES)
+    elif form_of_sizes == "many":
+        batch, heads, queries = draw(st.permutations((draw(st.sampled_from((65537, 4097))), 1, 1)))
+    work = _WORK if form_of_sizes == "usual" else 4 * _WORK
+    while batch * heads * _work(queries, rows, widths) > work and rows * queries * heads > 1:
         rows, queries, heads = (-(-n // 2) for n in (rows, queries, heads))
     padding = draw(st.sampled_from((1, 2, 3, 17))) if padded else 0
     scale = 1 / math.sqrt(widths["d_n"] + widths["d_r"])

@@ -11,6 +11,7 @@ from opconform.cases.mla.problems import FORMS
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Comparison
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Again, Metamorphic, Op
 from opconform.harness.model.values import data_of
@@ -69,8 +70,11 @@ def _compared(twin: Case, again: Again, found: Comparison, part: Callable[[F64],
 
 RELATIONS = (
     Metamorphic(
-        "sequence_isolation", "a sequence gives the same alone and in company", "SEQUENCES MIXED", _sequence_isolation
+        "sequence_isolation",
+        "a sequence gives the same alone and in company",
+        Kind.SEQUENCES_MIXED,
+        _sequence_isolation,
     ),
-    Metamorphic("head_permutation", "heads do not know each other", "HEADS MIXED", _head_permutation),
-    Metamorphic("form", "two parts, concatenated rows and flash are one function", "FORMS DIFFER", _other_form),
+    Metamorphic("head_permutation", "heads do not know each other", Kind.HEADS_MIXED, _head_permutation),
+    Metamorphic("form", "two parts, concatenated rows and flash are one function", Kind.FORMS_DIFFER, _other_form),
 )

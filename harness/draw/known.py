@@ -11,8 +11,11 @@ from importlib.resources import files
 from pathlib import Path
 
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, MAX_RANK, Case, CaseError
+from opconform.harness.model.files import read_regular
 from opconform.harness.model.ops import ops
+from opconform.harness.model.plain import parsed
 from opconform.harness.model.usage import UsageError
+from opconform.harness.model.values import RECIPES
 
 LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
 _FILE_BYTES = 1 << 30
@@ -58,6 +61,9 @@ def checked(case: Case) -> Case:
         value = case.params[name]
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise CaseError(f"case.params.{name} is {value!r}; it must be of type {kind.__name__}")
+    recipes = dict.fromkeys([*op.composite.recipes, *RECIPES])
+    if case.recipe not in recipes:
+        raise CaseError(f"case.recipe is {case.recipe!r}; {case.op} has {', '.join(recipes)}")
     for name, layout in case.layouts.items():
         allowed = op.argument_dtypes.get(name, (case.dtype,))
         if case.dtype not in op.dtypes or layout.dtype not in allowed:
@@ -66,23 +72,32 @@ def checked(case: Case) -> Case:
         if len(layout.shape) != MAX_RANK:
             raise CaseError(f"{name} has {len(layout.shape)} dimensions; it must have {MAX_RANK}")
     op.check(case)
+    if case.before is not None:
+        checked(case.before)
     return case
 
 
 def case_from_file(path: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Case:
     """The case in a JSON file. Raises `UsageError`, one line that names the file."""
     try:
-        if path.stat().st_size > _FILE_BYTES:
-            raise CaseError("the file is larger than 1 GiB")
-        return checked(Case.from_json(json.loads(path.read_bytes()), max_bytes))
+        return read_case(read_regular(path, _FILE_BYTES), max_bytes)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise UsageError(f"{path}: not a case: nested too deep") from None
-    except ValueError as error:  # a CaseError, bytes that are no text, a number of thousands of digits
+        raise UsageError(f"{path}: {error.strerror}; a case is a regular file with one JSON object") from None
+    except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
+
+
+def read_case(text: bytes, max_bytes: int) -> Case:
+    """The case that JSON text describes, if its op exists and takes it. Raises `ValueError`, one line."""
+    try:
+        plain = parsed(text)
+    except json.JSONDecodeError as error:
+        raise CaseError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise CaseError(f"not JSON: {error.reason} at byte {error.start}; it must be UTF-8") from None
+    except ValueError as error:  # nested too deep, a number of thousands of digits
+        raise CaseError(f"not a case: {error}") from None
+    return checked(Case.from_json(plain, max_bytes))
 
 
 def find_case(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[str, Case]:

@@ -20,7 +20,7 @@ The same case runs three times again, and on every other device that is here.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -30,13 +30,17 @@ from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.expected import Comparison
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import Worker
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
+from opconform.harness.run.sanitizer import OPTION
 from opconform.harness.run.target import Target
 
+_OWN_SHARE = 0.4  #: of the time, what the failing device may take itself
 AGAIN = 3  #: how often the failing case is run again
 _LEAST_SECONDS = 0.5  #: what anything gets when the time is all but up
 
@@ -130,13 +134,22 @@ def is_same_device(one: Target, other: Target) -> bool:
 
 
 class Panel:
-    """The devices that a failing case is shown to. They are started at the first failure and kept until `close`.
+    """The devices that a failing case is shown to: those that the run has open, and then those that are started at the
+    first failure and kept until `close`.
 
     backends: gives the options of every backend to ask, by its spec. seconds: the time for one failure, 0 for none.
+    opened: gives the runners that stand ready; they answer at once, and are asked whatever else takes its time.
     """
 
-    def __init__(self, backends: Callable[[], Mapping[str, Mapping[str, str]]], seconds: float, max_bytes: int) -> None:
+    def __init__(
+        self,
+        backends: Callable[[], Mapping[str, Mapping[str, str]]],
+        seconds: float,
+        max_bytes: int,
+        opened: Callable[[], Iterable[Runner]] = tuple,
+    ) -> None:
         self._backends = backends
+        self._opened = opened
         self._seconds = seconds
         self._max_bytes = max_bytes
         self._workers: dict[str, Worker] = {}
@@ -157,13 +170,29 @@ class Panel:
         that device. Whatever goes wrong here, the failure itself must still be shown."""
         if self._seconds <= 0:
             return ""
-        deadline = time.monotonic() + self._seconds
+        start = time.monotonic()
+        deadline = start + self._seconds
         try:
+            first, again = _again(op, case, kind, own, start + self._seconds * _OWN_SHARE)
+            answers = [
+                _answer(runner.target, target, _asked(op, case, kind, runner, deadline), first)
+                for runner in self._ready(target)
+            ]
             self._find_devices(deadline)
-            first, again = _again(op, case, kind, own, deadline)
-            return line(target.label, twin, again, list(self._elsewhere(op, case, kind, target, first, deadline)))
+            answers += self._elsewhere(op, case, kind, target, first, deadline)
+            return line(target.label, twin, again, answers)
         except Exception as error:
             return f"not found out ({type(error).__name__}: {error})"
+
+    def _ready(self, target: Target) -> list[Runner]:
+        """The runners that stand ready, of other devices or builds than `target`; the same device by another way
+        first."""
+        found = [
+            runner
+            for runner in self._opened()
+            if not runner.lost and not _is_same(runner.target, target) and OPTION not in runner.target.options
+        ]
+        return sorted(found, key=lambda runner: not is_same_device(runner.target, target))
 
     def _find_devices(self, deadline: float) -> None:
         """List the devices of every backend that has not been asked yet, all at the same time."""
@@ -183,21 +212,12 @@ class Panel:
     def _elsewhere(
         self, op: Op, case: Case, kind: str, target: Target, first: Comparison | None, deadline: float
     ) -> Iterator[Elsewhere]:
-        for label, other in self._targets.items():
+        asked = [runner.target for runner in self._opened() if OPTION not in runner.target.options]
+        others = [other for label, other in self._targets.items() if label not in self._silent]
+        for other in sorted(others, key=lambda other: not is_same_device(target, other)):
             itself = (other.spec, other.device.id) == (target.spec, target.device.id)
-            if itself or label in self._silent:
-                continue
-            same = is_same_device(target, other)
-            verdict = self._verdict(op, case, kind, other, deadline)
-            if verdict is None or verdict.kind == "TIMEOUT":
-                yield Elsewhere(label, "silent", same)
-            elif verdict.unsupported is not None:
-                yield Elsewhere(label, "unsupported", same)
-            elif verdict.failed:
-                some_wrong = first is not None and bool(first.wrong.any())
-                yield Elsewhere(label, "fails", same, some_wrong and same_wrong(first, verdict.comparison))
-            else:
-                yield Elsewhere(label, "agrees", same)
+            if not itself and not any(_is_same(other, one) for one in asked):
+                yield _answer(other, target, self._verdict(op, case, kind, other, deadline), first)
 
     def _verdict(self, op: Op, case: Case, kind: str, target: Target, deadline: float) -> Verdict | None:
         """None where the device cannot be asked (in time)."""
@@ -219,12 +239,38 @@ class Panel:
             return None
 
 
+def _is_same(one: Target, other: Target) -> bool:
+    """Whether two targets are one device of one backend, opened in one way."""
+    return (one.spec, one.device.id, dict(one.options)) == (other.spec, other.device.id, dict(other.options))
+
+
+def _answer(other: Target, target: Target, verdict: Verdict | None, first: Comparison | None) -> Elsewhere:
+    """What the verdict of another device says; `first` is what the failing one returned."""
+    same = is_same_device(target, other)
+    if verdict is None or verdict.kind == Kind.TIMEOUT:
+        return Elsewhere(other.label, "silent", same)
+    if verdict.unsupported is not None:
+        return Elsewhere(other.label, "unsupported", same)
+    if not verdict.failed:
+        return Elsewhere(other.label, "agrees", same)
+    some_wrong = first is not None and bool(first.wrong.any())
+    return Elsewhere(other.label, "fails", same, some_wrong and same_wrong(first, verdict.comparison))
+
+
+def _asked(op: Op, case: Case, kind: str, runner: Runner, deadline: float) -> Verdict | None:
+    """The verdict of a device that stands ready; None where it was lost."""
+    try:
+        return _run(op, [case], kind, runner, deadline)[0]
+    except Unavailable:
+        return None
+
+
 def _again(
     op: Op, case: Case, kind: str, own: Callable[[], Runner], deadline: float
 ) -> tuple[Comparison | None, Again | None]:
     """What the device returns now, and how it fails. A case that hangs is not run again, nor one that cannot be because
     it took the device along."""
-    if kind == "TIMEOUT":
+    if kind == Kind.TIMEOUT:
         return None, None
     try:
         verdicts = _run(op, [case] * AGAIN, kind, own(), deadline, beyond=("bug",))
@@ -247,13 +293,9 @@ def _run(
     relations = tuple(relation for relation in op.composite.metamorphic if relation.kind == kind)
     only = replace(op, composite=replace(op.composite, metamorphic=relations))
     checks = [check for check in ON_REQUEST.values() if check.kind == kind]
-    kept = runner.time_limit
-    runner.time_limit = min(kept, _left(deadline))
-    try:
-        verdicts = runner.verdicts(op, cases, beyond=beyond)
-        return [runner.related(only, verdict, checks) if verdict.passed else verdict for verdict in verdicts]
-    finally:
-        runner.time_limit = kept
+    left = _left(deadline)
+    verdicts = runner.verdicts(op, cases, beyond=beyond, time_limit=left)
+    return [related(runner, only, verdict, checks, left) if verdict.passed else verdict for verdict in verdicts]
 
 
 def _left(deadline: float) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from opconform.harness.explain.hypotheses import hypotheses, named
+from opconform.harness.explain.hypotheses import COARSE, hypotheses, named
 from opconform.harness.explain.probes import LARGEST_PROBE, grown, other_values, relaid, spread
 from opconform.harness.explain.provenance import provenance
 from opconform.harness.judge.judging import Verdict
@@ -22,6 +22,7 @@ from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Mask
 from opconform.harness.model.expected import Comparison, Expected
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.image import Hypothesis, Image, Reading
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
@@ -45,6 +46,13 @@ class Witness:
     @property
     def failed(self) -> bool:
         return any(comparison.wrong.any() for comparison in self.comparisons.values())
+
+    @property
+    def overflows(self) -> bool:
+        """Whether something infinite or NaN came back where a finite number should have."""
+        return any(
+            bool((comparison.wrong & ~np.isfinite(comparison.got)).any()) for comparison in self.comparisons.values()
+        )
 
     def bears_out(self, hypothesis: Hypothesis | None) -> bool:
         """Whether the hypothesis (None: it does not concern this case) foretells every element that came back."""
@@ -103,13 +111,10 @@ def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = 
     comparison = verdict.comparison
     if comparison is None or not comparison.wrong.any() or verdict.case.nbytes > _LARGEST or runner.lost:
         return "", ()
-    time_limit, runner.time_limit = runner.time_limit, min(runner.time_limit, SECONDS)
     try:
-        return hint(op, runner, verdict, seen), provenance(op, runner, verdict.case)
+        return hint(op, runner, verdict, seen), provenance(op, runner, verdict.case, SECONDS)
     except Exception as error:
         return f"none, for the diagnosis failed ({type(error).__name__}: {error})", ()
-    finally:
-        runner.time_limit = time_limit
 
 
 def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> str:
@@ -119,7 +124,7 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     """
     deadline = time.monotonic() + SECONDS
     case = verdict.case
-    if verdict.comparison is None or verdict.kind == "NOT DETERMINISTIC":
+    if verdict.comparison is None or verdict.kind == Kind.NOT_DETERMINISTIC:
         return ""
     out = verdict.comparison.name
     first = _witness(op, verdict, out)
@@ -139,18 +144,20 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     close = _run(op, runner, larger, out)
     others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
     others += _witnesses(op, _chosen(case, seen), out)
-    return _told_apart(case, candidates, close, others, deadline)
+    sharp = [name for name in candidates if name not in COARSE]
+    coarse = [name for name in COARSE if name in candidates][:1]
+    return _told_apart(case, sharp, close, others, deadline) or _told_apart(case, coarse, close, others, deadline)
 
 
 def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:
-    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True), out)
+    return _witnesses(op, runner.verdicts(op, cases, beyond=("bug",), until_death=True, time_limit=SECONDS), out)
 
 
 def _witnesses(op: Op, verdicts: Iterable[Verdict], out: str) -> list[Witness]:
     return [
         _witness(op, verdict, out)
         for verdict in verdicts
-        if verdict.comparisons and verdict.kind != "NOT DETERMINISTIC"
+        if verdict.comparisons and verdict.kind != Kind.NOT_DETERMINISTIC
     ]
 
 
@@ -183,7 +190,9 @@ def _told_apart(
     deadline: float,
 ) -> str:
     """The candidate that most witnesses bear out, the plainest of several; with the others, and with what speaks
-    against it. "" where none explains every `close` failure: the same case grown has the same fault."""
+    against it. "" where none explains every `close` failure, for the same case grown has the same fault, and where more
+    of the other failures need another reason than do not: that one is the fault to look for. What only says how large
+    an error is must hold for all of them."""
     failures = 0
     passing: dict[str, list[Witness]] = {name: [] for name in candidates}
     failing: dict[str, list[Witness]] = {name: [] for name in candidates}
@@ -193,6 +202,8 @@ def _told_apart(
         borne_out = _borne_out(witness, candidates)
         failed = witness.failed
         failures += failed
+        if witness.overflows:  # where 16 bits overflow on the way, what comes of it is anybody's guess
+            borne_out += [name for name in candidates if name in COARSE and name not in borne_out]
         for name in set(candidates).difference(borne_out):
             (failing if failed else passing)[name].append(witness)
         if failed and index < len(close):
@@ -201,6 +212,8 @@ def _told_apart(
         return ""
     against = {name: len(passing[name]) + len(failing[name]) for name in candidates}
     best = min(candidates, key=lambda name: against[name])
+    if 2 * len(failing[best]) > failures or (best in COARSE and failing[best]):
+        return ""
     rivals = [name for name in candidates if against[name] == against[best] and name != best]
     says = best
     if rivals:

@@ -9,16 +9,16 @@ from functools import cached_property
 import numpy as np
 
 from opconform.harness.explain.failure import Failure
-from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.judge.checks import ON_REQUEST, Twin
 from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.buffers import Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Mask, Raw
 from opconform.harness.model.expected import Expected
+from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
-from opconform.harness.run.sanitizer import KINDS as FAULTS
 from opconform.harness.run.script import Placed, ScriptRequest
 from opconform.harness.run.target import Target
 
@@ -60,7 +60,9 @@ class Facts:
     @property
     def is_raised(self) -> bool:
         """Whether the fault is an exception of the backend's `run`."""
-        return self.failure.findings[0].check == "process" and self.failure.kind in ("ERROR", *FAULTS)
+        return self.failure.findings[0].check == "process" and (
+            self.failure.kind is Kind.ERROR or self.failure.kind.severity is Severity.MEMORY
+        )
 
     @property
     def is_deadly(self) -> bool:
@@ -100,12 +102,18 @@ class Facts:
         return Demand(expected.value, np.where(exact, 0.0, np.where(free, np.inf, bound)), exact, free)
 
     @cached_property
-    def twin(self) -> Case | None:
-        """The second case of a check that compares two, or None."""
-        check = ON_REQUEST.get(self.failure.findings[0].check)
+    def compared(self) -> Twin | None:
+        """The second case of a check that compares two, with what it is compared with, or None."""
+        finding = self.failure.findings[0]
+        check = ON_REQUEST.get(finding.check)
         if check is None or check.name == "deterministic":
             return None
-        return check.twin(self.case, self.op, self.values)
+        return check.twin_found(self.case, self.op, self.values, finding.detail)
+
+    @property
+    def twin(self) -> Case | None:
+        """The second case of a check that compares two, or None."""
+        return None if self.compared is None else self.compared.case
 
     @cached_property
     def parts(self) -> tuple[Placed, ...]:
@@ -147,7 +155,7 @@ class Facts:
     @property
     def repeats(self) -> int:
         """How often a script runs the case: once, unless it is wrong only now and then."""
-        return 50 if self.failure.kind == "NOT DETERMINISTIC" else 1
+        return 50 if self.failure.kind == Kind.NOT_DETERMINISTIC else 1
 
 
 _CODES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i32": "<i4"}

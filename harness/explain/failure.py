@@ -19,9 +19,10 @@ from opconform.harness.explain.stages import first_wrong_stage
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.expected import Comparison
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
+from opconform.harness.model.plain import decoded
 from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.runner import Runner
@@ -53,6 +54,8 @@ class Wrong:
     `slices` gives, for each of the first slices over the outer axes (outermost first), its index and how many elements
     are wrong, and `slices_total` how many slices there are; `map` is the first wrong slice, row by row, True where
     wrong, cut to a size that can be shown: its first element stands at row and column `map_origin` of the slice.
+    `got`, `want` and `marks` are what came back, what should have, and which elements are wrong, in C order, where the
+    output has at most `FEW` elements.
     `mask` is all of the mask, the base64 of zlib data of its bits in C order; "" where it is larger than 2^20 elements.
     """
 
@@ -69,6 +72,9 @@ class Wrong:
     map_is_cut: bool
     mask: str = ""
     output: str = "out"
+    got: tuple[float, ...] = ()
+    want: tuple[float, ...] = ()
+    marks: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Failure:
     exceptions. hint: the fault that explains every wrong element, "" where none does. also: what became of the case
     elsewhere, and what that puts the blame on.
     provenance: which elements stand where others should, one line each. stage: the first step of a composite op that
-    is wrong by itself, "" where the backend shows none. numerics: what the bound is made with.
+    is wrong by itself, "" where the backend shows none. numerics: what the bound is made with. unfinished: why the case
+    may not be the smallest one that fails, "" where it is.
     """
 
     case: Case
@@ -99,9 +106,10 @@ class Failure:
     provenance: tuple[str, ...] = ()
     stage: str = ""
     numerics: Numerics = EXACT
+    unfinished: str = ""
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind:
         return self.findings[0].kind
 
     def to_json(self) -> dict[str, Any]:
@@ -111,45 +119,47 @@ class Failure:
         return _jsonable(plain)  # type: ignore[no-any-return]
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Failure:
-        """The failure that `to_json` gave."""
-        wrong = plain["wrong"]
-        if wrong is not None:
-            worst = wrong["worst"]
-            numbers = {name: float(worst[name]) for name in ("got", "want", "error", "bound")}
-            wrong = Wrong(
-                count=wrong["count"],
-                total=wrong["total"],
-                worst=Worst(index=tuple(worst["index"]), **numbers),
-                nmse=float(wrong["nmse"]),
-                slices=tuple((tuple(index), count) for index, count in wrong["slices"]),
-                slices_wrong=wrong["slices_wrong"],
-                slices_total=wrong["slices_total"],
-                map_index=tuple(wrong["map_index"]),
-                map=tuple(tuple(row) for row in wrong["map"]),
-                map_origin=(wrong["map_origin"][0], wrong["map_origin"][1]),
-                map_is_cut=wrong["map_is_cut"],
-                mask=wrong.get("mask", ""),
-                output=wrong.get("output") or next(iter(plain["case"]["outputs"])),
-            )
-        return cls(
-            case=Case.from_json(plain["case"], LARGEST),
-            target=plain["target"],
-            device=plain["device"],
-            versions=tuple((name, value) for name, value in plain["versions"]),
-            findings=tuple(Finding(**finding) for finding in plain["findings"]),
-            wrong=wrong,
-            packed_twin=plain["packed_twin"],
-            bound=plain["bound"],
-            bound_at=plain["bound_at"],
-            stderr=plain["stderr"],
-            replay_options=tuple(plain["replay_options"]),
-            hint=plain.get("hint", ""),
-            also=plain.get("also", ""),
-            provenance=tuple(plain.get("provenance", ())),
-            stage=plain.get("stage", ""),
-            numerics=Numerics(**plain.get("numerics", {})),
-        )
+    def from_json(cls, plain: Any) -> Failure:
+        """The failure that `to_json` gave. Raises `ValueError`, one line, for anything else."""
+        found = decoded(cls, plain, "failure", {Case: lambda value, _: Case.from_json(value, LARGEST)})
+        if not found.findings:
+            raise ValueError("failure.findings is empty; it must say what was found")
+        if found.wrong is None:
+            return found
+        if not plain["wrong"].get("output"):  # written before a case could have several
+            found = replace(found, wrong=replace(found.wrong, output=next(iter(found.case.outputs), "")))
+        assert found.wrong is not None
+        _check_wrong(found.wrong, found.case)
+        return found
+
+
+def _check_wrong(wrong: Wrong, case: Case) -> None:
+    """Raise `ValueError` for what cannot be drawn: a map that is not of the output, or one too large to show."""
+    out = case.outputs.get(wrong.output)
+    if out is None or len(out.shape) < 2:
+        raise ValueError(f"failure.wrong.output is {wrong.output[:40]!r}; no output of the case, or one without rows")
+    outer = len(out.shape) - 2
+    if len(wrong.worst.index) != len(out.shape) or len(wrong.map_index) != outer:
+        raise ValueError("failure.wrong: the index of an element has as many places as the output has dimensions")
+    if len(wrong.slices) > _MAP_SLICES or any(len(index) != outer for index, _ in wrong.slices):
+        raise ValueError(f"failure.wrong.slices: at most {_MAP_SLICES} slices, each with its place")
+    columns = {len(row) for row in wrong.map}
+    if not 1 <= len(wrong.map) <= _MAP_ROWS or len(columns) != 1 or not 1 <= min(columns) <= _MAP_COLUMNS:
+        raise ValueError(f"failure.wrong.map: up to {_MAP_ROWS} rows of one length, up to {_MAP_COLUMNS}")
+    if wrong.got and not len(wrong.got) == len(wrong.want) == len(wrong.marks) == out.size <= FEW:
+        raise ValueError(f"failure.wrong: got, want and marks have an element for each of the output's, at most {FEW}")
+    if wrong.mask:
+        whole = _unpacked(wrong.mask)
+        if wrong.total != out.size or out.size > _MASK or len(whole) != -(-out.size // 8):
+            raise ValueError("failure.wrong.mask is not a bit for each element of the output")
+
+
+def _unpacked(mask: str) -> bytes:
+    """The bits of a mask; never more than the largest mask has. Raises `ValueError`."""
+    try:
+        return zlib.decompressobj().decompress(base64.b64decode(mask, validate=True), _MASK // 8 + 1)
+    except zlib.error as error:
+        raise ValueError(f"failure.wrong.mask: {error}") from None
 
 
 def _jsonable(value: Any) -> Any:
@@ -216,6 +226,7 @@ def _packed_twin(op: Op, runner: Runner, case: Case) -> str:
     return "fails" if verdict.failed else "passes"
 
 
+FEW = 16  #: elements that a screen shows one by one
 _MASK = 1 << 20  #: the largest mask that is kept whole
 _MAP_ROWS, _MAP_COLUMNS, _MAP_SLICES = 24, 96, 64
 _MAP_MARGIN = 8  #: right elements shown before the first wrong one, where the map does not begin at 0
@@ -256,4 +267,15 @@ def _wrong(comparison: Comparison) -> Wrong:
         map_is_cut=shown.shape != rows.shape,
         mask=base64.b64encode(zlib.compress(np.packbits(wrong).tobytes())).decode() if wrong.size <= _MASK else "",
         output=comparison.name,
+        **_one_by_one(comparison),
     )
+
+
+def _one_by_one(comparison: Comparison) -> dict[str, Any]:
+    if comparison.wrong.size > FEW:
+        return {}
+    return {
+        "got": tuple(float(value) for value in comparison.got.flat),
+        "want": tuple(float(value) for value in comparison.expected.value.flat),
+        "marks": tuple(bool(bad) for bad in comparison.wrong.flat),
+    }

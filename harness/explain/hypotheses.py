@@ -1,4 +1,4 @@
-"""What a wrong kernel would return: hypotheses about layouts, as a table of named readings of a case.
+"""What a wrong kernel would return: hypotheses about layouts and precision, as a table of named readings of a case.
 
 A hypothesis is judged like a backend: `diagnosis.py` holds what was returned against the reference of the reading. An
 op adds hypotheses of its own with `Op.hypotheses`. They stand from the plainest to the strangest.
@@ -7,14 +7,19 @@ op adds hypotheses of its own with `Op.hypotheses`. They stand from the plainest
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
+from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES, F32, DType, Raw
+from opconform.harness.model.expected import Expected
 from opconform.harness.model.image import Hypothesis, Image, Places, Reading
 from opconform.harness.model.layouts import Layout, contiguous_strides
+from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 
 TILES = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -33,6 +38,7 @@ def hypotheses(op: Op, image: Image) -> Iterator[Hypothesis]:
     yield from _together(image)
     yield from _miswritten(image, layout)
     yield from _tails(image, layout)
+    yield from _narrowed(op, image)
 
 
 def dimension(rank: int, k: int) -> str:
@@ -48,11 +54,11 @@ def _spread(layout: Layout) -> list[int]:
 def _misplacements(layout: Layout) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """Wrong strides and offsets that a kernel may take for those of `layout`, with words for `{}`'s place."""
     size, rank, nb = layout.type.itemsize, len(layout.shape), layout.nb
-    packed = contiguous_strides(layout.shape, size)
+    packed = contiguous_strides(layout.blocks, size)
     yield "the byte offset of {} is dropped", layout.strides, 0
     yield "{} is {} as if it were packed", packed, layout.offset
     for k in _spread(layout):
-        inner = nb[k - 1] * layout.ne[k - 1] if k else size
+        inner = nb[k - 1] * layout.blocks[::-1][k - 1] if k else size
         ignored = (*nb[:k], inner, *nb[k + 1 :])[::-1]
         yield f"the stride nb{k} of {{}} is ignored: i{k} is {{}} as if packed", ignored, layout.offset
     yield "{} is {} as if it were packed and at offset 0", packed, 0
@@ -91,7 +97,7 @@ def _together(image: Image) -> Iterator[Hypothesis]:
     inputs, raw = image.case.inputs, image.raw
 
     def packed() -> Reading:
-        strides = {name: contiguous_strides(layout.shape, layout.type.itemsize) for name, layout in inputs.items()}
+        strides = {name: contiguous_strides(layout.blocks, layout.type.itemsize) for name, layout in inputs.items()}
         return image.with_inputs(**{name: image.read(name, strides[name], inputs[name].offset) for name in inputs})
 
     if len(inputs) > 1 and any(not layout.is_contiguous for layout in inputs.values()):
@@ -135,6 +141,10 @@ def _tails(image: Image, layout: Layout) -> Iterator[Hypothesis]:
         return lambda: image.with_source(np.where(where, right, -1))
 
     for k, n in enumerate(layout.ne):
+        for tile in TILES if k < 2 else ():
+            if n > tile:
+                says = f"only the first {tile} along i{k} are written"
+                yield Hypothesis(says, kept(_along(layout.shape, rank - 1 - k) < tile))
         for tile in TILES:
             if n % tile and (k < 2 or n > 1):
                 says = f"the tail along i{k} is not written: what a tile of {tile} does not fill"
@@ -145,6 +155,66 @@ def _tails(image: Image, layout: Layout) -> Iterator[Hypothesis]:
             yield Hypothesis(says, kept(right < layout.size // tile * tile))
     if layout.ne and layout.size // max(layout.ne[0], 1) > _GRID:
         yield Hypothesis(f"rows from number {_GRID} on are not written", kept(right // layout.ne[0] < _GRID))
+
+
+_NARROW = ("f16", "bf16")
+#: Hypotheses that only say how large an error is, the narrowest first; any other one says more.
+COARSE = tuple(f"the error is what {name} gives: operands, products or sums go through 16 bits" for name in _NARROW)
+
+
+def _narrowed(op: Op, image: Image) -> Iterator[Hypothesis]:
+    """Values that go through a narrower type: the result, or what it is computed from; then any of them."""
+    case = image.case
+    if case.outputs[image.out].dtype != "f32":
+        return
+    for name in _NARROW:
+        says = f"{image.out} is rounded to {name}"
+        yield Hypothesis(says, partial(image.with_expect, partial(_through, op, DTYPES[name], image.out)))
+    if op.sources is not None or op.composite.judge is not None:
+        return
+    wide = [name for name, layout in case.inputs.items() if layout.dtype == "f32"]
+    for name in _NARROW:
+        narrowed = {each: _narrow(image.raw[each], DTYPES[name]) for each in wide}
+        of = wide[0] if len(case.inputs) == 1 else "every input"
+        if wide:
+            yield Hypothesis(f"{of} is rounded to {name} before it is used", partial(image.with_inputs, **narrowed))
+    for says, name in zip(COARSE, _NARROW):
+        yield Hypothesis(says, partial(image.with_expect, partial(_coarse, op, DTYPES[name])))
+
+
+def _narrow(raw: Raw, dtype: DType) -> Raw:
+    """float32 elements once they have been stored in a narrower type."""
+    with np.errstate(all="ignore"):
+        return F32.encode(dtype.decode(dtype.encode(F32.decode(raw))))
+
+
+def _through(op: Op, dtype: DType, name: str, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """The op with its output `name` rounded to a narrower type: what lies within the bound may round to either side."""
+    expected = op.expect(case, raw, numerics)
+    first = name == op.outputs[0]
+    right = expected if first else expected.others[name]
+    low, high = (dtype.decode(dtype.encode(right.value + sign * right.bound)) for sign in (-1, 1))
+    half = (high - low) / 2
+    narrowed = Expected(np.where(half > 0, low + half, low), np.where(np.isnan(half), 0.0, half))
+    if first:
+        return replace(narrowed, others=expected.others)
+    return replace(expected, others={**expected.others, name: narrowed})
+
+
+def _coarse(op: Op, dtype: DType, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """The op with a bound that is wider by as much as a narrower type is coarser, and infinities where it overflows.
+    The bound stays finite for any number of terms, and so says something of each element."""
+    expected = op.expect(case, raw, numerics)
+    others = {name: _wider(other, dtype, numerics) for name, other in expected.others.items()}
+    return replace(_wider(expected, dtype, numerics), others=others)
+
+
+def _wider(expected: Expected, dtype: DType, numerics: Numerics) -> Expected:
+    value, unit = expected.value, 2 * dtype.unit_roundoff
+    bound = unit / numerics.u * expected.bound + unit * (np.abs(value) + 2 * dtype.smallest_normal)
+    overflows = np.isinf(dtype.decode(dtype.encode(value)))
+    bound = np.where(overflows, 0.0, np.where(np.isnan(bound), np.inf, bound))
+    return Expected(np.where(overflows, np.copysign(np.inf, value), value), bound)
 
 
 def _along(shape: tuple[int, ...], axis: int) -> Places:

@@ -19,10 +19,11 @@ from opconform.harness.run.runner import Runner
 _SHOWN = 4  #: elements that are told of
 
 
-def provenance(op: Op, runner: Runner, case: Case) -> tuple[str, ...]:
+def provenance(op: Op, runner: Runner, case: Case, time_limit: float) -> tuple[str, ...]:
     """For an op that only moves elements: of the first wrong ones, which element of which input stands there.
 
     The case is run once for each input, whose elements then name their own places while all others are 0.
+    A run may take `time_limit` seconds.
     """
     if op.sources is None:
         return ()
@@ -34,7 +35,7 @@ def provenance(op: Op, runner: Runner, case: Case) -> tuple[str, ...]:
         replace(case, recipe="index", keep=None).with_data(data_of({**nothing, name: codes}))
         for name, codes in coded.items()
     ]
-    verdicts = runner.verdicts(op, cases, beyond=("bug",), until_death=True)
+    verdicts = runner.verdicts(op, cases, beyond=("bug",), until_death=True, time_limit=time_limit)
     got = {name: verdict.comparison for name, verdict in zip(coded, verdicts) if verdict.comparison is not None}
     if len(got) < len(coded):
         return ()

@@ -11,6 +11,7 @@ from opconform.harness.model.dtypes import F64
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op, Stage
 from opconform.harness.model.values import inputs_of
+from opconform.harness.run.messages import StageError
 from opconform.harness.run.runner import Runner
 
 
@@ -23,8 +24,8 @@ def first_wrong_stage(op: Op, runner: Runner, case: Case, numerics: Numerics) ->
         return ""
     try:
         shown = runner.stages(op, case)
-        if isinstance(shown, str):
-            return f"not known, for the backend cannot show its stages ({shown.splitlines()[-1]})"
+        if isinstance(shown, StageError):
+            return f"not known, for the backend cannot show its stages ({shown.last_line})"
         return "" if shown is None else judged_stages(op, case, shown, numerics)
     except Exception as error:
         return f"not known, for the diagnosis failed ({type(error).__name__}: {error})"

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 
 from opconform.harness.judge.checks import ALWAYS, Run, run_intact
 from opconform.harness.judge.oracle import compare, expectation
+from opconform.harness.judge.vacuous import vacuous
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Comparison, Expected
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
 
@@ -24,7 +26,9 @@ class Verdict:
 
     `unsupported` is the reason why it was not run, or None. `findings` are empty where it passed; the first one heads
     the report. `comparisons`, one per output, are there if the backend returned; they were made with `numerics`.
-    `stderr` is what the worker printed, kept for failures.
+    `stderr` is what the worker printed, kept for failures. `vacuous` says why a case that passed says nothing, "" for
+    one that says something. `unchecked` has what the checks on request and the relations between runs could not look
+    at, and why.
     """
 
     case: Case
@@ -34,6 +38,8 @@ class Verdict:
     numerics: Numerics = EXACT
     stderr: str = ""
     seconds: float = 0.0
+    vacuous: str = ""
+    unchecked: tuple[str, ...] = ()
 
     @property
     def comparison(self) -> Comparison | None:
@@ -49,9 +55,15 @@ class Verdict:
         return not self.findings and self.unsupported is None
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Kind | Literal[""]:
         """The kind of the first finding; "" where there is none."""
         return self.findings[0].kind if self.findings else ""
+
+    def saying(self, said: str) -> Verdict:
+        """The verdict, with what the worker printed while the case ran before what is known of its end."""
+        if not said or said in self.stderr:
+            return self
+        return replace(self, stderr=f"{said}\n{self.stderr}".strip())
 
 
 def judge(
@@ -75,7 +87,15 @@ def judge(
     )
     runs = [Run(case, op, values, Buffers(case, before, left.plan), left, comparison) for comparison in comparisons]
     if run_intact(runs[0]) and not any(comparison.wrong.any() for comparison in comparisons):
-        return Verdict(case, comparisons=comparisons, numerics=numerics)
+        says_nothing = vacuous(op, case, values, comparisons, numerics)
+        return Verdict(case, comparisons=comparisons, numerics=numerics, vacuous=says_nothing)
     found = (next((found for run in runs if (found := check.look(run)) is not None), None) for check in ALWAYS)
     findings = tuple(finding for finding in found if finding is not None)
     return Verdict(case, findings, comparisons=comparisons, numerics=numerics)
+
+
+def now_and_then(verdict: Verdict, when: str) -> Verdict:
+    """A failing verdict on a case that passes too: it heads the report that the two differ. `when` says what happened
+    in which run."""
+    finding = Finding("deterministic", Kind.NOT_DETERMINISTIC, f"{when}: {verdict.findings[0].detail}")
+    return replace(verdict, findings=(finding, *verdict.findings))

@@ -12,7 +12,8 @@ What an interval covers:
   are fused into additions, and kernels that compute in float64, lie inside;
 * underflow: results below 2^-126 are off by a part of 2^-149, and may be 0, as operands may, where the device flushes;
 * overflow: past the largest float32 a result may be infinite; a sum may end as NaN, and nothing is demanded of it;
-* sums in any order, also compensated or blocked (Higham 2002, eq. 4.4 and the remark after it);
+* sums in any order, also compensated or blocked (Higham 2002, eq. 4.4 and the remark after it), and nothing more where
+  no order rounds; sums, differences and products of exact numbers that float32 holds are exact;
 * a / b as a division or as a·(1/b), where 1/b does not overflow; 1/√s as one operation of 2 units in the last place
   (CUDA C++ Programming Guide, "Mathematical Functions"; OpenCL C specification, "Relative error as ULPs"; Vulkan
   specification, "Precision of core SPIR-V instructions") or as a root and a division;
@@ -36,9 +37,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opconform.harness.model.dtypes import F32, F64, DType, Mask
+from opconform.harness.model.dtypes import F16, F32, F64, DType, Mask
 from opconform.harness.model.expected import Expected
-from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.numerics import Numerics, quanta
 
 _TINY = F32.smallest_normal
 _INVERSE_ROOT_ULPS = 2.0
@@ -118,7 +119,7 @@ class Approx:
             return self
         value = self.value + its.value
         if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, self.numerics.u, denormal=0.0)
+            return self._rounded(value, value, value, self._unless_held(value), denormal=0.0)
         return self._rounded(value, self.low + its.low, self.high + its.high, self.numerics.u, denormal=0.0)
 
     __radd__ = __add__
@@ -134,7 +135,7 @@ class Approx:
         its = self._lifted(other)
         value = self.value * its.value
         if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, self.numerics.u)
+            return self._rounded(value, value, value, self._unless_held(value))
         if its is self:
             least, most = abs(self)._ends[1:]
             return self._rounded(value, least * least, most * most, self.numerics.u)
@@ -229,6 +230,9 @@ class Approx:
         value, numerics = function(self.value), self.numerics
         reach = np.maximum(self.high - self.value, self.value - self.low)
         low, high = np.maximum(value - reach, -1.0), np.minimum(value + reach, 1.0)
+        if numerics.sin_within_pi:
+            beyond = np.abs(self.value) > np.pi
+            low, high = np.where(beyond, np.nan, low), np.where(beyond, np.nan, high)
         return self._rounded(value, low, high, numerics.ulps(numerics.sin_ulps), numerics.sin_absolute)
 
     # --- comparisons, which round nothing ---
@@ -241,6 +245,20 @@ class Approx:
         """The greater of the two, element by element."""
         return self._compared(self._lifted(other), np.maximum)
 
+    def stepped(self, function: Callable[[F64], F64]) -> Approx:
+        """A function that never falls and whose results are numbers that float32 holds: floor, sign."""
+        if self._is_exact:
+            value = function(self.value)
+            return self._made(value, value, value)
+        return self._made(*(function(ends) for ends in self._ends))
+
+    def tabled(self) -> Approx:
+        """The same, but rounded to float16 where the device looks such values up in a table (`half_tables`)."""
+        if not self.numerics.half_tables:
+            return self
+        low, high = (F16.decode(F16.encode(end)) for end in (self.low, self.high))
+        return self._made(self.value, np.minimum(self.low, low), np.maximum(self.high, high))
+
     def _compared(self, other: Approx, chosen: Callable[[F64, F64], F64]) -> Approx:
         value = chosen(self.value, other.value)
         if self._is_exact and other._is_exact:
@@ -250,11 +268,15 @@ class Approx:
     # --- along a row: the last axis, which keeps one place ---
 
     def sum(self) -> Approx:
-        """The sum of a row of n terms with additions in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4).
+        """The sum of a row of n terms with additions in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4), nothing where
+        no order rounds (`Numerics.rounds`).
 
         A device that flushes may lose 2^-126 in each addition. Where Σ|x| passes the largest float32 some order
         overflows on its way, and nothing is demanded.
         """
+        return self._summed(may_be_exact=True)
+
+    def _summed(self, may_be_exact: bool) -> Approx:
         it = self._taken
         numerics, additions = self.numerics, max(it.value.shape[-1] - 1, 0)
         value = it.value.sum(-1, keepdims=True)
@@ -268,6 +290,8 @@ class Approx:
         step = numerics.gamma(float(additions)) * magnitude
         if numerics.flushes_denormals:
             step = step + additions * numerics.underflow
+        if may_be_exact:
+            step = np.where(it._rounds_in_sum(magnitude), step, 0.0)
         if not _largest(magnitude + step) <= F32.largest:
             step = np.where(magnitude + step <= F32.largest, step, np.nan)
         least = low - step
@@ -275,11 +299,20 @@ class Approx:
             least = np.where(low >= 0, np.maximum(least, 0.0), least)
         return Approx(value, least, high + step, numerics, self.part, step if low is value else None)
 
+    def _rounds_in_sum(self, magnitude: F64) -> Mask:
+        """The rows whose sum may round (see `Numerics.rounds`): all in which a term is not exact are among them."""
+        inexact: Mask = np.zeros(magnitude.shape, dtype=bool)
+        if not self._is_exact:
+            inexact = ((self.low != self.value) | (self.high != self.value)).any(-1, keepdims=True)
+            if inexact.all():
+                return inexact
+        return inexact | self.numerics.rounds(quanta(self.value).min(-1, keepdims=True, initial=np.inf), magnitude)
+
     def mean(self) -> Approx:
-        """The sum of a row over the number of its elements."""
+        """The sum of a row over the number of its elements. A running mean (Welford) rounds where a sum does not."""
         n = self.value.shape[-1]
         exact = n < 2 and self.numerics.division_ulps <= 0.5  # a division by 1
-        return self.sum() if exact else self.sum() / float(max(n, 1))
+        return self.sum() if exact else self._summed(may_be_exact=False) / float(max(n, 1))
 
     def variance(self) -> Approx:
         """The mean of the squared distances from the mean, in two passes, or updated as Welford does.
@@ -296,6 +329,11 @@ class Approx:
     def largest(self) -> Approx:
         """The greatest element of a row."""
         return self._made(*(ends.max(-1, keepdims=True) for ends in self._taken._ends))
+
+    def through(self, dtype: DType) -> Approx:
+        """The value once it has been stored in a narrower type; a kernel that does so on its way is wrong."""
+        value = dtype.decode(dtype.encode(self.value))
+        return self._made(value, *self._narrowed(dtype, self.low, self.high))
 
     # --- the end ---
 
@@ -363,6 +401,12 @@ class Approx:
 
     def _made(self, value: F64, low: F64, high: F64) -> Approx:
         return Approx(value, low, high, self.numerics, self.part)
+
+    def _unless_held(self, exact: F64) -> float | F64:
+        """The relative error of an operation on exact numbers: none where float32 holds the result."""
+        if self.numerics.conversions:
+            return self.numerics.u
+        return np.where(exact.astype(np.float32) == exact, 0.0, self.numerics.u)
 
     def _lifted(self, other: Approx | float) -> Approx:
         return other if isinstance(other, Approx) else self.constant(other)

@@ -20,8 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from opconform.harness.model import blocks
 from opconform.harness.model.dtypes import DTYPES, Mask
-from opconform.harness.model.layouts import Layout
+from opconform.harness.model.layouts import MARKED, Layout, blocks_of
+from opconform.harness.model.text import printable
 
 FORMAT = "opconform-case/1"
 MAX_RANK = 4
@@ -33,15 +35,13 @@ Param = bool | int | float | str
 class CaseError(ValueError):
     """A case that cannot be: one line that says what is wrong, where, and what would be right.
 
-    What stands in a file is not printed as it is: line breaks, control characters and lone surrogates are escaped, and
-    the line is cut after `LONGEST` characters.
+    What stands in a file is not printed as it is: the line is made printable, and cut after `LONGEST` characters.
     """
 
     LONGEST = 400
 
     def __init__(self, message: str) -> None:
-        line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message[: self.LONGEST])
-        super().__init__(line if len(message) <= self.LONGEST else line + "…")
+        super().__init__(printable(message, self.LONGEST))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Case:
     first output takes over, or is None. Values come from `recipe` and `seed`, or, where `data` is given, from the
     exact bytes of each input's elements in C order. `keep` names the one batch slice whose values stay: all other
     slices of every input are NaN, and must not reach it. `shares` names inputs that lie in the memory of another one,
-    from which their offsets count: parts of one tensor, as models hold q, k and v.
+    from which their offsets count: parts of one tensor, as models hold q, k and v. `before` is a case of the same op
+    that runs right before, in the same process: some backends keep what they should not.
     """
 
     op: str
@@ -65,11 +66,18 @@ class Case:
     inplace: str | None = None
     shares: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, bytes] | None = field(default=None, compare=False)
+    before: Case | None = None
 
     @property
     def layouts(self) -> dict[str, Layout]:
         """Every argument's layout: inputs, then outputs."""
         return {**self.inputs, **self.outputs}
+
+    @property
+    def aligned(self) -> bool:
+        """Whether every argument starts at a multiple of 256 bytes, the most that a Vulkan device may want of a storage
+        buffer (minStorageBufferOffsetAlignment)."""
+        return all(layout.offset % 256 == 0 for layout in self.layouts.values())
 
     @property
     def dtype(self) -> str:
@@ -101,6 +109,7 @@ class Case:
             inputs={name: layout.packed() for name, layout in self.inputs.items()},
             outputs={name: layout.packed() for name, layout in self.outputs.items()},
             shares={},
+            before=None,
         )
 
     def with_data(self, data: Mapping[str, bytes]) -> Case:
@@ -122,7 +131,8 @@ class Case:
                 parts.append(f"offset_{name}={layout.offset}")
             if name in self.shares:
                 parts.append(f"in_{name}={self.shares[name]}")
-        return f"{self.op.upper()}({','.join(parts)})"
+        after = "" if self.before is None else f" after {self.before}"
+        return f"{self.op.upper()}({','.join(parts)}){after}"
 
     def to_json(self) -> dict[str, Any]:
         """The case as JSON data; exact bytes, where it has them, as base64 of zlib."""
@@ -157,15 +167,27 @@ class Case:
             keep=fields.take_optional("keep", int),
             inplace=fields.take_optional("inplace", str),
             shares=fields.take_optional("shares", dict) or {},
+            before=_before(fields.take_optional("before", dict), max_bytes),
         )
         _check_inplace(case)
         _check_shares(case)
+        if case.before is not None and case.before.op != case.op:
+            raise CaseError(f"case.before is of op {case.before.op!r}; it must be of {case.op!r}")
         if case.nbytes > max_bytes:
             raise CaseError(f"the case takes {case.nbytes} bytes; --max-bytes allows {max_bytes}")
         data = fields.take_optional("data", dict)
         fields.take_optional("id", str)
         fields.nothing_left()
         return case if data is None else case.with_data(_data(data, inputs))
+
+
+def _before(plain: dict[str, Any] | None, max_bytes: int) -> Case | None:
+    """The case that runs before; it has none before itself."""
+    if plain is None:
+        return None
+    if plain.get("before") is not None:
+        raise CaseError("case.before.before: only one case runs before")
+    return Case.from_json(plain, max_bytes)
 
 
 def _canonical(case: Case) -> str:
@@ -175,7 +197,8 @@ def _canonical(case: Case) -> str:
         f'{{"inplace":{_or_null(case.inplace)},"inputs":{{{_canonical_layouts(case.inputs)}}},'
         f'"keep":{"null" if case.keep is None else case.keep},"op":{_quoted(case.op)},'
         f'"outputs":{{{_canonical_layouts(case.outputs)}}},"params":{{{_canonical_params(case.params)}}},'
-        f'"recipe":{_quoted(case.recipe)},"seed":{case.seed}{_canonical_shares(case.shares)}}}'
+        f'"recipe":{_quoted(case.recipe)},"seed":{case.seed}{_canonical_shares(case.shares)}'
+        f"{_canonical_before(case.before)}}}"
     )
 
 
@@ -188,6 +211,10 @@ def _canonical_shares(shares: Mapping[str, str]) -> str:
 
 def _or_null(text: str | None) -> str:
     return "null" if text is None else _quoted(text)
+
+
+def _canonical_before(before: Case | None) -> str:
+    return "" if before is None else f',"before":{_canonical(before)}'
 
 
 def _canonical_layouts(layouts: Mapping[str, Layout]) -> str:
@@ -222,6 +249,7 @@ def _plain(case: Case) -> dict[str, Any]:
         "keep": case.keep,
         "inplace": case.inplace,
         **({"shares": dict(case.shares)} if case.shares else {}),
+        **({} if case.before is None else {"before": {"format": FORMAT, **_plain(case.before)}}),
     }
 
 
@@ -292,11 +320,18 @@ def _layout(plain: object, where: str, max_bytes: int) -> Layout:
     fields.nothing_left()
     if len(shape) > MAX_RANK or len(shape) != len(strides):
         raise CaseError(f"{where} has {len(shape)} sizes and {len(strides)} strides; both must be at most {MAX_RANK}")
-    itemsize = DTYPES[dtype].itemsize
+    its = DTYPES[dtype]
+    itemsize = its.itemsize
+    if its.block > 1 and not blocks.available():
+        raise CaseError(f"{where}.dtype is {dtype}; quantised types need the package gguf: {blocks.REMEDY}")
+    if its.block > 1 and (not shape or shape[-1] % its.block):
+        raise CaseError(f"{where}: the innermost size must be a multiple of {its.block}, the block of {dtype}")
     if any(step % itemsize for step in (*strides, offset)):
         raise CaseError(f"{where}: strides and offset are bytes and must be multiples of {itemsize} for {dtype}")
     layout = Layout(dtype, shape, strides, offset)
-    packed = math.prod(max(size, 1) for size in shape) * itemsize  # an empty tensor, too, must be one NumPy can make
+    packed = (
+        math.prod(max(size, 1) for size in blocks_of(shape, its.block)) * itemsize
+    )  # an empty tensor, too, must be one NumPy can make
     if max(layout.end, packed) > max_bytes:
         raise CaseError(f"{where} takes {max(layout.end, packed)} bytes; --max-bytes allows {max_bytes}")
     return layout
@@ -348,10 +383,13 @@ def _check_shares(case: Case) -> None:
 def _any_twice(layouts: Sequence[Layout]) -> bool:
     """Whether elements of two of the layouts (of one memory and one type) share an address."""
     size = layouts[0].type.itemsize
-    taken = np.zeros(max(layout.end for layout in layouts) // size, dtype=bool)
+    length = max(layout.end for layout in layouts) // size
+    if length > MARKED:
+        raise CaseError(f"case.shares: {length} elements from end to end; in one memory at most {MARKED}")
+    taken = np.zeros(length, dtype=bool)
     for layout in layouts:
         strides = tuple(stride // size for stride in layout.strides)
-        mine: Mask = np.ndarray(layout.shape, bool, taken.data, layout.offset // size, strides)
+        mine: Mask = np.ndarray(layout.blocks, bool, taken.data, layout.offset // size, strides)
         if mine.any():
             return True
         mine[...] = True
@@ -365,7 +403,7 @@ def _data(plain: dict[str, Any], inputs: Mapping[str, Layout]) -> dict[str, byte
 
 
 def _bytes(text: object, layout: Layout, where: str) -> bytes:
-    wanted = layout.size * layout.type.itemsize
+    wanted = math.prod(layout.blocks) * layout.type.itemsize
     if not isinstance(text, str):
         raise CaseError(f"{where} is {_kind(text)}; it must be base64 text")
     try:

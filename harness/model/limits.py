@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -14,11 +14,11 @@ from opconform.harness.model.layouts import LayoutClass
 class Limit:
     """Something a backend does not take: data, with the reason a person can act on and where that is written.
 
-    `subject` is an argument's name (then `allowed` is the widest `LayoutClass`), "dtype", "empty", a parameter or a
-    trait of the op (then `allowed` lists the values). `kind`: "api" is refused by the interface itself; "kernel" is a
-    precondition that the kernel only asserts, which --strict-supports tries all the same; "bug" is a wrong answer
-    that is known and pinned by the known case `pinned`, which every run tries again. `device` is a prefix of the
-    device ids it holds for.
+    `subject` is an argument's name (then `allowed` is the widest `LayoutClass`), "dtype", "empty", "aligned"
+    (`Case.aligned`), "recipe" (of values on which a kernel is known to be wrong), a parameter or a trait of the op
+    (then `allowed` lists the values). `kind`: "api" is refused by the interface itself; "kernel" is a precondition that
+    the kernel only asserts, which --strict-supports tries all the same; "bug" is a wrong answer that is known and
+    pinned by the known case `pinned`, which every run tries again. `device` is a prefix of the device ids it holds for.
     """
 
     op: str
@@ -40,6 +40,10 @@ class Limit:
             return case.layouts[self.subject].kind > self.allowed
         if self.subject == "dtype":
             return case.dtype not in self.allowed
+        if self.subject == "recipe":
+            return case.recipe not in self.allowed
+        if self.subject == "aligned":
+            return case.aligned not in self.allowed
         if self.subject == "empty":
             return any(layout.size == 0 for layout in case.layouts.values()) not in self.allowed
         return {**traits, **case.params}[self.subject] not in self.allowed
@@ -62,6 +66,13 @@ class Freedom:
             if limit.subject == subject and isinstance(limit.allowed, tuple):
                 kept = [value for value in kept if value in limit.allowed]
         return kept
+
+    def forbids(self, case: Case, traits: Callable[[Case], Mapping[str, Any]]) -> Limit | None:
+        """The first limit that does not take `case`, whose `traits` its op tells; None where all of them do."""
+        if not self.limits:
+            return None
+        known = traits(case)
+        return next((limit for limit in self.limits if limit.forbids(case, known)), None)
 
     def widest(self, argument: str, broadcast: bool) -> LayoutClass:
         """The widest layout class for an argument; outputs never broadcast."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from opconform.harness.model.dtypes import F64
+from opconform.harness.model.dtypes import F32, F64, Mask
 
 Count = TypeVar("Count", float, npt.NDArray[np.float64])
 
@@ -19,9 +20,13 @@ class Numerics:
     """A device's promises about float32 arithmetic.
 
     Errors "in ulps" are units in the last place of the result. The defaults are those of the OpenCL C specification
-    ("Relative error as ULPs", full profile), which no usual library exceeds: the CUDA C++ Programming Guide
-    ("Mathematical Functions") has 2 for exp, tanh, erf, sin and cos and 1 for log, glibc's manual 1 or 2 for each, and
-    ggml's own vector exp 1.96 (src/ggml-cpu/vec.h, ggml_v_expf).
+    ("Relative error as ULPs", full profile). The CUDA C++ Programming Guide ("Mathematical Functions") has 2 for exp,
+    tanh, erf, sin and cos and 1 for log, glibc's manual 1 or 2 for each, ggml's own vector exp 1.96
+    (src/ggml-cpu/vec.h, ggml_v_expf), and NumPy's exp measures 2.5. A library that makes exp of exp2 is far beyond
+    them: `exp_ulps_per_unit` is for it.
+
+    The last four say that a device computes in another way, of which nothing better can be promised; a device that
+    does not say so is held to the way that the op demands.
 
     flushes_denormals: results and operands below 2^-126 may become 0 (Vulkan without DenormPreserve, OpenCL without
     CL_FP_DENORM).
@@ -38,11 +43,19 @@ class Numerics:
     tanh_ulps, tanh_absolute, erf_ulps, erf_absolute: tanh and erf; the absolute error counts if it is more (WebGPU, as
     Vulkan inherits tanh from the quotient of two differences of exponentials: 1e-5).
     sin_ulps, sin_absolute: sin and cos; the absolute error counts if it is more (Vulkan: 2^-11 from −π to π).
+    sin_within_pi: nothing is promised of sin and cos beyond ±π (Vulkan).
     roundoff: the unit roundoff of an operation in the compute precision, before `any_rounding`.
     narrow_operands: a product with an f16 or bf16 tensor first rounds its other operand to that type, and adds up in
     float32 (ggml's matrix products and attention on the CPU).
     narrow_sums: attention adds up the weighted rows of an f16 tensor in f16 (ggml's on the CPU).
+    half_tables: GELU is looked up in a table of float16, by x rounded to float16 (ggml's on the CPU).
+    block_operands: a product with a quantised tensor first rounds its other operand to 8 bits in blocks of so many
+    elements, with one scale a block; 0 for none (ggml's q8_0, q8_1 and q8_K).
     one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
+    inverted_blocks: triangular solves may invert diagonal blocks of up to so many rows and multiply with the inverses
+    (rocBLAS, MAGMA and cuBLAS do); 0 for substitution.
+    delta_chunk: `gated_delta_net` may be computed in chunks of so many tokens; 0 for token by token only.
+    subtracted_sums: an exclusive sum may be computed as the inclusive one less the element.
     """
 
     flushes_denormals: bool = False
@@ -62,7 +75,26 @@ class Numerics:
     erf_absolute: float = 0.0
     sin_ulps: float = 4.0
     sin_absolute: float = 0.0
+    sin_within_pi: bool = False
     one_pass_variance: bool = False
+    inverted_blocks: int = 0
+    delta_chunk: int = 0
+    subtracted_sums: bool = False
+    half_tables: bool = False
+    block_operands: int = 0
+
+    def checked(self) -> Numerics:
+        """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.type in ("bool", bool):
+                if not isinstance(value, bool):
+                    raise ValueError(f"Numerics.{item.name} is {value!r}; it must be True or False")
+            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"Numerics.{item.name} is {value!r}; it must be a number from 0 on")
+        if not 2.0**-64 <= self.roundoff <= 2.0**-4:
+            raise ValueError(f"Numerics.roundoff is {self.roundoff!r}; float32's is 2^-24, bfloat16's 2^-9")
+        return self
 
     @property
     def u(self) -> float:
@@ -110,8 +142,17 @@ class Numerics:
         said = [f"u = 2^{math.log2(self.roundoff):g}"] if self.conversions else []
         said += ["operands of products rounded to 16 bits"] if self.narrow_operands else []
         said += ["sums of f16 in f16"] if self.narrow_sums else []
+        said += ["GELU from a table of 16 bits"] if self.half_tables else []
+        if self.block_operands:
+            said.append(f"operands of quantised products rounded to 8 bits in blocks of {self.block_operands}")
         said += ["variances in one pass"] if self.one_pass_variance else []
         return ", ".join(said)
+
+    @property
+    def looser(self) -> str:
+        """What is declared looser than IEEE float32 and the usual libraries, in words; "" where nothing is. Below
+        float32's precision it begins with "lower precision"."""
+        return _looser(self)
 
     def gamma(self, n: Count) -> Count:
         """γ_n = n·u / (1 − n·u), the relative error of n roundings (Higham 2002, lemma 3.1); infinite from n·u = 1."""
@@ -119,5 +160,50 @@ class Numerics:
             relative: Count = n * self.u / np.maximum(1 - n * self.u, 0.0)
         return relative
 
+    def rounds(self, quantum: F64, magnitude: F64) -> Mask:
+        """Where a sum may round: everywhere but where all its addends are multiples of one power of two, `quantum`, and
+        the sum of their magnitudes fits the significand.
+
+        Every sum of some of them, in any order and any tree, is then a multiple of the quantum too and no larger than
+        2^24 quanta: a float32, which every rounding mode leaves alone. Addends that are products are such numbers
+        themselves, so that neither a product nor a fused one rounds. Nothing is said of a device that rounds its
+        operands to a lower precision.
+        """
+        if self.conversions:
+            return np.ones(np.broadcast_shapes(quantum.shape, magnitude.shape), dtype=bool)
+        least = F32.smallest_normal * (1 if self.flushes_denormals else 2 * F32.unit_roundoff)
+        fits = (magnitude <= quantum / self.roundoff) & (magnitude <= F32.largest) & (quantum >= least)
+        rounding: Mask = ~fits
+        return rounding
+
 
 EXACT = Numerics()
+
+
+def quanta(x: F64) -> F64:
+    """The largest power of two that each number is a multiple of: ∞ for 0, and 0 for what is not finite.
+
+    The numbers must be normal in float64, as every float32 and every product of two of them is.
+    """
+    size = np.abs(x)
+    bits = size.view(np.int64)
+    fraction = bits & ((1 << 52) - 1)
+    without = np.where(fraction == 0, 0, bits & (bits - 1)).view(np.float64)  # less the last bit of the fraction
+    found: F64 = np.where(size == 0, np.inf, np.where(np.isfinite(size), size - without, 0.0))
+    return found
+
+
+_SAID_AS_LOWER = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands")
+
+
+@cache
+def _looser(numerics: Numerics) -> str:
+    said = []
+    for item in fields(numerics):
+        value, usual = getattr(numerics, item.name), getattr(EXACT, item.name)
+        if value > usual and item.name not in _SAID_AS_LOWER:
+            words = item.name.replace("_", " ")
+            said.append(words if value is True else f"{words} {value:g} instead of {usual:g}")
+    kind = "lower precision" if numerics.lower else "looser arithmetic"
+    found = [numerics.lower, *said] if numerics.lower else said
+    return f"{kind}: {', '.join(found)}" if found else ""

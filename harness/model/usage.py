@@ -2,6 +2,23 @@
 
 from __future__ import annotations
 
+import re
+
+from opconform.harness.model.text import printable
+
 
 class UsageError(Exception):
-    """Something the user asked for does not exist or cannot be: one line that lists what does."""
+    """Something the user asked for does not exist or cannot be: one line that lists what does, or several such lines.
+
+    What stands in a file or is named by a device is not printed as it is: each line is made printable, long words are
+    shortened, and the line is cut after `LONGEST` characters.
+    """
+
+    LONGEST = 4000
+
+    def __init__(self, *lines: str) -> None:
+        short = (re.sub(r"\S{400,}", lambda word: f"{word[0][:200]}…{word[0][-100:]}", line) for line in lines)
+        super().__init__(*(printable(line, self.LONGEST) for line in short))
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))

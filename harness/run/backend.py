@@ -10,6 +10,7 @@ import numpy as np
 
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.script import Script, ScriptRequest
@@ -35,10 +36,10 @@ class Unavailable(Exception):
 class KernelFault(Exception):
     """What a backend has seen a kernel do that its API does not define; raised by `Backend.run`.
 
-    `kind` is one of `sanitizer.KINDS` and becomes that of the verdict; the text says the file and line.
+    `kind`, of severity MEMORY, becomes that of the verdict; the text says the file and line.
     """
 
-    def __init__(self, kind: str, says: str) -> None:
+    def __init__(self, kind: Kind, says: str) -> None:
         super().__init__(says)
         self.kind = kind
 

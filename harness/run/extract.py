@@ -11,7 +11,7 @@ import sys
 import sysconfig
 import textwrap
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,51 +24,135 @@ class CannotExtractError(Exception):
 
 def source_of(function: Callable[..., Any]) -> dict[str, str]:
     """The source of `function` with every function and constant that it uses of modules that are not installed, and
-    its name. Raises `CannotExtractError`."""
-    imports: dict[str, str] = {}
-    sources: dict[str, str] = {}
-    _collect(function, imports, sources)
-    text = "\n".join([*imports.values(), "", "", "\n\n\n".join(sources.values())])
-    return {"source": text.strip() + "\n", "name": function.__name__}
+    its name. What a closure has kept becomes a name of the module. Raises `CannotExtractError`."""
+    collected = _Collected()
+    name = collected.function(function, _LAMBDA)
+    text = "\n".join([*collected.imports.values(), "", "", "\n\n\n".join(collected.sources.values())])
+    return {"source": text.strip() + "\n", "name": name}
 
 
-def _collect(found: Any, imports: dict[str, str], sources: dict[str, str]) -> None:
-    """Add what `found` needs, then `found` itself."""
-    if isinstance(found, type):
-        _collect_class(found, imports, sources)
-        return
-    function = inspect.unwrap(found)
-    if not isinstance(function, types.FunctionType) or function.__name__ == "<lambda>" or function.__closure__:
-        raise CannotExtractError(f"{getattr(found, '__name__', found)} is not a plain function of a module")
-    if function.__name__ in sources:
-        return
-    sources[function.__name__] = ""  # its place; it may call itself
-    for name in _names(function.__code__):
-        if name in function.__globals__:
-            _add(name, function.__globals__[name], imports, sources)
-        elif not hasattr(builtins, name):
-            raise CannotExtractError(f"{function.__name__} uses {name}, which is not there")
-    for decorator in _decorators(found, function):
-        imports[decorator] = f"from functools import {decorator}"
-    sources.pop(function.__name__)
-    sources[function.__name__] = textwrap.dedent(inspect.getsource(function)).strip()
+class _Collected:
+    """What a function needs, by name: import statements, and sources in an order in which they can run."""
+
+    def __init__(self) -> None:
+        self.imports: dict[str, str] = {}
+        self.sources: dict[str, str] = {}
+        self._stands_for: dict[str, Any] = {}
+
+    def _is_new(self, name: str, value: Any) -> bool:
+        """Whether the name has still to be added. Raises `CannotExtractError` where it stands for something else."""
+        if name in self._stands_for and self._stands_for[name] is not value:
+            raise CannotExtractError(f"{name} stands for two things")
+        return self._stands_for.setdefault(name, value) is value and name not in self.sources
+
+    def function(self, found: Any, name: str) -> str:
+        """Add what `found` needs, then `found` itself, a lambda under `name`. Gives back what it is called."""
+        function = inspect.unwrap(found)
+        if not isinstance(function, types.FunctionType):
+            raise CannotExtractError(f"{getattr(found, '__name__', found)} is no function of a module")
+        is_lambda = function.__name__ == _LAMBDA_NAME
+        own = name if is_lambda else function.__name__
+        if not self._is_new(own, found):
+            return own
+        self.sources[own] = ""  # its place; it may call itself
+        kept = dict(zip(function.__code__.co_freevars, function.__closure__ or ()))
+        for used in dict.fromkeys([*_names(function.__code__), *kept]):
+            if used in kept:
+                self.add(used, _kept(used, kept[used]))
+            elif used in function.__globals__:
+                self.add(used, function.__globals__[used])
+            elif not hasattr(builtins, used):
+                raise CannotExtractError(f"{own} uses {used}, which is not there")
+        for decorator in _decorators(found, function):
+            self.imports[decorator] = f"from functools import {decorator}"
+        del self.sources[own]
+        self.sources[own] = f"{own} = {_lambda_source(function)}" if is_lambda else _source(function)
+        return own
+
+    def _class(self, found: type) -> None:
+        """Add what the body of a class needs, then the class."""
+        if not self._is_new(found.__name__, found):
+            return
+        self.sources[found.__name__] = ""
+        try:
+            text = _source(found)
+        except (OSError, TypeError):
+            raise CannotExtractError(f"the class {found.__name__} has no source") from None
+        there = vars(sys.modules[found.__module__])
+        for name in dict.fromkeys(_evaluated(ast.parse(text))):
+            if name in there and name != found.__name__:
+                self.add(name, there[name])
+        del self.sources[found.__name__]
+        self.sources[found.__name__] = text
+
+    def add(self, name: str, value: Any) -> None:
+        """Add what a name stands for."""
+        if isinstance(value, types.ModuleType):
+            if not is_installed(value):
+                raise CannotExtractError(f"it uses the module {value.__name__}, which is not installed")
+            self.imports[name] = f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}")
+        elif _is_plain(value):
+            if self._is_new(name, value):
+                self.sources[name] = f"{name} = {value!a}"
+        elif not hasattr(value, "__name__"):
+            raise CannotExtractError(f"it uses {name}, which is neither a function nor a plain value")
+        elif is_installed(sys.modules.get(getattr(value, "__module__", None) or "")):
+            self.imports[name] = f"from {value.__module__} import {value.__name__}" + (
+                "" if value.__name__ == name else f" as {name}"
+            )
+        elif isinstance(value, type):
+            self._class(value)
+            self._alias(name, value.__name__, value)
+        else:
+            self._alias(name, self.function(value, name), value)
+
+    def _alias(self, name: str, own: str, value: Any) -> None:
+        if name != own and self._is_new(name, value):
+            self.sources[name] = f"{name} = {own}"
 
 
-def _collect_class(found: type, imports: dict[str, str], sources: dict[str, str]) -> None:
-    """Add what the body of a class needs, then the class."""
-    if found.__name__ in sources:
-        return
-    sources[found.__name__] = ""
+_LAMBDA_NAME = "<lambda>"
+_LAMBDA = "function_at_fault"  #: what the function itself is called where it is a lambda
+
+
+def _kept(name: str, cell: types.CellType) -> Any:
+    """What a closure has kept under a name."""
     try:
-        text = textwrap.dedent(inspect.getsource(found)).strip()
-    except (OSError, TypeError):
-        raise CannotExtractError(f"the class {found.__name__} has no source") from None
-    there = vars(sys.modules[found.__module__])
-    for name in dict.fromkeys(_evaluated(ast.parse(text))):
-        if name in there and name != found.__name__:
-            _add(name, there[name], imports, sources)
-    sources.pop(found.__name__)
-    sources[found.__name__] = text
+        return cell.cell_contents
+    except ValueError:
+        raise CannotExtractError(f"it keeps {name}, which has no value") from None
+
+
+def _source(found: Any) -> str:
+    return textwrap.dedent(inspect.getsource(found)).strip()
+
+
+def _lambda_source(function: types.FunctionType) -> str:
+    """The source of a lambda: the one in its line that is compiled to the same code."""
+    code = function.__code__
+    text = "".join(inspect.findsource(function)[0])
+    found = {
+        f"({source})" if "\n" in source else source
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno
+        for source in [ast.get_source_segment(text, node) or ""]
+        if _shape(_compiled(source, code.co_freevars)) == _shape(code)
+    }
+    if len(found) != 1:
+        raise CannotExtractError(f"the lambda in line {code.co_firstlineno} cannot be told from others there")
+    return found.pop()
+
+
+def _compiled(source: str, kept: Iterable[str]) -> types.CodeType:
+    """The code of a lambda inside a function with the names that it keeps."""
+    module = compile(f"def _({', '.join(kept)}):\n    return (\n{source}\n)\n", "<lambda>", "exec")
+    outer = next(each for each in module.co_consts if isinstance(each, types.CodeType))
+    return next(each for each in outer.co_consts if isinstance(each, types.CodeType))
+
+
+def _shape(code: types.CodeType) -> tuple[Any, ...]:
+    constants = tuple(each if not isinstance(each, types.CodeType) else _shape(each) for each in code.co_consts)
+    return code.co_code, code.co_names, code.co_varnames, code.co_freevars, [*map(repr, constants)]
 
 
 def _evaluated(node: ast.AST) -> Iterator[str]:
@@ -98,25 +182,6 @@ def _decorators(found: Any, function: types.FunctionType) -> list[str]:
     if not known:
         raise CannotExtractError(f"{function.__name__} is wrapped by something unknown")
     return known
-
-
-def _add(name: str, value: Any, imports: dict[str, str], sources: dict[str, str]) -> None:
-    if isinstance(value, types.ModuleType):
-        if not is_installed(value):
-            raise CannotExtractError(f"it uses the module {value.__name__}, which is not installed")
-        imports[name] = f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}")
-    elif _is_plain(value):
-        sources[name] = f"{name} = {value!a}"
-    elif not hasattr(value, "__name__"):
-        raise CannotExtractError(f"it uses {name}, which is neither a function nor a plain value")
-    elif is_installed(sys.modules.get(getattr(value, "__module__", None) or "")):
-        imports[name] = f"from {value.__module__} import {value.__name__}" + (
-            "" if value.__name__ == name else f" as {name}"
-        )
-    else:
-        _collect(value, imports, sources)
-        if value.__name__ != name:
-            sources[name] = f"{name} = {value.__name__}"
 
 
 def _is_plain(value: Any) -> bool:

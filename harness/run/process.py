@@ -1,52 +1,53 @@
-"""The client of a worker process."""
+"""The client of a worker process, and the same without a process.
+
+A worker may die, hang or send anything: each of that becomes a `Died` for the case in hand, and the next case gets a
+fresh worker.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import mmap
 import os
-import signal
-import socket
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
-from opconform.harness.model.usage import UsageError
+from opconform.harness.run import messages
 from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.messages import Answer, NonsenseError, Shown, StageError
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG, OPTION
-from opconform.harness.run.worker import Answer, answer, shown_stages
+from opconform.harness.run.wire import EndedError, OutOfTimeError, Wire, exit_words
+from opconform.harness.run.worker import answer, shown_stages
+
+T = TypeVar("T")
 
 START_SECONDS = 120.0  #: how long a backend may take to list and open its devices
-
-
 _EXIT_SECONDS = 5.0  #: how long a worker that hung up may take to end
-
-
 _STDERR_BYTES = 6000  #: how much of a dead worker's last words a report keeps
+
+#: The folder it runs in comes last, so that a file random.py there does not hide the standard library's.
+_START = "import sys; sys.path.sort(key=lambda place: not place); from opconform.harness.run.worker import main; main()"
 
 
 @dataclass(frozen=True)
 class Died:
-    """A worker's end: killed by a signal, exited, or out of time. `log` is what the sanitizer wrote until then."""
+    """A worker's end: killed by a signal, exited, out of time, or ended by us for what it sent. `log` is what the
+    sanitizer wrote until then."""
 
-    kind: str
+    kind: Kind
     detail: str
     stderr: str
     log: str = ""
-
-
-#: The folder it runs in comes last, so that a file random.py there does not hide the standard library's.
-_START = "import sys; sys.path.sort(key=lambda place: not place); from opconform.harness.run.worker import main; main()"
 
 
 class Worker:
@@ -54,54 +55,60 @@ class Worker:
 
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
         before, environment, self._log = _under_sanitizer(spec, options)
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
-        self._memory_fd = _memory_file()
+        self._memory_fd = memory_file()
         self._arena = np.empty(0, np.uint8)
-        ours, theirs = socket.socketpair()
-        arguments = [str(theirs.fileno()), str(self._memory_fd), spec]
-        command = [*before, sys.executable, "-c", _START, *arguments]
-        self._process = subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            stdout=self._stderr,
-            stderr=self._stderr,
-            pass_fds=(theirs.fileno(), self._memory_fd),
-        )
-        theirs.close()
-        self._connection: Connection[Any, Any] = Connection(ours.detach())
-        self._send(dict(options))
+        command = [*before, sys.executable, "-c", _START, str(self._memory_fd), spec]
+        self._wire = Wire(command, environment, keep=(self._memory_fd,))
+        self._wire.send(dict(options), START_SECONDS)
         self._devices: list[Device] | None = None
+        self._mark = 0  #: how much it had printed before the last cases
 
     def devices(self, seconds: float | None = None) -> list[Device]:
         """The backend's devices. Raises `Unavailable`, also when the time is up."""
         if self._devices is None:
-            self._devices = self._reply("list its devices", seconds)
+            kind, content = self._reply("list its devices", seconds)
+            self._devices = self._read("list its devices", messages.devices_in, kind, "devices", content)
         return self._devices
 
     def open(self, device: str, seconds: float | None = None) -> tuple[Limit, ...]:
         """Open a device; returns its limits. Raises `Unavailable`, also when the time is up."""
         self.devices(seconds)
-        self._send(("open", device))
-        limits: tuple[Limit, ...] = self._reply(f"open {device}", seconds)
-        return limits
+        self._wire.send(("open", device), START_SECONDS)
+        kind, content = self._reply(f"open {device}", seconds)
+        return self._read(f"open {device}", messages.limits_in, kind, "limits", content)
 
-    def _send(self, request: Any) -> None:
-        with contextlib.suppress(OSError):  # a dead worker shows when its reply is waited for
-            self._connection.send(request)
+    def supports(self, cases: Sequence[Case]) -> list[str | None]:
+        """The backend's own word on each case. Raises `Unavailable`."""
+        what = "say what it supports"
+        self._wire.send(("supports", list(cases)), START_SECONDS)
+        kind, content = self._reply(what, None)
+        return self._read(what, lambda plain: messages.reasons_in(plain, len(cases)), kind, "reasons", content)
 
-    def _reply(self, what: str, seconds: float | None = None) -> Any:
-        limit = START_SECONDS if seconds is None else seconds
+    def _reply(self, what: str, seconds: float | None) -> tuple[str, Any]:
+        """The next message. Raises `Unavailable`, or `UsageError` where the worker says so."""
         try:
-            found = self._connection.recv() if self._connection.poll(limit) else self._died(limit)
-        except (EOFError, OSError):
-            found = self._died()
-        if isinstance(found, Died):
-            last = found.stderr.strip().splitlines()[-1:] or [""]
-            raise Unavailable(f"could not {what}: {found.detail}", last[0] or "its worker said nothing")
-        if isinstance(found, (Unavailable, UsageError)):
-            raise found
-        return found
+            kind, content, _ = self._message(START_SECONDS if seconds is None else seconds)
+            absence = messages.absence_in(kind, content)
+        except NonsenseError as nonsense:
+            raise self._gone(what, self._stopped(nonsense)) from None
+        except _DiedError as end:
+            raise self._gone(what, end.died) from None
+        if absence is not None:
+            raise absence
+        return kind, content
+
+    def _read(self, what: str, read: Callable[[Any], T], kind: str, wanted: str, content: Any) -> T:
+        """The content of a message of the kind `wanted`. Raises `Unavailable`."""
+        try:
+            if kind != wanted:
+                raise NonsenseError(f"a message of {kind!r:.40} came instead of one of {wanted!r}")
+            return read(content)
+        except NonsenseError as nonsense:
+            raise self._gone(what, self._stopped(nonsense)) from None
+
+    def _gone(self, what: str, died: Died) -> Unavailable:
+        last = died.stderr.strip().splitlines()[-1:] or [""]
+        return Unavailable(f"could not {what}: {died.detail}", last[0] or "its worker said nothing")
 
     def arena(self, size: int) -> np.ndarray:
         """Memory of at least `size` bytes that the worker sees too."""
@@ -113,67 +120,91 @@ class Worker:
 
     def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
         """One answer per case, in order; the last one is `Died` where the worker ends before its time."""
-        mark = os.fstat(self._stderr.fileno()).st_size
+        mark = self._mark = self._wire.output.total
         logged = os.path.getsize(self._log) if self._log else 0
-        try:
-            self._send(("run", self._arena.size, cases))
-            for _ in cases:
-                if not self._connection.poll(seconds):
-                    yield replace(self._died(seconds, mark), log=self._logged_since(logged))
-                    return
-                answered: Answer = self._connection.recv()
-                logged = max(logged, answered.logged)
-                yield answered
-        except (EOFError, OSError):
-            yield replace(self._died(None, mark), log=self._logged_since(logged))
+        self._wire.send(("run", self._arena.size, cases), seconds)
+        for number in range(len(cases)):
+            try:
+                kind, content, _ = self._message(seconds, mark)
+                if kind != "answer":
+                    raise NonsenseError(f"a message of {kind!r:.40} came instead of an answer")
+                found = messages.answer_in(content, number)
+            except NonsenseError as nonsense:
+                yield replace(self._stopped(nonsense, mark), log=self._logged_since(logged))
+                return
+            except _DiedError as end:
+                yield replace(end.died, log=self._logged_since(logged))
+                return
+            logged = max(logged, found.logged)
+            yield found
+
+    def said(self) -> str:
+        """What it has printed since it was last given cases."""
+        self._wire.output.catch_up()
+        return self._wire.output.since(self._mark, _STDERR_BYTES)
 
     def _logged_since(self, start: int) -> str:
         """What the sanitizer has written from byte `start` on."""
         return Path(self._log).read_bytes()[start:].decode(errors="replace") if self._log else ""
 
-    def supports(self, cases: Sequence[Case]) -> list[str | None]:
-        """The backend's own word on each case."""
-        self._send(("supports", list(cases)))
-        reasons: list[str | None] = self._reply("say what it supports")
-        return reasons
-
-    def stages(self, case: Case, seconds: float) -> dict[str, np.ndarray] | str | None:
-        """The intermediates of the case that stands at the start of the arena; text where they cannot be had."""
-        self._send(("stages", self._arena.size, case, 0))
+    def stages(self, case: Case, seconds: float) -> Shown | StageError:
+        """The intermediates of the case that stands at the start of the arena."""
+        self._wire.send(("stages", self._arena.size, case, 0), seconds)
         try:
-            found = self._connection.recv() if self._connection.poll(seconds) else self._died(seconds)
-        except (EOFError, OSError):
-            found = self._died()
-        return found.detail if isinstance(found, Died) else found
+            kind, content, arrays = self._message(seconds)
+            if kind not in ("stages", "no stages"):
+                raise NonsenseError(f"a message of {kind!r:.40} came instead of the stages")
+            return messages.stages_in(kind, content, arrays)
+        except NonsenseError as nonsense:
+            return StageError(self._stopped(nonsense).detail)
+        except _DiedError as end:
+            return StageError(end.died.detail)
 
-    def _died(self, seconds: float | None = None, mark: int = 0) -> Died:
-        if seconds is not None:
-            self._process.kill()
+    def _message(self, seconds: float, mark: int = 0) -> tuple[str, Any, bytes]:
+        """The next message, with its arrays. Raises `_DiedError` or `NonsenseError`."""
         try:
-            code = self._process.wait(_EXIT_SECONDS)
-        except subprocess.TimeoutExpired:  # its driver does not let it go
-            self._process.kill()
-            code = self._process.wait()
-        size = os.fstat(self._stderr.fileno()).st_size
-        start = max(mark, size - _STDERR_BYTES)
-        said = os.pread(self._stderr.fileno(), size - start, start).decode(errors="replace").strip()
-        if seconds is not None:
-            return Died("TIMEOUT", f"no answer within {seconds:g} s", said)
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
-        return Died("CRASH", f"the process ended with {how}", said)
+            text, arrays = self._wire.receive(seconds)
+        except OutOfTimeError:
+            self._wire.kill()
+            raise _DiedError(Died(Kind.TIMEOUT, f"no answer within {seconds:g} s", self._said(mark))) from None
+        except EndedError:
+            code = self._wire.exit_code(_EXIT_SECONDS)
+            self._wire.kill()  # what it has started goes with it
+            how = "it hung up and did not end" if code is None else exit_words(code)
+            raise _DiedError(Died(Kind.CRASH, how, self._said(mark))) from None
+        kind, content = messages.unpacked(text)
+        return kind, content, arrays
+
+    def _stopped(self, nonsense: NonsenseError, mark: int = 0) -> Died:
+        """The end of a worker that has sent what is no message: nothing that it sends from here on can be trusted."""
+        self._wire.kill()
+        return Died(Kind.ERROR, f"its worker does not keep to the protocol: {nonsense}", self._said(mark))
+
+    def _said(self, mark: int) -> str:
+        self._wire.output.settle()
+        return self._wire.output.since(mark, _STDERR_BYTES)
+
+    @property
+    def pid(self) -> int:
+        return self._wire.pid
 
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return self._wire.is_alive()
 
     def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.kill()
-        self._process.wait()
-        self._stderr.close()
+        """End the process, and all that it has started."""
+        self._wire.close()
         os.close(self._memory_fd)
         if self._log:
             Path(self._log).unlink(missing_ok=True)
+
+
+class _DiedError(Exception):
+    """The worker has ended while its message was waited for."""
+
+    def __init__(self, died: Died) -> None:
+        super().__init__(died.detail)
+        self.died = died
 
 
 def _under_sanitizer(spec: str, options: Mapping[str, str]) -> tuple[Sequence[str], Mapping[str, str], str]:
@@ -188,15 +219,21 @@ def _under_sanitizer(spec: str, options: Mapping[str, str]) -> tuple[Sequence[st
     return before, {**environment, LOG: log}, log
 
 
-def _memory_file() -> int:
-    """A file that lives in memory, or, where the system has none, a nameless temporary one."""
+def memory_file() -> int:
+    """A file that lives in memory, or, where the system has none, a nameless temporary one. A worker cannot make one in
+    memory shorter: to read beyond its end would end the harness."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("opconform")
+        descriptor = os.memfd_create("opconform", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            import fcntl
+
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return descriptor
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
 
-class _Local:
+class Local:
     """The same in this very process, for debugging: no protection from aborts, segfaults or hangs."""
 
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
@@ -206,7 +243,7 @@ class _Local:
 
     def open(self, device: str, seconds: float | None = None) -> tuple[Limit, ...]:
         self._backend = self._type(device, self._options)
-        return self._backend.limits()
+        return tuple(self._backend.limits())
 
     def arena(self, size: int) -> np.ndarray:
         if self._arena.size < size:
@@ -215,13 +252,20 @@ class _Local:
 
     def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
         for case, offset in cases:
-            yield answer(self._backend, case, self._arena[offset:])
+            try:
+                yield answer(self._backend, case, self._arena[offset:])
+            except SystemExit as exit_:
+                yield Answer(error=f"SystemExit: {exit_.code}: a backend must not end the process it runs in")
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         return [self._backend.supports(case) for case in cases]
 
-    def stages(self, case: Case, seconds: float) -> dict[str, np.ndarray] | str | None:
+    def stages(self, case: Case, seconds: float) -> Shown | StageError:
         return shown_stages(self._backend, case, self._arena)
+
+    def said(self) -> str:
+        """Nothing: what a backend prints in this process, the user has seen."""
+        return ""
 
     def close(self) -> None:
         pass

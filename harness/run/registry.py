@@ -1,11 +1,13 @@
 """What exists: ops and backends, registered by entry point, and backends named by a file.
 
-A backend is named `NAME`, `NAME:DEVICE`, `path/to/file.py:Class` or `path/to/file.py:Class:DEVICE`. `@ALIAS` after
-it is a name for the build that is tested, under which its results stand: `ggml@pinned`, `ggml:Vulkan0@pinned`.
+A backend is named `NAME`, `NAME:DEVICE`, `path/to/file.py:Class` or `path/to/file.py:Class:DEVICE`; the file is enough
+where it has one backend. `@ALIAS` after it is a name for the build that is tested, under which its results stand:
+`ggml@pinned`, `ggml:Vulkan0@pinned`.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import sys
@@ -31,6 +33,40 @@ def parts_of(target: str) -> tuple[str, str, str]:
     path, is_file, rest = name.partition(".py:")
     spec, _, device = (rest if is_file else name).partition(":")
     return (f"{path}.py:{spec}" if is_file else spec), device, alias[1] if alias else ""
+
+
+def with_class(target: str) -> str:
+    """`target`, with the class of its backend where it names only the file: `mine.py` is `mine.py:Mine`.
+
+    The file is read and not run. Raises `UsageError` where it has no backend, or several.
+    """
+    alias = re.search(r"@[^@:/\\]*$", target)
+    path = target[: alias.start()] if alias else target
+    if not path.endswith(".py") or not Path(path).is_file():
+        return target
+    classes = _backends_in(Path(path))
+    if len(classes) != 1:
+        many = f"has several backends; name one: {', '.join(f'{path}:{name}' for name in classes)}"
+        raise UsageError(f"{path} {many if classes else 'has no class that derives from opconform.Backend'}")
+    return f"{path}:{classes[0]}{alias[0] if alias else ''}"
+
+
+def _backends_in(path: Path) -> list[str]:
+    """The classes of a file that derive from `Backend`, in sight of its text; one that others derive from is left
+    out."""
+    try:
+        tree = ast.parse(path.read_bytes(), str(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    found: list[str] = []
+    bases: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            names = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+            if names & {"Backend", *found}:
+                found.append(node.name)
+                bases |= names
+    return [name for name in found if name not in bases]
 
 
 def split_target(target: str) -> tuple[str, str | None, str]:

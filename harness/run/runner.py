@@ -10,28 +10,24 @@ import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
-from opconform.harness.judge.checks import TwinCheck
 from opconform.harness.judge.judging import Verdict, judge
 from opconform.harness.judge.oracle import expectation
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.dtypes import Raw
-from opconform.harness.model.expected import Comparison
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.op import Op
-from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Unavailable
-from opconform.harness.run.process import Died, Worker, _Local
+from opconform.harness.run.messages import Answer, Shown, StageError
+from opconform.harness.run.process import Died, Local, Worker
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import OPTION
 from opconform.harness.run.target import Target
-from opconform.harness.run.worker import Answer
 
 _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 
@@ -88,9 +84,9 @@ class Runner:
         self._strict = strict
         self.lost = False
         self._sanitizer = backend_class(target.spec).sanitizer() if OPTION in target.options else None
-        self._start = Worker if isolated else _Local
-        self._worker: Worker | _Local = worker or self._start(target.spec, target.options)
-        self._spare: Worker | _Local | None = None
+        self._start = Worker if isolated else Local
+        self._worker: Worker | Local = worker or self._start(target.spec, target.options)
+        self._spare: Worker | Local | None = None
         try:
             limits = self._worker.open(target.device.id, start_seconds)
         except BaseException:
@@ -120,14 +116,26 @@ class Runner:
         """Whether the backend itself takes each case: None, or the reason."""
         return self._worker.supports(cases)
 
+    def said(self) -> str:
+        """What the backend has printed while the last cases ran."""
+        return self._worker.said()
+
     def verdicts(
-        self, op: Op, cases: Iterable[Case], *, beyond: Iterable[str] = (), until_death: bool = False
+        self,
+        op: Op,
+        cases: Iterable[Case],
+        *,
+        beyond: Iterable[str] = (),
+        until_death: bool = False,
+        time_limit: float | None = None,
     ) -> list[Verdict]:
         """Run and judge `cases`, in order. `beyond` lists kinds of limits that do not hold this time; with
         `until_death` the cases after one that killed its worker are left out (several that hang take minutes).
+        `time_limit` is the seconds that a case may take this time, where it is less than the runner's.
 
         Raises `CaseError` for a case that its op does not know.
         """
+        seconds = self.time_limit if time_limit is None else min(time_limit, self.time_limit)
         found: dict[int, Verdict] = {}
         batch: list[tuple[int, Case]] = []
         size = 0
@@ -136,30 +144,35 @@ class Runner:
             if reason is not None:
                 found[index] = Verdict(case, unsupported=reason)
                 continue
-            needed = Plan.of(case).size
+            first = [] if case.before is None else [(-1 - index, case.before)]
+            needed = sum(Plan.of(each).size for _, each in [*first, (index, case)])
             if batch and size + needed > _BATCH_BYTES:
                 worker = self._worker
-                found.update(self._run(op, batch, until_death))
+                found.update(self._run(op, batch, until_death, seconds))
                 batch, size = [], 0
                 if until_death and worker is not self._worker:
                     break
-            batch.append((index, case))
+            batch += [*first, (index, case)]
             size += needed
         if batch:
-            found.update(self._run(op, batch, until_death))
+            found.update(self._run(op, batch, until_death, seconds))
         return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
 
     def _forbidden(self, op: Op, case: Case, beyond: set[str]) -> str | None:
         op.check(case)
         if case.nbytes > self.max_bytes:
             return f"takes {case.nbytes} bytes; --max-bytes allows {self.max_bytes}"
+        if case.before is not None:
+            reason = self._forbidden(op, case.before, beyond)
+            if reason is not None:
+                return reason
         traits = op.traits(case)
         for limit in self.limits(op):
             if limit.kind not in beyond and limit.forbids(case, traits):
                 return limit.reason
         return None
 
-    def _run(self, op: Op, batch: Sequence[tuple[int, Case]], until_death: bool) -> dict[int, Verdict]:
+    def _run(self, op: Op, batch: Sequence[tuple[int, Case]], until_death: bool, seconds: float) -> dict[int, Verdict]:
         """Verdicts of a batch that fits in the arena, by index; a worker that dies is replaced and the rest goes on."""
         found: dict[int, Verdict] = {}
         left = list(batch)
@@ -173,11 +186,11 @@ class Runner:
                     raise
             prepared = self._prepare(op, [case for _, case in left])
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
-            answers = self._exchange(prepared)
+            answers = self._exchange(prepared, seconds)
             arena = self._worker.arena(0)
             for (index, _), item, result in zip(left, prepared, answers):
                 window = slice(item.offset, item.offset + item.plan.size)
-                found[index] = self._verdict(op, item, result, before[window], arena[window])
+                found[index] = self._verdict(op, item, result, before[window], arena[window], seconds)
             if isinstance(answers[-1], Died):
                 self._replace_worker()
                 if until_death:
@@ -198,20 +211,25 @@ class Runner:
         self.clock.values += time.perf_counter() - start
         return prepared
 
-    def _exchange(self, prepared: Sequence[Prepared]) -> list[Answer | Died]:
+    def _exchange(self, prepared: Sequence[Prepared], seconds: float) -> list[Answer | Died]:
         start = time.perf_counter()
         cases = [
             (item.case if item.case.data is None else replace(item.case, data=None), item.offset) for item in prepared
         ]
-        answers = list(self._worker.run(cases, self.time_limit))
+        answers = list(self._worker.run(cases, seconds))
         inside = sum(result.seconds for result in answers if isinstance(result, Answer))
         self.slowest = max([self.slowest, *(result.seconds for result in answers if isinstance(result, Answer))])
         self.clock.backend += inside
         self.clock.transport += time.perf_counter() - start - inside
         return answers
 
-    def _verdict(self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray) -> Verdict:
-        verdict = self._own_verdict(op, item, result, before, after)
+    def _verdict(
+        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray, seconds: float
+    ) -> Verdict:
+        verdict = self._own_verdict(op, item, result, before, after, seconds)
+        if verdict.failed and item.case.before is not None:
+            detail = f"alone it is right; it is wrong right after {item.case.before}"
+            verdict = replace(verdict, findings=(Finding("history", Kind.STATE_KEPT, detail), *verdict.findings))
         if self._sanitizer is None or not result.log:
             return verdict
         findings = self._sanitizer.findings(result.log, item.case)
@@ -220,11 +238,11 @@ class Runner:
         return replace(verdict, findings=(*findings, *verdict.findings)) if findings else verdict
 
     def _own_verdict(
-        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray
+        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray, seconds: float
     ) -> Verdict:
         if isinstance(result, Died):
             finding = Finding("process", self._blame(op, item.case) or result.kind, result.detail)
-            return Verdict(item.case, (finding,), stderr=result.stderr, seconds=self.time_limit)
+            return Verdict(item.case, (finding,), stderr=result.stderr, seconds=seconds)
         if result.unsupported is not None:
             return Verdict(item.case, unsupported=result.unsupported)
         if result.error is not None:
@@ -240,13 +258,17 @@ class Runner:
         self.clock.judging += time.perf_counter() - middle
         return replace(verdict, seconds=result.seconds)
 
-    def _blame(self, op: Op, case: Case) -> str | None:
+    def _blame(self, op: Op, case: Case) -> Kind | None:
         """Whether the device said yes to a case that its kernel's own precondition forbids."""
         if not self._strict:
             return None
         traits = op.traits(case)
         limits = (limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind == "kernel")
-        return "SUPPORTS_OP LIES" if any(limit.forbids(case, traits) for limit in limits) else None
+        return Kind.SUPPORTS_OP_LIES if any(limit.forbids(case, traits) for limit in limits) else None
+
+    def fresh(self) -> None:
+        """Go on with a new worker, on which nothing has run."""
+        self._replace_worker()
 
     def _replace_worker(self) -> None:
         """Take the worker standing by, and start the next one, so that shrinking a crash does not wait for start-up."""
@@ -260,76 +282,17 @@ class Runner:
         self._worker.open(self.target.device.id)
         self.lost = False
 
-    def related(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> Verdict:
-        """A verdict that passed, with what other runs of the same or a related case say of it.
-
-        Where a relation has led to a case of the same op that is wrong by itself, it is that case's verdict: there is
-        more to see.
-        """
-        wrong: list[Verdict] = []
-        findings = self.twin_findings(op, verdict, checks) + self.metamorphic_findings(op, verdict, wrong)
-        if wrong:
-            return wrong[0]
-        return replace(verdict, findings=findings) if findings else verdict
-
-    def twin_findings(self, op: Op, verdict: Verdict, checks: Sequence[TwinCheck]) -> tuple[Finding, ...]:
-        """What the checks on request say of a case that passed."""
-        found = []
-        for check in checks:
-            twin = check.twin(verdict.case, op, inputs_of(verdict.case, op))
-            if twin is None:
-                continue
-            other = self.verdicts(op, [twin])[0]
-            if other.failed:
-                found.append(Finding(check.name, check.kind, f"its twin fails: {other.findings[0].detail}"))
-            elif not all(
-                check.same(twin, one.raw, two.raw) for one, two in zip(verdict.comparisons, other.comparisons)
-            ):
-                found.append(Finding(check.name, check.kind, f"not {check.reason}"))
-        return tuple(found)
-
-    def metamorphic_findings(self, op: Op, verdict: Verdict, wrong: list[Verdict] | None = None) -> tuple[Finding, ...]:
-        """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed.
-        `wrong` gets the verdicts on related cases of the op that are wrong by themselves."""
-        case = verdict.case
-        if not op.composite.metamorphic or case.keep is not None or case.packed() != case:
-            return ()
-        values = inputs_of(case, op)
-        comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
-        found = []
-        for check in op.composite.metamorphic:
-            ends: list[str] = []
-            detail = check.look(
-                op, case, values, comparisons, partial(self._outputs, op, ends, [] if wrong is None else wrong)
-            )
-            if detail is None and ends:
-                detail = f"a run to compare with fails: {ends[0]}"
-            if detail is not None:
-                found.append(Finding(check.name, check.kind, detail))
-        return tuple(found)
-
-    def _outputs(self, op: Op, ends: list[str], wrong: list[Verdict], case: Case) -> dict[str, Comparison] | None:
-        """What the device returns for another case, right or wrong; None where nothing came back. `ends` gets the
-        reason where the run failed."""
-        verdict = self.verdicts(ops()[case.op], [case])[0]
-        if verdict.failed and case.op == op.name:  # another op's faults are found where that op is tested
-            if verdict.comparisons:
-                wrong.append(verdict)
-            else:
-                ends.append(verdict.findings[0].detail)
-        return {comparison.name: comparison for comparison in verdict.comparisons} or None
-
-    def stages(self, op: Op, case: Case) -> dict[str, np.ndarray] | str | None:
+    def stages(self, op: Op, case: Case) -> Shown | StageError:
         """The device's intermediates of a case by stage, its outputs among them, each decoded to float64.
 
-        None where the backend shows none, text where they cannot be had.
+        None where the backend shows none, a `StageError` where they cannot be had.
         """
         (item,) = self._prepare(op, [case])
         shown = self._worker.stages(case if case.data is None else replace(case, data=None), self.time_limit)
-        if not isinstance(shown, dict):
-            if shown is not None and isinstance(self._worker, Worker) and not self._worker.is_alive():
-                self._replace_worker()
+        if isinstance(shown, StageError) and isinstance(self._worker, Worker) and not self._worker.is_alive():
+            self._replace_worker()
+        if shown is None or isinstance(shown, StageError):
             return shown
         buffers = Buffers(case, self._worker.arena(0), item.plan)
         outputs = {name: layout.type.decode(np.array(buffers.raw(name))) for name, layout in case.outputs.items()}
-        return {**{name: np.asarray(values, np.float64) for name, values in shown.items()}, **outputs}
+        return {**shown, **outputs}

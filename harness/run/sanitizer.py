@@ -11,20 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from opconform.harness.model.case import Case
-from opconform.harness.model.findings import Finding
+from opconform.harness.model.findings import Finding, Kind
 
 OPTION = "sanitize"  #: the option that a backend's worker is started with
 LOG = "OPCONFORM_SANITIZER_LOG"  #: the environment variable that tells the worker where the log is
 ALIAS = "sanitized"  #: under this name the results stand, apart from those of runs without a checker
 
-KINDS = ("OUT OF BOUNDS", "DATA RACE", "UNINITIALISED READ", "API MISUSE")
-
 
 @dataclass(frozen=True)
 class Complaint:
-    """One thing that a checker found: its kind (of `KINDS`), what it says in one line, and where: "set.cl:12", ""."""
+    """One thing that a checker found: its kind (of severity MEMORY), what it says in one line, and where ("set.cl:12",
+    or "")."""
 
-    kind: str
+    kind: Kind
     says: str
     where: str = ""
 
@@ -55,7 +54,7 @@ class Sanitizer:
 
     def findings(self, log: str, case: Case) -> tuple[Finding, ...]:
         """One finding per kind and place, in the order in which they first stand in the log."""
-        seen: dict[tuple[str, str], list[Complaint]] = {}
+        seen: dict[tuple[Kind, str], list[Complaint]] = {}
         for complaint in self.read(log, case):
             if not any(re.search(excuse.pattern, complaint.says) for excuse in self.excuses):
                 seen.setdefault((complaint.kind, complaint.where), []).append(complaint)

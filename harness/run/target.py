@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from opconform.harness.model.builds import Build
+from opconform.harness.model.text import printable
 from opconform.harness.run.backend import Device
 
 
@@ -25,5 +27,11 @@ class Target:
     @property
     def about(self) -> str:
         """One line on the device: its name, driver and versions."""
-        versions = ", ".join(f"{name} {value}" for name, value in self.device.versions.items())
-        return f"{self.device.description} ({versions})" if versions else self.device.description
+        return printable(
+            f"{self.device.description} ({self.build})" if self.build.versions else self.device.description
+        )
+
+    @property
+    def build(self) -> Build:
+        """What tells this device from the same one with another driver, library or build."""
+        return Build.of(self.device.versions)

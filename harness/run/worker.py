@@ -1,27 +1,30 @@
 """The worker process: opens one backend, runs cases on shared memory, and may die without harm to anyone.
 
-Started by `runner.Worker` with the arguments CONNECTION_FD MEMORY_FD SPEC. The first message it
-sends is the list of the backend's devices, or the exception that stood in the way. After that it answers:
+Started by `process.Worker` with the arguments MEMORY_FD SPEC SOCKET_FD. Requests come from the harness, which it
+trusts; what it sends are the messages of `messages.py`. The first one lists the backend's devices, or says what stood
+in the way. After that it answers:
 
-    ("open", device id, options)     → the device's limits
-    ("run", size, [(case, offset)])  → one `Answer` per case, as soon as each is finished
+    ("open", device id)              → the device's limits
+    ("run", size, [(case, offset)])  → one answer per case, as soon as each is finished
     ("supports", [case])             → one reason or None per case
-    ("stages", size, case, offset)   → the intermediates by stage, None, or what stood in the way as text
+    ("stages", size, case, offset)   → the intermediates by stage, or what stood in the way
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import mmap
 import os
+import pickle
 import signal
+import socket
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,24 +33,11 @@ from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Backend, KernelFault, Unavailable, loaded
+from opconform.harness.run import messages
+from opconform.harness.run.backend import Backend, Device, KernelFault, Unavailable, loaded
+from opconform.harness.run.messages import HEAD, Answer, Shown, StageError
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What became of one case: run, not supported for a reason, or ended by a Python exception, which is of a `kind`.
-    `numerics` are the case's own, where they are not the device's. `log` is what the sanitizer wrote while it ran, and
-    `logged` how many bytes it has written in all."""
-
-    unsupported: str | None = None
-    error: str | None = None
-    kind: str = "ERROR"
-    seconds: float = 0.0
-    numerics: Numerics | None = None
-    log: str = ""
-    logged: int = 0
 
 
 def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
@@ -56,30 +46,39 @@ def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
     try:
         reason = backend.supports(case)
         if reason is not None:
+            if not isinstance(reason, str):
+                raise TypeError(f"supports returned {reason!r:.60}; it returns None or the reason as a text")
             return Answer(unsupported=reason)
         on_device = loaded(backend, case, Buffers(case, memory))
         on_device.launch()
         on_device.fetch()
         seconds = time.perf_counter() - start
-        return Answer(seconds=seconds, numerics=backend.numerics(case))
+        numerics = backend.numerics(case)
+        if numerics is not None:
+            if not isinstance(numerics, Numerics):
+                raise TypeError(f"numerics returned {numerics!r:.60}; it returns None or a Numerics")
+            numerics.checked()
+        return Answer(seconds=seconds, numerics=numerics)
     except KernelFault as fault:
         return Answer(error=str(fault), kind=fault.kind, seconds=time.perf_counter() - start)
     except Exception as error:
         return Answer(error=_own_frames(error), seconds=time.perf_counter() - start)
 
 
-def shown_stages(backend: Backend, case: Case, memory: np.ndarray) -> dict[str, np.ndarray] | str | None:
+def shown_stages(backend: Backend, case: Case, memory: np.ndarray) -> Shown | StageError:
     """The backend's intermediates of one case, computed on `memory`; what went wrong where that raises."""
     try:
         shown = backend.stages(case, Buffers(case, memory))
+        return None if shown is None else {name: np.array(values, np.float64) for name, values in shown.items()}
     except Exception as error:
-        return _own_frames(error)
-    return None if shown is None else {name: np.array(values) for name, values in shown.items()}
+        return StageError(_own_frames(error))
 
 
 def _own_frames(error: Exception) -> str:
     """The traceback from the backend's frame on, without the harness's."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
+    here = os.path.dirname(__file__)
+    every = traceback.extract_tb(error.__traceback__)
+    frames = list(itertools.dropwhile(lambda frame: os.path.dirname(frame.filename) == here, every)) or every
     return "".join([*traceback.format_list(frames), *traceback.format_exception_only(error)]).strip()
 
 
@@ -118,8 +117,19 @@ class _Log:
 def _answers(backend: Backend, cases: Sequence[tuple[Case, int]], memory: np.ndarray, log: _Log) -> Iterator[Answer]:
     for case, offset in cases:
         result = answer(backend, case, memory[offset:])
+        _flush()
         news = log.news()
         yield replace(result, log=news, logged=log.read) if news else result
+
+
+def _flush() -> None:
+    """Send on what the backend has printed, by Python or by C, before the answer tells that the case is done."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        sys.stdout.flush()
+        _C.fflush(None)
+
+
+_C = ctypes.CDLL(None)
 
 
 def _die_with_parent() -> None:
@@ -129,53 +139,91 @@ def _die_with_parent() -> None:
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+class _Harness:
+    """The socket to the harness: requests in, messages out."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+
+    def request(self) -> Any:
+        """The next request. Raises `EOFError` once the harness has hung up."""
+        size, _ = HEAD.unpack(self._take(HEAD.size))
+        return pickle.loads(self._take(size))
+
+    def _take(self, count: int) -> bytes:
+        taken = bytearray()
+        while len(taken) < count:
+            chunk = self._socket.recv(count - len(taken))
+            if not chunk:
+                raise EOFError
+            taken += chunk
+        return bytes(taken)
+
+    def send(self, message: bytes) -> None:
+        self._socket.sendall(message)
+
+
+def _checked(devices: Any) -> list[Device]:
+    """What `Backend.devices` returned. Raises `TypeError` where those are no devices."""
+    found = list(devices)
+    for device in found:
+        if not isinstance(device, Device):
+            raise TypeError(f"devices returned {device!r:.60}; it returns a list of Device")
+        device.numerics.checked()
+    return found
+
+
 def main() -> None:
     """Serve until the harness hangs up."""
-    connection_fd, memory_fd, spec = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    memory_fd, spec, socket_fd = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
-    for descriptor in (connection_fd, memory_fd):  # a program that the backend starts must not keep them open
+    for descriptor in (socket_fd, memory_fd):  # a program that the backend starts must not keep them open
         os.set_inheritable(descriptor, False)
-    connection: Connection[Any, Any] = Connection(connection_fd)
-    memory, log = _Memory(memory_fd), _Log()
-    options: Mapping[str, str] = connection.recv()
+    harness = _Harness(socket_fd)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        _serve(harness, spec, _Memory(memory_fd), _Log())
+
+
+def _serve(harness: _Harness, spec: str, memory: _Memory, log: _Log) -> None:
+    options: Mapping[str, str] = harness.request()
     try:
         backend_type = backend_class(spec)
-        connection.send(backend_type.devices(options))
+        harness.send(messages.of_devices(_checked(backend_type.devices(options))))
     except (Unavailable, UsageError) as reason:
-        connection.send(reason)
+        harness.send(messages.of_absence(reason))
         return
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"it failed while listing its devices ({last.filename}:{last.lineno})"
-        connection.send(Unavailable(f"{type(error).__name__}: {error}", where))
+        harness.send(messages.of_absence(Unavailable(f"{type(error).__name__}: {error}", where)))
         return
     backend: Backend | None = None
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            match connection.recv():
-                case ("open", device):
-                    try:
-                        backend = backend_type(device, options)
-                        limits = backend.limits()
-                        log.news()  # what anything but a run gives rise to is no case's: here, and below
-                        connection.send(limits)
-                    except Unavailable as reason:
-                        connection.send(reason)
-                    except Exception as error:
-                        connection.send(Unavailable(_own_frames(error), f"opening device {device} failed"))
-                case ("run", size, cases):
-                    assert backend is not None
-                    for result in _answers(backend, cases, memory.up_to(size), log):
-                        connection.send(result)
-                case ("supports", cases):
-                    assert backend is not None
-                    reasons = [backend.supports(case) for case in cases]
-                    log.news()
-                    connection.send(reasons)
-                case ("stages", size, case, offset):
-                    assert backend is not None
-                    shown = shown_stages(backend, case, memory.up_to(size)[offset:])
-                    log.news()
-                    connection.send(shown)
-                    log.news()  # of a case that has had its verdict
+    while True:
+        match harness.request():
+            case ("open", device):
+                try:
+                    backend = backend_type(device, options)
+                    limits = messages.of_limits(backend.limits())
+                except Unavailable as reason:
+                    limits = messages.of_absence(reason)
+                except Exception as error:
+                    absence = Unavailable(_own_frames(error), f"opening device {device} failed")
+                    limits = messages.of_absence(absence)
+                log.news()  # what anything but a run gives rise to is no case's: here, and below
+                harness.send(limits)
+            case ("run", size, cases):
+                assert backend is not None
+                for number, result in enumerate(_answers(backend, cases, memory.up_to(size), log)):
+                    harness.send(messages.of_answer(result, number))
+            case ("supports", cases):
+                assert backend is not None
+                reasons = [backend.supports(case) for case in cases]
+                log.news()
+                harness.send(messages.of_reasons(reasons))
+            case ("stages", size, case, offset):
+                assert backend is not None
+                shown = messages.of_stages(shown_stages(backend, case, memory.up_to(size)[offset:]))
+                log.news()
+                harness.send(shown)
+                log.news()  # of a case that has had its verdict

@@ -23,6 +23,7 @@ each, an expected TIMEOUT the whole time limit.
 from __future__ import annotations
 
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -32,13 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from opconform.harness.draw.known import LARGEST, case_from_file, known_cases
-from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.files import read_regular
+from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import op_names, ops
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.registry import backend_names, parts_of
-from opconform.harness.run.sanitizer import KINDS as SANITIZER_KINDS
 from opconform.harness.search.result import KnownFailure, Result
 
 if sys.version_info >= (3, 11):
@@ -48,11 +49,12 @@ else:
 
 DEFAULT_FILE = "known_failures.toml"
 
-#: How a process ends or refuses; an entry without `kind` covers every kind but these.
-ENDS = ("CRASH", "TIMEOUT", "ERROR", "SUPPORTS_OP LIES")
-UNLIKE = (*ENDS, *SANITIZER_KINDS)  #: kinds that an entry covers only where it names them
-_WRONG = ("WRONG VALUES", "NAN/INF", "NOT WRITTEN", "WROTE OUTSIDE", "INPUT MODIFIED", "SLICES MIXED")
+#: Kinds of these severities are covered only by an entry that names them.
+_UNLIKE = (Severity.END, Severity.MEMORY)
 
+_FILE_BYTES = 1 << 20
+_DOTS = 100  #: in one line of a file
+_FAULTS = 40  #: faults of a file that are shown
 _SHORT = 40  #: versions that are longer are left out of a message
 _NEEDED = ("backend", "op", "case", "reason", "link", "expires")
 _FIELDS = (*_NEEDED, "device", "build", "kind", "where")
@@ -69,8 +71,10 @@ Facts = Mapping[str, Any]
 
 def facts_of(op: Op, case: Case) -> dict[str, Any]:
     """What `where` may speak of: the case's parameters, the op's traits, `dtype`, `inplace` (the name of an input, or
-    "") and for each argument `ARG.ne0` … `ARG.ne3`, `ARG.nb0` …, `ARG.offset`, `ARG.dtype` and `ARG.layout`."""
+    ""), `aligned` (`Case.aligned`) and for each argument `ARG.ne0` … `ARG.ne3`, `ARG.nb0` …, `ARG.offset`, `ARG.dtype`
+    and `ARG.layout`."""
     facts: dict[str, Any] = {**op.traits(case), **case.params, "dtype": case.dtype, "inplace": case.inplace or ""}
+    facts["aligned"] = case.aligned
     for name, layout in case.layouts.items():
         facts |= {f"{name}.ne{axis}": size for axis, size in enumerate(layout.ne)}
         facts |= {f"{name}.nb{axis}": stride for axis, stride in enumerate(layout.nb)}
@@ -164,23 +168,24 @@ class Entry:
             and (self.build == "*" or any(fnmatchcase(build, self.build) for build in builds))
         )
 
-    def covers(self, op: Op, case: Case, kind: str) -> bool:
+    def covers(self, op: Op, case: Case, kind: Kind) -> bool:
         """Whether a failure of this kind, of an op and device that the entry matches, is the expected one."""
-        if self.expired() or (kind not in self.kinds if self.kinds else kind in UNLIKE):
+        if self.expired() or (kind not in self.kinds if self.kinds else kind.severity in _UNLIKE):
             return False
         facts = facts_of(op, case) if self.where else {}
         return all(condition.holds(facts) for condition in self.where)
 
 
-def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], today: date | None = None) -> list[str]:
-    """What is wrong with entries in the light of a run; `tested` has every op and target that it tested.
+def stale(entries: Iterable[Entry], tested: Mapping[Any, OnDevice], today: date | None = None) -> list[str]:
+    """What is wrong with entries in the light of a run; `tested` has every op and target that it tested, by tuples that
+    begin with the op.
 
     An entry is judged only where its op was tested on a backend and device that its `backend` names: then one of those
     devices must match its `device` and `build`. An entry of which the run tested nothing is left alone, expired or not.
     """
     found = []
     for entry in entries:
-        about = [(op, device) for (op, target), device in tested.items() if entry.is_about(op, target)]
+        about = [(op, device) for (op, *_), device in tested.items() if entry.is_about(op, device.target)]
         if not about:
             continue
         if entry.expired(today):
@@ -195,9 +200,7 @@ def stale(entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], 
     return found
 
 
-def problems(
-    entries: Iterable[Entry], tested: Mapping[tuple[str, str], OnDevice], results: Iterable[Result]
-) -> list[str]:
+def problems(entries: Iterable[Entry], tested: Mapping[Any, OnDevice], results: Iterable[Result]) -> list[str]:
     """What is wrong with the entries after a run, one line each: they are stale, or their case cannot be run."""
     refused = [
         f"{known.entry}: its case {known.case} is not supported by {result.target}: {known.fate}"
@@ -226,14 +229,14 @@ def fixed_line(op: str, target: str, known: KnownFailure) -> str:
 def load(name: str | None) -> tuple[Entry, ...]:
     """The entries of the file `name`; of `DEFAULT_FILE` in this folder where it is None and there is one; none for
     "none". Raises `UsageError`, a line for each fault."""
-    if name == "none" or (name is None and not Path(DEFAULT_FILE).is_file()):
+    if name == "none" or (name is None and not os.path.lexists(DEFAULT_FILE)):
         return ()
     path = Path(name or DEFAULT_FILE)
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = _toml(read_regular(path, _FILE_BYTES).decode())
     except OSError as error:
         raise UsageError(f"--known-failures {path}: {error.strerror}") from None
-    except ValueError as error:  # not TOML, or bytes that are no text
+    except ValueError as error:  # not TOML, bytes that are no text, a name that no file has
         raise UsageError(f"{path}: not TOML: {error}") from None
     faults = [f"{path}: {key!r} is not known; entries are tables [[failure]]" for key in document if key != "failure"]
     tables = document.get("failure", [])
@@ -250,15 +253,21 @@ def load(name: str | None) -> tuple[Entry, ...]:
                 wrong = [str(error)]
         faults += [f"{place}: {fault}" for fault in wrong]
     if faults:
-        raise UsageError("\n".join(faults))
+        more = len(faults) - _FAULTS
+        raise UsageError(*faults[:_FAULTS], *([f"{path}: {more} more faults"] if more > 0 else []))
     return tuple(found)
 
 
-def kinds() -> tuple[str, ...]:
-    """Every kind of failure, those of checks on request, of the ops' own relations and of checkers included."""
-    more = [check.kind for check in ON_REQUEST.values()]
-    more += [relation.kind for op in ops().values() for relation in op.composite.metamorphic]
-    return tuple(dict.fromkeys([*_WRONG, *more, *SANITIZER_KINDS, *ENDS]))
+def _toml(text: str) -> dict[str, Any]:
+    """The tables in TOML text. Raises `ValueError`."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.count(".") > _DOTS:  # the parser's memory grows with the square of a key's parts
+            raise ValueError(f"line {number} has more than {_DOTS} dots")
+    try:
+        found: dict[str, Any] = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    return found
 
 
 def _listed(value: Any) -> list[Any]:
@@ -288,8 +297,8 @@ def _faults(table: Mapping[str, Any]) -> Iterable[str]:
         if ".py:" not in spec and not any(fnmatchcase(name, spec) for name in backend_names()):
             yield f"backend is {table['backend']!r}; there are {', '.join(backend_names())}, or path/to/file.py:Class"
     for kind in _listed(table.get("kind", [])):
-        if kind not in kinds():
-            yield f"kind is {kind!r}; there are {', '.join(kinds())}"
+        if kind not in list(Kind):
+            yield f"kind is {kind!r}; there are {', '.join(Kind)}"
     if not isinstance(table.get("where", {}), dict):
         yield f'where is {table["where"]!r}; it must be a table, such as {{ "b.ne3" = ">1" }}'
 
@@ -299,7 +308,7 @@ def _entry(place: str, table: Mapping[str, Any], folder: Path) -> Entry:
     name, op = table["case"], ops()[table["op"]]
     if name in known_cases():
         case = known_cases()[name].case
-    elif (folder / name).is_file():
+    elif os.path.isfile(folder / name):
         case = case_from_file(folder / name, LARGEST)
     else:
         raise UsageError(f"case is {name!r}; no known case (opconform list --cases) and no file in {folder}")

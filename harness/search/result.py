@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from opconform.harness.explain.failure import Failure
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.plain import decoded
+from opconform.harness.search.coverage import Covered
 
 
 @dataclass
 class Tally:
-    """Counts of one op on one device. Every case that ran is passed, failed or known; the others have a reason.
+    """Counts of one op on one device. Every case that ran is passed, failed or known; the others have a reason, or say
+    nothing.
 
     known: failing cases that entries of known_failures.toml cover.
-    free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN).
+    vacuous: cases that a kernel passes which writes zeros or copies an input (`vacuous.py`); they do not count as run.
+    free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN), of all
+    `elements` of cases that passed; those count in neither whose slices were made NaN on purpose (`Case.keep`).
+    unchecked: how many cases a check on request or a relation between runs could not look at, by what it was and why.
+    looser: how many cases were judged by an arithmetic that is looser than float32, by what it is (`Numerics.looser`).
     """
 
     passed: int = 0
@@ -23,10 +31,51 @@ class Tally:
     free: int = 0
     seconds: float = 0.0
     known: int = 0
+    vacuous: int = 0
+    looser: Counter[str] = field(default_factory=Counter)
+    elements: int = 0
+    unchecked: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def free_share(self) -> float:
+        """The share of elements of which nothing could be demanded."""
+        return self.free / self.elements if self.elements else 0.0
 
     @property
     def executed(self) -> int:
         return self.passed + self.failed + self.known
+
+    def count(self, verdict: Verdict, expected: bool = False) -> None:
+        """Count a verdict. `expected`: it fails as an entry of known_failures.toml says."""
+        if verdict.comparisons and not verdict.vacuous and verdict.numerics.looser:
+            self.looser[verdict.numerics.looser] += 1
+        if verdict.unsupported is not None:
+            self.unsupported[verdict.unsupported] += 1
+        elif verdict.failed:
+            self.known += expected
+            self.failed += not expected
+        elif verdict.vacuous:
+            self.vacuous += 1
+        else:
+            self.passed += 1
+            if verdict.case.keep is None:
+                self.free += sum(comparison.free for comparison in verdict.comparisons)
+                self.elements += sum(comparison.wrong.size for comparison in verdict.comparisons)
+        self.unchecked.update(verdict.unchecked)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {**plain, **{name: dict(getattr(self, name)) for name in _COUNTERS}}
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> Tally:
+        """The tally that `to_json` gave."""
+        counters = {name: Counter(plain.get(name, {})) for name in _COUNTERS}
+        return cls(**{**plain, **counters})
+
+
+_COUNTERS = ("unsupported", "looser", "unchecked")
 
 
 @dataclass(frozen=True)
@@ -65,8 +114,9 @@ class KnownFailure:
 class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
 
-    failed_known: ids of known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes,
-    or large and without time.
+    build: the short name of the device's build. free: where the op leaves elements free, in words. failed_known: ids of
+    known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without
+    time. coverage: the pairs of traits that the search drew and ran; known cases do not count.
     """
 
     op: str
@@ -79,6 +129,9 @@ class Result:
     limits: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     known_failures: tuple[KnownFailure, ...] = ()
+    build: str = ""
+    free: str = ""
+    coverage: Covered = field(default_factory=Covered)
 
     @property
     def known(self) -> bool:
@@ -92,29 +145,20 @@ class Result:
             "op": self.op,
             "target": self.target,
             "device": self.device,
-            "tally": {**asdict(self.tally), "unsupported": dict(self.tally.unsupported)},
+            "tally": self.tally.to_json(),
             "failure": None if self.failure is None else self.failure.to_json(),
             "failed_known": list(self.failed_known),
             "known_bugs": [asdict(bug) for bug in self.known_bugs],
             "limits": list(self.limits),
             "left_out": list(self.left_out),
             "known_failures": [asdict(known) for known in self.known_failures],
+            "build": self.build,
+            "free": self.free,
+            "coverage": asdict(self.coverage),
         }
         return plain
 
     @classmethod
-    def from_json(cls, plain: dict[str, Any]) -> Result:
-        """The result that `to_json` gave."""
-        tally = {**plain["tally"], "unsupported": Counter(plain["tally"]["unsupported"])}
-        return cls(
-            op=plain["op"],
-            target=plain["target"],
-            device=plain["device"],
-            tally=Tally(**tally),
-            failure=None if plain["failure"] is None else Failure.from_json(plain["failure"]),
-            failed_known=tuple(plain["failed_known"]),
-            known_bugs=tuple(KnownBug(**bug) for bug in plain["known_bugs"]),
-            limits=tuple(plain["limits"]),
-            left_out=tuple(plain["left_out"]),
-            known_failures=tuple(KnownFailure(**known) for known in plain.get("known_failures", ())),
-        )
+    def from_json(cls, plain: Any) -> Result:
+        """The result that `to_json` gave. Raises `ValueError`, one line, for anything else."""
+        return decoded(cls, plain, "result", {Failure: lambda value, _: Failure.from_json(value)})

@@ -2,51 +2,56 @@
 
 Hypothesis draws a problem (shapes and parameters); `variants.py` makes several cases of it that travel to the worker
 together. At the first failure the variant that failed is simplified and kept, Hypothesis shrinks the problem under it,
-and at the end the variant is simplified once more. While it shrinks, a failure must stay of its kind: a wrong value is
-not traded for a crash.
+the variant is simplified once more, and at the end the case itself is made smaller (`smaller.py`), as a known case is
+that fails. While it shrinks, a failure must stay of its kind: a wrong value is not traded for a crash.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 
-from opconform.harness.draw.known import LARGEST, KnownCase, checked
+from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import VARIANTS, Variant, variants
+from opconform.harness.draw.variants import VARIANTS, Variant, between, variants
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
-from opconform.harness.judge.judging import Verdict
-from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.findings import Finding
+from opconform.harness.judge.judging import Verdict, now_and_then
+from opconform.harness.model.case import Case, CaseError, Param
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
+from opconform.harness.search.coverage import Coverage
+from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
+from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
-from opconform.harness.search.settings import Settings
+from opconform.harness.search.settings import RACE_RUNS, Settings
+from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems drawn between two looks at the clock
+_LEAST_CHUNK = 4  #: the first problem of a chunk is always the simplest, of which some ops can show nothing
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
-_MAY_BECOME = {"SLICES MIXED": {"SLICES MIXED", "WRONG VALUES", "NAN/INF"}}
+_MAY_BECOME = {Kind.SLICES_MIXED: {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NAN_INF}}
 
 
 class _Failed(Exception):
@@ -76,22 +81,36 @@ def _the_same_everywhere() -> Iterator[None]:
 
 
 @dataclass
-class _Found:
-    """The failure being shrunk."""
+class _Shrinking:
+    """The failure being shrunk. seen: the verdicts on what was tried. cut: whether the time was up before the end.
+    first: the failure as it was found."""
 
-    variant: Variant
-    kinds: set[str]
-    problem: Problem
+    kinds: set[Kind]
     verdict: Verdict
     deadline: float
+    first: Verdict
+    seen: dict[str, Verdict] = field(default_factory=dict)
+    cut: bool = False
+
+    def kept_by(self, verdict: Verdict | None) -> bool:
+        """Whether a verdict is on the same kind of failure."""
+        return verdict is not None and verdict.kind in self.kinds
+
+
+@dataclass
+class _Drawn:
+    """What was drawn of the failing case."""
+
+    variant: Variant
+    problem: Problem
 
 
 class Search:
     """One op on one device.
 
-    After every batch `on_verdicts` gets its verdicts and `on_progress` the tally; `on_shrinking` gets the failure that
-    the search has found, before it is shrunk. `listed` are the expected failures of this op and device: what they cover
-    is counted, and neither ends the search nor is shrunk to.
+    `observer` is told of every batch of verdicts, of the tally after it, and of the failure found before it is shrunk.
+    `known` are the known cases to run first, `database` holds failures of earlier runs. `listed` are the expected
+    failures of this op and device: what they cover is counted, and neither ends the search nor is shrunk to.
     """
 
     def __init__(
@@ -101,9 +120,7 @@ class Search:
         settings: Settings,
         known: Sequence[KnownCase] = (),
         database: ExampleDatabase | None = None,
-        on_progress: Callable[[Tally], None] = lambda tally: None,
-        on_verdicts: Callable[[Sequence[Verdict]], None] = lambda verdicts: None,
-        on_shrinking: Callable[[Verdict], None] = lambda verdict: None,
+        observer: Observer | None = None,
         listed: Sequence[Entry] = (),
     ) -> None:
         self._op = op
@@ -112,18 +129,22 @@ class Search:
         most = settings.known_max_bytes or settings.max_bytes
         self._known = [known for known in known if known.case.nbytes <= most]
         self._left_out = tuple(known.id for known in known if known.case.nbytes > most)
-        self._database = database
-        self._on_progress = on_progress
-        self._on_verdicts = on_verdicts
-        self._on_shrinking = on_shrinking
+        label, build = runner.target.label, runner.target.build
+        self._kept = FailingCases(database, op.name, label, build, most)
+        self._races = FailingCases(database, op.name, f"{label}/races", build, most)  #: those that fail now and then
+        self._observer = observer or Observer()
         self._listed = listed
+        self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
         self._covered: Counter[str] = Counter()
+        self._coverage = Coverage()
+        self._values: dict[str, list[Param]] = {}  #: of each parameter, as problems were drawn
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
-        self._found: _Found | None = None
-        self._seen: dict[str, Verdict] = {}
+        self._vacuous = 0  #: cases drawn that say nothing
+        self._found: _Shrinking | None = None
+        self._of: _Drawn | None = None
 
     def run(self) -> Result:
         """Known cases first, then failures of earlier runs, then the search. The smallest failure is the result's."""
@@ -134,18 +155,22 @@ class Search:
         fates = [self._fate(entry) for entry in self._listed]
         failed_known = self._failing(self._in_turn([known for known in self._known if known.id not in pinned], start))
         failed_before = self._failing_still()
-        smallest = next(iter([*failed_before.values(), *failed_known.values()]), None)
+        others = [*failed_before.values(), *failed_known.values()]
         try:
-            smallest = self._search(start) or smallest
+            reported = self._search(start)
+            if reported is None and others:
+                reported = others[0] if failed_before else self._shrunk_known(others[0])
         except Unavailable:  # a crash took the device along; what failed until then is still reported
-            smallest = self._found.verdict if self._found else smallest
-            if smallest is None:
+            reported = self._found.verdict if self._found else next(iter(others), None)
+            if reported is None:
                 raise
         failure = None
-        if smallest is not None:
-            seen = [*failed_known.values(), *failed_before.values(), *self._seen.values()]
-            failure = describe(self._op, self._runner, smallest, seen)
-            self._carry_over(failure.case)
+        if reported is not None:
+            reported, unfinished = self._smallest_of(reported, others)
+            reported = self._with_its_words(reported)
+            seen = [*others, *(self._found.seen.values() if self._found else ())]
+            failure = replace(describe(self._op, self._runner, reported, seen), unfinished=unfinished)
+            (self._races if failure.kind == Kind.NOT_DETERMINISTIC else self._kept).add(failure.case)
         self._tally.seconds = time.monotonic() - start
         return Result(
             self._op.name,
@@ -158,7 +183,25 @@ class Search:
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
+            coverage=self._coverage.covered,
         )
+
+    def _smallest_of(self, verdict: Verdict, others: Sequence[Verdict]) -> tuple[Verdict, str]:
+        """The verdict to report, and why its case may not be the smallest; "" where it is. Where shrinking was cut
+        short, a known case that fails in the same way may be smaller than what there was time for."""
+        found = self._found
+        if found is None or not found.cut:
+            return verdict, ""
+        alike = [verdict, *(other for other in others if found.kept_by(other))]
+        least = min(alike, key=lambda other: other.case.nbytes)
+        return least, f"shrinking was cut short after {SHRINK_SECONDS:g} s: a smaller case may fail too"
+
+    def _with_its_words(self, verdict: Verdict) -> Verdict:
+        """The verdict with what the backend prints while it computes this case, alone."""
+        if verdict.kind in (Kind.CRASH, Kind.TIMEOUT, Kind.SUPPORTS_OP_LIES) or self._runner.lost:
+            return verdict  # it came with what its process said last
+        self._runner.verdicts(self._op, [verdict.case], beyond=("bug",))
+        return verdict.saying(self._runner.said())
 
     def _known_bug(self, known: KnownCase, reason: str) -> KnownBug | None:
         """Whether a pinned case still fails; None where another limit keeps it from being run."""
@@ -170,7 +213,7 @@ class Search:
         verdict = self._runner.verdicts(self._op, [entry.case], beyond=("bug",))[0]
         if verdict.passed:
             checks = [check for check in ON_REQUEST.values() if check.kind in entry.kinds]
-            verdict = self._runner.related(self._op, verdict, checks)
+            verdict = related(self._runner, self._op, verdict, checks)
         return verdict.unsupported or ("fails" if verdict.failed else "passes")
 
     def _known_failure(self, entry: Entry, fate: str) -> KnownFailure:
@@ -181,8 +224,10 @@ class Search:
 
     def _covering(self, verdict: Verdict) -> Entry | None:
         """The entry of known_failures.toml that covers a failing case; None where it is a new failure."""
-        covering = (entry for entry in self._listed if entry.covers(self._op, verdict.case, verdict.kind))
-        return next(covering, None) if verdict.failed else None
+        if not verdict.kind:
+            return None
+        kind = verdict.kind
+        return next((entry for entry in self._listed if entry.covers(self._op, verdict.case, kind)), None)
 
     def _is_new(self, verdict: Verdict) -> bool:
         return verdict.failed and self._covering(verdict) is None
@@ -210,7 +255,7 @@ class Search:
                 if any(verdict.failed for verdict in tried.values()):
                     break  # one of them took the device along
                 raise
-            if tried[name].kind == "TIMEOUT":
+            if tried[name].kind == Kind.TIMEOUT:
                 break
         return tried
 
@@ -221,68 +266,85 @@ class Search:
     def _failing_still(self) -> dict[str, Verdict]:
         """Of the failures of earlier runs those that still fail; one that always passes now is forgotten.
 
-        The others are kept once more, for a database that is only read (`databases.py`) may be older next time.
+        The others are kept once more, for a database that is only read (`databases.py`) may be older next time. What
+        failed now and then is tried until it fails again, `RACE_RUNS` times.
         """
-        database, key = self._database, self._database_key()
-        if database is None:
-            return {}
-        stored = self._carried_over(database)
-        tried = self._try([(case.id, case) for case in stored.values()])
-        for text, case in stored.items():
-            passes = case.id in tried and tried[case.id].passed
-            if passes and all(other.passed for other in self._runner.verdicts(self._op, [case] * _REPEATS)):
-                database.delete(key, text)
-            else:
-                database.save(key, text)
-        return {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
+        found: dict[str, Verdict] = {}
+        for kept, repeats in ((self._kept, _REPEATS), (self._races, RACE_RUNS - 1)):
+            stored = kept.cases()
+            tried = self._try([(case.id, case) for case in stored.values()])
+            for text, case in stored.items():
+                verdict = tried.get(case.id)
+                if verdict is not None and verdict.passed:
+                    verdict = self._until_it_fails(verdict, repeats)
+                if verdict is not None and verdict.passed:
+                    kept.drop(text)
+                    continue
+                kept.keep(text)
+                if verdict is not None and verdict is not tried[case.id]:
+                    tried[case.id] = verdict
+                    self._tell([verdict])
+            found |= {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
+        return found
+
+    def _until_it_fails(self, verdict: Verdict, runs: int) -> Verdict:
+        """A case that passed, run again up to so many times, until it fails."""
+        for done in range(1, runs + 1):
+            other = self._runner.verdicts(self._op, [verdict.case])[0]
+            if other.failed:
+                return now_and_then(other, f"right at first, then wrong in run {done + 1}")
+        return verdict
 
     def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
         verdicts = []
-        for verdict in self._runner.verdicts(self._op, cases, until_death=until_death):
+        found = self._runner.verdicts(self._op, cases, until_death=until_death, time_limit=self._time_limit)
+        for verdict in found:
             if verdict.passed:
-                verdict = self._runner.related(self._op, verdict, self._checks)
+                verdict = related(self._runner, self._op, verdict, self._checks, self._time_limit)
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
-            self._count(verdict)
-        self._on_verdicts(verdicts)
-        self._on_progress(self._tally)
+        self._tell(verdicts)
         return verdicts
+
+    def _tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Count verdicts, and let the observer know."""
+        for verdict in verdicts:
+            self._count(verdict)
+        self._observer.verdicts(self._op, self._runner.target, verdicts)
+        self._observer.progress(self._op, self._runner.target, self._tally)
 
     def _again(self, verdict: Verdict) -> Verdict:
         """`verdict`, or one of kind NOT DETERMINISTIC if the same case passes when it is run again."""
         if verdict.findings[0].check == "process":
             return verdict
-        again = self._runner.verdicts(self._op, [verdict.case] * _REPEATS)
+        again = self._runner.verdicts(self._op, [verdict.case] * _REPEATS, time_limit=self._time_limit)
         passes = sum(other.passed for other in again)
         if not passes:
             return verdict
-        detail = f"wrong at first, then right {passes} times out of {_REPEATS}: {verdict.findings[0].detail}"
-        finding = Finding("deterministic", "NOT DETERMINISTIC", detail)
-        return replace(verdict, findings=(finding, *verdict.findings))
+        return now_and_then(verdict, f"wrong at first, then right {passes} times out of {_REPEATS}")
 
     def _count(self, verdict: Verdict) -> None:
-        if verdict.unsupported is not None:
-            self._tally.unsupported[verdict.unsupported] += 1
-        elif (entry := self._covering(verdict)) is not None:
-            self._tally.known += 1
+        entry = self._covering(verdict)
+        self._tally.count(verdict, expected=entry is not None)
+        if entry is not None:
             self._covered[entry.place] += 1
-        elif verdict.failed:
-            self._tally.failed += 1
-        else:
-            self._tally.passed += 1
-            self._tally.free += sum(comparison.free for comparison in verdict.comparisons)
 
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
         if self._freedom.choices("dtype", self._op.dtypes):
             index, count = self._settings.shard
             chunk = index - 1
-            while not self._found and self._time_left(start) and self._drawn < self._settings.examples:
+            while not self._found and self._time_left(start) and self._more_to_draw():
                 self._draw_chunk(chunk, start)
                 chunk += count
         return self._shrunk()
+
+    def _more_to_draw(self) -> bool:
+        """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
+        and a problem of which nothing fits counts as a case: a search comes to its end."""
+        return self._drawn < self._settings.examples and self._vacuous <= self._settings.examples
 
     def _time_left(self, start: float) -> bool:
         """Whether to draw on. One problem is always tried, for a pair that ran nothing would read as unsupported."""
@@ -290,11 +352,12 @@ class Search:
         return in_time or not self._drawn
 
     def _draw_chunk(self, chunk: int, start: float) -> None:
-        problems = min(_CHUNK, -(-(self._settings.examples - self._drawn) // VARIANTS))
+        needed = -(-(self._settings.examples - self._drawn) // VARIANTS)
+        problems = min(_CHUNK, max(needed, _LEAST_CHUNK))
 
         @seed(self._settings.seed * 1_000_003 + chunk)
         @settings(
-            max_examples=max(problems, 1),
+            max_examples=problems,
             phases=(Phase.generate, Phase.shrink),
             database=None,
             deadline=None,
@@ -304,7 +367,8 @@ class Search:
         )
         @given(batches(self._op, self._freedom))
         def examine(drawn: tuple[Problem, int]) -> None:
-            if (self._found or self._time_left(start)) and self._fails(*drawn):
+            goes_on = self._found is not None or (self._time_left(start) and self._more_to_draw())
+            if goes_on and self._fails(*drawn):
                 raise _Failed
 
         with contextlib.suppress(_Failed), _the_same_everywhere():
@@ -312,89 +376,141 @@ class Search:
 
     def _fails(self, problem: Problem, variant_seed: int) -> bool:
         if self._found is None:
-            drawn = variants(self._op, problem, variant_seed, self._freedom)
+            if not self._coverage.wants(problem):
+                return False
+            self._keep_values(problem)
+            drawn = variants(self._op, problem, variant_seed, self._freedom, self._coverage.choose, self._values)
             if not drawn:
-                self._tally.unsupported["takes more than --max-bytes allows, as drawn"] += 1
-            self._drawn += max(len(drawn), 1)  # so that a search in which nothing fits comes to an end
-            verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
-            for variant, verdict in zip(drawn, verdicts):
+                limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
+                self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
+            cases = [variant.case(self._op, problem) for variant in drawn]
+            verdicts = self._examine(cases, until_death=True)
+            for verdict in verdicts:
+                self._coverage.ran(verdict.case, refused=verdict.unsupported is not None)
+            vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
+            self._vacuous += vacuous
+            self._drawn += len(drawn) - vacuous if drawn else 1
+            for index, verdict in enumerate(verdicts):
                 if self._is_new(verdict):
-                    self._begin_to_shrink(variant, problem, verdict)
+                    variant, verdict = self._alone(drawn[: index + 1], problem, verdict)
+                    self._of = _Drawn(variant, problem)
+                    self._begin_to_shrink(verdict)
+                    self._simplify()
                     break
             else:
                 return False
-        assert self._found is not None
-        shrunk = self._verdict_while_shrinking(self._found.variant.case(self._op, problem))
-        if shrunk is None or shrunk.kind not in self._found.kinds or not self._is_new(shrunk):
+        assert self._of is not None
+        if not self._fails_alike(self._of.variant.case(self._op, problem)):
             return False
-        self._found.problem, self._found.verdict = problem, shrunk
+        self._of.problem = problem
         return True
 
-    def _begin_to_shrink(self, variant: Variant, problem: Problem, verdict: Verdict) -> None:
+    def _keep_values(self, problem: Problem) -> None:
+        for name, value in problem.params.items():
+            kept = self._values.setdefault(name, [])
+            if value in kept:
+                kept.remove(value)
+            kept.append(value)
+
+    def _alone(self, ran: Sequence[Variant], problem: Problem, verdict: Verdict) -> tuple[Variant, Verdict]:
+        """The last variant of those that ran one after the other, and its verdict; where it is right on a backend that
+        has run nothing yet, and wrong after one of the others, it says so, with as little between the two as can be."""
+        *others, variant = ran
+        if not others or verdict.findings[0].check == "process" or not self._passes_alone(verdict.case):
+            return variant, verdict
+        for before in dict.fromkeys((len(others) - 1, 0)):
+            after = replace(variant, after=others[before])
+            found = self._verdict_alone(after.case(self._op, problem))
+            if not found.failed:
+                continue
+            for nearer in between(others[before], variant):
+                candidate = replace(variant, after=nearer)
+                less = self._verdict_alone(candidate.case(self._op, problem))
+                if less.failed and self._passes_alone(less.case):
+                    return candidate, less
+            return after, found
+        return variant, verdict
+
+    def _passes_alone(self, case: Case) -> bool:
+        return self._verdict_alone(replace(case, before=None)).passed
+
+    def _verdict_alone(self, case: Case) -> Verdict:
+        """The verdict of a backend that has run nothing yet."""
+        self._runner.fresh()
+        return self._runner.verdicts(self._op, [case], time_limit=self._time_limit)[0]
+
+    def _begin_to_shrink(self, verdict: Verdict) -> None:
+        assert verdict.kind
         kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
-        self._found = _Found(variant, kinds, problem, verdict, time.monotonic() + SHRINK_SECONDS)
-        self._seen[verdict.case.key] = verdict
-        self._on_shrinking(verdict)
-        if verdict.kind == "TIMEOUT":
+        self._found = _Shrinking(kinds, verdict, time.monotonic() + SHRINK_SECONDS, verdict)
+        self._found.seen[verdict.case.key] = verdict
+        self._observer.shrinking(self._op, self._runner.target, verdict)
+        if verdict.kind == Kind.TIMEOUT:
             least = max(_LEAST_SECONDS, _SLOWEST * self._runner.slowest)
-            self._runner.time_limit = min(self._settings.time_limit, least)
-        self._simplify()
+            self._time_limit = min(self._settings.time_limit, least)
+
+    def _fails_alike(self, case: Case) -> bool:
+        """Whether a candidate fails in the same way, unexpectedly: then it is the failure from here on."""
+        assert self._found is not None
+        verdict = self._verdict_while_shrinking(case)
+        if verdict is None or not self._found.kept_by(verdict) or not self._is_new(verdict):
+            return False
+        self._found.verdict = verdict
+        return True
 
     def _verdict_while_shrinking(self, case: Case) -> Verdict | None:
         """The verdict on a candidate; the same each time it is asked for. None once the time to shrink is up."""
-        if case.key in self._seen:
-            return self._seen[case.key]
         assert self._found is not None
+        seen = self._found.seen
+        if case.key in seen and case.data is None:
+            return seen[case.key]
         if time.monotonic() > self._found.deadline:
+            self._found.cut = True
             return None
         try:
+            if case.before is not None:  # what it keeps of another candidate would tell nothing
+                self._runner.fresh()
             verdict = self._examine([case])[0]
-            if verdict.passed and "NOT DETERMINISTIC" in self._found.kinds:
+            if verdict.passed and Kind.NOT_DETERMINISTIC in self._found.kinds:
                 again = self._examine([case] * _REPEATS)
                 verdict = next((other for other in again if other.failed), verdict)
         except CaseError:
             return None
-        self._seen[case.key] = verdict
+        seen[case.key] = verdict
         return verdict
 
     def _simplify(self) -> None:
         """Make the variant as plain as it can be while its failure stays."""
-        assert self._found is not None
-        found = self._found
+        drawn = self._of
+        assert drawn is not None
         improved = True
         while improved:
             improved = False
-            for simpler in found.variant.simpler(recipes_of(self._op, found.problem.dtype)):
-                verdict = self._verdict_while_shrinking(simpler.case(self._op, found.problem))
-                if verdict is not None and verdict.kind in found.kinds and self._is_new(verdict):
-                    found.variant, found.verdict, improved = simpler, verdict, True
+            for simpler in drawn.variant.simpler(recipes_of(self._op, drawn.problem.dtype)):
+                if self._fails_alike(simpler.case(self._op, drawn.problem)):
+                    drawn.variant, improved = simpler, True
                     break
 
     def _shrunk(self) -> Verdict | None:
         if self._found is None:
             return None
         self._simplify()
-        verdict = self._found.verdict
-        if verdict.kind == "TIMEOUT" and self._runner.time_limit < self._settings.time_limit:
-            self._runner.time_limit = self._settings.time_limit
+        return self._at_its_smallest()
+
+    def _shrunk_known(self, verdict: Verdict) -> Verdict:
+        """The verdict on the smallest case like a known one that fails in the same way."""
+        self._begin_to_shrink(verdict)
+        return self._at_its_smallest()
+
+    def _at_its_smallest(self) -> Verdict:
+        """The verdict on the failure's case, made smaller by itself."""
+        found = self._found
+        assert found is not None
+        if found.verdict.case.before is None:  # sizes of two cases do not change together there
+            smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
+        verdict = found.verdict
+        if self._time_limit is not None:
+            self._time_limit = None
             full = self._runner.verdicts(self._op, [verdict.case])[0]
-            first = next(iter(self._seen.values()))
-            return full if full.failed else first
+            return full if full.failed else found.first
         return verdict
-
-    def _database_key(self) -> bytes:
-        return f"opconform/{self._op.name}/{self._runner.target.label}".encode()
-
-    def _carried_over(self, database: ExampleDatabase) -> dict[bytes, Case]:
-        """Failures of earlier runs that still fit this op, by their stored text; what cannot be read is dropped."""
-        found = {}
-        for stored in list(database.fetch(self._database_key())):
-            try:
-                found[stored] = checked(Case.from_json(json.loads(stored), LARGEST))
-            except (ValueError, RecursionError):
-                database.delete(self._database_key(), stored)
-        return found
-
-    def _carry_over(self, case: Case) -> None:
-        if self._database is not None:
-            self._database.save(self._database_key(), json.dumps(case.to_json(), sort_keys=True).encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,24 +11,22 @@ from threadpoolctl import threadpool_limits
 
 from opconform.harness.draw.known import known_cases, store
 from opconform.harness.explain.blame import Panel
-from opconform.harness.explain.failure import describe
-from opconform.harness.judge.checks import ON_REQUEST
-from opconform.harness.judge.judging import Verdict
+from opconform.harness.explain.failure import Failure, describe
+from opconform.harness.judge.checks import ON_REQUEST, TwinCheck
+from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.process import devices_of
-from opconform.harness.run.registry import backend_names, split_target
+from opconform.harness.run.registry import backend_names, parts_of, split_target, with_class
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.sanitizer import ALIAS, OPTION
 from opconform.harness.run.target import Target
-from opconform.harness.search.databases import database_of
-from opconform.harness.search.interrupts import uninterrupted
 from opconform.harness.search.known_failures import Entry, OnDevice
-from opconform.harness.search.observer import Observer
+from opconform.harness.search.observer import Observer, Observers
 from opconform.harness.search.result import Result, Tally
-from opconform.harness.search.search import Search
 from opconform.harness.search.settings import Settings
 
 
@@ -51,9 +49,9 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
     found: dict[str, Target] = {}
     missing = []
     for name in wanted or backend_names():
-        spec, device_id, alias = split_target(name)
+        spec, device_id, alias = split_target(with_class(name))
         try:
-            devices = devices_of(spec, _options_of(spec, settings), settings.isolated)
+            devices = _distinct(devices_of(spec, _options_of(spec, settings), settings.isolated))
         except Unavailable as error:
             if wanted:
                 raise UsageError(f"--backend {name} cannot run: {error.reason}; {error.remedy}") from None
@@ -67,6 +65,36 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
             target = Target(spec, device, _options_of(spec, settings), alias or (ALIAS if settings.sanitize else ""))
             found[target.label] = target
     return list(found.values()), missing
+
+
+def _distinct(devices: list[Device]) -> list[Device]:
+    """`devices`, if no two of them have one id. Raises `Unavailable`: the results of one would stand for both."""
+    for device in devices:
+        if sum(other.id == device.id for other in devices) > 1:
+            raise Unavailable(f"two devices have the id {device.id!r}", "give each device an id of its own")
+    return devices
+
+
+def named_by(name: str, targets: Iterable[Target]) -> list[Target]:
+    """Those of `targets` that `name`, as `--backend` takes it, stands for."""
+    spec, device_id, alias = parts_of(with_class(name))
+    return [
+        target
+        for target in targets
+        if target.spec == spec and device_id in ("", target.device.id) and alias in ("", target.alias)
+    ]
+
+
+def idle(asked: Iterable[str], targets: Sequence[Target], results: Sequence[Result]) -> list[str]:
+    """The names in `asked` (as `--backend` takes them) for which no case ran, one line each. A name of which nothing
+    was to be tested is left alone."""
+    found = []
+    for name in asked:
+        labels = {target.label for target in named_by(name, targets)}
+        ran = [result.tally.executed for result in results if result.target in labels]
+        if ran and not any(ran):
+            found.append(f"{name} was asked for by name and ran no case: that is a failure, not a pass")
+    return found
 
 
 def _options_of(spec: str, settings: Settings) -> dict[str, str]:
@@ -90,10 +118,13 @@ class Session:
     def __init__(self, settings: Settings, observers: Sequence[Observer] = (), listed: Sequence[Entry] = ()) -> None:
         self.settings = settings
         self._listed = listed
-        self._observers = observers
+        self._observer = Observers(observers)
+        from opconform.harness.search.databases import database_of  # Hypothesis takes a quarter of a second to import
+
         self._database = database_of(settings.database)
         self._runners: dict[str, Runner] = {}
-        self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes)
+        opened = self._runners.values if settings.isolated else tuple  # another kernel could end this very process
+        self._panel = Panel(self._backends, settings.also_seconds, settings.max_bytes, opened)
         # The references multiply small matrices, many at once: more threads only spin.
         self._one_thread = threadpool_limits(1)
 
@@ -106,8 +137,7 @@ class Session:
         self._runners.clear()
         self._panel.close()
         self._one_thread.restore_original_limits()
-        for observer in self._observers:
-            observer.close()
+        self._observer.close()
 
     def runner(self, target: Target) -> Runner:
         """The runner of a device, started at its first use. Raises `Unavailable`."""
@@ -129,74 +159,74 @@ class Session:
         specs = dict.fromkeys([*backend_names(), *(runner.target.spec for runner in self._runners.values())])
         return {spec: _options_of(spec, replace(self.settings, sanitize=False)) for spec in specs}
 
-    def search(self, op: Op, target: Target, on_progress: Callable[[Tally], None] = lambda tally: None) -> Result:
+    def search(self, op: Op, target: Target) -> Result:
         """Search one op on one device, and store the failing case where there is one."""
         index, count = self.settings.shard
         known = [case for case in known_cases().values() if case.case.op == op.name][index - 1 :: count]
-        self._tell(lambda observer: observer.begins(op, target))
+        from opconform.harness.search.search import Search  # Hypothesis takes a quarter of a second to import
+
+        self._observer.begins(op, target)
         runner = self.runner(target)
-        runner.time_limit = self.settings.time_limit
         for limit in runner.limits(op):
             if limit.pinned is not None and limit.pinned not in known_cases():
                 raise UsageError(
                     f"{target.label} pins {limit.pinned!r}, which is no known case (opconform list --cases)"
                 )
-
-        def on_verdicts(verdicts: Sequence[Verdict]) -> None:
-            self._tell_verdicts(op, target, verdicts)
-
-        def on_shrinking(verdict: Verdict) -> None:
-            self._tell(lambda observer: observer.shrinking(op, target, verdict))
-
         about = on_device(target)
         listed = [entry for entry in self._listed if entry.matches(op.name, about)]
         try:
-            result = Search(
-                op, runner, self.settings, known, self._database, on_progress, on_verdicts, on_shrinking, listed
-            ).run()
+            result = Search(op, runner, self.settings, known, self._database, self._observer, listed).run()
         except Unavailable:  # the device was lost; the next op opens it afresh
             self._runners.pop(target.label).close()
             raise
         return self._done(op, target, result)
 
     def replay(self, op: Op, target: Target, cases: Iterable[tuple[str, Case]]) -> Result:
-        """Run just these cases of one op; the first failure is described as it is, and not shrunk."""
+        """Run just these cases of one op, each `Settings.times` times or until it fails; the first failure is described
+        as it is, and not shrunk."""
         tally, failure, failed = Tally(), None, []
-        self._tell(lambda observer: observer.begins(op, target))
+        self._observer.begins(op, target)
         runner, checks = self.runner(target), [ON_REQUEST[name] for name in self.settings.checks]
         for name, case in cases:
-            verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
-            if verdict.passed:
-                verdict = runner.related(op, verdict, checks)
-            self._tell_verdicts(op, target, [verdict])
-            if verdict.unsupported is not None:
-                tally.unsupported[verdict.unsupported] += 1
-            elif verdict.failed:
-                tally.failed += 1
+            verdict = self._replayed(op, runner, case, checks)
+            self._observer.verdicts(op, target, [verdict])
+            tally.count(replace(verdict, vacuous=""))  # named by hand, it counts: a mended failure must read as a pass
+            if verdict.failed:
                 failed.append(name)
                 failure = failure or describe(op, runner, verdict)
-            else:
-                tally.passed += 1
         return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
 
+    def _replayed(self, op: Op, runner: Runner, case: Case, checks: Sequence[TwinCheck]) -> Verdict:
+        """The verdict on a case that is run until it fails, `Settings.times` times at most."""
+        for run in range(self.settings.times):
+            verdict = runner.verdicts(op, [case], beyond=("bug",))[0]
+            if verdict.passed:
+                verdict = related(runner, op, verdict, checks)
+            verdict = verdict.saying(runner.said())
+            if verdict.failed and run:
+                return now_and_then(verdict, f"right in {run} runs, then wrong")
+            if not verdict.passed:
+                break
+        return verdict
+
     def _done(self, op: Op, target: Target, result: Result) -> Result:
-        if result.failure is not None:
-            failure = result.failure
-            own = partial(self.runner, target)
-            also = self._panel.line(op, failure.case, failure.kind, failure.packed_twin, target, own)
-            result = replace(result, failure=replace(failure, also=also))
+        result = replace(result, build=target.build.name, free=op.free)
+        failure = result.failure
+        if failure is not None:
             try:
                 store(failure.case, self.settings.report_dir)
             except OSError as error:  # the failure itself must still be shown
                 print(f"the failing case could not be stored: {error}", file=sys.stderr)
-        self._tell(lambda observer: observer.result(op, target, result))
+            self._observer.failure(op, target, failure)
+            try:
+                result = replace(result, failure=replace(failure, also=self._also(op, target, failure)))
+            except KeyboardInterrupt:  # the failure itself must still be recorded
+                self._observer.result(op, target, result)
+                raise
+        self._observer.result(op, target, result)
         return result
 
-    def _tell_verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
-        self._tell(lambda observer: observer.verdicts(op, target, verdicts))
-
-    def _tell(self, event: Callable[[Observer], None]) -> None:
-        """Tell every observer; Ctrl-C waits until all of them know."""
-        with uninterrupted():
-            for observer in self._observers:
-                event(observer)
+    def _also(self, op: Op, target: Target, failure: Failure) -> str:
+        """Whom a failure puts the blame on."""
+        own = partial(self.runner, target)
+        return self._panel.line(op, failure.case, failure.kind, failure.packed_twin, target, own)

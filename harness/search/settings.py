@@ -12,6 +12,12 @@ from opconform.harness.model.usage import UsageError
 #: Cases per op and device.
 PROFILES: Mapping[str, int] = {"quick": 150, "default": 1000, "nightly": 20000}
 
+#: Where runs write unless they are told otherwise. It is no folder of the source.
+OUT = "opconform-out"
+
+#: How often a case that fails now and then is run to see it fail again.
+RACE_RUNS = 50
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -24,6 +30,7 @@ class Settings:
     checks: the names of the checks on request. time_limit: seconds a case may take. strict: try what limits of kind
     "kernel" and "bug" forbid. profile: the name of the profile that gave `examples`, or "". shard: (i, n) where this
     run is the i-th of n that share the work: `examples` is its share, and it draws every n-th chunk of the seed's.
+    times: how often a case that is replayed is run, until it fails.
     sanitize: each backend runs under its API's checker.
     also_seconds: the time to show a failing case to the other backends, 0 for none.
     history: the file that results are appended to, "none" for none, or None for history.sqlite in `report_dir`.
@@ -41,7 +48,7 @@ class Settings:
     isolated: bool = True
     strict: bool = False
     checks: tuple[str, ...] = ()
-    report_dir: str = "reports"
+    report_dir: str = OUT
     options: Mapping[str, str] = field(default_factory=dict)
     profile: str = ""
     shard: tuple[int, int] = (1, 1)
@@ -51,6 +58,7 @@ class Settings:
     known_failures: str | None = None
     database: str | None = None
     sanitize: bool = False
+    times: int = 1
 
 
 def bytes_of(text: str) -> int:

@@ -97,7 +97,8 @@ class Strip:
 
 
 def strip(past: Sequence[Moment], pair: Pair) -> Strip:
-    """One mark for each of the last runs: what passed stands above the middle, what failed hangs below it."""
+    """One mark for each of the last runs, whatever the build: what passed stands above the middle, what failed hangs
+    below it."""
     states = _of(past, pair)[-_STRIP:]
     shape = {"passed": (0, 8), "failed": (8, 8), "known": (8, 5), "unsupported": (6, 4), "not finished": (8, 8)}
     blocks = [
@@ -133,7 +134,9 @@ def spark(past: Sequence[Moment], pair: Pair) -> Spark | None:
 
 
 def _of(past: Sequence[Moment], pair: Pair) -> list[State]:
-    return [moment.states[pair] for moment in past if pair in moment.states]
+    """The states of an op on a target, run by run, whatever the build."""
+    states = (moment.state(pair) for moment in past)
+    return [state for state in states if state is not None]
 
 
 def _class(outcome: str) -> str:

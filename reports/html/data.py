@@ -2,41 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from opconform.harness.draw.known import LARGEST
 from opconform.harness.explain.failure import Failure
-from opconform.harness.model.case import Case
-from opconform.harness.model.findings import Finding
 from opconform.harness.model.usage import UsageError
-from opconform.harness.search.result import KnownBug, Result, Tally
+from opconform.harness.search.result import KnownBug, Result
 from opconform.harness.search.settings import Settings
 from opconform.reports.commands import commands
-from opconform.reports.database import read_history
+from opconform.reports.records import About, RunRow
 from opconform.reports.repro.place import bundle_of
-from opconform.reports.states import Pair, RunRow, State, groups_of, pairs_of, state_of
+from opconform.reports.states import (
+    Pair,
+    State,
+    groups_of,
+    last_groups,
+    pairs_of,
+    reading,
+    results_of,
+    state_of,
+    target_names,
+)
 
 PAST = 60  #: runs of which the trend is drawn
-
-_OLD = "recorded by an older version, which kept the case and nothing else"
-
-
-@dataclass(frozen=True)
-class About:
-    """What a run says of itself and of its devices beside its `RunRow`."""
-
-    profile: str
-    version: str
-    devices: Mapping[str, Mapping[str, Any]]
-    settings: Settings
 
 
 @dataclass(frozen=True)
@@ -97,6 +90,14 @@ class Moment:
     def started(self) -> str:
         return self.group[0].started
 
+    @cached_property
+    def _any_build(self) -> Mapping[tuple[str, str], State]:
+        return {(pair.op, pair.target): state for pair, state in self.states.items()}
+
+    def state(self, pair: Pair) -> State | None:
+        """What the run said of a pair, or of the same one with another build."""
+        return self.states.get(pair) or self._any_build.get((pair.op, pair.target))
+
 
 @dataclass(frozen=True)
 class Report:
@@ -106,24 +107,29 @@ class Report:
     entries: Mapping[Pair, Entry]
     past: tuple[Moment, ...]
     runs: tuple[RunRow, ...]
-    about: Mapping[str, About]
 
     @property
     def ops(self) -> list[str]:
-        return list(dict.fromkeys(op for op, _ in self.entries))
+        return list(dict.fromkeys(pair.op for pair in self.entries))
 
-    @property
-    def targets(self) -> list[str]:
-        return list(dict.fromkeys(target for _, target in self.entries))
+    @cached_property
+    def names(self) -> Mapping[Pair, str]:
+        """What to call each pair's target: its build is part of the name."""
+        return target_names(self.entries)
+
+    @cached_property
+    def targets(self) -> Mapping[str, Pair]:
+        """One pair of each target and build, by the target's name."""
+        return {self.names[pair]: pair for pair in self.entries}
 
     @property
     def failures(self) -> list[Shown]:
         return [shown for entry in self.entries.values() for shown in entry.failures]
 
-    def device(self, target: str) -> Mapping[str, Any]:
-        """The description and the versions of a device, as the last run has them."""
-        known = (self.about[run.id].devices.get(target) for run in reversed(self.runs))
-        return next((device for device in known if device), {"description": "", "versions": {}})
+    def device(self, pair: Pair) -> About:
+        """The description and the versions of a pair's device, as the last run has them."""
+        runs = (run for run in reversed(self.runs) if run.build(pair.target) == pair.build)
+        return next((run.devices[pair.target] for run in runs if pair.target in run.devices), About())
 
 
 def report_of(path: Path, run_id: str | None = None) -> Report:
@@ -131,78 +137,37 @@ def report_of(path: Path, run_id: str | None = None) -> Report:
 
     Raises `UsageError` where there is nothing to show.
     """
-    with closing(read_history(path)) as db:
-        db.row_factory = _as_dict
-        try:
-            db.execute("BEGIN")  # one state of it, even while a run is writing
-            about = {row["run_id"]: _about(row) for row in db.execute("SELECT * FROM runs")}
-            db.row_factory = None
-            groups = groups_of(db, path, run_id)
-            last = {pair: group for group in groups for pair in pairs_of(db, group)}
-            entries = {pair: _entry(db, pair, group, about) for pair, group in last.items()}
-            searched = groups if run_id is None else groups_of(db, path)
-            past = tuple(_moment(db, group) for group in searched[-PAST:])
-        except (sqlite3.Error, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-            raise UsageError(f"{path}: not a history: {error}") from None
+    with reading(path) as db:
+        groups = groups_of(db, path, run_id)
+        entries = {pair: _entry(db, pair, group) for pair, group in last_groups(db, groups).items()}
+        searched = groups if run_id is None else groups_of(db, path)
+        past = tuple(_moment(db, group) for group in searched[-PAST:])
     if not entries:
         raise UsageError(f"{path}: no run in it has tested anything")
     ids = {run.id: run for entry in entries.values() for run in entry.group}
     runs = tuple(sorted(ids.values(), key=lambda run: run.started))
-    return Report(path, entries, past, runs, about)
-
-
-def _as_dict(cursor: sqlite3.Cursor, row: Sequence[Any]) -> dict[str, Any]:
-    return {column[0]: value for column, value in zip(cursor.description, row)}
-
-
-def _about(row: Mapping[str, Any]) -> About:
-    options = json.loads(row.get("options", "{}"))  # a history of version 1 has no such column
-    settings = Settings(
-        report_dir=str(options.get("report_dir", Settings.report_dir)),
-        repro_dir=options.get("repro_dir"),
-        strict=bool(options.get("strict")),
-    )
-    return About(row["profile"], row["opconform"], json.loads(row["devices"]), settings)
+    return Report(path, entries, past, runs)
 
 
 def _moment(db: sqlite3.Connection, group: Sequence[RunRow]) -> Moment:
     return Moment(tuple(group), {pair: state_of(db, group, pair) for pair in pairs_of(db, group)})
 
 
-def _entry(db: sqlite3.Connection, pair: Pair, group: Sequence[RunRow], about: Mapping[str, About]) -> Entry:
+def _entry(db: sqlite3.Connection, pair: Pair, group: Sequence[RunRow]) -> Entry:
     state = state_of(db, group, pair)
-    cursor = db.cursor()
-    cursor.row_factory = _as_dict
-    rows = [
-        row
-        for run in group
-        for row in cursor.execute("SELECT * FROM results WHERE op = ? AND target = ? AND run_id = ?", [*pair, run.id])
-    ]
-    results = [_result(row) for row in rows]
-    failures = [
-        _shown(pair, result.failure, about[row["run_id"]].settings)
-        for row, result in zip(rows, results)
-        if result.failure is not None
-    ]
+    own = [run for run in group if run.build(pair.target) == pair.build]
+    found = [(run, result) for run in own for result in results_of(db, run, pair)]
+    failures = [_shown(pair, result.failure, _settings(run)) for run, result in found if result.failure is not None]
     if state.kind and not failures:
-        failures = [_lost(db, pair, group, state, about)]
+        failures = [_lost(db, pair, own, state)]
     once = {shown.case_id: shown for shown in failures}
-    return Entry(pair, state, tuple(group), tuple(results), tuple(once.values()))
+    return Entry(pair, state, tuple(own), tuple(result for _, result in found), tuple(once.values()))
 
 
-def _result(row: Mapping[str, Any]) -> Result:
-    """A result with all that the history holds of it."""
-    if row.get("result"):
-        return Result.from_json(json.loads(row["result"]))
-    tally = Tally(row["passed"], row["failed"], Counter(json.loads(row["reasons"])), seconds=row["seconds"])
-    failure = None
-    if row["kind"]:
-        case = Case.from_json(json.loads(row["case_json"]), LARGEST)
-        found = (Finding("", row["kind"], _OLD),)
-        failure = Failure(case, row["target"], row["device"], (), found, None, "", "", "", "")
-    bugs = tuple(KnownBug(name, "", fails) for name, fails in json.loads(row["known_bugs"]))
-    known = tuple(json.loads(row["failed_known"]))
-    return Result(row["op"], row["target"], row["device"], tally, failure, known, bugs)
+def _settings(run: RunRow) -> Settings:
+    """The settings that the commands of a failure follow from."""
+    options = run.options
+    return Settings(report_dir=options.report_dir, repro_dir=options.repro_dir, strict=options.strict)
 
 
 def _shown(pair: Pair, failure: Failure, settings: Settings) -> Shown:
@@ -218,22 +183,20 @@ def _shown(pair: Pair, failure: Failure, settings: Settings) -> Shown:
     )
 
 
-def _lost(
-    db: sqlite3.Connection, pair: Pair, group: Sequence[RunRow], state: State, about: Mapping[str, About]
-) -> Shown:
+def _lost(db: sqlite3.Connection, pair: Pair, runs: Sequence[RunRow], state: State) -> Shown:
     """A failure whose run did not live to describe it: the search finds it again."""
     found = db.execute(
         "SELECT error_message FROM test_backend_ops WHERE case_id = ? AND target = ? AND supported = 1 AND passed = 0 "
         "ORDER BY rowid DESC LIMIT 1",
-        [state.case_id, pair[1]],
+        [state.case_id, pair.target],
     ).fetchone()
-    message = found[0] if found else state.detail
-    return Shown(pair, state.kind, state.case_id, message, None, tuple(_searches(pair, group, about)))
+    message = str(found[0]) if found else state.detail
+    return Shown(pair, state.kind, state.case_id, message, None, tuple(_searches(pair, runs)))
 
 
-def _searches(pair: Pair, group: Sequence[RunRow], about: Mapping[str, About]) -> Iterator[str]:
-    op, target = map(shlex.quote, pair)
-    for run in group:
+def _searches(pair: Pair, runs: Sequence[RunRow]) -> Iterator[str]:
+    op, target = shlex.quote(pair.op), shlex.quote(pair.target)
+    for run in runs:
         shard = f" --shard {run.shard[0]}/{run.shard[1]}" if run.shard[1] > 1 else ""
-        strict = " --strict-supports" if about[run.id].settings.strict else ""
+        strict = " --strict-supports" if run.options.strict else ""
         yield f"opconform test --op {op} --backend {target} --seed {run.seed}{shard}{strict}"

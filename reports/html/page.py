@@ -24,14 +24,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from opconform.harness.explain.failure import Failure, Worst
-from opconform.harness.model.escape import lines
+from opconform.harness.model.text import printable_lines
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.version import VERSION
-from opconform.reports.console import clean, places, twin
 from opconform.reports.html.charts import spark, strip, trend
 from opconform.reports.html.data import Entry, Report
 from opconform.reports.repro.picture import picture
 from opconform.reports.run import now
+from opconform.reports.screen import clean, places, twin
 from opconform.reports.states import Pair
 
 _OPEN = 3  #: failures whose details are open from the start
@@ -167,7 +167,7 @@ def _environment() -> Environment:
 
 def _seen(value: Any) -> Any:
     """Text of visible characters only: nothing that hides, or turns the direction of what follows."""
-    return value if isinstance(value, Markup) else lines(str(value))
+    return value if isinstance(value, Markup) else printable_lines(value)
 
 
 def _image(failure: Failure) -> str:
@@ -248,11 +248,11 @@ def _reasons(report: Report) -> list[Reason]:
     """Every reason and every limit once, the one that concerns most cases first."""
     counts: Counter[str] = Counter()
     where: dict[str, dict[str, list[str]]] = {}
-    for (op, target), entry in report.entries.items():
+    for pair, entry in report.entries.items():
         limits = {limit: 0 for result in entry.results for limit in result.limits}
         for text, count in {**limits, **entry.unsupported}.items():
             counts[text] += count
-            where.setdefault(text, {}).setdefault(target, []).append(op)
+            where.setdefault(text, {}).setdefault(report.names[pair], []).append(pair.op)
     return [Reason(text, count, where[text]) for text, count in counts.most_common()]
 
 

@@ -29,7 +29,7 @@ def write_bundle(failure: Failure, target: Target, out_dir: str | os.PathLike[st
 
     A bundle of the same case and target that is there is replaced. Raises OSError where it cannot be written.
     """
-    folder = bundle_path(out_dir, failure.case.id, failure.target)
+    folder = bundle_path(out_dir, failure)
     files = files_of(failure, target)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:40]}-", suffix=".part"))
@@ -93,8 +93,9 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
         text["map.svg"] = map_svg
     text["issue.md"] = issue(facts, text, made, companions)
     about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": VERSION}
-    text["bundle.json"] = json.dumps({**about, "files": sorted({*text, *beside})}, indent=1) + "\n"
-    return {**beside, **{name: content.encode("utf-8", errors="replace") for name, content in text.items()}}
+    build = {"versions": dict(failure.versions)}
+    text["bundle.json"] = json.dumps({**about, **build, "files": sorted([*text, *beside])}, indent=1) + "\n"
+    return {**{name: made.encode("utf-8", errors="replace") for name, made in text.items()}, **beside}
 
 
 def _broken(error: Exception) -> str:

@@ -17,38 +17,12 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.version import VERSION
 from opconform.harness.run.script import Script
-from opconform.reports.console import places
 from opconform.reports.repro.rendering import render
+from opconform.reports.screen import places
 
 _INLINE = 12_000  #: a longer file is named and not shown: an issue on GitHub holds 65,536 characters
 _STDERR_LINES = 30
 _ALIKE = 2  #: an op of so many inputs at most has the same axes in all of them
-
-#: What is wrong, for the title and for the first sentence.
-_WHAT = {
-    "WRONG VALUES": ("wrong values", "returns wrong values"),
-    "NAN/INF": ("NaN or infinity", "returns NaN or infinity where the result is a finite number"),
-    "NOT WRITTEN": ("elements not written", "leaves elements of the output as they were"),
-    "WROTE OUTSIDE": ("writes outside the output", "writes to memory that no element of the output owns"),
-    "INPUT MODIFIED": ("input modified", "writes into the memory of an input"),
-    "SLICES MIXED": ("batch slices mixed", "lets the values of one batch slice into another"),
-    "NOT DETERMINISTIC": ("wrong now and then", "returns wrong values in some runs and right ones in others"),
-    "DEPENDS ON BATCH": ("the result depends on the batch", "gives other bits alone than in a batch"),
-    "DEPENDS ON LAYOUT": ("the result depends on strides", "gives other bits packed than strided"),
-    "SEQUENCES MIXED": ("sequences mixed", "gives a sequence another result in company than alone"),
-    "HEADS MIXED": ("heads mixed", "gives a head another result among other heads"),
-    "STATE LOST": ("the state is lost", "gives tokens in two runs, with the state carried, another result than in one"),
-    "CHUNKS DIFFER": ("the result depends on the chunk size", "gives another result with another chunk size"),
-    "FORMS DIFFER": ("forms of one function differ", "gives another result in another form of the same function"),
-    "OUT OF BOUNDS": ("reads or writes out of bounds", "reads or writes memory that it does not own"),
-    "DATA RACE": ("a data race", "has a data race"),
-    "UNINITIALISED READ": ("reads what was never written", "reads memory that nothing has written"),
-    "API MISUSE": ("misuse of the API", "is used or uses its API in a way that is not defined"),
-    "CRASH": ("the process dies", "ends the process"),
-    "TIMEOUT": ("never ends", "does not end"),
-    "ERROR": ("raises an error", "raises an error"),
-    "SUPPORTS_OP LIES": ("supports_op says yes, the kernel aborts", "is taken by supports_op, and then aborts"),
-}
 
 
 def issue(facts: Facts, files: Mapping[str, str], made: Script | str, companions: Sequence[Companions] = ()) -> str:
@@ -59,7 +33,7 @@ def issue(facts: Facts, files: Mapping[str, str], made: Script | str, companions
     return render(
         "issue.md.j2",
         title=title(facts, device),
-        does=_WHAT.get(failure.kind, ("", f"fails ({failure.kind.lower()})"))[1],
+        does=failure.kind.meaning,
         op=facts.op.name.upper(),
         summary=facts.op.summary,
         device=device or failure.target,
@@ -99,7 +73,7 @@ def title(facts: Facts, device: str = "") -> str:
     failure = facts.failure
     build = facts.versions.get("build", "")
     where = f"{device} ({build})" if device and build else failure.target
-    what = _WHAT.get(failure.kind, (failure.kind.lower(), ""))[0]
+    what = failure.kind.short
     needs = features(facts.case)
     return f"{facts.op.name.upper()} on {where}: {what}{_part(facts)}" + (f" with {', '.join(needs)}" if needs else "")
 

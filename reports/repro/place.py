@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from opconform.harness.model.files import read_regular
+from opconform.harness.model.plain import parsed
 
 if TYPE_CHECKING:
     from opconform.harness.explain.failure import Failure
     from opconform.harness.search.settings import Settings
+
+_LARGEST = 1 << 20  #: bytes of a bundle.json
 
 
 def repro_dir(settings: Settings) -> Path | None:
@@ -20,24 +25,34 @@ def repro_dir(settings: Settings) -> Path | None:
     return Path(settings.repro_dir or os.path.join(settings.report_dir, "repro"))
 
 
-def bundle_path(out_dir: str | os.PathLike[str], case_id: str, target: str) -> Path:
-    """The folder of a bundle: the case's id; where that holds the bundle of another target, with this one's name."""
-    plain = Path(out_dir) / case_id
-    if _target_of(plain) in (None, target):
-        return plain
-    return Path(out_dir) / f"{case_id}-{re.sub(r'[^A-Za-z0-9.]+', '-', target).strip('-.')[-60:]}"
+def bundle_path(out_dir: str | os.PathLike[str], failure: Failure) -> Path:
+    """The folder of a failure's bundle: the case's id; where that holds the bundle of another target, or of another
+    build of this one, with the target's name; and where that is taken too, with something that is the build's own."""
+    plain = Path(out_dir) / failure.case.id
+    target = re.sub(r"[^A-Za-z0-9.]+", "-", failure.target).strip("-.")[-60:]
+    build = hashlib.sha1(repr(failure.versions).encode(errors="backslashreplace"), usedforsecurity=False).hexdigest()
+    named = Path(f"{plain}-{target}")
+    return next((place for place in (plain, named) if _is_free(place, failure)), Path(f"{named}-{build[:8]}"))
 
 
 def bundle_of(failure: Failure, settings: Settings) -> Path | None:
     """The folder of a failure's bundle, if it was written."""
     folder = repro_dir(settings)
-    found = None if folder is None else bundle_path(folder, failure.case.id, failure.target)
-    return found if found is not None and _target_of(found) is not None else None
+    found = None if folder is None else bundle_path(folder, failure)
+    return found if found is not None and _about(found) is not None else None
 
 
-def _target_of(folder: Path) -> str | None:
-    """The target whose bundle stands in a folder; None where there is none."""
+def _is_free(folder: Path, failure: Failure) -> bool:
+    """Whether a folder holds no bundle, or that of this very target and build, which a bundle of 0.1 does not say."""
+    about = _about(folder)
+    versions = dict(failure.versions)
+    return about is None or (about.get("target") == failure.target and about.get("versions", versions) == versions)
+
+
+def _about(folder: Path) -> dict[str, Any] | None:
+    """What stands in a folder's bundle.json; None where there is no bundle."""
     try:
-        return str(json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["target"])
-    except (OSError, ValueError, KeyError, TypeError):
+        found = parsed(read_regular(folder / "bundle.json", _LARGEST))
+    except (OSError, ValueError):
         return None
+    return found if isinstance(found, dict) else None

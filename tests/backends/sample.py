@@ -53,6 +53,21 @@ class TwoDevices(Good):
         return a + b if self.device == "0" else a
 
 
+class TwinDevices(Good):
+    """Lists two devices of one id."""
+
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", "the first"), Device("0", "the second")]
+
+
+class HalfIdle(TwoDevices):
+    """Device 0 is right; device 1 takes nothing."""
+
+    def supports(self, case: Case) -> str | None:
+        return super().supports(case) if self.device == "0" else "device 1 has no kernels"
+
+
 class IgnoresNe3(Good):
     """acc: only the first slice of ne3 is added, as Vulkan did in January 2026."""
 
@@ -69,6 +84,15 @@ class AbortsOnNe3(Good):
     def run(self, case: Case, buffers: Buffers) -> None:
         if ne_of(case)[3] > 1:
             print("GGML_ASSERT(src1->ne[3] == 1) failed", file=sys.stderr, flush=True)
+            os.abort()
+        super().run(case, buffers)
+
+
+class AbortsAbove40(Good):
+    """Aborts for ne0 > 40."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[0] > 40:
             os.abort()
         super().run(case, buffers)
 
@@ -215,6 +239,26 @@ class Flaky(Good):
         return a + b if self.runs % 3 else a
 
 
+class WrongInRun40(Good):
+    """acc: wrong in its 40th run, and in no other."""
+
+    runs = 0
+
+    def added(self, a: F32, b: F32) -> F32:
+        self.runs += 1
+        return a if self.runs == 40 else a + b
+
+
+class WrongOnce(Good):
+    """acc: wrong until a file says that it has been; then right for ever, as a race may be."""
+
+    def added(self, a: F32, b: F32) -> F32:
+        if os.path.exists("been-wrong"):
+            return a + b
+        open("been-wrong", "w").close()
+        return a - b
+
+
 class Jitters(Good):
     """cumsum: within the bound, and other bits at every run, as sums with atomics are."""
 
@@ -332,3 +376,11 @@ class NarrowKnownBug(KnownBug):
     def limits(self) -> tuple[Limit, ...]:
         narrow = Limit("acc", "b", LayoutClass.CONTIGUOUS, "b must be contiguous", "the manual, page 7")
         return (narrow, *super().limits())
+
+
+class Prints(IgnoresNe3):
+    """acc: says what it does, with print."""
+
+    def acc(self, case: Case, buffers: Buffers) -> None:
+        print("adding", case.inputs["b"].ne)
+        super().acc(case, buffers)

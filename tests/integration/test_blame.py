@@ -16,10 +16,14 @@ from opconform.harness.explain.blame import Panel
 from opconform.harness.explain.failure import Failure
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
 from opconform.harness.search import session as session_module
+from opconform.harness.search.observer import Observer
+from opconform.harness.search.result import Result
 from opconform.harness.search.session import Session, targets_of
 from opconform.harness.search.settings import Settings
 from tests.samples import acc, children, spec, target
@@ -105,6 +109,59 @@ def test_the_time_is_kept(asked: Callable[..., str]) -> None:
     said = asked(WRONG, "HangsWhenListing", "SleepsAlways", seconds=3.0)
     assert time.monotonic() - start < 8
     assert f"no answer from {label('SleepsAlways')} in time" in said or said.startswith("no other device was asked")
+
+
+def test_a_device_that_is_open_answers_whatever_the_others_do() -> None:
+    with Runner(target("Good")) as ready, Runner(target(WRONG)) as wrong:
+        backends = {spec("HangsWhenListing"): {}, spec("SleepsAlways"): {}}
+        panel = Panel(lambda: backends, 0.5, 1 << 20, lambda: [ready, wrong])
+        said = panel.line(ACC, NE3, "WRONG VALUES", "is the case itself", wrong.target, lambda: wrong)
+        panel.close()
+    assert said.startswith(f"{label('Good')} agrees with the reference")
+    assert said.endswith(f"— the kernel of {label(WRONG)} or its driver is to blame, not the reference")
+
+
+def test_a_device_that_is_open_is_asked_once() -> None:
+    with Runner(target("Good")) as ready, Runner(target(WRONG)) as wrong:
+        panel = Panel(lambda: {spec("Good"): {}, spec(WRONG): {}}, 60.0, 1 << 20, lambda: [ready, wrong])
+        said = panel.line(ACC, NE3, "WRONG VALUES", "is the case itself", wrong.target, lambda: wrong)
+        panel.close()
+    assert said.startswith(f"{label('Good')} agrees with the reference; fails 3 times of 3 — ")
+
+
+def test_another_build_that_is_open_is_asked_too() -> None:
+    old = replace(target("Good"), alias="old", options={"ggml_lib": "/old"})
+    with Runner(old) as ready, Runner(target(WRONG)) as wrong:
+        panel = Panel(lambda: {spec("Good"): {}}, 60.0, 1 << 20, lambda: [ready, wrong])
+        said = panel.line(ACC, NE3, "WRONG VALUES", "is the case itself", wrong.target, lambda: wrong)
+        panel.close()
+    assert said.startswith(f"{label('Good')}@old and {label('Good')} agree with the reference; ")
+
+
+def test_the_failure_is_told_before_anybody_is_asked_who_is_to_blame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told: list[str] = []
+
+    class Watch(Observer):
+        def failure(self, op: Op, target: Target, failure: Failure) -> None:
+            told.append(f"failure {failure.kind}{failure.also}")
+
+        def result(self, op: Op, target: Target, result: Result) -> None:
+            assert result.failure is not None
+            told.append(f"result {result.failure.also}")
+
+    def line(*_: object) -> str:
+        told.append("also")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Panel, "line", line)
+    settings = Settings(isolated=False)
+    (found,), _ = targets_of([spec(WRONG)], settings)
+    with Session(settings, [Watch()]) as session, pytest.raises(KeyboardInterrupt):
+        session.replay(ACC, found, [("case", NE3)])
+    assert told == ["failure WRONG VALUES", "also", "result "]
 
 
 def test_no_time_means_no_line(asked: Callable[..., str]) -> None:

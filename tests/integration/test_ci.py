@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -43,7 +44,8 @@ def test_the_workflows_fit_the_published_schema(schema: str, pattern: str) -> No
 def test_the_workflows_take_options_and_targets_that_exist() -> None:
     text = "\n".join(file.read_text() for file in GITHUB.rglob("*.yml"))
     for name in ("test", "matrix"):
-        (command,) = [command for command in main.commands.values() if command.name == name]
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
         known = {option for parameter in command.params for option in parameter.opts}
         called = re.findall(rf"opconform {name}((?:.|\\\n)*)", text)
         assert called
@@ -82,7 +84,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("acc.cu").write_text("")
     Path("README").write_text("")
     who = ("-c", "user.name=A", "-c", "user.email=a@example.org")
-    Path(".gitignore").write_text("reports/\n.hypothesis/\n")
+    Path(".gitignore").write_text("opconform-out/\n.hypothesis/\n")
     for command in (("init", "--quiet"), ("add", "."), (*who, "commit", "--quiet", "--message", "first")):
         subprocess.run(["git", *command], check=True)
     return tmp_path

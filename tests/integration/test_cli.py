@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,6 +21,9 @@ from opconform.harness.search import session
 from tests.samples import acc, children, spec, within
 
 SHORT = ("--op", "acc", "--max-examples", "40", "--seed", "1", "--history", "none", "--no-isolation")
+
+
+CLASSES = ("Good", "NotABackend", "ListsNone", "CrashesWhenListing", "TwinDevices")
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +43,7 @@ def opconform(*arguments: str) -> Result:
 def failing_case() -> Path:
     """The file of the case that a short search stores."""
     assert opconform("test", "--backend", spec("IgnoresNe3"), *SHORT).exit_code == 1
-    (file,) = Path("reports/cases").iterdir()
+    (file,) = Path("opconform-out/cases").iterdir()
     return file
 
 
@@ -99,6 +103,20 @@ def test_replay_takes_a_file_an_id_and_a_known_case() -> None:
         assert opconform("replay", case, "--backend", spec("Good"), "--no-isolation").exit_code == 0
 
 
+def test_a_race_is_replayed_until_it_fails() -> None:
+    found = opconform("test", "--backend", spec("Flaky"), *SHORT)
+    (again,) = re.findall(r"^    opconform (replay .*)$", found.output, re.MULTILINE)
+    assert again.endswith(" --times 50")
+    file = again.split()[1]
+    rare = opconform("replay", file, "--backend", spec("WrongInRun40"), "--no-isolation", "--times", "50")
+    assert rare.exit_code == 1
+    assert "NOT DETERMINISTIC  acc on " in rare.output
+    assert "right in 39 runs, then wrong" in rare.output
+    assert (
+        opconform("replay", file, "--backend", spec("WrongInRun40"), "--no-isolation", "--times", "39").exit_code == 0
+    )
+
+
 def test_replay_without_a_backend_tries_all_and_names_the_missing() -> None:
     found = opconform("replay", "acc/kb001", "--no-isolation")
     assert found.exit_code == 0
@@ -136,6 +154,15 @@ def test_nothing_executed_is_a_failure() -> None:
     assert found.exit_code == 1
     assert "nothing was executed: that is a failure, not a pass" in found.output
     assert "[1] unsupported: has no kernel for acc yet" in found.output
+
+
+@pytest.mark.parametrize("command", [("test", *SHORT), ("replay", "acc/kb001", "--no-isolation")])
+def test_a_device_asked_for_by_name_that_ran_nothing_is_red_though_another_ran(command: tuple[str, ...]) -> None:
+    found = opconform(*command, "--backend", f"{spec('HalfIdle')}:0", "--backend", f"{spec('HalfIdle')}:1")
+    assert found.exit_code == 1
+    said = f"{spec('HalfIdle')}:1 was asked for by name and ran no case: that is a failure, not a pass"
+    assert said in found.output.splitlines()
+    assert opconform(*command, "--backend", spec("HalfIdle")).exit_code == 0  # the backend was asked for, and it ran
 
 
 def test_minutes_are_shared_among_the_pairs_and_each_runs() -> None:
@@ -181,10 +208,15 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
         ("test --backend {Good}:7", "no such device; there are {Good}:0"),
         ("test --backend {NotABackend}", "has no Backend class 'NotABackend'; it has Good, TwoDevices, "),
         ("test --backend {ListsNone}", "cannot run: no such device on this machine; plug one in"),
+        ("test --backend {TwinDevices}", "two devices have the id '0'"),
+        ("test --no-isolation --backend {TwinDevices}", "cannot run: two devices have the id '0'; give each device"),
         ("test --backend {CrashesWhenListing}", "signal SIGABRT; libsample: cannot map the device"),
-        ("test --op acc,nope", "no op 'nope'; there are acc, cont, "),
+        ("test --op acc,nope", "no op 'nope'; there are acc, "),
         ("test --profile nope", "'nope' is not one of 'quick', 'default', 'nightly'"),
-        ("test --case nope", "no case 'nope': no such file, no known case (opconform list --cases), none in reports"),
+        (
+            "test --case nope",
+            "no case 'nope': no such file, no known case (opconform list --cases), none in opconform-out",
+        ),
         ("replay nope.json", "nope.json: No such file or directory"),
         ("test --check nope", "no check 'nope' on request; there are deterministic, batch_invariant, layout_invariant"),
         ("test --max-bytes 3X", "'3X' is not a size"),
@@ -199,7 +231,7 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
     ],
 )
 def test_a_usage_error_is_one_line_and_exit_status_2(arguments: str, message: str) -> None:
-    names = {name: spec(name) for name in ("Good", "NotABackend", "ListsNone", "CrashesWhenListing")}
+    names = {name: spec(name) for name in CLASSES}
     found = opconform(*arguments.format(**names).split())
     assert found.exit_code == 2
     (line,) = [line for line in found.output.splitlines() if line.startswith("Error: ")]
@@ -239,13 +271,105 @@ def test_ctrl_c_ends_the_run_and_all_its_processes(name: str, empty_folder: Path
         workers = children(process.pid)
         os.killpg(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=15)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "Traceback" not in output
-    assert output.splitlines()[-1] == "Aborted!"
+    assert re.fullmatch(r"stopped by Ctrl-C after \d of 1 pairs of op and device", output.splitlines()[-1])
     assert within(3, lambda: not any(Path("/proc", str(pid)).exists() for pid in workers))
     assert not list(empty_folder.glob("reports/**/*.part"))
-    for file in empty_folder.glob("reports/cases/*"):
+    for file in empty_folder.glob("opconform-out/cases/*"):
         Case.from_json(json.loads(file.read_text()))
+
+
+def test_ctrl_c_prints_the_matrix_of_what_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from opconform.campaign import Campaign
+
+    result, run = Campaign.result, []
+
+    def second_is_stopped(*arguments: Any) -> Any:
+        run.append(arguments)
+        if len(run) == 2:
+            raise KeyboardInterrupt
+        return result(*arguments)
+
+    monkeypatch.setattr(Campaign, "result", second_is_stopped)
+    found = opconform("test", "--backend", spec("Good"), *SHORT[2:], "--op", "acc,cumsum,set")
+    assert found.exit_code == 130
+    lines = found.output.splitlines()
+    assert lines[-1] == "stopped by Ctrl-C after 1 of 3 pairs of op and device"
+    assert any(re.fullmatch(r"acc +passed \d+", line) for line in lines)
+    assert not any(line.startswith("cumsum") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["test", "replay"])
+def test_what_a_kernel_prints_is_shown_with_its_failure(command: str) -> None:
+    chosen = ["acc/kb001"] if command == "replay" else [*SHORT[:-1]]
+    found = opconform(command, *chosen, "--backend", spec("Prints"))
+    assert found.exit_code == 1
+    lines = found.output.splitlines()
+    assert re.fullmatch(r"    adding \(\d+, \d+, \d+, [23]\)", lines[lines.index("  it said") + 1])
+
+
+def test_what_a_kernel_prints_is_shown_when_a_passing_case_is_replayed() -> None:
+    Path("fine.json").write_text(json.dumps(acc(3).to_json()))
+    found = opconform("replay", "fine.json", "--backend", spec("Prints"))
+    assert found.exit_code == 0
+    assert f"{spec('Prints')}:0 said\n    adding (3, 1, 1, 1)\n" in found.output
+
+
+MINE = """
+import opconform as oc
+
+class Helper:
+    pass
+
+class Base(oc.Backend):
+    name = "mine"
+
+class Mine(Base):
+    def supports(self, case):
+        return None if case.op == "acc" else "not yet"
+
+    def run(self, case, buffers):
+        raise RuntimeError("not written")
+"""
+
+
+def test_a_file_with_one_backend_needs_no_class_name() -> None:
+    Path("mine.py").write_text(MINE)
+    found = opconform("test", "--backend", "mine.py", *SHORT)
+    assert "ERROR  acc on mine.py:Mine:0  (mine)" in found.output
+    assert opconform("replay", "acc/kb001", "--backend", "mine.py@old", "--no-isolation").exit_code == 1
+    Path("two.py").write_text(MINE + "\nclass Other(Base):\n    pass\n")
+    found = opconform("test", "--backend", "two.py", *SHORT)
+    assert found.exit_code == 2
+    assert "two.py has several backends; name one: two.py:Mine, two.py:Other" in found.output
+    Path("none.py").write_text("class Mine:\n    pass\n")
+    assert "has no class that derives from opconform.Backend" in opconform("test", "--backend", "none.py").output
+    Path("broken.py").write_text("class Mine(\n")
+    assert "broken.py cannot be read: " in opconform("test", "--backend", "broken.py").output
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("opconform test --backend vul", {"vulkan"}),
+        ("opconform test --backend ./mi", {"./mine.py"}),
+        ("opconform test --op cum", {"cumsum"}),
+        ("opconform test --op acc,cum", {"acc,cumsum"}),
+        ("opconform test --case cumsum/upstream-1", {"cumsum/upstream-10"}),
+        ("opconform replay acc/kb001", {"acc/kb001", "acc/kb001-view"}),
+        ("opconform test --check det", {"deterministic"}),
+        ("opconform repl", {"replay"}),
+    ],
+)
+def test_a_shell_completes_backends_ops_and_cases(words: str, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    Path("mine.py").write_text(MINE)
+    count = len(words.split()) - 1
+    environment = {"_OPCONFORM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
+    result = CliRunner().invoke(main, [], env=environment, prog_name="opconform")
+    assert {line.partition(",")[2] for line in result.output.splitlines()} >= found
+    assert all(line.partition(",")[2].startswith(words.split()[-1]) for line in result.output.splitlines())
 
 
 def test_the_installed_command_runs() -> None:

@@ -228,6 +228,20 @@ def test_a_larger_case_after_a_smaller_one_gets_memory(backend: GgmlBackend) -> 
         assert Bench(case).after(backend).array("out")[0, 0, 0, 1] == 3.0
 
 
+def test_a_loaded_case_computes_when_it_is_launched_and_again(backend: GgmlBackend) -> None:
+    bench = Bench(acc_into(Layout.contiguous("f32", (1, 1, 2, 3)), inplace=True))
+    buffers = Buffers(bench.case, bench.before.copy(), bench.plan)
+    loaded, found = backend.load(bench.case, buffers), []
+    for launches in (0, 1, 1):
+        for _ in range(launches):
+            loaded.launch()
+        loaded.fetch()
+        found.append(buffers.array("a")[0, 0, 0, 0])
+    b = buffers.array("b")[0, 0, 0, 0]
+    assert b != 0
+    assert found == [found[0], found[0] + b, found[0] + 2 * b]
+
+
 def test_running_a_case_twice_gives_the_same_bits(backend: GgmlBackend) -> None:
     bench = Bench(cumsum_of(Layout.contiguous("f32", (1, 2, 3, 300))))
     one, other = bench.after(backend), bench.after(backend)

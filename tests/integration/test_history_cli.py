@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from opconform.cli import main
 from tests.samples import spec, within
 
-HISTORY = Path("reports/history.sqlite")
+HISTORY = Path("opconform-out/history.sqlite")
 SHORT = ("--op", "acc", "--max-examples", "40", "--seed", "1", "--no-isolation")
 
 #: A backend that is slow, and puts down a letter for every case that it has run.
@@ -75,7 +75,7 @@ def query(sql: str, path: Path = HISTORY) -> list[tuple[Any, ...]]:
 
 
 def events() -> list[dict[str, Any]]:
-    logs = sorted(Path("reports/events").iterdir())
+    logs = sorted(Path("opconform-out/events").iterdir())
     return [json.loads(line) for log in logs for line in log.read_text().splitlines()]
 
 
@@ -145,7 +145,7 @@ def test_a_device_that_is_lost_leaves_the_run_unfinished() -> None:
 
 def test_history_none_leaves_nothing() -> None:
     opconform("test", "--backend", spec("Good"), *SHORT, "--history", "none")
-    assert not Path("reports").exists()
+    assert not Path("opconform-out").exists()
 
 
 @pytest.mark.parametrize("command", ["test", "replay acc/kb001"])
@@ -223,7 +223,7 @@ def test_a_pair_that_vanished_is_a_regression() -> None:
     ("arguments", "message"),
     [
         ("compare a.sqlite b.sqlite", "a.sqlite: no such file"),
-        ("compare nope nope", "reports/history.sqlite: no such file"),
+        ("compare nope nope", "opconform-out/history.sqlite: no such file"),
         ("compare mine.py mine.py", "mine.py: not a history: file is not a database"),
         ("compare . .", ".: is not a file"),
         ("compare good.sqlite nope --history good.sqlite", "no run 'nope' in good.sqlite"),
@@ -233,7 +233,7 @@ def test_a_pair_that_vanished_is_a_regression() -> None:
         ("merge out.sqlite a.sqlite", "a.sqlite: no such file"),
         ("merge mine.py good.sqlite", "mine.py: not a history: file is not a database"),
         ("merge good.sqlite good.sqlite", "good.sqlite is both an input and the output"),
-        ("runs", "reports/history.sqlite: no such file"),
+        ("runs", "opconform-out/history.sqlite: no such file"),
         ("test --shard 1/2", "--shard needs --seed"),
         ("test --shard 3/2 --seed 1", "--shard is '3/2'"),
         ("test --shard 1/2 --seed 1 --case acc/kb001", "with --case there is none"),
@@ -284,7 +284,7 @@ def test_pytest_records_what_it_ran_and_what_it_did_not(pytester: pytest.Pyteste
     ((run_id, seed, pairs),) = query("SELECT run_id, seed, pairs FROM runs WHERE ended IS NOT NULL")
     assert (seed, json.loads(pairs)) == (1, [[op, spec("IgnoresNe3") + ":0"] for op in ("acc", "cumsum")])
     assert query("SELECT op FROM results") == [("acc",)]
-    found.stdout.fnmatch_lines([f"run {run_id}, recorded in reports/history.sqlite"])
+    found.stdout.fnmatch_lines([f"run {run_id}, recorded in opconform-out/history.sqlite"])
 
 
 def test_the_workers_of_xdist_share_one_run(pytester: pytest.Pytester) -> None:
@@ -302,7 +302,7 @@ def test_pytest_takes_history_and_shard(pytester: pytest.Pytester) -> None:
     backend = ("--backend", spec("Good"), "--op", "acc", "--no-isolation")
     assert conformance(pytester, *backend, "--history", "none").ret == 0
     assert conformance(pytester, *backend, "--collect-only").ret == 0
-    assert not Path("reports").exists()
+    assert not Path("opconform-out").exists()
     assert conformance(pytester, *backend, "--history", "h.sqlite", "--shard", "2/2", "--seed", "1").ret == 0
     assert query("SELECT shard, shards, examples FROM runs", Path("h.sqlite")) == [(2, 2, 20)]
     for bad, message in (

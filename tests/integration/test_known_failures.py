@@ -234,8 +234,7 @@ def test_the_summary_is_markdown_that_takes_any_name(empty_folder: Path) -> None
     mine("IgnoresNe3")
     searched("--history", "bad.sqlite", status=1)
     with closing(sqlite3.connect("bad.sqlite")) as db, db:
-        for table in ("results", "runs"):
-            column = "target" if table == "results" else "pairs"
+        for table, column in (("results", "target"), ("results", "result"), ("runs", "pairs")):
             db.execute(f"UPDATE {table} SET {column} = replace({column}, 'mine.py:Mine:0', '<b>|x')")
     Path("summary.md").write_text("before\n")
     opconform("compare", "none", "bad.sqlite", "--summary", "summary.md", status=1)

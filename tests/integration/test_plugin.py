@@ -96,7 +96,7 @@ def test_a_case_by_file_or_id_runs_alone(pytester: pytest.Pytester, form: str) -
         ("--backend {Good}:7", "no such device; there are {Good}:0"),
         ("--backend {NotABackend}", "has no Backend class 'NotABackend'; it has Good, "),
         ("--backend {ListsNone}", "cannot run: no such device on this machine; plug one in"),
-        ("--backend {Good} --op nope", "no op 'nope'; there are acc, cont, "),
+        ("--backend {Good} --op nope", "no op 'nope'; there are acc, "),
         ("--backend {Good} --check nope", "no check 'nope' on request; there are deterministic, "),
         ("--backend {Good} --case nope", "no case 'nope': no such file, no known case"),
         ("--backend {Good} --case nope.json", "nope.json: No such file or directory"),
@@ -208,6 +208,17 @@ def test_under_ci_a_missing_backend_fails(pytester: pytest.Pytester, monkeypatch
     result.stdout.fnmatch_lines(["*ListsNone is not available: no such device on this machine; plug one in"])
 
 
+def test_under_ci_a_backend_that_the_run_does_without_is_skipped(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setenv("OPCONFORM_WITHOUT", f"oclgrind {spec('ListsNone')}")
+    result = pytester.runpytest_inprocess("--max-examples", "8", "--no-isolation", "-rs", "-k", "ListsNone or mine")
+    assert result.ret == 0
+    result.assert_outcomes(skipped=1, passed=1, deselected=len(op_names()))
+    result.stdout.fnmatch_lines(["SKIPPED *ListsNone is not available: no such device on this machine; plug one in"])
+
+
 def test_under_ci_a_backend_that_takes_another_machine_is_skipped(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +249,45 @@ def test_nothing_executed_is_red(pytester: pytest.Pytester) -> None:
         ]
     )
     assert run(pytester, "Good", "-k", "nothing").ret == 1
+
+
+def test_a_device_asked_for_by_name_that_ran_nothing_is_red_though_another_ran(pytester: pytest.Pytester) -> None:
+    both = (f"{spec('HalfIdle')}:0", "--backend", f"{spec('HalfIdle')}:1")
+    result = pytester.runpytest_inprocess("--backend", *both, *SHORT, "--no-isolation")
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, skipped=1, deselected=1)
+    assert (
+        f"{spec('HalfIdle')}:1 was asked for by name and ran no case: that is a failure, not a pass" in result.outlines
+    )
+    assert run(pytester, "HalfIdle").ret == 0  # the backend was asked for, and it ran
+    chosen = pytester.runpytest_inprocess("--backend", *both, *SHORT, "--no-isolation", "-k", "HalfIdle:0")
+    assert chosen.ret == 0  # of device 1 nothing was to be tested
+
+
+RERUNS = """
+from _pytest.runner import runtestprotocol
+
+def pytest_runtest_protocol(item, nextitem):  # as pytest-rerunfailures does with --reruns 2
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    for left in (2, 1, 0):
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        if left and any(report.failed for report in reports):
+            item._initrequest()
+            continue
+        for report in reports:
+            item.ihook.pytest_runtest_logreport(report=report)
+        break
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
+"""
+
+
+def test_running_a_failing_test_again_does_not_turn_red_into_green(pytester: pytest.Pytester) -> None:
+    Path("conftest.py").write_text(RERUNS)
+    result = run(pytester, "WrongOnce", "--database", "none")
+    assert result.ret == 1
+    result.assert_outcomes(failed=1, deselected=1)
+    assert "NOT DETERMINISTIC  acc on " in str(result.stdout)
 
 
 def test_collecting_is_not_executing(pytester: pytest.Pytester) -> None:

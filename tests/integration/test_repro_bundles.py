@@ -24,6 +24,7 @@ from opconform.harness.run import writing
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.target import Target
 from opconform.reports.repro.scripts import asked, script
+from tests.lacking import lacking
 from tests.repro_samples import one_failure
 from tests.samples import acc, spec
 
@@ -81,7 +82,7 @@ def bundle_of(backend: str, op: str, *options: str) -> Path:
     found = opconform("test", "--backend", backend, "--op", op, *SEARCH, *options)
     assert found.exit_code == 1, found.output
     assert "could not be" not in found.output, found.output
-    (folder,) = Path("reports/repro").iterdir()
+    (folder,) = Path("opconform-out/repro").iterdir()
     assert f"    python {folder / 'repro.py'}\n" in found.output
     return folder.absolute()
 
@@ -91,7 +92,7 @@ def bundle_of_case(backend: str, *options: str) -> Path:
     Path("mine.json").write_text(json.dumps(acc(1, 1, 1, 2).to_json()))
     written = opconform("repro", "mine.json", "--backend", backend, "--also-seconds", "0", *options)
     assert written.exit_code == 0, written.output
-    (folder,) = Path("reports/repro").iterdir()
+    (folder,) = Path("opconform-out/repro").iterdir()
     return folder.absolute()
 
 
@@ -293,7 +294,7 @@ class Planted(TorchBackend):
 
 def test_a_stride_bug_in_a_torch_function() -> None:
     if importlib.util.find_spec("torch") is None:
-        missing("torch is not installed; pip install torch")
+        lacking("torch", "torch is not installed; pip install torch")
     folder = bundle_of(planted(TORCH), "cumsum")
     assert not (folder / "modules").exists()
     assert run(folder).returncode == 1
@@ -442,7 +443,7 @@ def test_the_command_writes_nothing_for_a_case_that_passes() -> None:
     found = opconform("repro", "acc/kb001", "--backend", spec("Good"))
     assert found.exit_code == 1
     assert f"acc/kb001 passes on {spec('Good')}:0" in found.output
-    assert not Path("reports/repro").exists()
+    assert not Path("opconform-out/repro").exists()
 
 
 def test_the_command_needs_a_backend() -> None:
@@ -455,7 +456,7 @@ def test_bundles_can_be_turned_off_and_put_elsewhere() -> None:
     arguments = ("test", "--backend", spec("IgnoresNe3"), "--op", "acc", *SEARCH, "--repro-dir")
     found = opconform(*arguments, "none")
     assert found.exit_code == 1
-    assert not Path("reports/repro").exists()
+    assert not Path("opconform-out/repro").exists()
     assert "repro.py" not in found.output
     found = opconform(*arguments, "my bundles")
     (folder,) = Path("my bundles").iterdir()
@@ -475,6 +476,6 @@ def test_a_pytest_run_writes_bundles_too() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--backend", spec("IgnoresNe3")]
     done = subprocess.run([*command, "--op", "acc", *SEARCH], capture_output=True, text=True)
     assert done.returncode == 1, done.stdout
-    (folder,) = Path("reports/repro").iterdir()
+    (folder,) = Path("opconform-out/repro").iterdir()
     assert f"python {folder / 'repro.py'}" in done.stdout
     assert json.loads((folder / "bundle.json").read_text())["target"] == f"{spec('IgnoresNe3')}:0"

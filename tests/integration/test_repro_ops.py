@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from opconform.backends.ggml import test_case as cpp
+from opconform.backends.ggml import cpp
 from opconform.harness.draw.strategies import batches
 from opconform.harness.draw.variants import variants
 from opconform.harness.explain.facts import Facts
@@ -30,6 +30,7 @@ from opconform.harness.run.process import devices_of
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.reports.repro.bundle import files_of
+from tests.lacking import lacking
 from tests.repro_samples import described
 
 APIS = ("torch:cpu", "opencl:0", "vulkan:0", "cuda-host:0", "ggml:CPU", "ggml:Vulkan0")
@@ -68,11 +69,6 @@ for file in sys.argv[1:]:
 """
 
 
-def missing(message: str) -> None:
-    """Something that this machine lacks: a failure where CI runs it, else a skip."""
-    pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
-
-
 @contextmanager
 def opened(api: str) -> Iterator[Runner]:
     """A device by its label."""
@@ -82,7 +78,7 @@ def opened(api: str) -> Iterator[Runner]:
     try:
         device = next(device for device in devices_of(spec, options) if device.id == name)
     except (Unavailable, StopIteration) as reason:
-        missing(f"{api}: {reason}")
+        lacking(spec, f"{api}: {reason}")
     with Runner(Target(spec, device, options)) as runner:
         yield runner
 

@@ -17,6 +17,7 @@ from opconform.cases.acc import OP as ACC
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.usage import UsageError
+from opconform.harness.run import process as process_module
 from opconform.harness.run import runner as runner_module
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import Worker, devices_of
@@ -99,7 +100,7 @@ def test_the_way_a_worker_ended_is_named(name: str, detail: str) -> None:
 
 
 def test_a_process_that_cannot_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner_module, "_EXIT_SECONDS", 0.5)
+    monkeypatch.setattr(process_module, "_EXIT_SECONDS", 0.5)
     assert kinds(verdicts("HangsAtExit", acc(3))) == ["CRASH"]
 
 
@@ -216,7 +217,7 @@ def test_each_device_gives_its_own_answers() -> None:
 def test_a_backend_that_lists_no_devices_says_why(
     monkeypatch: pytest.MonkeyPatch, name: str, reason: str, remedy: str
 ) -> None:
-    monkeypatch.setattr(runner_module, "START_SECONDS", 1.5 if name.startswith("Hangs") else 60.0)
+    monkeypatch.setattr(process_module, "START_SECONDS", 1.5 if name.startswith("Hangs") else 60.0)
     with pytest.raises(Unavailable) as found:
         devices_of(spec(name), {})
     assert (found.value.reason, found.value.remedy) == (reason, remedy)
@@ -240,7 +241,7 @@ def test_a_worker_that_dies_while_asked_what_it_supports_is_unavailable() -> Non
     worker = Worker(spec("Good"), {})
     try:
         worker.open("0")
-        worker._process.kill()
+        os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(Unavailable, match="could not say what it supports"):
             worker.supports([acc(3)])
     finally:

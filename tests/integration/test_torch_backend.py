@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import sys
 
 import numpy as np
@@ -26,6 +25,7 @@ from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Device, Unavailable
 from tests.judge import drawn_cases
+from tests.lacking import lacking
 
 OPS = {name: ops()[name] for name in TorchBackend.ops}
 FREEDOM = Freedom(max_bytes=4 << 20)
@@ -36,8 +36,7 @@ DEVICES = [device.id for device in TorchBackend.devices({})] if INSTALLED else [
 @pytest.fixture(scope="module", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Device:
     if not INSTALLED:
-        missing = "torch is not installed; `make setup` does it, or `pip install torch`"
-        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
+        lacking("torch", "torch is not installed; `make setup` does it, or `pip install torch`")
     return next(found for found in TorchBackend.devices({}) if found.id == request.param)
 
 

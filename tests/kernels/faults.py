@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from opconform.harness.explain.hypotheses import COARSE
 from opconform.harness.model.buffers import GUARD, Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout
 from tests.kernels import wrong
 from tests.kernels.base import F32, arena, gather, places, words
@@ -374,4 +376,77 @@ def _solutions() -> Iterator[Fault]:
     yield Fault("solve_tri", AlwaysRight, "X A = B is solved instead of A X = B")
 
 
-FAULTS: tuple[Fault, ...] = (*_reads(), *_writes(), *_views(), *_sums(), *_solutions())
+def _narrow(values: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 values once they have been stored in a narrower type."""
+    kind = DTYPES[dtype]
+    with np.errstate(all="ignore"):
+        return kind.decode(kind.encode(np.asarray(values, np.float64))).astype(np.float32)
+
+
+class WritesThrough(Correct):
+    """Stores float32 results by way of a narrower type."""
+
+    dtype = "f16"
+
+    def write(self, buffers: Buffers, name: str, values: np.ndarray) -> None:
+        is_f32 = buffers.case.outputs[name].dtype == "f32"
+        super().write(buffers, name, _narrow(values, self.dtype) if is_f32 else values)
+
+
+class ReadsThrough(Correct):
+    """Loads float32 arguments by way of a narrower type."""
+
+    dtype = "f16"
+
+    def read(self, buffers: Buffers, name: str) -> np.ndarray:
+        values = super().read(buffers, name)
+        return _narrow(values, self.dtype) if buffers.case.inputs[name].dtype == "f32" else values
+
+
+class RoundsSums(Correct):
+    """Rounds each partial sum to a narrower type."""
+
+    dtype = "bf16"
+
+    def inclusive(self, case: Case, x: F32) -> F32:
+        sums = np.array(x)
+        for i in range(1, len(sums)):
+            sums[i] = _narrow(sums[i - 1] + sums[i], self.dtype)
+        return sums
+
+
+class HalfReciprocal(Correct):
+    """Multiplies by a reciprocal in f16."""
+
+    def normalised(self, case: Case, x: F32, squares: F32) -> F32:
+        reciprocal = (np.float32(1) / self.divisor(case, squares)).astype(np.float16).astype(np.float32)
+        return x * reciprocal
+
+
+class WritesTile(Correct):
+    """One workgroup along a dimension, and no loop."""
+
+    k, tile = 0, 8
+
+    def write(self, buffers: Buffers, name: str, values: np.ndarray) -> None:
+        there = (..., slice(self.tile), *(slice(None),) * self.k)
+        buffers.array(name)[there] = values[there]
+
+
+def _precision() -> Iterator[Fault]:
+    for dtype in ("f16", "bf16"):
+        yield Fault("cumsum", made(f"WritesThrough_{dtype}", WritesThrough, dtype=dtype), f"out is rounded to {dtype}")
+        hint = f"x is rounded to {dtype} before it is used"
+        yield Fault("cumsum", made(f"ReadsThrough_{dtype}", ReadsThrough, dtype=dtype), hint)
+        hint = f"every input is rounded to {dtype} before it is used"
+        yield Fault("ssm_conv", made(f"ReadsAllThrough_{dtype}", ReadsThrough, dtype=dtype), hint)
+    yield Fault("set", made("MovesThrough_f16", WritesThrough), "out is rounded to f16")
+    yield Fault("cumsum", wrong.HalfSums, COARSE[0])
+    yield Fault("cumsum", RoundsSums, COARSE[1])
+    yield Fault("l2_norm", HalfReciprocal, "1 / norm is rounded to f16")
+    for k in (0, 1):
+        hint = f"only the first 8 along i{k} are written"
+        yield Fault("cumsum", made(f"WritesTile{k}", WritesTile, k=k), hint)
+
+
+FAULTS: tuple[Fault, ...] = (*_reads(), *_writes(), *_views(), *_sums(), *_solutions(), *_precision())

@@ -450,6 +450,30 @@ class MaskedRowIsMean(Mla):
         return super().weights(np.maximum(scores, np.finfo(np.float32).min))
 
 
+class NoMaximum(Mla):
+    """exp of the scores themselves."""
+
+    def weights(self, scores: F32) -> F32:
+        p = self.exp(scores)
+        return self.divided(p, self.total(p))
+
+
+class FullTilesOfKeys(Mla):
+    """Keys that a tile of 8 does not fill are left out (where there is a full one)."""
+
+    def seen(self, case: Case, x: Mapping[str, F32]) -> Mask:
+        seen, n = super().seen(case, x), int(case.params["kv_len"])
+        return seen & (np.arange(n) < (n // 8 * 8 if n > 8 else n))
+
+
+class FirstTileOfKeys(Mla):
+    """No loop over tiles of 32 keys."""
+
+    def seen(self, case: Case, x: Mapping[str, F32]) -> Mask:
+        seen = super().seen(case, x)
+        return seen & (np.arange(seen.shape[-1]) < 32)
+
+
 class ValuesFromWrongColumns(Mla):
     """The value begins d_r columns into the cache row."""
 
@@ -497,12 +521,15 @@ class SequencesSwapped(Mla):
 
 @dataclass(frozen=True)
 class Fault:
-    """A wrong kernel, the stage that its report must name, and the hint that must be given ("": none is known)."""
+    """A wrong kernel, the stage that its report must name, and the hint that must be given ("": none is known). `also`:
+    a kind that some of its failures have; `recipe`: of the smallest case that shows it."""
 
     kernel: type[Mla]
     stage: str
     hint: str = ""
     kind: str = "WRONG VALUES"
+    also: str = ""
+    recipe: str = "small_int"
 
     def __str__(self) -> str:
         return self.kernel.__name__
@@ -525,10 +552,25 @@ FAULTS = (
     Fault(MaskOfFirstSequence, "scores", "every i3 of mask is read from i3 = 0"),
     Fault(ReadsPadding, "scores", "kv_len is ignored: padding rows of the cache are read", "NAN/INF"),
     Fault(PaddingTimesZero, "context", "kv_len is ignored: padding rows of the cache are read", "NAN/INF"),
-    Fault(MaskedRowIsNaN, "weights", "", "NAN/INF"),
+    Fault(MaskedRowIsNaN, "weights", "a query that sees no key gets NaN: 0 / 0", "NAN/INF"),
+    Fault(
+        NoMaximum,
+        "weights",
+        "the largest score is not subtracted before the exponentials",
+        "NAN/INF",
+        also="WRONG VALUES",
+        recipe="large_logits",
+    ),
+    Fault(FullTilesOfKeys, "scores", "the last keys are left out: what a tile of 8 does not fill"),
+    Fault(FirstTileOfKeys, "scores", "only the first tile of 32 keys is looked at"),
     Fault(MaskedRowIsMean, "weights", "a query that sees no key gets the mean of all values"),
     Fault(ValuesFromWrongColumns, "context", "the value is read from the wrong columns of a cache row"),
-    Fault(HalfProducts, "scores"),
+    Fault(
+        HalfProducts,
+        "scores",
+        "the error is what f16 gives: operands, products or sums go through 16 bits",
+        recipe="",  # any whose products f16 does not hold
+    ),
     Fault(FirstHeadsKeys, "q_absorbed", "every i2 of w_uk is read from i2 = 0"),
     Fault(FirstHeadsValues, "out", "every i2 of w_uv is read from i2 = 0"),
     Fault(SequencesSwapped, "scores"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from opconform.harness.draw.variants import Shape, Variant, variants
+from opconform.harness.draw.variants import Departure, Variant, variants
 from opconform.harness.explain.stages import judged_stages
 from opconform.harness.judge.judging import Verdict, judge
 from opconform.harness.model.buffers import Buffers, Plan, unwritten
@@ -122,7 +122,7 @@ def test_an_optional_argument_may_be_left_out() -> None:
 
 
 def test_arguments_of_one_tensor_lie_side_by_side() -> None:
-    case = Variant({"x": Shape(pads=(3, 0, 0, 0), offset=2)}, together=True).case(OP, PROBLEM)
+    case = Variant({"x": Departure(pads=(3, 0, 0, 0), offset=2)}, together=True).case(OP, PROBLEM)
     assert case.shares == {"y": "x"}
     x, y = case.inputs["x"], case.inputs["y"]
     row = (4 + 4 + 3) * 4

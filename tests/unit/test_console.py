@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
@@ -16,10 +17,13 @@ from opconform.harness.explain.failure import Failure, Worst, Wrong
 from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Finding
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.search.result import KnownBug, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.reports.commands import commands
-from opconform.reports.console import counts, matrix, screen
+from opconform.reports.console import counts, matrix
+from opconform.reports.screen import screen
 from tests.samples import acc
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -217,3 +221,86 @@ def test_no_results_are_an_empty_matrix() -> None:
         "0 cases run, 0 passed, 0 failed, 0 unsupported; 0 of 0 pairs of op and device without a failure"
     )
     assert matrix([]).startswith("op")
+
+
+def small_failure(got: tuple[float, ...], want: tuple[float, ...], case: Case, **more: object) -> Failure:
+    """A failure of `case` of whose output few elements are there."""
+    marks = tuple(one != other for one, other in zip(got, want))
+    mask = np.array(marks).reshape(case.outputs["out"].shape)
+    worst = Worst(tuple(int(i) for i in np.argwhere(mask)[0]), got=0.0, want=1.0, error=1.0, bound=0.0)
+    case = case.with_data(data_of(inputs_of(case, ops()[case.op])))
+    seen = replace(wrong(mask, worst), got=got, want=want, marks=marks)
+    return failure(case, "WRONG VALUES", "some differ", wrong=seen, **more)
+
+
+def test_the_values_of_small_arguments_stand_first_and_what_came_back_beside_what_should() -> None:
+    found = small_failure((-4.0, -2.0), (-4.0, 1.0), acc(1, 1, 1, 2), hint="ne3 is dropped")
+    text = show(found)
+    same_as("values", text)
+    assert (
+        text.index("values") < text.index("hint") < text.index("where") < text.index("layouts") < text.index("packed")
+    )
+
+
+def test_rows_of_several_axes_are_shown_and_what_is_large_is_not() -> None:
+    got = tuple(float(i) for i in range(12))
+    want = (*got[:7], math.nan, *got[8:])
+    text = show(small_failure(got, want, acc(3, 2, 1, 2)))
+    rows = [line.strip() for line in text.splitlines() if re.search(r"i0=0…2 i1=\d i3=\d", line)]
+    assert len(rows) == 16
+    assert rows[10].split() == ["i0=0…2", "i1=0", "i3=1", "6", "7!", "8"]
+    large = small_failure(got, want, acc(3, 2, 1, 2, a=(3, 2, 1, 2)))
+    large = replace(large, case=acc(60, 2), wrong=replace(large.wrong, got=(), want=(), marks=()))  # type: ignore[type-var]
+    assert "values" not in show(large)
+
+
+def test_a_packed_case_does_not_clear_a_view_that_its_parameters_describe() -> None:
+    text = show(small_failure((0.0, 1.0), (1.0, 1.0), acc(2), hint="the stride nb1 of the view is ignored"))
+    said = "the arguments' strides and offsets are not to blame (nb1, nb2, nb3, offset are parameters, and may be)"
+    assert said in " ".join(text.split())
+
+
+def test_shrinking_that_was_cut_short_is_said() -> None:
+    text = show(replace(dropped_slices(), unfinished="shrinking was cut short after 60 s: a smaller case may fail too"))
+    assert "  shrunk     not to the end: shrinking was cut short after 60 s: a smaller case may fail too" in text
+
+
+def test_a_race_says_how_often_it_is_run_again() -> None:
+    text = show(failure(acc(3), "NOT DETERMINISTIC", "wrong at first"))
+    assert "  again with (each runs the case up to 50 times, until it fails)" in text
+    commands = [line for line in text.splitlines() if re.match("    (opconform|pytest) ", line)]
+    assert len(commands) == 2
+    assert all(line.endswith(" --times 50") for line in commands)
+
+
+def test_what_is_computed_in_a_lower_precision_says_so_beside_its_count() -> None:
+    half = "lower precision: u = 2^-11"
+    found = [result("acc", "a:0"), result("set", "a:0"), result("cumsum", "a:0")]
+    found[0].tally.looser = Counter({half: 1000})
+    found[1].tally.looser = Counter({half: 400})
+    found[2].tally.looser = Counter({"looser arithmetic: division ulps 2.5 instead of 0.5": 1000})
+    lines = matrix(found).splitlines()
+    assert lines[2:5] == [
+        "acc      passed 1000 in lower precision [1]",
+        "set      passed 1000, 400 of them in lower precision [1]",
+        "cumsum   passed 1000 [2]",
+    ]
+    assert lines[5] == "[1] lower precision, as the backend declares: u = 2^-11"
+    assert lines[6] == "[2] looser arithmetic, as the backend declares: division ulps 2.5 instead of 0.5"
+
+
+def test_ops_that_no_device_takes_are_one_line() -> None:
+    found = [result("acc", "mine.py:Mine:0")]
+    found += [result(op, "mine.py:Mine:0", 0, unsupported={f"no kernel for {op}": 304}) for op in ("cumsum", "set")]
+    lines = matrix(found).splitlines()
+    assert lines[2:] == ["acc   passed 1000", "taken by no device: cumsum, set (no kernel for this op)"]
+
+
+def test_a_pair_of_which_every_case_says_nothing_does_not_pass() -> None:
+    found = result("acc", "mine.py:Mine:0", 0)
+    found.tally.vacuous = 7
+    lines = matrix([found]).splitlines()
+    assert lines[2] == "acc   vacuous 7 [1]"
+    assert lines[-1] == (
+        "7 more cases say nothing and do not count: a kernel that writes zeros, or copies an input, passes them"
+    )

@@ -29,6 +29,7 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT
 from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.run.backend import Device
+from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.harness.search.search import Search
@@ -297,7 +298,7 @@ def relations(kernel: type[Delta], case: Case) -> list[str]:
     with runner_of(kernel) as runner:
         (verdict,) = runner.verdicts(op, [case])
         assert verdict.passed, verdict.findings
-        return [finding.check for finding in runner.metamorphic_findings(op, verdict)]
+        return [finding.check for finding in related(runner, op, verdict, ()).findings]
 
 
 @pytest.mark.parametrize("op", OPS)

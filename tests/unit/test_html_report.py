@@ -350,10 +350,10 @@ def older(path: Path) -> None:
         for statement in (*_STEPS[1], "PRAGMA user_version = 1"):
             db.execute(statement)
         devices = '{"ggml:Vulkan0": {"description": "llvmpipe", "versions": {}}}'
-        run = ("r1", "2026-01-01T00:00:00Z", "2026", "search", 1, "", 9, 1, 1, "0.1", devices, json.dumps([PAIR]))
+        run = ("r1", "2026-01-01T00:00:00Z", "2026", "search", 1, "", 9, 1, 1, "0.1", devices, json.dumps([PAIR[:2]]))
         db.execute(f"INSERT INTO runs VALUES ({', '.join('?' * 12)})", run)
         case = FAILED.case
-        values = ("r1", *PAIR, "llvmpipe", 3, 1, 2, '{"no": 2}', "CRASH", case.id, json.dumps(case.to_json()), "[]")
+        values = ("r1", *PAIR[:2], "llvmpipe", 3, 1, 2, '{"no": 2}', "CRASH", case.id, json.dumps(case.to_json()), "[]")
         db.execute(f"INSERT INTO results VALUES ({', '.join('?' * 15)})", (*values, '[["acc/b", false]]', 1.0, 4.0))
         db.commit()
 
@@ -364,7 +364,9 @@ def test_a_history_of_the_first_version_is_shown_and_taken_on(path: Path, tmp_pa
     text = html(report_of(path))
     assert path.read_bytes() == before
     assert cells_of(text) == ["FAILED 4 CRASH 2 unsupported FIXED"]
-    assert commands_in(text)[0][0] == f"opconform replay reports/cases/{FAILED.case.id}.json --backend ggml:Vulkan0"
+    assert (
+        commands_in(text)[0][0] == f"opconform replay opconform-out/cases/{FAILED.case.id}.json --backend ggml:Vulkan0"
+    )
     assert "recorded by an older version" in text
     merged = tmp_path / "merged.sqlite"
     assert CliRunner().invoke(main, ["merge", str(merged), str(path)]).exit_code == 0

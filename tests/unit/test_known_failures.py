@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.ops import ops
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.known_failures import Entry, OnDevice, load, stale
@@ -137,30 +138,34 @@ def test_device_and_build_patterns_look_at_description_and_versions(entry: Calla
 
 def test_an_entry_covers_its_kind_of_failure_in_the_cases_it_describes(entry: Callable[..., Entry]) -> None:
     found = entry(where='{ "b.ne3" = ">1", dtype = ["f32", "f16"], inplace = "" }', kind='"WRONG VALUES"')
-    assert found.covers(ACC, acc(1, 1, 1, 2), "WRONG VALUES")
-    assert not found.covers(ACC, acc(1, 1, 2), "WRONG VALUES")
-    assert not found.covers(ACC, acc(1, 1, 1, 2, inplace=True), "WRONG VALUES")
-    assert not found.covers(ACC, acc(1, 1, 1, 2), "NAN/INF")
+    assert found.covers(ACC, acc(1, 1, 1, 2), Kind.WRONG_VALUES)
+    assert not found.covers(ACC, acc(1, 1, 2), Kind.WRONG_VALUES)
+    assert not found.covers(ACC, acc(1, 1, 1, 2, inplace=True), Kind.WRONG_VALUES)
+    assert not found.covers(ACC, acc(1, 1, 1, 2), Kind.NAN_INF)
 
 
 def test_without_a_kind_no_end_of_a_process_is_covered(entry: Callable[..., Entry]) -> None:
     found = entry()
-    assert all(found.covers(ACC, acc(3), kind) for kind in ("WRONG VALUES", "SLICES MIXED", "NOT DETERMINISTIC"))
-    assert not any(found.covers(ACC, acc(3), kind) for kind in ("CRASH", "TIMEOUT", "ERROR", "SUPPORTS_OP LIES"))
-    assert entry(kind='"CRASH"').covers(ACC, acc(3), "CRASH")
+    assert all(
+        found.covers(ACC, acc(3), kind) for kind in (Kind.WRONG_VALUES, Kind.SLICES_MIXED, Kind.NOT_DETERMINISTIC)
+    )
+    assert not any(
+        found.covers(ACC, acc(3), kind) for kind in (Kind.CRASH, Kind.TIMEOUT, Kind.ERROR, Kind.SUPPORTS_OP_LIES)
+    )
+    assert entry(kind='"CRASH"').covers(ACC, acc(3), Kind.CRASH)
 
 
 def test_what_a_checker_finds_can_be_expected_too(entry: Callable[..., Entry]) -> None:
     found = entry(kind='"DATA RACE"')
-    assert found.covers(ACC, acc(3), "DATA RACE")
-    assert not found.covers(ACC, acc(3), "WRONG VALUES")
+    assert found.covers(ACC, acc(3), Kind.DATA_RACE)
+    assert not found.covers(ACC, acc(3), Kind.WRONG_VALUES)
 
 
 def test_an_entry_counts_on_its_last_day_and_covers_nothing_after_it(entry: Callable[..., Entry]) -> None:
     found = entry(expires="2026-03-31")
     assert not found.expired(date(2026, 3, 31))
     assert found.expired(date(2026, 4, 1))
-    assert not replace(found, expires=date(2000, 1, 1)).covers(ACC, acc(3), "WRONG VALUES")
+    assert not replace(found, expires=date(2000, 1, 1)).covers(ACC, acc(3), Kind.WRONG_VALUES)
 
 
 def test_an_entry_is_stale_where_its_devices_were_tested_and_none_matches(entry: Callable[..., Entry]) -> None:

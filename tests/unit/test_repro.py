@@ -7,7 +7,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -281,6 +281,37 @@ def test_a_function_brings_classes_tables_and_other_names_along() -> None:
     assert scope[found["name"]](3) == uses_all(3) == 17
     with pytest.raises(CannotExtractError, match="NAMELESS, which is neither a function nor a plain value"):
         source_of(uses_an_object)
+
+
+def over(change: Callable[[int], int], times: int) -> Callable[[int], int]:
+    def changed(x: int) -> int:
+        for _ in range(times):
+            x = change(x)
+        return x
+
+    return changed
+
+
+def with_offset(offset: int) -> Callable[[int], int]:
+    return lambda x: x + offset
+
+
+LAMBDAS = {"plus": lambda x: x + 1, "times": lambda x: x * 1, "thrice": over(lambda x: x * 3, 2), "far": with_offset(7)}
+TWINS = {"one": over(lambda x: x + 1, 1), "two": lambda x: over(lambda x: x + 1, 1)(_twice(x))}
+
+
+@pytest.mark.parametrize("function", [*LAMBDAS.values(), *TWINS.values()], ids=[*LAMBDAS, *TWINS])
+def test_a_lambda_and_a_closure_bring_what_they_keep(function: Callable[[int], int]) -> None:
+    found = source_of(function)
+    scope: dict[str, Any] = {}
+    exec(found["source"], scope)
+    assert scope[found["name"]](5) == function(5)
+
+
+def test_a_name_that_stands_for_two_things_is_refused() -> None:
+    inner = over(lambda x: x + 1, 2)
+    with pytest.raises(CannotExtractError, match="stands for two things"):
+        source_of(over(inner, 3))
 
 
 TABLE = {"two": (1, 1), "five": [2, 3]}

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 from markdown_it import MarkdownIt
 
-from opconform.backends.ggml import test_case as cpp
+from opconform.backends.ggml import cpp
 from opconform.harness.explain.facts import Facts
 from opconform.harness.model import escape
 from opconform.harness.model.case import Case

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
 from opconform.harness.explain.failure import Failure, Worst
 from opconform.harness.model.case import Case
+from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.run.runner import Runner
@@ -115,3 +116,22 @@ def test_the_map_of_a_large_output_is_cut_to_where_it_is_wrong() -> None:
     assert (len(wrong.map), len(wrong.map[0])) == (24, 96)
     assert all(all(row) for row in wrong.map)
     assert (wrong.count, wrong.slices_wrong, wrong.slices_total) == (300 * 200, 1, 2)
+
+
+def test_a_tally_counts_by_the_arithmetic_that_is_declared_and_travels_with_it() -> None:
+    half = Numerics(roundoff=2.0**-11, flushes_denormals=True)
+    with Runner(target("Good"), isolated=False) as runner:
+        verdict = runner.verdicts(ops()["acc"], [acc(3)])[0]
+    tally = Tally()
+    for numerics in (Numerics(), half, half):
+        tally.count(replace(verdict, numerics=numerics))
+    assert tally.looser == {"lower precision: u = 2^-11, flushes denormals": 2}
+    assert Tally.from_json(strict_json(tally.to_json())) == tally
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Numerics)])
+def test_whatever_is_looser_than_float32_is_said(field: str) -> None:
+    usual = getattr(Numerics(), field)
+    looser = replace(Numerics(), **{field: True if usual is False else max(2 * usual, 2.0**-11)})
+    assert looser.looser
+    assert Numerics().looser == ""

@@ -125,6 +125,58 @@ def test_the_layers_messages_have_a_kind_and_a_line() -> None:
     assert misuse == Complaint("API MISUSE", "VUID-VkBufferCreateInfo-size-00912: size is 0")
 
 
+NEWER_LAYER = """\
+Validation Warning: [ WARNING-GPU-Assisted-Validation ] | MessageID = 0x24b5c69f
+vkCreateDevice(): Internal Warning: Forcing shaderInt64 to VK_TRUE
+Objects: 1
+    [0] VkInstance 0x3c70a450
+
+Validation Error: [ VUID-vkCmdDispatch-storageBuffers-06936 ] | MessageID = 0xace7baff
+vkCmdDispatch(): (set = 0, binding = 0, index 0)  access out of bounds. The descriptor buffer (VkBuffer 0x80000000008) \
+size is 1536 bytes, 1536 bytes were bound, and the highest out of bounds access was at [3601027] bytes
+Stage = Compute.  Global invocation ID (x, y, z) = (0, 0, 0)
+Command buffer (0x392a4180)
+	Compute Dispatch Index 0
+SPIR-V Instruction Index = 458
+Shader validation error occurred at <stdin>:50
+
+        sum += uintBitsToFloat(words[from / 4]) + uintBitsToFloat(words[to / 4 + 900000]);
+The Vulkan spec states: If any stage of the VkPipeline object bound to the pipeline bind point …
+Objects: 2
+    [0] VkQueue 0x377141b0
+    [1] VkCommandBuffer 0x392a4180
+
+Validation Error: [ SYNC-HAZARD-WRITE-AFTER-WRITE ] | MessageID = 0x5c0ec5d6
+vkCmdDispatch(): WRITE_AFTER_WRITE hazard detected. vkCmdDispatch writes to VkBuffer 0x80000000008, which was \
+previously written by vkCmdCopyBuffer.
+Buffer copy region 0: {
+  size = 256
+}
+
+Objects: 1
+    [0] VkCommandBuffer 0x3c80f410
+"""
+
+
+def test_the_messages_of_newer_layers_are_read_too() -> None:
+    about_itself, bounds, hazard = vulkan.complaints(NEWER_LAYER, CASE)
+    assert about_itself.says.startswith("WARNING-GPU-Assisted-Validation: vkCreateDevice(): Internal Warning: Forcing")
+    assert bounds == Complaint(
+        "OUT OF BOUNDS",
+        "VUID-vkCmdDispatch-storageBuffers-06936: vkCmdDispatch(): (set = 0, binding = 0, index 0) access out of "
+        "bounds. The descriptor buffer (VkBuffer) size is 1536 bytes, 1536 bytes were bound, and the highest out of "
+        "bounds access was at [3601027] bytes",
+        "or shortly after cumsum.comp:50",
+    )
+    assert hazard.kind == "DATA RACE"
+    assert hazard.says.startswith(
+        "SYNC-HAZARD-WRITE-AFTER-WRITE: vkCmdDispatch(): WRITE_AFTER_WRITE hazard detected. vkCmdDispatch writes to "
+        "VkBuffer, which was previously written by vkCmdCopyBuffer."
+    )
+    sanitizer = Sanitizer("the layer", lambda log: ((), {}), vulkan.complaints, vulkan.EXCUSES)
+    assert [finding.kind for finding in sanitizer.findings(NEWER_LAYER, CASE)] == ["OUT OF BOUNDS", "DATA RACE"]
+
+
 CUDA = """========= COMPUTE-SANITIZER
 ========= Invalid __global__ write of size 4 bytes
 =========     at 0x70 in /tmp/x/cumsum.cu:31:cumsum(float *)

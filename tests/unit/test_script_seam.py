@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,12 @@ import pytest
 from opconform.harness.explain import companions as companions_module
 from opconform.harness.explain.companions import Companions, companions_of
 from opconform.harness.explain.facts import Facts
+from opconform.harness.model.ops import ops
 from opconform.harness.run import writing
+from opconform.harness.run.registry import backend_names
 from opconform.harness.run.script import CannotWriteError, Placed, Script, ScriptRequest
 from opconform.harness.run.writing import written
+from opconform.reports.repro import place
 from tests.repro_samples import one_failure, target
 from tests.samples import acc, spec
 
@@ -173,3 +177,18 @@ def test_a_package_adds_files_and_one_that_fails_says_so(monkeypatch: pytest.Mon
         "fails",
     ]
     assert "KeyError: 'acc'" in bad[-1].says
+
+
+def test_reports_name_no_backend_and_no_op() -> None:
+    folder = Path(place.__file__).parents[1]
+    sources = {file: file.read_text(encoding="utf-8") for kind in ("py", "j2") for file in folder.rglob(f"*.{kind}")}
+    assert len(sources) > 20
+    backends = re.compile(rf"({'|'.join(backend_names())})", re.IGNORECASE)
+    quoted = re.compile(rf"""["'`]({"|".join(ops())})["'`.]""")
+    found = [
+        f"{file.relative_to(folder)}: {line.strip()}"
+        for file, text in sources.items()
+        for line in text.splitlines()
+        if backends.search(line) or quoted.search(line)
+    ]
+    assert not found

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from opconform.harness.model.usage import UsageError
-from opconform.harness.search.settings import PROFILES, Settings, bytes_of, chosen_checks, positive, shard_of, share_of
+from opconform.harness.search.settings import (
+    PROFILES,
+    Settings,
+    bytes_of,
+    chosen_checks,
+    positive,
+    shard_of,
+    share_of,
+)
 from opconform.options import OPTIONS, settings_from
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opconform.harness.draw.strategies import EDGES
-from opconform.harness.draw.variants import PACKED, VARIANTS, Shape, Variant, variants
+from opconform.harness.draw.variants import PACKED, VARIANTS, Departure, Variant, variants
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.limits import Freedom, Limit
@@ -28,12 +28,12 @@ SEEDS = range(400)
 
 
 @cache
-def shapes_of(argument: str, widest: LayoutClass = LayoutClass.BROADCAST) -> tuple[Shape, ...]:
+def shapes_of(argument: str, widest: LayoutClass = LayoutClass.BROADCAST) -> tuple[Departure, ...]:
     """What many seeds draw for one argument of CUMSUM, the first, packed variant left out."""
     limit = Limit("cumsum", argument, widest, "", "")
     freedom = Freedom((limit,))
     drawn = [variants(OPS["cumsum"], CUMSUM, seed, freedom)[1:] for seed in SEEDS]
-    return tuple(variant.shapes[argument] for variant in itertools.chain.from_iterable(drawn))
+    return tuple(variant.departures[argument] for variant in itertools.chain.from_iterable(drawn))
 
 
 def test_equal_arguments_give_equal_variants() -> None:
@@ -179,7 +179,7 @@ RECIPES = ("small_int", "index", "normal", "signed_zero", "denormal", "wide")
 PLAIN: dict[str, Any] = {"order": (0, 1, 2, 3), "pads": (0, 0, 0, 0), "step": 1, "offset": 0, "repeat": ()}
 
 shapes = st.builds(
-    Shape,
+    Departure,
     order=st.permutations(range(4)).map(tuple),
     pads=st.tuples(*[st.integers(0, 3)] * 4),
     step=st.integers(1, 3),
@@ -188,7 +188,7 @@ shapes = st.builds(
 )
 variants_of_cumsum = st.builds(
     Variant,
-    shapes=st.dictionaries(st.sampled_from(("x", "out")), shapes, max_size=2),
+    departures=st.dictionaries(st.sampled_from(("x", "out")), shapes, max_size=2),
     recipe=st.sampled_from(RECIPES),
     seed=st.integers(0, 255),
     keep=st.none() | st.integers(0, 63),
@@ -199,7 +199,7 @@ def traits(variant: Variant) -> tuple[int, ...]:
     """How far each trait of a variant is from the plain one."""
     found = [RECIPES.index(variant.recipe), variant.seed, 0 if variant.keep is None else variant.keep + 1]
     for name in ("x", "out"):
-        shape = variant.shapes.get(name, PACKED)
+        shape = variant.departures.get(name, PACKED)
         turned = sum(one > other for one, other in itertools.combinations(shape.order, 2))
         found += [turned, sum(shape.pads), shape.step, shape.offset, len(shape.repeat)]
     return tuple(found)
@@ -225,7 +225,7 @@ def test_simplifying_whatever_may_be_simplified_ends_at_the_plain_variant(varian
 
 
 @given(shapes)
-def test_a_failure_that_needs_one_trait_is_left_with_that_trait_alone(shape: Shape) -> None:
+def test_a_failure_that_needs_one_trait_is_left_with_that_trait_alone(shape: Departure) -> None:
     for trait, plain in PLAIN.items():
         if getattr(shape, trait) == plain:
             continue
@@ -236,7 +236,7 @@ def test_a_failure_that_needs_one_trait_is_left_with_that_trait_alone(shape: Sha
 
 
 @given(shapes, st.tuples(*[st.integers(0, 4)] * 4))
-def test_a_shape_without_repetition_keeps_its_elements_apart(shape: Shape, sizes: tuple[int, ...]) -> None:
+def test_a_shape_without_repetition_keeps_its_elements_apart(shape: Departure, sizes: tuple[int, ...]) -> None:
     layout = replace(shape, repeat=()).layout("f32", sizes)
     assert isinstance(layout, Layout)
     assert not layout.overlaps

@@ -33,6 +33,7 @@ from opconform.harness.explain.facts import Demand, Facts
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DType, Raw
 from opconform.harness.model.escape import identifier
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.script import CannotWriteError
@@ -183,7 +184,7 @@ def _notes(facts: Facts, listed: bool) -> list[str]:
         notes.append("The values are random: there are too many to list them. repro.py has the exact ones.")
     elif any(_has_nan(layout.type, facts.values[name]) for name, layout in facts.case.inputs.items()):
         notes.append(f"Where the case has NaN there is {_UNREAD:g} here: upstream takes every NaN for a failure.")
-    if facts.failure.kind in ("WROTE OUTSIDE", "INPUT MODIFIED"):
+    if facts.failure.kind in (Kind.WROTE_OUTSIDE, Kind.INPUT_MODIFIED):
         notes.append("The sentinels see a write outside only where it meets one of them; repro.py sees every byte.")
     if facts.repeats > 1:
         notes.append("It is wrong only now and then: run it several times.")

@@ -1,0 +1,143 @@
+"""A watched node as a case of the harness: the same op on the same bytes, judged and replayed without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from opconform.backends.ggml.llama.records import Node, Tensor
+from opconform.backends.ggml.ops import OPS
+from opconform.harness.model.buffers import ALIGNMENT
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.dtypes import DTYPES, Raw
+from opconform.harness.model.layouts import Layout
+
+OUT = "out"
+
+#: Parameters of a case that ggml's op has no choice in.
+IMPLIED: Mapping[str, Mapping[str, Param]] = {
+    "cumsum": {"axis": 0, "exclusive": False, "reverse": False},
+    "solve_tri": {"left": True, "lower": True, "unit": False},
+    "l2_norm": {"eps_mode": "max"},
+}
+
+
+class NotACase(Exception):
+    """A node that cannot be a case; the text says why."""
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A node as a case, with the exact bytes of its inputs; the elements of its output as the device left them (C
+    order, outermost dimension first); and in words what of the node's memory the case does not keep."""
+
+    case: Case
+    values: Mapping[str, Raw]
+    output: Raw
+    lost: tuple[str, ...] = ()
+
+
+def captured(node: Node) -> Captured:
+    """`node` as a case of the op that ggml's rows (ops.py) name. Raises `NotACase`."""
+    row = OPS.get(node.op.lower())
+    if row is None:
+        raise NotACase(f"Opconform has no reference of {node.what} yet")
+    if row.results:
+        raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
+    words = memoryview(node.params).cast("i").tolist()
+    return capture(node, row.op, {**IMPLIED.get(row.op, {}), **row.read(words)}, row.tensors)
+
+
+def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequence[str]) -> Captured:
+    """`node` as a case of `op`, whose sources are these arguments in ggml's order. An argument `out` is what the op
+    writes into, which is its output.
+
+    Raises `NotACase` where bytes were not read, or where a case cannot hold them.
+    """
+    sources: dict[str, Tensor] = {}
+    for place, name in enumerate(arguments):
+        source = node.source(place)
+        if source is not None and name != OUT:
+            sources[name] = source
+    lost: list[str] = []
+    shares = _shares(sources, lost)
+    inputs = {name: _layout(source, _start(name, sources, shares), name) for name, source in sources.items()}
+    inplace = _inplace(node, sources, shares, lost)
+    output = inputs[inplace] if inplace else _layout(node, node.memory.start // ALIGNMENT * ALIGNMENT, OUT)
+    values = {name: _elements(source, name) for name, source in sources.items()}
+    case = Case(op, dict(params), inputs, {OUT: output}, recipe="small_int", inplace=inplace, shares=shares)
+    data = {name: raw.tobytes() for name, raw in values.items()}
+    return Captured(case.with_data(data), values, _elements(node, OUT), tuple(lost))
+
+
+def _layout(tensor: Tensor, start: int, name: str) -> Layout:
+    """A tensor's layout in memory that starts at byte `start` of its buffer."""
+    if tensor.type not in DTYPES:
+        raise NotACase(f"{name} is {tensor.type}; cases have {', '.join(DTYPES)}")
+    layout = Layout(tensor.type, tensor.ne[::-1], tensor.nb[::-1], tensor.memory.start - start)
+    itemsize = layout.type.itemsize
+    if any(step % itemsize for step in (*layout.strides, layout.offset)):
+        raise NotACase(f"{name} has strides or an offset that are no multiples of {itemsize} bytes")
+    return layout
+
+
+def _elements(tensor: Tensor, name: str) -> Raw:
+    if tensor.data is None:
+        raise NotACase(f"the bytes of {name} were not read")
+    layout = _layout(tensor, tensor.memory.start, name)
+    raw: Raw = layout.array(tensor.data).copy()
+    return raw
+
+
+def _shares(sources: Mapping[str, Tensor], lost: list[str]) -> dict[str, str]:
+    """Which arguments lie in the memory of another: they are parts of one tensor, with their elements apart."""
+    shares: dict[str, str] = {}
+    names = list(sources)
+    for number, name in enumerate(names):
+        for owner in names[:number]:
+            one, other = sources[owner], sources[name]
+            if owner in shares or _root(one) != _root(other):
+                continue
+            if one.type != other.type or (one.memory.overlaps(other.memory) and not _interleaved(one, other)):
+                lost.append(f"{name} lies in the memory of {owner}")
+            else:
+                shares[name] = owner
+            break
+    return shares
+
+
+def _root(tensor: Tensor) -> tuple[int, str]:
+    """What tells the memory of a tensor from that of others: its buffer and the tensor that it is a view of."""
+    return tensor.memory.buffer, tensor.view_of or tensor.name
+
+
+def _interleaved(one: Tensor, other: Tensor) -> bool:
+    """Whether the elements of two overlapping tensors are apart, as those of q and k in one row of a projection: they
+    have one way of stepping from row to row, and neither's row reaches into the other's."""
+    if one.nb[1:] != other.nb[1:] or one.nb[0] != other.nb[0]:
+        return False
+    first, second = sorted((one, other), key=lambda tensor: tensor.memory.start)
+    apart, row = second.memory.start - first.memory.start, first.nb[1]
+    return first.ne[0] * first.nb[0] <= apart and apart + second.ne[0] * second.nb[0] <= row
+
+
+def _start(name: str, sources: Mapping[str, Tensor], shares: Mapping[str, str]) -> int:
+    """The byte of the buffer that the memory of an argument starts at, so that every offset stays as aligned as it
+    is."""
+    owner = shares.get(name, name)
+    together = [owner, *(other for other, at in shares.items() if at == owner)]
+    return min(sources[each].memory.start for each in together) // ALIGNMENT * ALIGNMENT
+
+
+def _inplace(node: Node, sources: Mapping[str, Tensor], shares: Mapping[str, str], lost: list[str]) -> str | None:
+    """The argument that the output is written over, element for element."""
+    found = None
+    for name, source in sources.items():
+        if not node.memory.overlaps(source.memory):
+            continue
+        same = (source.memory, source.ne, source.nb, source.type) == (node.memory, node.ne, node.nb, node.type)
+        if same and found is None and name not in shares and name not in shares.values():
+            found = name
+        else:
+            lost.append(f"the output lies over {name}")
+    return found

@@ -1,0 +1,303 @@
+"""What a worker says, as plain data.
+
+A worker runs code that may do anything, so nothing that it sends is unpickled or believed: a message is JSON with a
+length before it, and every field is checked when it is read. What does not fit is a `NonsenseError`, one line that says
+what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar
+
+import numpy as np
+
+from opconform.harness.model.dtypes import F64
+from opconform.harness.model.findings import Kind
+from opconform.harness.model.layouts import LayoutClass
+from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.usage import UsageError
+from opconform.harness.run.backend import Device, Unavailable
+
+T = TypeVar("T")
+
+HEAD = struct.Struct(">IQ")  #: before each message: bytes of JSON, and bytes of arrays behind it
+LARGEST_TEXT = 1 << 20  #: bytes of JSON in one message
+LARGEST_ARRAYS = 1 << 32
+_LONGEST = 20_000  #: characters of one text
+
+
+class NonsenseError(Exception):
+    """A worker has sent what is no message."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of one case: run, not supported for a reason, or ended by a Python exception, which is of a `kind`.
+    `numerics` are the case's own, where they are not the device's. `log` is what the sanitizer wrote while it ran, and
+    `logged` how many bytes it has written in all."""
+
+    unsupported: str | None = None
+    error: str | None = None
+    kind: Kind = Kind.ERROR
+    seconds: float = 0.0
+    numerics: Numerics | None = None
+    log: str = ""
+    logged: int = 0
+
+
+@dataclass(frozen=True)
+class StageError:
+    """Why the intermediates of a case cannot be had: a traceback, or how the worker ended."""
+
+    says: str
+
+    @property
+    def last_line(self) -> str:
+        return (self.says.splitlines() or ["it said nothing"])[-1]
+
+
+#: The intermediates of a case by stage; None where the backend shows none.
+Shown = Mapping[str, F64] | None
+
+
+def packed(kind: str, content: Any, arrays: bytes = b"") -> bytes:
+    """A message, with its head."""
+    text = json.dumps([kind, content]).encode()
+    return HEAD.pack(len(text), len(arrays)) + text + arrays
+
+
+def unpacked(text: bytes) -> tuple[str, Any]:
+    """The kind and the content of a message. Raises `NonsenseError`."""
+    try:
+        kind, content = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        raise NonsenseError(f"{text[:60]!r} is no message") from None
+    if not isinstance(kind, str):
+        raise NonsenseError(f"{kind!r} is no kind of message")
+    return kind, content
+
+
+def lengths(head: bytes) -> tuple[int, int]:
+    """The two lengths that stand before a message. Raises `NonsenseError` for more than any message has."""
+    text, arrays = HEAD.unpack(head)
+    if text > LARGEST_TEXT or arrays > LARGEST_ARRAYS:
+        raise NonsenseError(f"{head!r} does not begin a message")
+    return text, arrays
+
+
+# ---- the worker's side ----------------------------------------------------------------------------------------------
+
+
+def of_devices(devices: Sequence[Device]) -> bytes:
+    """The devices that a backend lists."""
+    return packed("devices", [{**asdict(device), "versions": dict(device.versions)} for device in devices])
+
+
+def of_limits(limits: Sequence[Limit]) -> bytes:
+    """The limits of an open device."""
+    plain = []
+    for limit in limits:
+        if not isinstance(limit, Limit) or not isinstance(limit.allowed, (LayoutClass, tuple)):
+            raise TypeError(f"limits returned {limit!r:.120}; it returns Limits, which allow a LayoutClass or a tuple")
+        allowed = (
+            {"class": int(limit.allowed)} if isinstance(limit.allowed, LayoutClass) else {"values": [*limit.allowed]}
+        )
+        plain.append({**{field.name: getattr(limit, field.name) for field in fields(Limit)}, "allowed": allowed})
+    return packed("limits", plain)
+
+
+def of_absence(reason: Unavailable | UsageError) -> bytes:
+    """Why there is no backend or no device."""
+    if isinstance(reason, Unavailable):
+        return packed("unavailable", [reason.reason, reason.remedy, reason.hardware])
+    return packed("usage", str(reason))
+
+
+def of_answer(answer: Answer, number: int) -> bytes:
+    """What became of the case of this `number` in its request. It is cut where it is longer than any reader wants."""
+    numerics = None if answer.numerics is None else asdict(answer.numerics)
+    plain = {field.name: getattr(answer, field.name) for field in fields(Answer)}
+    for name in ("unsupported", "error", "log"):
+        if plain[name] is not None:
+            plain[name] = _cut(plain[name])
+    return packed("answer", [number, {**plain, "numerics": numerics}])
+
+
+def of_reasons(reasons: Sequence[str | None]) -> bytes:
+    """What `Backend.supports` says of several cases."""
+    return packed("reasons", [None if reason is None else _cut(reason) for reason in reasons])
+
+
+def of_stages(shown: Shown | StageError) -> bytes:
+    """The intermediates of a case."""
+    if isinstance(shown, StageError):
+        return packed("no stages", _cut(shown.says))
+    if shown is None:
+        return packed("stages", None)
+    arrays = {name: np.ascontiguousarray(values, np.float64) for name, values in shown.items()}
+    return packed(
+        "stages",
+        [[name, list(values.shape)] for name, values in arrays.items()],
+        b"".join(values.tobytes() for values in arrays.values()),
+    )
+
+
+def _cut(text: str) -> str:
+    """The end of a long text: the last line of a traceback says most."""
+    return text if len(text) <= _LONGEST else "…" + text[-_LONGEST:]
+
+
+# ---- the harness's side ---------------------------------------------------------------------------------------------
+
+
+def _demand(holds: bool, says: str) -> None:
+    if not holds:
+        raise NonsenseError(says)
+
+
+def text_of(value: Any, what: str) -> str:
+    """A text without lone surrogates, which nothing can print. Raises `NonsenseError`."""
+    _demand(isinstance(value, str), f"{what} is {value!r:.80}, not a text")
+    return str(value[: 2 * _LONGEST].encode("utf-8", "backslashreplace").decode())
+
+
+def _number(value: Any, what: str) -> float:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+    _demand(good, f"{what} is {value!r:.80}, not a number from 0 on")
+    return float(value)
+
+
+def _record(value: Any, what: str, names: Sequence[str]) -> dict[str, Any]:
+    _demand(isinstance(value, dict) and set(value) == set(names), f"{what} is {value!r:.80}")
+    found: dict[str, Any] = value
+    return found
+
+
+def _list(value: Any, what: str, each: Callable[[Any, str], T]) -> list[T]:
+    _demand(isinstance(value, list), f"{what} are {value!r:.80}, not a list")
+    return [each(item, what) for item in value]
+
+
+def _numerics(value: Any) -> Numerics:
+    plain = _record(value, "the arithmetic", [field.name for field in fields(Numerics)])
+    try:
+        return Numerics(**plain).checked()
+    except ValueError as error:
+        raise NonsenseError(str(error)) from None
+
+
+def devices_in(content: Any) -> list[Device]:
+    """The devices of a message. Raises `NonsenseError`, also for two of one id."""
+
+    def device(value: Any, what: str) -> Device:
+        plain = _record(value, "a device", [field.name for field in fields(Device)])
+        _demand(isinstance(plain["versions"], dict), f"the versions are {plain['versions']!r:.80}, not a mapping")
+        return Device(
+            id=text_of(plain["id"], "the id of a device"),
+            description=text_of(plain["description"], "the description of a device"),
+            versions={
+                text_of(name, "a version's name"): text_of(version, f"the version of {name}")
+                for name, version in plain["versions"].items()
+            },
+            numerics=_numerics(plain["numerics"]),
+        )
+
+    found = _list(content, "its devices", device)
+    for one in found:
+        _demand(one.id != "", "a device has an empty id")
+        _demand(sum(other.id == one.id for other in found) == 1, f"two devices have the id {one.id!r}")
+    return found
+
+
+def limits_in(content: Any) -> tuple[Limit, ...]:
+    """The limits of a message. Raises `NonsenseError`."""
+
+    def limit(value: Any, what: str) -> Limit:
+        plain = _record(value, "a limit", [field.name for field in fields(Limit)])
+        allowed, pinned = plain["allowed"], plain["pinned"]
+        _demand(
+            isinstance(allowed, dict) and set(allowed) in ({"class"}, {"values"}), f"a limit allows {allowed!r:.80}"
+        )
+        if "class" in allowed:
+            _demand(allowed["class"] in list(LayoutClass), f"{allowed['class']!r:.80} is no class of layouts")
+            allows: LayoutClass | tuple[Any, ...] = LayoutClass(allowed["class"])
+        else:
+            scalars = isinstance(allowed["values"], list) and all(
+                item is None or isinstance(item, (bool, int, float, str)) for item in allowed["values"]
+            )
+            _demand(scalars, f"a limit allows {allowed['values']!r:.80}")
+            allows = tuple(allowed["values"])
+        _demand(plain["kind"] in ("api", "kernel", "bug"), f"{plain['kind']!r:.80} is no kind of limit")
+        texts = {name: text_of(plain[name], f"a limit's {name}") for name in ("op", "subject", "reason", "source")}
+        return Limit(
+            **texts,
+            allowed=allows,
+            kind=plain["kind"],
+            device=text_of(plain["device"], "a limit's device"),
+            pinned=None if pinned is None else text_of(pinned, "a limit's pinned case"),
+        )
+
+    return tuple(_list(content, "its limits", limit))
+
+
+def absence_in(kind: str, content: Any) -> Unavailable | UsageError | None:
+    """Why there is no backend or device, if that is what a message says. Raises `NonsenseError`."""
+    if kind == "unavailable":
+        _demand(isinstance(content, list) and len(content) == 3, f"it is not available for {content!r:.80}")
+        reason, remedy, hardware = content
+        return Unavailable(text_of(reason, "the reason"), text_of(remedy, "the remedy"), hardware is True)
+    return UsageError(text_of(content, "a usage error")) if kind == "usage" else None
+
+
+def answer_in(content: Any, number: int) -> Answer:
+    """What a message says of the case of this `number`. Raises `NonsenseError`, also where it is about another one."""
+    _demand(isinstance(content, list) and len(content) == 2, f"an answer is {content!r:.80}")
+    _demand(content[0] == number, f"the answer to case {content[0]!r:.20} came instead of that to case {number}")
+    plain = _record(content[1], "an answer", [field.name for field in fields(Answer)])
+    _demand(plain["kind"] in list(Kind), f"{plain['kind']!r:.80} is no kind of failure")
+    unsupported, error, numerics = plain["unsupported"], plain["error"], plain["numerics"]
+    return Answer(
+        unsupported=None if unsupported is None else text_of(unsupported, "the reason for not supporting a case"),
+        error=None if error is None else text_of(error, "an error"),
+        kind=Kind.of(plain["kind"]),
+        seconds=_number(plain["seconds"], "the time of a case"),
+        numerics=None if numerics is None else _numerics(numerics),
+        log=text_of(plain["log"], "a checker's log"),
+        logged=int(_number(plain["logged"], "the length of a checker's log")),
+    )
+
+
+def reasons_in(content: Any, count: int) -> list[str | None]:
+    """What a message says of `count` cases: None where a case is supported. Raises `NonsenseError`."""
+    found = _list(content, "the reasons", lambda value, what: None if value is None else text_of(value, what))
+    _demand(len(found) == count, f"there are {len(found)} reasons for {count} cases")
+    return found
+
+
+def stages_in(kind: str, content: Any, arrays: bytes) -> Shown | StageError:
+    """The intermediates of a message. Raises `NonsenseError`."""
+    if kind == "no stages":
+        return StageError(text_of(content, "the reason for showing no stages"))
+    if content is None:
+        return None
+    found, start = {}, 0
+    for name, shape in _list(content, "the stages", lambda value, what: _stage(value)):
+        count = 1
+        for size in shape:
+            count *= size
+        _demand(start + 8 * count <= len(arrays), f"the stage {name!r:.40} is larger than what was sent")
+        found[name] = np.frombuffer(arrays, np.float64, count, start).reshape(shape)
+        start += 8 * count
+    return found
+
+
+def _stage(value: Any) -> tuple[str, tuple[int, ...]]:
+    _demand(isinstance(value, list) and len(value) == 2 and isinstance(value[1], list), f"a stage is {value!r:.80}")
+    sizes = all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value[1])
+    _demand(sizes and len(value[1]) <= 32, f"the shape of a stage is {value[1]!r:.80}")
+    return text_of(value[0], "the name of a stage"), tuple(value[1])

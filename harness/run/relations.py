@@ -1,0 +1,107 @@
+"""What several runs of a case say together: the checks on request, and the op's own relations between runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from opconform.harness.judge.checks import TwinCheck
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
+from opconform.harness.model.expected import Comparison
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.op import Op
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.runner import Runner
+
+
+def related(
+    runner: Runner, op: Op, verdict: Verdict, checks: Sequence[TwinCheck], time_limit: float | None = None
+) -> Verdict:
+    """A verdict that passed, with what other runs of the same or a related case say of it. `time_limit` is as
+    `Runner.verdicts` takes it.
+
+    Where a relation has led to a case of the same op that is wrong by itself, it is that case's verdict: there is
+    more to see.
+    """
+    others = _Others(runner, op, time_limit)
+    findings, reasons = _twin_findings(runner, op, verdict, checks, time_limit)
+    findings += _metamorphic_findings(op, verdict, others)
+    if others.wrong:
+        return others.wrong[0]
+    unchecked = (*reasons, *dict.fromkeys(others.unchecked))
+    return replace(verdict, findings=findings, unchecked=unchecked) if findings or unchecked else verdict
+
+
+def _twin_findings(
+    runner: Runner, op: Op, verdict: Verdict, checks: Sequence[TwinCheck], time_limit: float | None
+) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """What the checks on request say of a case that passed, and what they could not look at."""
+    found, unchecked = [], []
+    for check in checks:
+        twins = check.twins(verdict.case, op, inputs_of(verdict.case, op))
+        if isinstance(twins, str):
+            unchecked.append(f"{check.name} not checked: {twins}")
+            continue
+        others = runner.verdicts(op, [twin.case for twin in twins], time_limit=time_limit)
+        for twin, other in zip(twins, others):
+            if other.unsupported is not None:
+                unchecked.append(f"{check.name} not checked: the twin is unsupported, {other.unsupported}")
+            elif other.failed:
+                where = f" ({twin.says})" if twin.says else ""
+                found.append(Finding(check.name, check.kind, f"its twin fails{where}: {other.findings[0].detail}"))
+            elif not all(
+                twin.has_bits_of(one.name, one.raw, two.raw) for one, two in zip(verdict.comparisons, other.comparisons)
+            ):
+                found.append(check.finding(twin))
+            else:
+                continue
+            break
+    return tuple(found), tuple(unchecked)
+
+
+@dataclass
+class _Others:
+    """Runs other cases for a relation, right or wrong. wrong: the verdicts on cases of the op that are wrong by
+    themselves. ends: why runs of the op gave nothing to compare. unchecked: relations to another op that is wrong by
+    itself, which says nothing of this one."""
+
+    runner: Runner
+    op: Op
+    time_limit: float | None
+    wrong: list[Verdict] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    relation: str = ""
+
+    def __call__(self, case: Case) -> dict[str, Comparison] | None:
+        """What the device returns; None where nothing came back."""
+        verdict = self.runner.verdicts(ops()[case.op], [case], time_limit=self.time_limit)[0]
+        if verdict.failed and case.op != self.op.name:  # its faults are found where that op is tested
+            self.unchecked.append(f"{self.relation} not checked: {case.op} is wrong by itself here, {verdict.kind}")
+            return None
+        if verdict.failed and verdict.comparisons:
+            self.wrong.append(verdict)
+        elif verdict.failed:
+            self.ends.append(verdict.findings[0].detail)
+        return {comparison.name: comparison for comparison in verdict.comparisons} or None
+
+
+def _metamorphic_findings(op: Op, verdict: Verdict, others: _Others) -> tuple[Finding, ...]:
+    """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed."""
+    case = verdict.case
+    if not op.composite.metamorphic or case.keep is not None or case.packed() != case:
+        return ()
+    values = inputs_of(case, op)
+    comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
+    found = []
+    for check in op.composite.metamorphic:
+        others.ends.clear()
+        others.relation = check.name
+        detail = check.look(op, case, values, comparisons, others)
+        if detail is None and others.ends:
+            detail = f"a run to compare with fails: {others.ends[0]}"
+        if detail is not None:
+            found.append(Finding(check.name, check.kind, detail))
+    return tuple(found)

@@ -1,0 +1,83 @@
+"""What one run sets out to do, made from option values: the command line and pytest both run a `Campaign`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from opconform.harness.draw.known import find_case
+from opconform.harness.model.case import Case
+from opconform.harness.model.op import Op
+from opconform.harness.model.ops import chosen_ops
+from opconform.harness.run.target import Target
+from opconform.harness.search.known_failures import Entry, load, problems
+from opconform.harness.search.observer import Observer
+from opconform.harness.search.result import Result
+from opconform.harness.search.session import Missing, Session, idle, on_device, targets_of
+from opconform.harness.search.settings import Settings
+from opconform.options import settings_from
+from opconform.reports.history import recorders
+from opconform.reports.repro.observer import bundle_writers
+from opconform.reports.run import Run, about_devices
+
+
+@dataclass
+class Campaign:
+    """The ops and devices of a run, in the order in which they run, and how each of them runs.
+
+    cases: the cases that are replayed, by name; where there are none, each op is searched. missing: backends that
+    cannot run here. listed: the expected failures. asked: the backends and devices that are asked for by name.
+    """
+
+    settings: Settings
+    targets: list[Target]
+    missing: list[Missing]
+    pairs: list[tuple[Op, Target]]
+    cases: list[tuple[str, Case]] = field(default_factory=list)
+    listed: tuple[Entry, ...] = ()
+    asked: tuple[str, ...] = ()
+    run: Run = field(init=False)
+    run_id: str | None = None
+
+    def __post_init__(self) -> None:
+        command = "replay" if self.cases else "search"
+        named = {} if self.run_id is None else {"id": self.run_id}
+        self.run = Run(self.settings, command, about_devices(self.targets), **named)  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], run_id: str | None = None) -> Campaign:
+        """The campaign that option values make, by `Option.key`. Raises `UsageError` for one that cannot be."""
+        settings = settings_from(values)
+        chosen = chosen_ops(values.get("op") or ())
+        cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values.get("case") or ()]
+        if cases:
+            chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
+        asked = values.get("backend") or ()
+        targets, missing = targets_of(asked, settings)
+        listed = () if cases else load(settings.known_failures)
+        pairs = [(op, target) for target in targets for op in chosen]
+        return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), run_id=run_id)
+
+    def open(self, more: Sequence[Observer] = (), bundles: bool = True) -> Session:
+        """The session in which the pairs run. It is a context manager. `more` observers watch it beside the history;
+        with `bundles` each failure leaves one."""
+        self.run.pairs[:] = [(op.name, target.label) for op, target in self.pairs]
+        writers = bundle_writers(self.settings) if bundles else []
+        return Session(self.settings, [*recorders(self.run), *writers, *more], self.listed)
+
+    def result(self, session: Session, op: Op, target: Target) -> Result:
+        """Run one pair. Raises `Unavailable` where the device cannot run, or not any more."""
+        if not self.cases:
+            return session.search(op, target)
+        return session.replay(op, target, [(name, case) for name, case in self.cases if case.op == op.name])
+
+    def faults(self, results: Sequence[Result]) -> list[str]:
+        """What is wrong with a run that gave `results`, beside its failures: expected failures that are themselves at
+        fault, and backends that were asked for by name and ran nothing while others did."""
+        ran = {(result.op, result.target) for result in results}
+        about = {(op.name, target.label): on_device(target) for op, target in self.pairs}
+        faults = problems(self.listed, {pair: device for pair, device in about.items() if pair in ran}, results)
+        if any(result.tally.executed for result in results):  # else the whole run is red, and says so
+            faults += idle(self.asked, self.targets, results)
+        return faults

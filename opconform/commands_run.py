@@ -1,0 +1,157 @@
+"""The commands that run ops on devices: `opconform test` and `replay`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from opconform import colours
+from opconform.arguments import complete_case, shared
+from opconform.budget import Budget
+from opconform.campaign import Campaign
+from opconform.commands_look import name_missing
+from opconform.harness.model.op import Op
+from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.target import Target
+from opconform.harness.search.changes import DEFAULT_BASE, changed_files, ops_concerned
+from opconform.harness.search.known_failures import fixed
+from opconform.harness.search.result import Result
+from opconform.harness.search.settings import positive
+from opconform.options import OPTIONS
+from opconform.output import FORMATS, printing
+from opconform.progress import Progress, Replay
+from opconform.reports.console import counts, matrix
+from opconform.reports.history import history_path
+
+_output = click.option(
+    "--output",
+    type=click.Choice(FORMATS),
+    default="console",
+    help="what goes to stdout: text, one JSON document, or rows as test-backend-ops prints them",
+)
+
+
+@click.command()
+@shared(*(option.name for option in OPTIONS))
+@click.option("--minutes", type=float, metavar="M", help="share this much time among all ops and devices")
+@click.option(
+    "--changed-ops",
+    is_flag=False,
+    flag_value=DEFAULT_BASE,
+    metavar="[BASE]",
+    help="only ops whose files differ from this commit (default: origin/main); the profile is quick unless chosen",
+)
+@_output
+def test(values: dict[str, Any], minutes: float | None, changed_ops: str | None, output: str) -> None:
+    """Search for failing cases of each op on each device; ends with the matrix."""
+    if changed_ops is not None:
+        values = {**values, "profile": values["profile"] or "quick"}
+    seconds = None if minutes is None else 60 * positive("--minutes", minutes)
+    campaign = Campaign.of(values)
+    if changed_ops is not None:
+        campaign.pairs = _changed(campaign.pairs, changed_ops)
+    printers = click.get_current_context().with_resource(printing(campaign.run, output))
+    budget = Budget(len(campaign.pairs), campaign.settings, seconds)
+    progress = Progress(len(campaign.pairs), campaign.settings, lambda: budget.deadline)
+    results: list[Result] = []
+    lost, stopped = 0, False
+    with campaign.open([*printers, progress]) as session:
+        _announce(campaign)
+        try:
+            for op, target in campaign.pairs:
+                session.settings = budget.next(session.settings)
+                try:
+                    results.append(campaign.result(session, op, target))
+                except Unavailable as error:
+                    click.echo(f"{colours.state('FAILED')} {op.name} on {target.label} cannot run: {error}", err=True)
+                    lost += 1
+        except KeyboardInterrupt:
+            stopped = True
+    if stopped:
+        _stopped(results, len(campaign.pairs))
+    _finish(results, lost, campaign.faults(results))
+
+
+def _stopped(results: Sequence[Result], pairs: int) -> NoReturn:
+    """Ctrl-C: what there is until now, and the status that a shell gives to a program that SIGINT ended."""
+    click.echo()
+    if results:
+        colours.echo(colours.matrix(matrix(results)))
+        click.echo(counts(results))
+    click.echo(f"stopped by Ctrl-C after {len(results)} of {pairs} pairs of op and device", err=True)
+    sys.exit(128 + signal.SIGINT)
+
+
+def _announce(campaign: Campaign) -> None:
+    """Say what runs, and how to run the same again."""
+    seed = campaign.settings.seed
+    click.echo(f"seed {seed}: --seed {seed} draws the same cases again")
+    for target in campaign.targets:
+        click.echo(f"{target.label}  {target.about}")
+    name_missing(campaign.missing)
+    path = history_path(campaign.settings)
+    if path is not None:
+        click.echo(f"run {campaign.run.id}, recorded in {path}")
+
+
+@click.command()
+@click.argument("case", shell_complete=complete_case)
+@shared(
+    "--backend",
+    "--ggml-lib",
+    "--max-bytes",
+    "--time-limit",
+    "--no-isolation",
+    "--strict-supports",
+    "--check",
+    "--times",
+    "--sanitize",
+    "--report-dir",
+    "--also-seconds",
+    "--history",
+)
+@_output
+def replay(values: dict[str, Any], case: str, output: str) -> None:
+    """Run one case, from a file or by id, on the devices named."""
+    campaign = Campaign.of({**values, "case": [case]})
+    name_missing(campaign.missing, err=True)
+    printers = click.get_current_context().with_resource(printing(campaign.run, output))
+    with campaign.open([*printers, Replay(campaign.settings)], bundles=False) as session:
+        results = [campaign.result(session, op, target) for op, target in campaign.pairs]
+    _finish(results, faults=campaign.faults(results))
+
+
+def _changed(todo: Sequence[tuple[Op, Target]], base: str) -> list[tuple[Op, Target]]:
+    """Those of `todo` that a change since `base` concerns. Where it concerns none there is nothing to test: that is
+    said, and is no failure."""
+    root, files = changed_files(base)
+    names = list(dict.fromkeys(op.name for op, _ in todo))
+    concerned = {spec: ops_concerned(files, root, spec, names) for spec in {target.spec for _, target in todo}}
+    left = [(op, target) for op, target in todo if op.name in concerned[target.spec]]
+    said = ", ".join(dict.fromkeys(op.name for op, _ in left)) or "none that is tested here"
+    click.echo(f"{len(files)} files differ from {base}; they concern {said}")
+    if not left:
+        click.echo("nothing to test")
+        sys.exit(0)
+    return left
+
+
+def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()) -> None:
+    """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all; `faults`
+    are what else is wrong with the run."""
+    click.echo()
+    colours.echo(colours.matrix(matrix(results)))
+    click.echo(counts(results))
+    for line in fixed(results):
+        click.echo(line)
+    for fault in faults:
+        click.echo(fault, err=True)
+    if not sum(result.tally.executed for result in results):
+        click.echo("nothing was executed: that is a failure, not a pass", err=True)
+        sys.exit(1)
+    if lost or faults or any(result.failure is not None for result in results):
+        sys.exit(1)

@@ -1,0 +1,1 @@
+"""Attacks: backends that do what no backend should, and files from strangers."""

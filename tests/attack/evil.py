@@ -1,0 +1,207 @@
+"""Backends that attack the harness: what they send, what they return, how they end. Each is named for what it does.
+
+They are `Good` but for that. A worker has the descriptor of its memory in argv[1] and of its socket in argv[3].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import LayoutClass
+from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.run.backend import Device
+from opconform.harness.run.messages import HEAD
+from tests.backends.sample import Good
+
+
+def send(data: bytes) -> None:
+    """Write to the harness past the worker's own code."""
+    os.write(int(sys.argv[3]), data)
+
+
+def framed(text: bytes, arrays: bytes = b"") -> bytes:
+    return HEAD.pack(len(text), len(arrays)) + text + arrays
+
+
+class Sends(Good):
+    """Sends `message`, and never answers."""
+
+    message = b""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        send(self.message)
+        time.sleep(1e6)
+
+
+class SendsHalfAHead(Sends):
+    message = b"\0\0\0"
+
+
+class SendsHalfAMessage(Sends):
+    message = HEAD.pack(100, 0) + b'["answer", {'
+
+
+class SendsGarbage(Sends):
+    message = bytes(range(250, 256)) * 40
+
+
+class SendsFramedGarbage(Sends):
+    message = framed(b"\xff\xfe no json")
+
+
+class SendsDeepJson(Sends):
+    message = framed(b"[" * 50_000 + b"]" * 50_000)
+
+
+class SendsAPickle(Sends):
+    """What would be run by a harness that unpickles."""
+
+    class _Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, ("pwned",)
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        send(framed(pickle.dumps(self._Evil())))
+        time.sleep(1e6)
+
+
+class SendsAnotherMessage(Sends):
+    message = framed(json.dumps(["limits", []]).encode())
+
+
+class SendsAnAnswerOfNonsense(Sends):
+    message = framed(json.dumps(["answer", {"seconds": -1}]).encode())
+
+
+class SendsANumber(Sends):
+    message = framed(b"7")
+
+
+class SendsTwoAnswers(Good):
+    """An answer too many: it would be taken for that of the next case."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        answer = {"unsupported": None, "error": None, "kind": "ERROR", "seconds": 0, "numerics": None}
+        send(framed(json.dumps(["answer", [0, {**answer, "log": "", "logged": 0}]]).encode()))
+        super().run(case, buffers)
+
+
+class ClosesItsSocket(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        os.close(int(sys.argv[3]))
+        time.sleep(1e6)
+
+
+class DiesOfARealTimeSignal(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        os.kill(os.getpid(), signal.SIGRTMIN + 5)
+
+
+class CutsItsMemory(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        os.ftruncate(int(sys.argv[1]), 0)
+
+
+class LeavesAChildAndDies(Good):
+    """Its child keeps the socket and all that it printed to open."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if os.fork() == 0:
+            time.sleep(1e6)
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+class LeavesTenChildren(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        for _ in range(10):
+            subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1e6)"])
+        super().run(case, buffers)
+
+
+class PrintsWithoutEnd(Good):
+    """Two hundred megabytes for a case."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        for _ in range(200):
+            os.write(1, b"y" * (1 << 20))
+        super().run(case, buffers)
+
+
+class LeavesThePython(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        sys.exit(7)
+
+
+class SupportsANumber(Good):
+    def supports(self, case: Case) -> Any:
+        return 3
+
+
+class SupportsWithSurrogates(Good):
+    def supports(self, case: Case) -> str | None:
+        return "no \udcff kernel"
+
+
+class RaisesWithSurrogates(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        raise RuntimeError("the driver says \udcff\ud800")
+
+
+class HasNumericsOfNonsense(Good):
+    def numerics(self, case: Case) -> Any:
+        return Numerics(roundoff=float("nan"))
+
+
+class HasNumericsOfAnotherType(Good):
+    def numerics(self, case: Case) -> Any:
+        return 2.0**-24
+
+
+class HasLimitsOfNonsense(Good):
+    def limits(self) -> Any:
+        return (Limit("acc", "b", {"a": 1}, "r", "s"),)  # type: ignore[arg-type]
+
+
+class HasNoLimits(Good):
+    def limits(self) -> Any:
+        return None
+
+
+class HasLimitsOfAnUnknownKind(Good):
+    def limits(self) -> Any:
+        return (Limit("acc", "b", LayoutClass.ROWS, "r", "s", kind="whim"),)  # type: ignore[arg-type]
+
+
+class ListsTexts(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> Any:
+        return ["0"]
+
+
+class ListsOneDeviceTwice(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", "one"), Device("0", "the other")]
+
+
+class ListsAVersionOfNonsense(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", "one", {"driver": 3})]  # type: ignore[dict-item]
+
+
+class ListsNonsenseNumerics(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device("0", "one", numerics=Numerics(division_ulps=-1.0))]

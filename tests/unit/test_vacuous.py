@@ -1,0 +1,84 @@
+"""Cases that say nothing are told from those that say something, and are counted apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
+from opconform.harness.model.layouts import Layout
+from opconform.harness.search.result import Tally
+from tests.judge import Bench
+from tests.kernels.correct import Correct
+from tests.samples import acc
+
+
+def of_x(op: str, *ne: int, **params: object) -> Case:
+    """A case of an op with the one input x and an output of its shape."""
+    layout = Layout.contiguous("f32", (*ne, 1, 1, 1)[3::-1])
+    return Case(op, params, {"x": layout}, {"out": layout})  # type: ignore[arg-type]
+
+
+def cumsum(*ne: int, axis: int = 0, **params: bool) -> Case:
+    return of_x("cumsum", *ne, axis=axis, **{"exclusive": False, "reverse": False, **params})
+
+
+def reason(case: Case, **values: np.ndarray) -> str:
+    """Why a right kernel's pass of the case says nothing."""
+    raw = {name: case.inputs[name].type.encode(np.asarray(it, np.float64)) for name, it in values.items()}
+    bench = Bench(case, raw or None)
+    verdict = bench.verdict(Correct())
+    assert verdict.passed
+    return verdict.vacuous
+
+
+def test_a_case_that_a_kernel_must_compute_says_something() -> None:
+    assert reason(cumsum(5, 2)) == ""
+    assert reason(acc(3, 2)) == ""
+
+
+def test_an_output_without_elements_says_nothing() -> None:
+    assert reason(cumsum(0, 2)) == "it has no element"
+
+
+def test_what_zeros_would_pass_says_nothing() -> None:
+    assert reason(cumsum(1, 3, exclusive=True)) == "an output of zeros passes too"
+    assert reason(cumsum(4), x=np.zeros((1, 1, 1, 4))) == "an output of zeros passes too"
+    assert reason(cumsum(4), x=np.array([[[[0, 2**-120, 0, 0]]]])) == ""
+    assert (
+        reason(cumsum(4), x=np.array([[[[0, 1, -1, 0]]]])) == ""
+    )  # the first and the last elements are 0, and not all
+
+
+def test_what_a_copy_would_pass_says_nothing() -> None:
+    assert reason(cumsum(1, 3)) == "a copy of x passes too"
+    assert reason(acc(1, a=(2,)), a=np.ones((1, 1, 1, 2)), b=np.zeros((1, 1, 1, 1))) == "a copy of a passes too"
+
+
+def test_an_op_that_is_a_copy_may_be_passed_by_a_copy() -> None:
+    assert reason(of_x("cont", 5, 2)) == ""
+    assert reason(of_x("cont", 5, 2), x=np.zeros((1, 1, 2, 5))) == "an output of zeros passes too"
+
+
+def test_nothing_but_free_elements_says_nothing() -> None:
+    assert reason(cumsum(3), x=np.full((1, 1, 1, 3), np.nan)) == "nothing can be demanded of any element"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_residual_is_judged_too(seed: int) -> None:
+    layout, one = Layout.contiguous("f32", (1, 1, 3, 3)), Layout.contiguous("f32", (1, 1, 1, 1))
+    params = {"lower": True, "left": True, "unit": True}
+    case = Case("solve_tri", params, {"a": layout, "b": layout}, {"out": layout}, seed=seed)
+    alone = replace(case, inputs={"a": one, "b": one}, outputs={"out": one})
+    assert reason(case) == ""
+    assert reason(alone) == "a copy of b passes too"  # X = B for the unit matrix
+
+
+def test_a_vacuous_case_is_counted_apart_and_does_not_count_as_run() -> None:
+    tally = Tally()
+    tally.count(Verdict(cumsum(3)))
+    tally.count(Verdict(cumsum(0), vacuous="it has no element"))
+    assert (tally.passed, tally.vacuous, tally.executed) == (1, 1, 1)
