@@ -19,10 +19,8 @@ def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
 
 def _or_by_mean(x: Approx, limited: Approx) -> Approx:
     """x / √limited, or as some make it of RMS_NORM (mlx-lm): x·r·c, r the inverse root of the mean of the squares and
-    c = 1/√n. Its second product rounds denormals once more."""
-    n = float(max(x.value.shape[-1], 1))
-    by_mean = x * (limited / n).rsqrt() * x.constant(n**-0.5, roundings=2)
-    return x.over_root(limited).either(by_mean)
+    c = 1/√n. The root halves the error of the division by n; c is rounded twice, and the second product once."""
+    return x.over_root(limited, more=3.5 + x.numerics.division_roundings / 2)
 
 
 def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:

@@ -186,12 +186,15 @@ class Approx:
             return self._rounded(value, value, value, relative)
         return self._rounded(value, 1 / np.sqrt(self.high), 1 / np.sqrt(self.low + 0.0), relative)  # −0 + 0 = 0
 
-    def over_root(self, squares: Approx) -> Approx:
-        """x / √squares, as a division by the root or as a product with the inverse root."""
+    def over_root(self, squares: Approx, more: float = 0.0) -> Approx:
+        """x / √squares, as a division by the root or as a product with the inverse root.
+
+        more: roundings that some kernels add to these, in products with numbers below 1.
+        """
         inverse, numerics = squares.rsqrt(), self.numerics
         value = self.value / np.sqrt(squares.value)
-        denormal = numerics.ulps(numerics.division_ulps)
-        return self._rounded(value, *_products(self, inverse), numerics.u, denormal=denormal)
+        denormal = numerics.ulps(numerics.division_ulps) + more * numerics.u
+        return self._rounded(value, *_products(self, inverse), numerics.gamma(1 + more), denormal=denormal)
 
     # --- functions ---
 
@@ -406,7 +409,10 @@ class Approx:
         """The relative error of an operation on exact numbers: none where float32 holds the result."""
         if self.numerics.conversions:
             return self.numerics.u
-        return np.where(exact.astype(np.float32) == exact, 0.0, self.numerics.u)
+        held = exact.astype(np.float32) == exact
+        if not held.any():
+            return self.numerics.u
+        return 0.0 if held.all() else np.where(held, 0.0, self.numerics.u)
 
     def _lifted(self, other: Approx | float) -> Approx:
         return other if isinstance(other, Approx) else self.constant(other)
@@ -434,6 +440,10 @@ class Approx:
         Rounding never crosses 0.
         """
         numerics = self.numerics
+        if isinstance(absolute, float) and absolute == 0:
+            plain = _rounded_plainly(low, high, relative, denormal)
+            if plain is not None:
+                return self._made(value, *plain)
         least = (relative if denormal is None else denormal) * _TINY * F32.unit_roundoff / numerics.roundoff
         below, above = _around(low, high, relative, absolute, least)
         if numerics.flushes_denormals:
@@ -444,19 +454,34 @@ class Approx:
         return self._made(value, below, above)
 
 
+def _rounded_plainly(low: F64, high: F64, relative: float | F64, denormal: float | None) -> tuple[F64, F64] | None:
+    """An interval widened by a relative error, where nothing in it is near underflow or overflow; None where something
+    is. Most intervals are so, and this costs half of what looks after the others."""
+    if not isinstance(relative, float) or (denormal or 0.0) > 64 * relative > 0:
+        return None
+    sizes = (np.abs(low),) if low is high else (np.abs(low), np.abs(high))
+    for size in sizes:
+        if not (np.minimum.reduce(size, axis=None, initial=_MOST) >= _LEAST):
+            return None
+        if not (np.maximum.reduce(size, axis=None, initial=_LEAST) <= _MOST and relative < 0.5):
+            return None
+    if relative == 0:
+        return low, high
+    return low - relative * sizes[0], high + relative * sizes[-1]
+
+
+_LEAST, _MOST = 64 * _TINY, F32.largest / 4
+
+
 def _largest(values: F64) -> float:
     """The greatest of values that are not negative, NaN if there is one, 0 if there are none."""
-    return float(values.max(initial=0.0))
+    return float(np.maximum.reduce(values, axis=None, initial=0.0))
 
 
 def _around(low: F64, high: F64, relative: float | F64, absolute: float | F64, least: float | F64) -> tuple[F64, F64]:
-    """An interval widened by the error of its ends, without crossing 0."""
-    sizes = (np.abs(low),) if low is high else (np.abs(low), np.abs(high))
-    plain = isinstance(relative, float) and isinstance(absolute, float) and relative < 1 and absolute == 0
-    if plain and all(bool(relative * size.min(initial=np.inf) >= least) for size in sizes):
-        return low - relative * sizes[0], high + relative * sizes[-1]
-    steps = [np.maximum(np.maximum(relative * size, least), absolute) for size in sizes]
-    below, above = low - steps[0], high + steps[-1]
+    """An interval widened by the error of its ends. Without an absolute error it does not cross 0."""
+    below = low - np.maximum(np.maximum(relative * np.abs(low), least), absolute)
+    above = high + np.maximum(np.maximum(relative * np.abs(high), least), absolute)
     if isinstance(absolute, float) and absolute == 0:
         below = np.where(low >= 0, np.maximum(below, 0.0), below)
         above = np.where(high <= 0, np.minimum(above, 0.0), above)
