@@ -177,8 +177,7 @@ def test_the_program_speaks_latin_1(front: str, tmp_path: Path) -> None:
     shown = done.stdout.decode("latin-1")
     assert done.returncode == 1, shown + done.stderr.decode()
     assert "Traceback" not in shown
-    assert "(i0,i1,...)" in shown
-    assert "-" * 20 in shown
+    assert "-" * 20 in shown  # the rule under the matrix's head, which latin-1 does not have
 
 
 def run_in_a_shell(line: str, folder: Path) -> list[str]:
