@@ -39,10 +39,14 @@ class Numerics:
     tanh_ulps, tanh_absolute, erf_ulps, erf_absolute: tanh and erf; the absolute error counts if it is more (WebGPU, as
     Vulkan inherits tanh from the quotient of two differences of exponentials: 1e-5).
     sin_ulps, sin_absolute: sin and cos; the absolute error counts if it is more (Vulkan: 2^-11 from −π to π).
+    sin_within_pi: nothing is promised of sin and cos beyond ±π (Vulkan).
     roundoff: the unit roundoff of an operation in the compute precision, before `any_rounding`.
     narrow_operands: a product with an f16 or bf16 tensor first rounds its other operand to that type, and adds up in
     float32 (ggml's matrix products and attention on the CPU).
     narrow_sums: attention adds up the weighted rows of an f16 tensor in f16 (ggml's on the CPU).
+    half_tables: GELU is looked up in a table of float16, by x rounded to float16 (ggml's on the CPU).
+    block_operands: a product with a quantised tensor first rounds its other operand to 8 bits in blocks of so many
+    elements, with one scale a block; 0 for none (ggml's q8_0, q8_1 and q8_K).
     one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
     """
 
@@ -63,7 +67,10 @@ class Numerics:
     erf_absolute: float = 0.0
     sin_ulps: float = 4.0
     sin_absolute: float = 0.0
+    sin_within_pi: bool = False
     one_pass_variance: bool = False
+    half_tables: bool = False
+    block_operands: int = 0
 
     def checked(self) -> Numerics:
         """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
@@ -124,6 +131,9 @@ class Numerics:
         said = [f"u = 2^{math.log2(self.roundoff):g}"] if self.conversions else []
         said += ["operands of products rounded to 16 bits"] if self.narrow_operands else []
         said += ["sums of f16 in f16"] if self.narrow_sums else []
+        said += ["GELU from a table of 16 bits"] if self.half_tables else []
+        if self.block_operands:
+            said.append(f"operands of quantised products rounded to 8 bits in blocks of {self.block_operands}")
         said += ["variances in one pass"] if self.one_pass_variance else []
         return ", ".join(said)
 
@@ -143,12 +153,15 @@ class Numerics:
 EXACT = Numerics()
 
 
+_SAID_AS_LOWER = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands")
+
+
 @cache
 def _looser(numerics: Numerics) -> str:
     said = []
     for item in fields(numerics):
         value, usual = getattr(numerics, item.name), getattr(EXACT, item.name)
-        if value > usual and item.name not in ("roundoff", "narrow_operands", "narrow_sums"):
+        if value > usual and item.name not in _SAID_AS_LOWER:
             words = item.name.replace("_", " ")
             said.append(words if value is True else f"{words} {value:g} instead of {usual:g}")
     kind = "lower precision" if numerics.lower else "looser arithmetic"
