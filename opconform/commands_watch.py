@@ -1,4 +1,4 @@
-"""`opconform watch`: a model judged while it runs."""
+"""`opconform watch` and `capture`: a model judged while it runs, and its nodes as case files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,22 +21,34 @@ from opconform.harness.run.watching import WatchRequest
 from opconform.harness.search.session import Session, targets_of
 from opconform.harness.search.settings import positive
 from opconform.harness.search.watching import Watched, Watching
+from opconform.harness.search.watching import capture as capture_nodes
 from opconform.options import settings_from
-from opconform.reports.watching import again_with, screen, watch_matrix
+from opconform.reports.watching import again_with, capture_screen, screen, watch_matrix
 
 ALL = "all"
 
 
+#: The options that say which model runs, and what it decodes: name, type, default, help.
+_MODEL = (
+    ("--arch", str, "", "a tiny model with random weights, or all of them, one by one"),
+    ("--type", str, "f32", "of the tiny model's weights"),
+    ("--tokens", int, 70, "of the prompt"),
+    ("--sequences", int, 3, "that are decoded together"),
+    ("--steps", int, 2, "of one token each, after the prompt"),
+    ("--gpu-layers", int, None, "how many layers are on the device (default: all)"),
+)
+
+
+def _model_options(command: Any) -> Any:
+    for name, kind, default, text in reversed(_MODEL):
+        metavar = "N" if kind is int else "NAME"
+        command = click.option(name, type=kind, default=default, metavar=metavar, show_default=True, help=text)(command)
+    return command
+
+
 @click.command()
 @click.argument("model", required=False, default="")
-@click.option("--arch", metavar="NAME", default="", help="a tiny model with random weights, or all of them, one by one")
-@click.option("--type", "type_", metavar="TYPE", default="f32", show_default=True, help="of the tiny model's weights")
-@click.option("--tokens", type=int, metavar="N", default=70, show_default=True, help="of the prompt")
-@click.option("--sequences", type=int, metavar="N", default=3, show_default=True, help="that are decoded together")
-@click.option(
-    "--steps", type=int, metavar="N", default=2, show_default=True, help="of one token each, after the prompt"
-)
-@click.option("--gpu-layers", type=int, metavar="N", help="how many layers are on the device (default: all)")
+@_model_options
 @click.option("--minutes", type=float, metavar="M", help="stop searching after so long, and report what there is")
 @shared("--backend", "--ggml-lib", "--seed", "--max-bytes", "--report-dir")
 def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, **chosen: Any) -> None:
@@ -43,10 +56,7 @@ def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, 
 
     MODEL is a GGUF file; --arch makes a small one. Exit status: 0 all right, 1 something is wrong, 2 usage.
     """
-    if bool(model) == bool(arch):
-        raise UsageError("opconform watch takes a model file, or --arch NAME")
-    if not values["backend"]:
-        raise UsageError("opconform watch needs --backend: the device to run the model on, such as ggml:CPU")
+    _one_model(model, arch, values)
     seed = values["seed"] or 0
     settings = settings_from({**values, "seed": seed, "also_seconds": 0})
     targets, _ = targets_of(values["backend"], settings)
@@ -75,11 +85,48 @@ def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, 
     _finish(found)
 
 
+@click.command()
+@click.argument("model", required=False, default="")
+@_model_options
+@click.option("-o", "--out", metavar="DIR", required=True, help="where the files go")
+@click.option("--wrong-only", is_flag=True, help="judge the model first, and write what is wrong")
+@click.option("--no-values", is_flag=True, help="leave out the bytes of the inputs; drawn ones stand for them")
+@shared("--backend", "--ggml-lib", "--seed", "--max-bytes")
+def capture(
+    values: dict[str, Any], model: str, arch: str, out: str, wrong_only: bool, no_values: bool, **chosen: Any
+) -> None:
+    """Write the distinct nodes of a running model as case files, and as lines for test-backend-ops --test-file."""
+    _one_model(model, arch, values)
+    seed = values["seed"] or 0
+    settings = settings_from({**values, "seed": seed, "also_seconds": 0, "report_dir": out})
+    targets, _ = targets_of(values["backend"], settings)
+    if len(targets) > 1 or arch == ALL:
+        raise UsageError("opconform capture takes one model and one device")
+    (target,) = targets
+    request = replace(_request(model, chosen, seed), architecture=arch, device=target.device.id, options=target.options)
+    if wrong_only:
+        with Session(settings) as session:
+            found = Watching(session, target, _progress(arch or model, target)).watch(request, "")
+        files = [case.path for case in found.cases] + ([found.piece] if found.piece else [])
+        click.echo("\n".join(files) or "nothing is wrong: no file was written")
+        return
+    captured = capture_nodes(target, request, Path(out), not no_values)
+    click.echo(capture_screen(captured, out))
+    sys.exit(0 if captured.cases and captured.ended is None else 1)
+
+
+def _one_model(model: str, arch: str, values: dict[str, Any]) -> None:
+    if bool(model) == bool(arch):
+        raise UsageError("it takes a model file, or --arch NAME")
+    if not values["backend"]:
+        raise UsageError("it needs --backend: the device to run the model on, such as ggml:CPU")
+
+
 def _request(model: str, chosen: dict[str, Any], seed: int) -> WatchRequest:
     return WatchRequest(
         device="",
         model=model,
-        type=chosen["type_"],
+        type=chosen["type"],
         tokens=int(positive("--tokens", chosen["tokens"])),
         sequences=int(positive("--sequences", chosen["sequences"])),
         steps=_natural("--steps", chosen["steps"]),

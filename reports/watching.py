@@ -14,7 +14,7 @@ from rich.text import Text
 
 from opconform.harness.model.graph import Difference, GraphNode, Together, WholeGraph, WrongPiece
 from opconform.harness.model.text import printable
-from opconform.harness.search.watching import JudgedNode, Watched, WrongCase
+from opconform.harness.search.watching import Captured, JudgedNode, Watched, WrongCase
 from opconform.reports.console import text_of
 from opconform.reports.screen import wrapped
 
@@ -268,3 +268,15 @@ def _cell(found: Watched | str | None, notes: dict[str, int]) -> str:
     if found.whole and not found.whole.right:
         said.append("wrong as a whole")
     return ", ".join(said)
+
+
+def capture_screen(captured: Captured, folder: str) -> str:
+    """What `capture` has written, and what it has not."""
+    lines = [f"{len(captured.cases)} case files in {folder}; replay one with opconform replay FILE --backend …"]
+    if captured.lines:
+        lines.append(f"{captured.lines}: for test-backend-ops test --test-file, of the same build")
+    for reason, found in sorted(captured.left_out.items(), key=lambda item: -item[1].total()):
+        lines += _line("left out", f"{', '.join(f'{what} x{n}' for what, n in found.most_common())}: {reason}")
+    if captured.ended:
+        lines += _line(str(captured.ended.kind), f"{captured.ended}; what came before it was written")
+    return "\n".join(map(printable, lines))

@@ -59,7 +59,8 @@ class GraphNode:
 @dataclass(frozen=True)
 class SeenNode:
     """A node that was watched: as a case of the harness with the exact bytes of its inputs, and the elements of its
-    outputs as the device left them; or `reason`, why it can be no case yet. lost: what of the node's memory the case
+    outputs as the device left them; or `reason`, why it can be no case yet. line: what the library's own tools take to
+    test such a node. lost: what of the node's memory the case
     does not keep."""
 
     node: GraphNode
@@ -68,6 +69,7 @@ class SeenNode:
     values: Mapping[str, Raw] = field(default_factory=dict)
     outputs: Mapping[str, Raw] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
+    line: str = ""
 
 
 @dataclass(frozen=True)

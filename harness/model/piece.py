@@ -10,18 +10,14 @@ by field before anything is allocated; each fault is one `PieceError` line.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
-import os
-import tempfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from opconform.harness.model import sidecar
 from opconform.harness.model.case import CaseError
 from opconform.harness.model.files import read_regular
 from opconform.harness.model.plain import decoded, parsed
@@ -29,7 +25,6 @@ from opconform.harness.model.plain import decoded, parsed
 FORMAT = "opconform-piece/1"
 MOST_TENSORS = 4096
 MOST_SOURCES = 10
-_INLINE = 1 << 16  #: bytes of compressed data that stand in the JSON itself
 _LARGEST_FILE = 1 << 24
 
 
@@ -145,44 +140,12 @@ def piece_from(plain: Any, folder: Path, max_bytes: int) -> Piece:
     total = sum(max(bare.tensors[place].nbytes, 0) for place in inputs)
     if total > max_bytes:
         raise PieceError(f"piece.data takes {total} bytes; --max-bytes allows {max_bytes}")
-    raw = _unpacked(_compressed(about, folder, max_bytes), total)
+    raw = sidecar.get(about, folder, total, "piece.data")
     data, at = {}, 0
     for place in inputs:
         data[place] = raw[at : at + bare.tensors[place].nbytes]
         at += bare.tensors[place].nbytes
     return Piece(bare.backend, bare.about, bare.regions, bare.tensors, data).checked(max_bytes)
-
-
-def _compressed(about: Any, folder: Path, max_bytes: int) -> bytes:
-    if isinstance(about, str):
-        try:
-            return base64.b64decode(about, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise PieceError(f"piece.data is no base64: {error}") from None
-    if (
-        not isinstance(about, dict)
-        or not isinstance(about.get("file"), str)
-        or not isinstance(about.get("sha256"), str)
-    ):
-        raise PieceError("piece.data must be base64 text, or name a file and its sha256")
-    name = about["file"]
-    if Path(name).name != name or name in ("", ".", ".."):
-        raise PieceError(f"piece.data.file is {name!r}; it must be the name of a file beside this one")
-    raw = read_regular(folder / name, max_bytes)
-    if hashlib.sha256(raw).hexdigest() != about["sha256"]:
-        raise PieceError(f"{name} is not the file that was written with this piece")
-    return raw
-
-
-def _unpacked(raw: bytes, wanted: int) -> bytes:
-    unpacker = zlib.decompressobj()
-    try:
-        found = unpacker.decompress(raw, wanted + 1)
-    except zlib.error as error:
-        raise PieceError(f"piece.data is no zlib data: {error}") from None
-    if len(found) != wanted:
-        raise PieceError(f"piece.data does not hold the {wanted} bytes of its inputs")
-    return found
 
 
 def read_piece(path: Path, max_bytes: int) -> Piece | None:
@@ -199,11 +162,7 @@ def read_piece(path: Path, max_bytes: int) -> Piece | None:
 def write_piece(piece: Piece, folder: Path) -> Path:
     """Write a piece into `folder`, each file whole or not at all; the path of the JSON."""
     folder.mkdir(parents=True, exist_ok=True)
-    raw = zlib.compress(b"".join(piece.data[place] for place, tensor in enumerate(piece.tensors) if not tensor.op))
-    data: Any = base64.b64encode(raw).decode()
-    if len(raw) > _INLINE:
-        data = {"file": f"{piece.id}.bin", "sha256": hashlib.sha256(raw).hexdigest()}
-        _write(folder / data["file"], raw)
+    raw = b"".join(piece.data[place] for place, tensor in enumerate(piece.tensors) if not tensor.op)
     plain = {
         "format": FORMAT,
         "backend": piece.backend,
@@ -212,19 +171,8 @@ def write_piece(piece: Piece, folder: Path) -> Path:
         "tensors": [
             {key: value for key, value in asdict(it).items() if value not in ("", None, ())} for it in piece.tensors
         ],
-        "data": data,
+        "data": sidecar.put(raw, folder, piece.id),
     }
     path = folder / f"{piece.id}.json"
-    _write(path, json.dumps(plain, indent=1).encode())
+    sidecar.write_whole(path, json.dumps(plain, indent=1).encode())
     return path
-
-
-def _write(path: Path, raw: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

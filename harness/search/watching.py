@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from opconform.harness.draw.known import case_path, checked, store
+from opconform.harness.draw.known import case_path, checked, store, write_case
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.judge.nodes import judge_node
 from opconform.harness.model.case import Case, CaseError
@@ -21,6 +22,7 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.ops import ops
 from opconform.harness.model.piece import Piece, write_piece
+from opconform.harness.model.sidecar import write_whole
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.registry import backend_class
@@ -212,6 +214,69 @@ class Watching:
         return WrongCase(case.id, judged, count, str(case_path(settings.report_dir, case.id)), "fails")
 
 
+@dataclass(frozen=True)
+class Captured:
+    """What `capture` has written: the files of the cases, and that of the library's own lines. left_out: why nodes are
+    no cases, with how many there are of each op."""
+
+    cases: tuple[Path, ...]
+    lines: Path | None
+    pieces: tuple[Path, ...]
+    left_out: Mapping[str, Counter[str]]
+    ended: Ended | None = None
+
+
+class Capturing:
+    """Writes the distinct nodes of a model as case files."""
+
+    def __init__(self, folder: Path, values: bool = True) -> None:
+        """values: whether the exact bytes of the inputs go along; a recipe's stand for them otherwise."""
+        self._folder, self._values = folder, values
+        self._paths: dict[str, Path] = {}
+        self._lines: dict[str, str] = {}
+        self._left_out: dict[str, Counter[str]] = {}
+
+    def see(self, seen: SeenNode) -> None:
+        """Write a node, if there was none like it."""
+        if seen.line:
+            self._lines.setdefault(seen.line.rpartition(" ")[0], seen.line)
+        try:
+            case = None if seen.case is None else fitting(seen.case)
+        except CaseError as error:
+            self._leave_out(seen, str(error))
+            return
+        if case is None:
+            self._leave_out(seen, seen.reason)
+        elif case.id not in self._paths:
+            self._paths[case.id] = path = self._folder / f"{case.id}.json"
+            write_case(case if self._values else drawn(case), path)
+
+    def _leave_out(self, seen: SeenNode, reason: str) -> None:
+        self._left_out.setdefault(reason, Counter())[seen.node.what] += 1
+
+    def done(self, ended: Ended | None, pieces: tuple[Path, ...] = ()) -> Captured:
+        """Write what is left to write."""
+        lines = None
+        if self._lines:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lines = self._folder / "test-file.txt"
+            write_whole(lines, "".join(f"{line}\n" for line in self._lines.values()).encode(errors="replace"))
+        return Captured(tuple(self._paths.values()), lines, pieces, self._left_out, ended)
+
+
+def drawn(case: Case) -> Case:
+    """A case with drawn values in place of its own."""
+    return replace(case, recipe=recipes_of(ops()[case.op], case.dtype)[0], data=None)
+
+
+def capture(target: Target, request: WatchRequest, folder: Path, values: bool = True) -> Captured:
+    """Write every distinct node of a model on a device. Raises `UsageError` and `Unavailable`."""
+    capturing = Capturing(folder, values)
+    with backend_class(target.spec).watcher(request) as watcher:
+        ended = watcher.by_node(capturing.see)
+    return capturing.done(ended)
+
+
 def fitting(case: Case) -> Case:
     """A node's case as its op takes it: as it is; else with an output of its own, where the node works in place and the
     op does not; else with the output in the shape of an input, where it is packed and has as many elements (ggml_cont
@@ -221,7 +286,8 @@ def fitting(case: Case) -> Case:
     except CaseError as error:
         complaint = error
     name, out = next(iter(case.outputs.items()))
-    tries = [replace(case, inplace=None)]
+    apart = {name: out.packed() if out.is_contiguous and case.inplace else out}
+    tries = [replace(case, inplace=None, outputs=apart)]
     if out.is_contiguous:
         shapes = dict.fromkeys(layout.shape for layout in case.inputs.values() if layout.size == out.size)
         packed = [Layout.contiguous(out.dtype, shape, out.offset) for shape in shapes]

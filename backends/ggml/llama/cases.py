@@ -42,7 +42,7 @@ def captured(node: Node) -> Captured:
     """`node` as a case of the op that ggml's rows (ops.py) name. Raises `NotACase`."""
     row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
     if row is None or row.op not in ops():
-        raise NotACase(f"Opconform has no reference of {node.what} yet")
+        raise NotACase("Opconform has no reference of it yet")
     if row.results:
         raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
     words = memoryview(node.params).cast("i").tolist()
@@ -74,7 +74,9 @@ def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequenc
     shares = _shares(sources, lost)
     inputs = {name: _layout(source, _start(name, sources, shares), name) for name, source in sources.items()}
     inplace = _inplace(node, sources, shares, lost)
-    output = inputs[inplace] if inplace else _layout(node, node.memory.start // ALIGNMENT * ALIGNMENT, OUT)
+    # What ggml makes itself starts where a tensor may, and every backend starts it so: that is no trait of the case.
+    start = node.memory.start // ALIGNMENT * ALIGNMENT if node.view_of else node.memory.start
+    output = inputs[inplace] if inplace else _layout(node, start, OUT)
     values = {name: _elements(source, name) for name, source in sources.items()}
     case = Case(op, dict(params), inputs, {OUT: output}, recipe="small_int", inplace=inplace, shares=shares)
     data = {name: raw.tobytes() for name, raw in values.items()}

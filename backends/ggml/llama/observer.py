@@ -109,7 +109,7 @@ class Observer:
             while sources and sources[-1] is None:
                 sources.pop()
             params = bytes(self._c.ffi.buffer(tensor.op_params)).hex()
-            plain = [index, self._first, self._plain(tensor), what, params, sources]
+            plain = [index, self._first, self._plain(tensor), int(tensor.op), what, params, sources]
             self._pending.append(plain)
         self._last = tensor
         ends = self._ends(index) and (computes or not self._every)

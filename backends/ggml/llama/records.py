@@ -106,12 +106,14 @@ class Node(Tensor):
     """An op of the graph with its output, as it stands after it.
 
     index: its place in the decode. piece: the index of the first node that was computed together with it, views left
-    out; its own where it was computed alone. what: the op as ggml describes it (`SILU` for the op UNARY). params:
-    op_params. missing: the places of sources that are NULL, as in a list with them.
+    out; its own where it was computed alone. number: of its op in enum ggml_op, which differs between builds. what: the
+    op as ggml describes it (`SILU` for the op UNARY). params: op_params. missing: the places of sources that are NULL,
+    as in a list with them.
     """
 
     index: int = 0
     piece: int = 0
+    number: int = 0
     what: str = ""
     params: bytes = b""
     sources: tuple[Source, ...] = ()

@@ -304,11 +304,12 @@ class Context:
         raise NonsenseError(f"a message of {kind!r:.40} came instead of a node")
 
     def _node(self, message: list[Any]) -> Node:
-        index, piece, plain, what, params, sources, region = message
+        index, piece, plain, number, what, params, sources, region = message
         return Node(
             **tensor_from(plain, self._buffers, self._data(region)),
             index=int(index),
             piece=int(piece),
+            number=int(number),
             what=str(what),
             params=bytes.fromhex(params),
             sources=tuple(
