@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any
 
 import click
 
+from opconform import __version__
 from opconform.arguments import shared
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Unavailable
@@ -23,7 +25,7 @@ from opconform.harness.search.settings import positive
 from opconform.harness.search.watching import Watched, Watching
 from opconform.harness.search.watching import capture as capture_nodes
 from opconform.options import settings_from
-from opconform.reports.watching import again_with, capture_screen, screen, watch_matrix
+from opconform.reports.watching import again_with, capture_screen, screen, to_json, watch_matrix
 
 ALL = "all"
 
@@ -50,8 +52,11 @@ def _model_options(command: Any) -> Any:
 @click.argument("model", required=False, default="")
 @_model_options
 @click.option("--minutes", type=float, metavar="M", help="stop searching after so long, and report what there is")
+@click.option("--output", type=click.Choice(("console", "json")), default="console", help="what goes to stdout")
 @shared("--backend", "--ggml-lib", "--seed", "--max-bytes", "--report-dir")
-def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, **chosen: Any) -> None:
+def watch(
+    values: dict[str, Any], model: str, arch: str, minutes: float | None, output: str, **chosen: Any
+) -> None:
     """Judge a running model, node by node and as a whole, and name what is wrong.
 
     MODEL is a GGUF file; --arch makes a small one. Exit status: 0 all right, 1 something is wrong, 2 usage.
@@ -60,28 +65,34 @@ def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, 
     seed = values["seed"] or 0
     settings = settings_from({**values, "seed": seed, "also_seconds": 0})
     targets, _ = targets_of(values["backend"], settings)
-    request = _request(model, chosen, seed)
     until = None if minutes is None else time.monotonic() + 60 * positive("--minutes", minutes)
+    request = replace(_request(model, chosen, seed), until=until)
+    several = len(targets) > 1 or arch == ALL
     found: list[tuple[str, str, Watched | str]] = []
     with Session(settings) as session:
         for target in targets:
             for name in _architectures(arch, target) or [""]:
-                asked = replace(
-                    request, architecture=name, device=target.device.id, options=target.options, until=until
-                )
                 label = name or model
+                asked = replace(request, architecture=name, device=target.device.id, options=target.options)
                 try:
                     result = Watching(session, target, _progress(label, target)).watch(asked, _again(asked, minutes))
                 except (UsageError, Unavailable) as error:
-                    if len(targets) == 1 and arch != ALL:
+                    if not several:
                         raise
                     found.append((label, target.label, str(error)))
                     continue
                 found.append((label, target.label, result))
-                if arch != ALL or not result.right:
-                    click.echo(screen(result, again_with(result, _options_of(target))) + "\n")
-    if len(found) > 1:
-        click.echo(watch_matrix(found))
+                if not several or not result.right:
+                    text = screen(result, again_with(result, _options_of(target)))
+                    click.echo(text + "\n", err=output == "json")
+    if several:
+        click.echo(watch_matrix(found), err=output == "json")
+    if output == "json":
+        plain = [
+            {"model": label, "target": target, **({"error": it} if isinstance(it, str) else {"found": to_json(it)})}
+            for label, target, it in found
+        ]
+        click.echo(json.dumps({"opconform": __version__, "watched": plain}, indent=1))
     _finish(found)
 
 

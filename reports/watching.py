@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -110,7 +113,7 @@ def _sequences(together: Sequence[Together]) -> str:
 
 
 def _mixed(sequence: int, difference: Difference, whose: int | None) -> str:
-    has = f" and has the logits of sequence {whose}" if whose is not None else ""
+    has = f", and has the logits of sequence {whose}" if whose is not None else ""
     return f"sequence {sequence} is off by {_off(difference)}, at {difference.where}{has}"
 
 
@@ -213,9 +216,14 @@ def not_judged(nodes: Iterable[JudgedNode]) -> list[str]:
     found: dict[str, Counter[str]] = {}
     for judged in nodes:
         if judged.state == "not judged":
-            found.setdefault(judged.reason, Counter())[judged.node.what] += 1
+            found.setdefault(_of_any(judged.reason, judged.node.what), Counter())[judged.node.what] += 1
     by_count = sorted(found.items(), key=lambda item: -item[1].total())
     return [f"{', '.join(f'{what} x{n}' for what, n in ops.most_common())}: {reason}" for reason, ops in by_count]
+
+
+def _of_any(reason: str, what: str) -> str:
+    """A reason without the name of the op, so that those of many ops are one."""
+    return re.sub(rf"\b{re.escape(what)}\b", "it", reason)
 
 
 def declared(nodes: Iterable[JudgedNode]) -> list[str]:
@@ -240,6 +248,22 @@ def piece_screen(name: str, target: str, whole: WholeGraph) -> str:
     """What came of a piece that was computed without its model."""
     head = f"{'right' if whole.right else 'FAILED'}  {name} on {target}"
     return "\n".join(printable(line) for line in [head, *_line("in one go", _whole(whole, "outputs"))])
+
+
+def to_json(found: Watched) -> dict[str, Any]:
+    """All that was found, as JSON data; numbers that JSON lacks stand as text."""
+    plain: dict[str, Any] = _jsonable({**asdict(found), "verdict": verdict(found), "right": found.right})
+    return plain
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value
 
 
 def watch_matrix(found: Sequence[tuple[str, str, Watched | str]]) -> str:
@@ -275,7 +299,11 @@ def capture_screen(captured: Captured, folder: str) -> str:
     lines = [f"{len(captured.cases)} case files in {folder}; replay one with opconform replay FILE --backend …"]
     if captured.lines:
         lines.append(f"{captured.lines}: for test-backend-ops test --test-file, of the same build")
-    for reason, found in sorted(captured.left_out.items(), key=lambda item: -item[1].total()):
+    left_out: dict[str, Counter[str]] = {}
+    for reason, found in captured.left_out.items():
+        for what, count in found.items():
+            left_out.setdefault(_of_any(reason, what), Counter())[what] += count
+    for reason, found in sorted(left_out.items(), key=lambda item: -item[1].total()):
         lines += _line("left out", f"{', '.join(f'{what} x{n}' for what, n in found.most_common())}: {reason}")
     if captured.ended:
         lines += _line(str(captured.ended.kind), f"{captured.ended}; what came before it was written")

@@ -25,6 +25,7 @@ from opconform.harness.model.piece import Piece, write_piece
 from opconform.harness.model.sidecar import write_whole
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.values import recipes_of
+from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.target import Target
 from opconform.harness.run.watching import LateError, Watcher, WatchRequest
@@ -202,7 +203,10 @@ class Watching:
         if case.nbytes > settings.max_bytes:
             path = store(case, settings.report_dir)
             return WrongCase(case.id, judged, count, str(path), f"not run: it takes {case.nbytes} bytes")
-        result = self._session.replay(op, self._target, [(case.id, case)])
+        try:
+            result = self._session.replay(op, self._target, [(case.id, case)])
+        except Unavailable as error:  # the device is lost; what was seen in the graph stands
+            return WrongCase(case.id, judged, count, str(store(case, settings.report_dir)), f"not run: {error}")
         if result.failure is None:
             unsupported = next(iter(result.tally.unsupported), None)
             path = store(case, settings.report_dir)

@@ -42,7 +42,7 @@ def captured(node: Node) -> Captured:
     """`node` as a case of the op that ggml's rows (ops.py) name. Raises `NotACase`."""
     row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
     if row is None or row.op not in ops():
-        raise NotACase("Opconform has no reference of it yet")
+        raise NotACase(f"Opconform has no reference of {node.what} yet")
     if row.results:
         raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
     words = memoryview(node.params).cast("i").tolist()
