@@ -54,9 +54,7 @@ def _model_options(command: Any) -> Any:
 @click.option("--minutes", type=float, metavar="M", help="stop searching after so long, and report what there is")
 @click.option("--output", type=click.Choice(("console", "json")), default="console", help="what goes to stdout")
 @shared("--backend", "--ggml-lib", "--seed", "--max-bytes", "--report-dir")
-def watch(
-    values: dict[str, Any], model: str, arch: str, minutes: float | None, output: str, **chosen: Any
-) -> None:
+def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, output: str, **chosen: Any) -> None:
     """Judge a running model, node by node and as a whole, and name what is wrong.
 
     MODEL is a GGUF file; --arch makes a small one. Exit status: 0 all right, 1 something is wrong, 2 usage.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import dataclass, replace
 from functools import cache
@@ -102,7 +101,7 @@ def read_case(text: bytes, max_bytes: int, folder: Path | None = None) -> Case:
         return checked(Case.from_json(plain, max_bytes))
     about = plain.pop("data")
     case = checked(Case.from_json(plain, max_bytes))
-    sizes = {name: math.prod(layout.blocks) * layout.type.itemsize for name, layout in case.inputs.items()}
+    sizes = {name: layout.size * layout.type.itemsize for name, layout in case.inputs.items()}
     raw, data, at = sidecar.get(about, folder, sum(sizes.values()), "case.data"), {}, 0
     for name, size in sizes.items():
         data[name] = raw[at : at + size]
@@ -147,4 +146,5 @@ def write_case(case: Case, path: Path) -> None:
     else:
         raw = b"".join(case.data[name] for name in case.inputs)
         plain = {**replace(case, data=None).to_json(), "data": sidecar.put(raw, path.parent, path.stem, 0)}
-    sidecar.write_whole(path, json.dumps(plain, indent=1).encode())
+    with sidecar.whole_file(path) as file:
+        json.dump(plain, file, indent=1)

@@ -174,5 +174,6 @@ def write_piece(piece: Piece, folder: Path) -> Path:
         "data": sidecar.put(raw, folder, piece.id),
     }
     path = folder / f"{piece.id}.json"
-    sidecar.write_whole(path, json.dumps(plain, indent=1).encode())
+    with sidecar.whole_file(path) as file:
+        json.dump(plain, file, indent=1)
     return path

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import os
 import tempfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from opconform.harness.model.case import CaseError
 from opconform.harness.model.files import read_regular
@@ -17,12 +19,19 @@ from opconform.harness.model.files import read_regular
 INLINE = 1 << 16  #: compressed bytes that stand in the JSON itself
 
 
-def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file whole or not at all."""
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[IO[str]]:
+    """A text file to write, which appears under its name whole or not at all."""
+    with _whole(path, "w", encoding="utf-8", errors="replace") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _whole(path: Path, mode: str, **how: str) -> Iterator[IO[Any]]:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(raw)
+        with os.fdopen(handle, mode, **how) as file:  # type: ignore[call-overload]
+            yield file
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -36,7 +45,8 @@ def put(raw: bytes, folder: Path, stem: str, inline: int = INLINE) -> str | dict
     if len(packed) <= inline:
         return base64.b64encode(packed).decode()
     name = f"{stem}.bin"
-    write_whole(folder / name, packed)
+    with _whole(folder / name, "wb") as file:
+        file.write(packed)
     return {"file": name, "sha256": hashlib.sha256(packed).hexdigest()}
 
 

@@ -24,8 +24,8 @@ class WatchRequest:
 
     tokens: of the prompt; steps: of one token each, after it. sequences: that are computed together. until: when to
     stop searching (`time.monotonic`), or None. seconds: how long the worker may give no sign of life. spoil: for tests,
-    the decode, the node and the element of its output (C order, outermost dimension first) that is multiplied with a
-    factor.
+    the decode, the node and the element of its output (C order, outermost dimension first; −1 is the largest) that is
+    multiplied with a factor; 0 becomes the factor less 1.
     """
 
     device: str

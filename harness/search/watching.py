@@ -22,7 +22,7 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.ops import ops
 from opconform.harness.model.piece import Piece, write_piece
-from opconform.harness.model.sidecar import write_whole
+from opconform.harness.model.sidecar import whole_file
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
@@ -264,7 +264,8 @@ class Capturing:
         if self._lines:
             self._folder.mkdir(parents=True, exist_ok=True)
             lines = self._folder / "test-file.txt"
-            write_whole(lines, "".join(f"{line}\n" for line in self._lines.values()).encode(errors="replace"))
+            with whole_file(lines) as file:
+                file.writelines(f"{line}\n" for line in self._lines.values())
         return Captured(tuple(self._paths.values()), lines, pieces, self._left_out, ended)
 
 

@@ -236,7 +236,7 @@ class Observer:
         values: np.ndarray = np.ndarray(shape, kind, raw.data, 0, strides)
         with np.errstate(all="ignore"):
             if spoil:
-                values[np.unravel_index(int(spoil[1]), values.shape)] *= kind.type(spoil[2])
+                _spoil(values, int(spoil[1]), float(spoil[2]))
             elif self._random is not None:
                 level = np.float32(self._levels.get(self._known("op", tensor.op), NOISE))
                 values *= 1 + level * self._random.uniform(-1, 1, values.shape).astype(np.float32)
@@ -250,6 +250,14 @@ class Observer:
             found = c.text((c.ggml_op_name if what == "op" else c.ggml_type_name)(number))
             self._names[what, number] = found
         return found
+
+
+def _spoil(values: np.ndarray, element: int, factor: float) -> None:
+    """Multiply an element; −1 is the largest that is finite. What is 0 becomes the factor less 1."""
+    if element < 0:
+        element = int(np.argmax(np.where(np.isfinite(values), np.abs(values), -1)))
+    place = np.unravel_index(element, values.shape)
+    values[place] = values[place] * values.dtype.type(factor) or values.dtype.type(factor - 1)
 
 
 def _chosen(numbers: Any) -> Callable[[int], bool]:

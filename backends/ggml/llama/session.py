@@ -97,8 +97,8 @@ class Watch:
     `ends`, the output after. told: whether `see` is called with nodes at all. noise: a seed, by which every float32
     output is moved by up to `NOISE` of itself, or by what `levels` has for its op. poison: the output of a node that is
     computed alone and observed with its values is filled before with what no kernel writes, unless it lies over a
-    source. spoil: for tests, a node, an element of its output (C order, outermost dimension first) and a factor that it
-    is multiplied with.
+    source. spoil: for tests, a node, an element of its output (C order, outermost dimension first; −1 is the largest)
+    and a factor that it is multiplied with; 0 becomes the factor less 1.
     """
 
     ends: Chosen = "all"
