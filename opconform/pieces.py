@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from opconform.reports.watching import piece_screen
 
 def piece_in(path: str, values: Mapping[str, Any]) -> Piece | None:
     """The piece in a file; None where the text names no file, or one that holds no piece. Raises `UsageError`."""
-    if not Path(path).is_file():
+    if not os.path.isfile(path):  # False for what no file can be called, too
         return None
     try:
         return read_piece(Path(path), settings_from(values).max_bytes)
