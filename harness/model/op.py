@@ -102,6 +102,9 @@ class Op:
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    independent: of an op with many products: axes of the output along which its elements do not depend on each other,
+    and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
+    a model is judged at some indices along the first of them.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
     composite: what only few ops have.
     """
@@ -120,6 +123,7 @@ class Op:
     alone: Callable[[Case], bool] = field(default=lambda case: False)
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
+    independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     copies: bool = False
     composite: Composite = field(default_factory=Composite)
 
