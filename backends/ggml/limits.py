@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from opconform.backends.ggml.ops import OPS, UNARY, UNARY_INPLACE
+from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -17,6 +17,8 @@ _VK_SHADER = "src/ggml-vulkan/vulkan-shaders/acc.comp"
 _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"f16", "bf16"})
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
+
+SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai")
 
 #: A constructor makes its output itself, unless it is given one to write into. Those that give several results in one
 #: tensor have them copied to where the outputs stand.
@@ -62,8 +64,19 @@ CONSTRUCTORS: tuple[Limit, ...] = (
     ),
     *(
         Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
-        for op in (*UNARY, "leaky_relu")
+        for op in (*UNARY, "leaky_relu", *SPLIT)
     ),
+    *(
+        Limit(op, "repeats", (False,), "ggml's gated units want a and b of one shape", "src/ggml.c, ggml_glu_impl")
+        for op in SPLIT
+    ),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, "ggml_glu_impl asserts that only rows are padded", "src/ggml.c")
+        for op, names in (*((gate, ("x",)) for gate in GATES), *((op, ("a", "b")) for op in SPLIT))
+        for name in names
+    ),
+    Limit("set_rows", "a", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
+    Limit("set_rows", "b", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
     *FRESH_OUTPUTS,
 )  # fmt: skip
 

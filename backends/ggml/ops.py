@@ -35,6 +35,30 @@ UNARY_INPLACE = (
 )
 UNARY = ("hardsigmoid", "hardswish")
 
+#: The gated units with their numbers (enum ggml_glu_op).
+GATES = {"reglu": 0, "geglu": 1, "swiglu": 2, "geglu_erf": 4, "geglu_quick": 5}
+
+_MISALIGNED = Wants(
+    "Vulkan",
+    "aligned",
+    (True,),
+    "aborts for an argument that does not start where a storage buffer may",
+    "src/ggml-vulkan/ggml-vulkan-push-constants.h, init_pushconst_tensor_offsets",
+)
+_CPU_OPS = "src/ggml-cpu/ops.cpp"
+
+
+def _cpu_rows(*names: str, source: str = _CPU_OPS) -> tuple[Wants, ...]:
+    return tuple(Wants("CPU", it, ROWS, f"aborts unless {it}'s nb0 is the element size", source) for it in names)
+
+
+def _cpu_ignores(op: str, what: str, allowed: LayoutClass) -> Wants:
+    """Strides of x that a kernel of the CPU does not look at, and only asserts in debug builds, if at all."""
+    return Wants("CPU", "x", allowed, f"ignores {what} of x", _CPU_OPS, f"{op}/cpu-strides")
+
+
+_PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
+
 TABLE = (
     Row("acc", "ggml_acc(a, b, nb1, nb2, nb3, offset)", "ggml_acc_inplace", stored="nb1 nb2 nb3 offset inplace"),
     Row("set", "ggml_set(a, b, nb1, nb2, nb3, offset)", "ggml_set_inplace", stored="nb1 nb2 nb3 offset inplace"),
@@ -106,6 +130,63 @@ TABLE = (
         ),
     ),
     Row("norm", "ggml_norm(x, eps)"),
+    *(
+        Row(gate, f"ggml_glu(x, GGML_GLU_OP_{gate.upper()}, swapped)", stored=f"{number} swapped")
+        for gate, number in GATES.items()
+    ),
+    *(
+        Row(f"{gate}_split", f"ggml_glu_split(a, b, GGML_GLU_OP_{gate.upper()})", stored=f"{number} 0")
+        for gate, number in GATES.items()
+    ),
+    Row("swiglu_oai", "ggml_swiglu_oai(a, b, alpha, limit)", stored="3 0 alpha limit"),
+    Row("concat", "ggml_concat(a, b, dim)"),
+    Row("repeat", "ggml_repeat_4d(x, out.ne0, out.ne1, out.ne2, out.ne3)", wants=_cpu_rows("x")),
+    Row("dup", "ggml_dup(x)"),
+    Row("sum", "ggml_sum(x)", wants=(_cpu_ignores("sum", "nb0", ROWS),)),
+    Row("group_norm", "ggml_group_norm(x, n_groups, eps)", wants=_cpu_rows("x")),
+    Row(
+        "diag_mask_inf",
+        "ggml_diag_mask_inf(x, n_past)",
+        "ggml_diag_mask_inf_inplace",
+        wants=(*_cpu_rows("x"), _MISALIGNED),
+    ),
+    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=_PRODUCT_ROWS),
+    Row("mul_mat_id", "ggml_mul_mat_id(a, b, ids)", mixed=True, wants=_PRODUCT_ROWS),
+    Row("out_prod", "ggml_out_prod(a, b)", mixed=True, wants=_cpu_rows("a")),
+    Row("get_rows", "ggml_get_rows(a, b)", mixed=True),
+    Row("set_rows", "ggml_set_rows(a, b, c)", "ggml_set_rows", sources="b c a", mixed=True),
+    Row("add_id", "ggml_add_id(a, b, ids)", mixed=True, wants=(*_cpu_rows("a", "b"), _MISALIGNED)),
+    Row(
+        "argsort",
+        "ggml_argsort(x, order)",
+        mixed=True,
+        wants=(_cpu_ignores("argsort", "nb0, nb2 and nb3", CONTIGUOUS), _MISALIGNED),
+    ),
+    Row(
+        "top_k",
+        "ggml_top_k(x, k)",
+        stored="",
+        needs="ggml_argsort_top_k",
+        mixed=True,
+        wants=(_cpu_ignores("top_k", "nb0, nb2 and nb3", CONTIGUOUS), _MISALIGNED),
+    ),
+    Row("argmax", "ggml_argmax(x)", mixed=True, wants=(_cpu_ignores("argmax", "nb0", ROWS), _MISALIGNED)),
+    Row(
+        "count_equal",
+        "ggml_count_equal(a, b)",
+        mixed=True,
+        wants=(
+            Wants(
+                "CPU",
+                "matrix",
+                (True,),
+                "finds row i1 of matrix i2 by i3·ne3 and i2·ne2 instead of i3·ne2·ne1 and i2·ne1",
+                f"{_CPU_OPS}, ggml_compute_forward_count_equal_i32",
+                "count_equal/cpu-row-index",
+            ),
+            _MISALIGNED,
+        ),
+    ),
     Row("gated_delta_net", "ggml_gated_delta_net(q, k, v, g, beta, state, snapshots)", results=("out", "state_out")),
 )
 #: Every op with its row, those that other packages register among them.

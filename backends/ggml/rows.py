@@ -128,6 +128,8 @@ class Row:
     inplace: str = ""
     stored: str | None = None
     results: tuple[str, ...] = ()
+    needs: str = ""
+    sources: str = ""
     mixed: bool = False
     wants: tuple[Wants, ...] = ()
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
@@ -170,6 +172,8 @@ class Row:
     @cached_property
     def tensors(self) -> tuple[str, ...]:
         """The case's tensors in the call, in the order of a node's sources."""
+        if self.sources:
+            return tuple(self.sources.split())
         return tuple(name for argument in self.arguments if argument.is_tensor for name in argument.names)
 
     @cached_property

@@ -138,11 +138,57 @@ def mean(case: Case, tensors: Tensors) -> torch.Tensor:
     return tensors["x"].mean(-1, keepdim=True)
 
 
+def concat(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a, then b."""
+    import torch
+
+    return torch.cat((tensors["a"], tensors["b"]), 3 - int(case.params["dim"]))
+
+
+def repeat(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x as often as the output has it."""
+    x = tensors["x"]
+    return x.tile([n // max(m, 1) for n, m in zip(tensors["out"].shape, x.shape)])
+
+
+def total(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The sum of all elements, in float32."""
+    return tensors["x"].float().sum().reshape(1, 1, 1, 1).to(tensors["x"].dtype)
+
+
+def group_norm(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Groups of channels less their mean, over their standard deviation; the last group may be smaller."""
+    import torch
+
+    x, channels = tensors["x"], tensors["x"].shape[1]
+    each, found = -(-channels // int(case.params["n_groups"])), []
+    for part in x.split(each, 1):
+        apart = part - part.mean((1, 2, 3), keepdim=True)
+        variance = apart.square().mean((1, 2, 3), keepdim=True)
+        found.append(apart * (variance + float(case.params["eps"])).rsqrt())
+    return torch.cat(found, 1)
+
+
+def diag_mask_inf(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x with -inf right of a diagonal."""
+    import torch
+
+    x = tensors["x"]
+    later = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device).triu(int(case.params["n_past"]) + 1)
+    return x.masked_fill(later, -torch.inf)
+
+
 OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
     "tri": tri,
     "diag": diag,
     "pad": pad,
     "cont": cont,
+    "dup": cont,
+    "concat": concat,
+    "repeat": repeat,
+    "sum": total,
+    "group_norm": group_norm,
+    "diag_mask_inf": diag_mask_inf,
     "cpy": cpy,
     "ssm_conv": ssm_conv,
     "add": add,
