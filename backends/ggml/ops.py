@@ -52,9 +52,9 @@ def _cpu_rows(*names: str, source: str = _CPU_OPS) -> tuple[Wants, ...]:
     return tuple(Wants("CPU", it, ROWS, f"aborts unless {it}'s nb0 is the element size", source) for it in names)
 
 
-def _cpu_ignores(op: str, what: str, allowed: LayoutClass) -> Wants:
-    """Strides of x that a kernel of the CPU does not look at, and only asserts in debug builds, if at all."""
-    return Wants("CPU", "x", allowed, f"ignores {what} of x", _CPU_OPS, f"{op}/cpu-strides")
+def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> Wants:
+    """Strides that a kernel of the CPU does not look at, and only asserts in debug builds, if at all."""
+    return Wants("CPU", name, allowed, f"ignores {what} of {name}", _CPU_OPS, f"{op}/cpu-strides")
 
 
 _PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
@@ -148,12 +148,12 @@ TABLE = (
         "diag_mask_inf",
         "ggml_diag_mask_inf(x, n_past)",
         "ggml_diag_mask_inf_inplace",
-        wants=(*_cpu_rows("x"), _MISALIGNED),
+        wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless x is contiguous", _CPU_OPS), _MISALIGNED),
     ),
     Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=_PRODUCT_ROWS),
     Row("mul_mat_id", "ggml_mul_mat_id(a, b, ids)", mixed=True, wants=_PRODUCT_ROWS),
     Row("out_prod", "ggml_out_prod(a, b)", mixed=True, wants=_cpu_rows("a")),
-    Row("get_rows", "ggml_get_rows(a, b)", mixed=True),
+    Row("get_rows", "ggml_get_rows(a, b)", mixed=True, wants=(_cpu_ignores("get_rows", "nb0", ROWS, "a"),)),
     Row("set_rows", "ggml_set_rows(a, b, c)", "ggml_set_rows", sources="b c a", mixed=True),
     Row("add_id", "ggml_add_id(a, b, ids)", mixed=True, wants=(*_cpu_rows("a", "b"), _MISALIGNED)),
     Row(
