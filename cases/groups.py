@@ -79,10 +79,22 @@ def _check_groups(case: Case) -> None:
     check_out(case, case.inputs["x"].shape)
 
 
+def _traits(case: Case) -> dict[str, bool]:
+    """aligned: see `is_aligned`. even: whether all groups have as many channels."""
+    channels, groups = case.inputs["x"].shape[1], int(case.params["n_groups"])
+    return {"aligned": is_aligned(case), "even": _is_even(channels, groups)}
+
+
+def _is_even(channels: int, groups: int) -> bool:
+    return channels % -(-channels // groups) == 0
+
+
 @st.composite
 def _group_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Channels in groups, which need not divide them; shrinks to one element."""
     channels, groups = draw(inner_sizes(33)), draw(st.sampled_from((1, 2, 3, 4, 5, 8, 32)))
+    if not freedom.choices("even", (False,)) and not _is_even(channels, groups):
+        channels *= groups
     ne = [draw(inner_sizes(17)), draw(inner_sizes(9)), channels, draw(st.sampled_from((1, 2, 3)))]
     shape = within(ne, 4, freedom)[::-1]
     eps = draw(st.sampled_from((1e-6, 1e-5, 1.0, 0.0)))
@@ -126,7 +138,7 @@ OPS = (
         expect=group_norm,
         bound="the rounding of each step, carried through the formula",
         check=_check_groups,
-        traits=lambda case: {"aligned": is_aligned(case)},
+        traits=_traits,
         alone=lambda case: True,
         hypotheses=_group_faults,
     ),

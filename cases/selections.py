@@ -332,7 +332,10 @@ def _argsort_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 @st.composite
 def _top_k_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4).filter(lambda shape: 0 not in shape))
-    k = draw(st.sampled_from(sorted({k for k in (1, 2, 3, 4, 8, 10, 40, 100) if k <= shape[-1]} | {shape[-1]})))
+    ks = {k for k in (1, 2, 3, 4, 8, 10, 40, 100) if k <= shape[-1]} | {shape[-1]}
+    if not freedom.choices("single", (True,)):
+        ks -= {1} if ks != {1} else set()
+    k = draw(st.sampled_from(sorted(ks)))
     return Problem({"k": k}, "i32", {"x": shape}, (*shape[:-1], k), dtypes={"x": "f32"})
 
 
@@ -463,7 +466,7 @@ OPS = (
         expect=argsort,
         bound="k different places of the largest values",
         check=_check_top_k,
-        traits=_sorts,
+        traits=lambda case: {**_sorts(case), "single": case.params["k"] == 1},
         composite=Composite(judge=_judge_set),
     ),
     Op(

@@ -14,6 +14,7 @@ from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.graphs import GRAPHS
 from opconform.backends.ggml.library import REMEDY, Library, load
 from opconform.backends.ggml.limits import limits_of
+from opconform.backends.ggml.names import names_in
 from opconform.backends.ggml.nodes import Nodes
 from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
 from opconform.backends.ggml.rows import Row
@@ -24,7 +25,7 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.piece import Piece
-from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.backend import Backend, Device, Named, Unavailable
 from opconform.harness.run.script import Script, ScriptRequest
 from opconform.harness.run.watching import Watcher, WatchRequest
 
@@ -210,6 +211,10 @@ class GgmlBackend(Backend):
         in_float16 = self._float16 or not self.device.startswith("Vulkan")
         return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
 
+    def names(self) -> list[Named]:
+        """Every op, unary op and gated unit of the loaded library."""
+        return list(names_in(self._library.c))
+
     def _weighed(self, case: Case) -> Numerics | None:
         """Products with weights: the CPU rounds the other operand to the type that its dot product takes."""
         weights = case.inputs["a"].type
@@ -249,6 +254,8 @@ class GgmlBackend(Backend):
         self._library.c.require(symbol)
         if row.needs:
             self._library.c.require(row.needs)
+        for function, _ in row.changes(case):
+            self._library.c.require(function)
         if row.inplace:  # without ggml_clamp_inplace it is ggml_clamp that works in place
             self._library.c.require(row.inplace)
         for name, value in case.params.items():

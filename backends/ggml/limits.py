@@ -75,6 +75,13 @@ CONSTRUCTORS: tuple[Limit, ...] = (
         for op, names in (*((gate, ("x",)) for gate in GATES), *((op, ("a", "b")) for op in SPLIT))
         for name in names
     ),
+    *(
+        Limit("soft_max", name, LayoutClass.CONTIGUOUS, f"ggml_soft_max_ext asserts a contiguous {name}", "src/ggml.c")
+        for name in ("x", "mask")
+    ),
+    Limit("mul_mat", "a", LayoutClass.ROWS, "ggml_mul_mat asserts that a is not transposed", "src/ggml.c"),
+    Limit("mul_mat_id", "a", LayoutClass.ROWS, "ggml_mul_mat_id asserts that a is not transposed", "src/ggml.c"),
+    Limit("out_prod", "a", LayoutClass.ROWS, "ggml_out_prod asserts that a is not transposed", "src/ggml.c"),
     Limit("set_rows", "a", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
     Limit("set_rows", "b", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
     *FRESH_OUTPUTS,
@@ -282,6 +289,7 @@ _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pul
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
+    (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
     (
         range(8121),
         Limit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.rows import Row, Wants
 from opconform.backends.rows import rows_of
 from opconform.harness.model.layouts import LayoutClass
@@ -57,6 +58,16 @@ def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> W
     return Wants("CPU", name, allowed, f"ignores {what} of {name}", _CPU_OPS, f"{op}/cpu-strides")
 
 
+def _slow_to_compile(subject: str) -> tuple[Wants, ...]:
+    """Types whose pipelines a GPU driver on the CPU compiles for longer than a case may take."""
+    quick = tuple(name for name in TYPES if not name.startswith("iq") or name == "iq4_nl")
+    does = "compiles pipelines for the iq types that take llvmpipe more than the 30 s of a case"
+    return (Wants("Vulkan", subject, quick, does, "src/ggml-vulkan/vulkan-shaders"),)
+
+
+_ROPE = f"{_CPU_OPS}, ggml_compute_forward_rope_flt; src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl"
+_SOFT_MAX = f"{_CPU_OPS}, ggml_compute_forward_soft_max_f32; src/ggml-vulkan/vulkan-shaders/soft_max.comp"
+_ADD_ID = "src/ggml-vulkan/vulkan-shaders/add_id.comp"
 _PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
 
 TABLE = (
@@ -143,19 +154,56 @@ TABLE = (
     Row("repeat", "ggml_repeat_4d(x, out.ne0, out.ne1, out.ne2, out.ne3)", wants=_cpu_rows("x")),
     Row("dup", "ggml_dup(x)"),
     Row("sum", "ggml_sum(x)", wants=(_cpu_ignores("sum", "nb0", ROWS),)),
-    Row("group_norm", "ggml_group_norm(x, n_groups, eps)", wants=_cpu_rows("x")),
+    Row(
+        "group_norm",
+        "ggml_group_norm(x, n_groups, eps)",
+        wants=(
+            *_cpu_rows("x"),
+            Wants(
+                "Vulkan",
+                "even",
+                (True,),
+                "takes the last group of channels for as large as the others",
+                "src/ggml-vulkan/vulkan-shaders/group_norm.comp",
+                "group_norm/vulkan-last-group",
+            ),
+            _MISALIGNED,
+        ),
+    ),
     Row(
         "diag_mask_inf",
         "ggml_diag_mask_inf(x, n_past)",
         "ggml_diag_mask_inf_inplace",
         wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless x is contiguous", _CPU_OPS), _MISALIGNED),
     ),
-    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=_PRODUCT_ROWS),
-    Row("mul_mat_id", "ggml_mul_mat_id(a, b, ids)", mixed=True, wants=_PRODUCT_ROWS),
-    Row("out_prod", "ggml_out_prod(a, b)", mixed=True, wants=_cpu_rows("a")),
-    Row("get_rows", "ggml_get_rows(a, b)", mixed=True, wants=(_cpu_ignores("get_rows", "nb0", ROWS, "a"),)),
+    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=(*_PRODUCT_ROWS, _MISALIGNED, *_slow_to_compile("weights"))),
+    Row(
+        "mul_mat_id",
+        "ggml_mul_mat_id(a, b, ids)",
+        mixed=True,
+        wants=(*_PRODUCT_ROWS, _MISALIGNED, *_slow_to_compile("weights")),
+    ),
+    Row("out_prod", "ggml_out_prod(a, b)", mixed=True, wants=(*_cpu_rows("a"), _MISALIGNED)),
+    Row(
+        "get_rows",
+        "ggml_get_rows(a, b)",
+        mixed=True,
+        wants=(_cpu_ignores("get_rows", "nb0", ROWS, "a"), *_slow_to_compile("table")),
+    ),
     Row("set_rows", "ggml_set_rows(a, b, c)", "ggml_set_rows", sources="b c a", mixed=True),
-    Row("add_id", "ggml_add_id(a, b, ids)", mixed=True, wants=(*_cpu_rows("a", "b"), _MISALIGNED)),
+    Row(
+        "add_id",
+        "ggml_add_id(a, b, ids)",
+        mixed=True,
+        wants=(
+            *_cpu_rows("a", "b"),
+            *(
+                Wants("Vulkan", it, ROWS, f"ignores nb0 of {it}", _ADD_ID, f"add_id/vulkan-step-{it}")
+                for it in ("a", "b", "ids")
+            ),
+            _MISALIGNED,
+        ),
+    ),
     Row(
         "argsort",
         "ggml_argsort(x, order)",
@@ -168,7 +216,18 @@ TABLE = (
         stored="",
         needs="ggml_argsort_top_k",
         mixed=True,
-        wants=(_cpu_ignores("top_k", "nb0, nb2 and nb3", CONTIGUOUS), _MISALIGNED),
+        wants=(
+            _cpu_ignores("top_k", "nb0, nb2 and nb3", CONTIGUOUS),
+            Wants(
+                "Vulkan",
+                "single",
+                (False,),
+                "finds the least of a row of negative numbers where k is 1",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_topk",
+                "top_k/vulkan-negative",
+            ),
+            _MISALIGNED,
+        ),
     ),
     Row("argmax", "ggml_argmax(x)", mixed=True, wants=(_cpu_ignores("argmax", "nb0", ROWS), _MISALIGNED)),
     Row(
@@ -185,6 +244,44 @@ TABLE = (
                 "count_equal/cpu-row-index",
             ),
             _MISALIGNED,
+        ),
+    ),
+    Row(
+        "soft_max",
+        "ggml_soft_max_ext(x, mask?, scale, max_bias)",
+        then=("ggml_soft_max_add_sinks sinks",),
+        sources="x mask sinks",
+        mixed=True,
+        wants=(
+            *(
+                Wants(device, "sinks", CONTIGUOUS, "ignores nb0 of sinks", _SOFT_MAX, "soft_max/sinks-step")
+                for device in ("CPU", "Vulkan")
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "rope",
+        "ggml_rope_multi(x, pos, factors?, n_dims, {s0 s1 s2 s3}, mode, n_ctx_orig, freq_base, freq_scale, ext_factor,"
+        " attn_factor, beta_fast, beta_slow)",
+        "ggml_rope_multi_inplace",
+        stored="0 n_dims mode 0 n_ctx_orig freq_base freq_scale ext_factor attn_factor beta_fast beta_slow s0 s1 s2 s3",
+        mixed=True,
+        wants=(
+            *_cpu_rows("x"),
+            *(
+                Wants(device, name, CONTIGUOUS, f"ignores nb0 of {name}", _ROPE, f"rope/{name}-step")
+                for device in ("CPU", "Vulkan")
+                for name in ("pos", "factors")
+            ),
+            Wants(
+                "Vulkan",
+                "aligned",
+                (True,),
+                "drops an offset of pos at which no storage buffer may start",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_rope",
+                "rope/vulkan-pos-offset",
+            ),
         ),
     ),
     Row("gated_delta_net", "ggml_gated_delta_net(q, k, v, g, beta, state, snapshots)", results=("out", "state_out")),

@@ -178,7 +178,28 @@ def diag_mask_inf(case: Case, tensors: Tensors) -> torch.Tensor:
     return x.masked_fill(later, -torch.inf)
 
 
+def soft_max(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Rows as weights: of scale·x + slope·mask, with the sink of each head as one more element that is left out."""
+    import math
+
+    import torch
+
+    x, mask, sinks = tensors["x"], tensors.get("mask"), tensors.get("sinks")
+    z, heads, max_bias = x * float(case.params["scale"]), x.shape[1], float(case.params["max_bias"])
+    if mask is not None:
+        mask = mask[:, :, : x.shape[2]].float().tile((x.shape[0] // mask.shape[0], heads // mask.shape[1], 1, 1))
+        n = 2 ** int(math.log2(heads))
+        exponents = [(h + 1) / n if h < n else (2 * (h - n) + 1) / (2 * n) for h in range(heads)]
+        slopes = torch.tensor([2 ** (-max_bias * exponent) for exponent in exponents], device=x.device)
+        z = z + slopes.float().reshape(1, -1, 1, 1) * mask
+    if sinks is None:
+        return z.softmax(-1)
+    sink = sinks.reshape(1, -1, 1, 1).expand(*z.shape[:-1], 1)
+    return torch.cat((z, sink), -1).softmax(-1)[..., :-1]
+
+
 OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
+    "soft_max": soft_max,
     "tri": tri,
     "diag": diag,
     "pad": pad,
