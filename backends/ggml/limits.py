@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
@@ -421,6 +422,18 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
 
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
+    *(
+        Limit(
+            op, subject, types,
+            "lavapipe compiles the pipelines of each quantised type for 4 to 20 s; the CPU device has them in no time",
+            "src/ggml-vulkan/vulkan-shaders on Mesa 22.3.6", kind="kernel", device="Vulkan",
+        )
+        for op, subject, types in (
+            ("mul_mat", "weights", ("f32", "f16", "q4_0")),
+            ("mul_mat_id", "weights", ("f32", "f16", "q4_0")),
+            ("get_rows", "table", tuple(name for name in TYPES if not name.startswith(("iq", "tq", "mxfp", "nvfp")))),
+        )
+    ),
     Limit(
         "solve_tri", "n", tuple(range(80)),
         "lavapipe miscompiles the shader's unrolled loops from n = 80 on: rows from 78 on take 0·a from the unread "

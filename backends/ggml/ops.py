@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.rows import Row, Wants
 from opconform.backends.rows import rows_of
 from opconform.harness.model.layouts import LayoutClass
@@ -56,13 +55,6 @@ def _cpu_rows(*names: str, source: str = _CPU_OPS) -> tuple[Wants, ...]:
 def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> Wants:
     """Strides that a kernel of the CPU does not look at, and only asserts in debug builds, if at all."""
     return Wants("CPU", name, allowed, f"ignores {what} of {name}", _CPU_OPS, f"{op}/cpu-strides")
-
-
-def _slow_to_compile(subject: str) -> tuple[Wants, ...]:
-    """Types whose pipelines a GPU driver on the CPU compiles for longer than a case may take."""
-    quick = tuple(name for name in TYPES if not name.startswith("iq") or name == "iq4_nl")
-    does = "compiles pipelines for the iq types that take llvmpipe more than the 30 s of a case"
-    return (Wants("Vulkan", subject, quick, does, "src/ggml-vulkan/vulkan-shaders"),)
 
 
 _ROPE = f"{_CPU_OPS}, ggml_compute_forward_rope_flt; src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl"
@@ -176,19 +168,40 @@ TABLE = (
         "ggml_diag_mask_inf_inplace",
         wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless x is contiguous", _CPU_OPS), _MISALIGNED),
     ),
-    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=(*_PRODUCT_ROWS, _MISALIGNED, *_slow_to_compile("weights"))),
+    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=(*_PRODUCT_ROWS, _MISALIGNED)),
     Row(
         "mul_mat_id",
         "ggml_mul_mat_id(a, b, ids)",
         mixed=True,
-        wants=(*_PRODUCT_ROWS, _MISALIGNED, *_slow_to_compile("weights")),
+        wants=(
+            *_PRODUCT_ROWS,
+            Wants(
+                "Vulkan",
+                "a",
+                CONTIGUOUS,
+                "ignores nb2 of a",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_vec_id_q_f16",
+                "mul_mat_id/vulkan-expert-stride",
+            ),
+            _MISALIGNED,
+        ),
     ),
     Row("out_prod", "ggml_out_prod(a, b)", mixed=True, wants=(*_cpu_rows("a"), _MISALIGNED)),
     Row(
         "get_rows",
         "ggml_get_rows(a, b)",
         mixed=True,
-        wants=(_cpu_ignores("get_rows", "nb0", ROWS, "a"), *_slow_to_compile("table")),
+        wants=(
+            _cpu_ignores("get_rows", "nb0", ROWS, "a"),
+            Wants(
+                "Vulkan",
+                "a",
+                ROWS,
+                "ignores nb0 of a",
+                "src/ggml-vulkan/vulkan-shaders/get_rows.comp",
+                "get_rows/cpu-strides",
+            ),
+        ),
     ),
     Row("set_rows", "ggml_set_rows(a, b, c)", "ggml_set_rows", sources="b c a", mixed=True),
     Row(
