@@ -12,7 +12,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image, Reading
-from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.numerics import Numerics, holds_sum
 from opconform.harness.model.op import Op
 
 
@@ -37,7 +37,9 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     converted = numerics.conversions * numerics.u * (1 + numerics.u) * operands
     rounded = numerics.u * np.abs(value)
     if not numerics.conversions:
-        rounded = np.where(value.astype(np.float32) == value, 0.0, rounded)
+        added = np.zeros(value.shape)
+        views.through_view(case, added)[...] = b
+        rounded = np.where(holds_sum(dtype.decode(raw["a"]), added), 0.0, rounded)
     bound = rounded + converted + flushed
     bound = np.where(inside, np.where(np.abs(value) > dtype.largest, np.inf, bound), 0.0)
     zero = inside & (operands == 0)

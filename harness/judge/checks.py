@@ -106,7 +106,9 @@ def _finite(run: Run) -> Finding | None:
     missing = _unwritten(run)
     if missing.any():
         return Finding("finite", Kind.NOT_WRITTEN, f"{_count(run, missing)} still hold what was there before the run")
-    bad = _non_finite(run) & ~_from_elsewhere(run)
+    bad, elsewhere = _non_finite(run), _from_elsewhere(run)
+    if elsewhere.any():  # the check of isolation tells more of NaN
+        bad &= np.isinf(run.comparison.got)
     if not bad.any():
         return None
     return Finding("finite", Kind.NAN_INF, f"{_count(run, bad)} are NaN or infinite where the reference is not")

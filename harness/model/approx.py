@@ -39,7 +39,7 @@ import numpy as np
 
 from opconform.harness.model.dtypes import F32, F64, DType, Mask
 from opconform.harness.model.expected import Expected
-from opconform.harness.model.numerics import Numerics, quanta
+from opconform.harness.model.numerics import Numerics, holds_sum, quanta
 
 _TINY = F32.smallest_normal
 _INVERSE_ROOT_ULPS = 2.0
@@ -119,7 +119,8 @@ class Approx:
             return self
         value = self.value + its.value
         if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, self._unless_held(value), denormal=0.0)
+            relative = self._unless(holds_sum(self.value, its.value))
+            return self._rounded(value, value, value, relative, denormal=0.0)
         return self._rounded(value, self.low + its.low, self.high + its.high, self.numerics.u, denormal=0.0)
 
     __radd__ = __add__
@@ -135,7 +136,8 @@ class Approx:
         its = self._lifted(other)
         value = self.value * its.value
         if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, self._unless_held(value))
+            held = value.astype(np.float32) == value  # float64 holds every product of two float32 numbers
+            return self._rounded(value, value, value, self._unless(held))
         if its is self:
             least, most = abs(self)._ends[1:]
             return self._rounded(value, least * least, most * most, self.numerics.u)
@@ -378,11 +380,9 @@ class Approx:
     def _made(self, value: F64, low: F64, high: F64) -> Approx:
         return Approx(value, low, high, self.numerics, self.part)
 
-    def _unless_held(self, exact: F64) -> float | F64:
+    def _unless(self, held: Mask) -> float | F64:
         """The relative error of an operation on exact numbers: none where float32 holds the result."""
-        if self.numerics.conversions:
-            return self.numerics.u
-        return np.where(exact.astype(np.float32) == exact, 0.0, self.numerics.u)
+        return self.numerics.u if self.numerics.conversions else np.where(held, 0.0, self.numerics.u)
 
     def _lifted(self, other: Approx | float) -> Approx:
         return other if isinstance(other, Approx) else self.constant(other)

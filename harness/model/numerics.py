@@ -183,6 +183,16 @@ def quanta(x: F64) -> F64:
     return found
 
 
+def holds_sum(a: F64, b: F64) -> Mask:
+    """Where float32 holds a + b. The sum of two float32 numbers may not fit float64 either: what is lost there is what
+    the two-sum leaves (Knuth, The Art of Computer Programming 2, theorem 4.2.2 B)."""
+    total = a + b
+    of_b = total - a
+    lost = (a - (total - of_b)) + (b - of_b)
+    held: Mask = (lost == 0) & (total.astype(np.float32) == total)
+    return held
+
+
 @cache
 def _looser(numerics: Numerics) -> str:
     said = []

@@ -113,9 +113,8 @@ class KnownFailure:
 class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
 
-    build: the short name of the device's build. free: where the op leaves elements free, in words. failed_known: ids of
-    known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without
-    time.
+    build: the short name of the device's build. free: where the op leaves elements free. failed_known: ids of known
+    cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without time.
     """
 
     op: str

@@ -130,3 +130,14 @@ def test_a_sum_of_zeros_inside_accs_view_has_the_sign_that_ieee_gives_it(a: floa
     assert not bench.passes(kernel)
     toward_minus_infinity = Numerics(any_rounding=True)
     assert bench.passes(kernel, toward_minus_infinity) == (np.signbit(a) != np.signbit(b))
+
+
+@pytest.mark.parametrize("op", ["acc", "add"])
+def test_a_sum_that_float64_rounds_to_a_float32_is_not_taken_for_exact(op: str) -> None:
+    layout = Layout.contiguous("f32", (1, 1, 1, 3))
+    params = {"nb1": 12, "nb2": 12, "nb3": 12, "offset": 0} if op == "acc" else {}
+    a, b = np.array([2.0**40, 1.0, 3.0], np.float32), np.array([2.0**-40, -(2.0**-60), 4.0], np.float32)
+    case = Case(op, params, {"a": layout, "b": layout}, {"out": layout})
+    bench = Bench(case.with_data({"a": a.tobytes(), "b": b.tobytes()}))
+    assert (bench.expected().bound > 0).flatten().tolist() == [True, True, False]
+    assert bench.passes(odd.AwayFromZero(), Numerics(any_rounding=True))
