@@ -347,7 +347,7 @@ def truncated(exact: F64, rest: F64 | float) -> tuple[F32, np.ndarray, F64]:
     near = exact.astype(np.float32)
     excess = np.where(near == exact, -np.asarray(rest), near - exact)
     below = np.where(excess * np.sign(exact) > 0, np.nextafter(near, np.float32(0)), near)
-    return below.astype(np.float32), excess != 0, np.sign(exact)
+    return below.astype(np.float32), excess != 0, np.copysign(1.0, exact)  # −0 has a sign too
 
 
 class ToOdd(TowardZero):
