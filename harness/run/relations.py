@@ -30,8 +30,7 @@ def related(
     findings += metamorphic_findings(op, verdict, others)
     if others.wrong:
         return others.wrong[0]
-    unchecked = (*reasons, *dict.fromkeys(others.unchecked))
-    return replace(verdict, findings=findings, unchecked=unchecked) if findings or unchecked else verdict
+    return replace(verdict, findings=findings, unchecked=reasons) if findings or reasons else verdict
 
 
 def _twin_findings(
@@ -42,12 +41,12 @@ def _twin_findings(
     for check in checks:
         twins = check.twins(verdict.case, op, inputs_of(verdict.case, op))
         if isinstance(twins, str):
-            unchecked.append(f"{check.name} not checked: {twins}")
+            unchecked.append(f"{check.name}: {twins}")
             continue
         others = runner.verdicts(op, [twin.case for twin in twins], time_limit=time_limit)
         for twin, other in zip(twins, others):
             if other.unsupported is not None:
-                unchecked.append(f"{check.name} not checked: the twin is unsupported, {other.unsupported}")
+                unchecked.append(f"{check.name}: the twin is unsupported, {other.unsupported}")
             elif other.failed:
                 where = f" ({twin.says})" if twin.says else ""
                 found.append(Finding(check.name, check.kind, f"its twin fails{where}: {other.findings[0].detail}"))
@@ -64,24 +63,22 @@ def _twin_findings(
 @dataclass
 class Others:
     """Runs other cases for a relation, right or wrong. wrong: the verdicts on cases of the op that are wrong by
-    themselves. ends: why runs of the op gave nothing to compare. unchecked: relations to another op that is wrong by
-    itself, which says nothing of this one."""
+    themselves. ends: why runs of the op gave nothing to compare. to_blame: another op whose run is wrong by itself, in
+    words: it is then the one to look at."""
 
     runner: Runner
     op: Op
     time_limit: float | None
     wrong: list[Verdict] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
-    unchecked: list[str] = field(default_factory=list)
-    relation: str = ""
+    to_blame: str = ""
 
     def __call__(self, case: Case) -> dict[str, Comparison] | None:
         """What the device returns; None where nothing came back."""
         verdict = self.runner.verdicts(ops()[case.op], [case], time_limit=self.time_limit)[0]
         if verdict.failed and case.op != self.op.name:  # its faults are found where that op is tested
-            self.unchecked.append(f"{self.relation} not checked: {case.op} is wrong by itself here, {verdict.kind}")
-            return None
-        if verdict.failed and verdict.comparisons:
+            self.to_blame = f"{case.op} is wrong there by itself, {verdict.kind}, and {self.op.name} is right"
+        elif verdict.failed and verdict.comparisons:
             self.wrong.append(verdict)
         elif verdict.failed:
             self.ends.append(verdict.findings[0].detail)
@@ -98,10 +95,11 @@ def metamorphic_findings(op: Op, verdict: Verdict, others: Others) -> tuple[Find
     found = []
     for check in op.composite.metamorphic:
         others.ends.clear()
-        others.relation = check.name
+        others.to_blame = ""
         detail = check.look(op, case, values, comparisons, others)
         if detail is None and others.ends:
             detail = f"a run to compare with fails: {others.ends[0]}"
         if detail is not None:
-            found.append(Finding(check.name, check.kind, detail))
+            blamed = f"; {others.to_blame}" if others.to_blame else ""
+            found.append(Finding(check.name, check.kind, f"{detail}{blamed}"))
     return tuple(found)

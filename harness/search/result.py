@@ -20,7 +20,7 @@ class Tally:
     vacuous: cases that a kernel passes which writes zeros or copies an input (`vacuous.py`); they do not count as run.
     free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN), of all
     `elements` of cases that passed; those count in neither whose slices were made NaN on purpose (`Case.keep`).
-    unchecked: how many cases a check on request or a relation between runs could not look at, by what it was and why.
+    unchecked: how many cases a check on request could not look at, by what it was and why.
     looser: how many cases were judged by an arithmetic that is looser than float32, by what it is (`Numerics.looser`).
     """
 

@@ -350,6 +350,15 @@ def test_a_relation_that_does_not_hold_is_found(kernel: type[Delta], case: Case,
     assert relations(kernel, case) == [relation]
 
 
+def test_a_wrong_op_is_named_where_another_one_is_compared_with_it() -> None:
+    case = a_case("gated_delta_net_chunk")
+    with runner_of(delta_wrong.DecaysLate) as runner:
+        (verdict,) = runner.verdicts(OPS[case.op], [case])
+        (finding,) = related(runner, OPS[case.op], verdict, ()).findings
+    named = "gated_delta_net is wrong there by itself, WRONG VALUES, and gated_delta_net_chunk is right"
+    assert finding.detail.endswith(f"; {named}")
+
+
 # --- the bounds ---
 
 
