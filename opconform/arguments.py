@@ -23,11 +23,12 @@ def with_usage_errors(function: F) -> F:
 
     @functools.wraps(function)
     def command(*positions: Any, **values: Any) -> Any:
+        from opconform.harness.model.case import CaseError
         from opconform.harness.run.backend import Unavailable
 
         try:
             return function(*positions, **values)
-        except UsageError as error:
+        except (UsageError, CaseError) as error:
             raise click.UsageError(str(error)) from None
         except Unavailable as error:
             raise click.ClickException(str(error)) from None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 from opconform.harness.search.settings import Settings
 
@@ -18,13 +20,19 @@ class Budget:
 
     def __init__(self, pairs: int, settings: Settings, seconds: float | None, processes: int = 1) -> None:
         self.deadline = None if seconds is None else time.monotonic() + seconds
-        self._left = -(-pairs // processes)
+        self._left, self._processes = pairs, processes
+        self._lock = threading.Lock()
         self._examples = settings.examples if settings.profile == "" else sys.maxsize
 
     def next(self, settings: Settings) -> Settings:
         """The settings with which the next pair runs."""
+        return replace(settings, **self.share())
+
+    def share(self) -> dict[str, Any]:
+        """The fields of `Settings` that the next pair's share changes."""
         if self.deadline is None:
-            return settings
-        share = max(self.deadline - time.monotonic(), 0.0) / max(self._left, 1)
-        self._left -= 1
-        return replace(settings, seconds=share, examples=self._examples)
+            return {}
+        with self._lock:
+            share = max(self.deadline - time.monotonic(), 0.0) * self._processes / max(self._left, self._processes)
+            self._left -= 1
+        return {"seconds": share, "examples": self._examples}

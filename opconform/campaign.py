@@ -15,7 +15,7 @@ from opconform.harness.search.known_failures import Entry, load, problems
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import Result
 from opconform.harness.search.session import Missing, Session, idle, on_device, targets_of
-from opconform.harness.search.settings import Settings
+from opconform.harness.search.settings import Settings, positive
 from opconform.options import settings_from
 from opconform.reports.history import recorders
 from opconform.reports.repro.observer import bundle_writers
@@ -28,6 +28,7 @@ class Campaign:
 
     cases: the cases that are replayed, by name; where there are none, each op is searched. missing: backends that
     cannot run here. listed: the expected failures. asked: the backends and devices that are asked for by name.
+    seconds: the time that all pairs share, if there is a limit.
     """
 
     settings: Settings
@@ -37,6 +38,7 @@ class Campaign:
     cases: list[tuple[str, Case]] = field(default_factory=list)
     listed: tuple[Entry, ...] = ()
     asked: tuple[str, ...] = ()
+    seconds: float | None = None
     run: Run = field(init=False)
     run_id: str | None = None
 
@@ -56,8 +58,10 @@ class Campaign:
         asked = values.get("backend") or ()
         targets, missing = targets_of(asked, settings)
         listed = () if cases else load(settings.known_failures)
+        minutes = values.get("minutes")
+        seconds = None if minutes is None else 60 * positive("--minutes", minutes)
         pairs = [(op, target) for target in targets for op in chosen]
-        return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), run_id=run_id)
+        return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), seconds, run_id=run_id)
 
     def open(self, more: Sequence[Observer] = (), bundles: bool = True) -> Session:
         """The session in which the pairs run. It is a context manager. `more` observers watch it beside the history;

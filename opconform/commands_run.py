@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NoReturn
 
 import click
 
-from opconform import colours
+from opconform import colours, parallel
 from opconform.arguments import complete_case, shared
 from opconform.budget import Budget
 from opconform.campaign import Campaign
@@ -19,10 +20,11 @@ from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.target import Target
 from opconform.harness.search.changes import DEFAULT_BASE, changed_files, ops_concerned
 from opconform.harness.search.known_failures import fixed
+from opconform.harness.search.observer import Observer, Observers
 from opconform.harness.search.result import Result
-from opconform.harness.search.settings import positive
 from opconform.options import OPTIONS
 from opconform.output import FORMATS, printing
+from opconform.parallel import processes_of
 from opconform.progress import Progress, Replay
 from opconform.reports.console import counts, matrix
 from opconform.reports.history import history_path
@@ -37,7 +39,7 @@ _output = click.option(
 
 @click.command()
 @shared(*(option.name for option in OPTIONS))
-@click.option("--minutes", type=float, metavar="M", help="share this much time among all ops and devices")
+@click.option("-n", "processes", metavar="N", help="share the ops and devices among N processes, or auto")
 @click.option(
     "--changed-ops",
     is_flag=False,
@@ -46,34 +48,58 @@ _output = click.option(
     help="only ops whose files differ from this commit (default: origin/main); the profile is quick unless chosen",
 )
 @_output
-def test(values: dict[str, Any], minutes: float | None, changed_ops: str | None, output: str) -> None:
+def test(values: dict[str, Any], processes: str | None, changed_ops: str | None, output: str) -> None:
     """Search for failing cases of each op on each device; ends with the matrix."""
     if changed_ops is not None:
         values = {**values, "profile": values["profile"] or "quick"}
-    seconds = None if minutes is None else 60 * positive("--minutes", minutes)
+    count = processes_of(processes)
     campaign = Campaign.of(values)
     if changed_ops is not None:
         campaign.pairs = _changed(campaign.pairs, changed_ops)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))
-    budget = Budget(len(campaign.pairs), campaign.settings, seconds)
+    budget = Budget(len(campaign.pairs), campaign.settings, campaign.seconds, count)
     progress = Progress(len(campaign.pairs), campaign.settings, lambda: budget.deadline)
     results: list[Result] = []
     lost, stopped = 0, False
-    with campaign.open([*printers, progress]) as session:
-        _announce(campaign)
-        try:
-            for op, target in campaign.pairs:
-                session.settings = budget.next(session.settings)
-                try:
-                    results.append(campaign.result(session, op, target))
-                except Unavailable as error:
-                    click.echo(f"{colours.state('FAILED')} {op.name} on {target.label} cannot run: {error}", err=True)
-                    lost += 1
-        except KeyboardInterrupt:
-            stopped = True
+    run = _here(campaign, budget, [*printers, progress])
+    if count > 1:
+        run = _shared_out(campaign, values, count, budget, [*printers, progress])
+    try:
+        for found in run:
+            if isinstance(found, Result):
+                results.append(found)
+            else:
+                click.echo(f"{colours.state('FAILED')} {found}", err=True)
+                lost += 1
+    except KeyboardInterrupt:
+        stopped = True
+    finally:
+        run.close()
     if stopped:
         _stopped(results, len(campaign.pairs))
     _finish(results, lost, campaign.faults(results))
+
+
+def _here(campaign: Campaign, budget: Budget, observers: Sequence[Observer]) -> Generator[Result | str]:
+    """The results of the pairs, one after the other; for a pair that cannot run, why."""
+    with campaign.open(observers) as session:
+        _announce(campaign)
+        for op, target in campaign.pairs:
+            session.settings = budget.next(session.settings)
+            try:
+                yield campaign.result(session, op, target)
+            except Unavailable as error:
+                yield f"{op.name} on {target.label} cannot run: {error}"
+
+
+def _shared_out(
+    campaign: Campaign, values: dict[str, Any], count: int, budget: Budget, observers: Sequence[Observer]
+) -> Generator[Result | str]:
+    """The same from several processes, each of which records what it does."""
+    campaign.run.pairs[:] = [(op.name, target.label) for op, target in campaign.pairs]
+    _announce(campaign)
+    with contextlib.closing(Observers(observers)) as observer:
+        yield from parallel.results(campaign, values, count, budget, observer)
 
 
 def _stopped(results: Sequence[Result], pairs: int) -> NoReturn:

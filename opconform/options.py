@@ -49,6 +49,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--backend", "a backend, or one device of it: vulkan, ggml:Vulkan0, path/to/file.py:Class", "X", many=True),
     Option("--op", "only these ops, with commas or repeated", "OP", many=True),
     Option("--max-examples", "cases per op and device (default: the profile's)", "N", int),
+    Option("--minutes", "share this much time among all ops and devices", "M", float),
     Option("--seed", "seed of the search (default: drawn, and printed)", "N", int),
     Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
     Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),

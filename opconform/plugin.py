@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytest
 
+from opconform.budget import Budget
 from opconform.harness.model.text import speak_any_encoding
 from opconform.harness.model.usage import UsageError
 from opconform.options import OPTIONS, SHARD_NEEDS_SEED, settings_from
@@ -53,6 +54,7 @@ class Plan:
     campaign: Campaign
     session: Session
     done: dict[tuple[str, str], Result | str] = field(default_factory=dict)
+    budget: Budget | None = None
 
     @classmethod
     def of(cls, config: pytest.Config) -> Plan:
@@ -155,6 +157,12 @@ class Pair:
         """What comes of the pair, or why it cannot run."""
         from opconform.harness.run.backend import Unavailable
 
+        plan = self._plan
+        if plan.budget is None:  # by now it is known what is to run
+            processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+            pairs = -(-len(plan.campaign.run.pairs) // processes)
+            plan.budget = Budget(pairs, plan.session.settings, plan.campaign.seconds)
+        plan.session.settings = plan.budget.next(plan.session.settings)
         try:
             return self._plan.campaign.result(self._plan.session, self._op, self._target)
         except Unavailable as error:

@@ -52,6 +52,8 @@ def head(failure: Failure) -> str:
         lines += ["", "  it said", *(f"    {line}" for line in said(failure.stderr))]
     lines += ["", *_layouts(case)]
     lines += wrapped("made by", f"recipe {case.recipe}, seed {case.seed}{_kept(case)}")
+    if failure.numerics.looser:
+        lines += wrapped("declared", failure.numerics.looser)
     lines += wrapped("packed", _packed(failure))
     if failure.unfinished:
         lines += wrapped("shrunk", f"not to the end: {failure.unfinished}")
@@ -182,7 +184,7 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
     if worst.bound > 0 and not math.isfinite(worst.error):
         times = "not a finite error"
     of = f"{wrong.output} " if len(failure.case.outputs) > 1 else ""
-    lower = failure.numerics.lower
+    lower = failure.numerics.lower if failure.numerics.is_lower else ""
     precision = f"; {lower}, as the backend declares for this case" if lower else ""
     return [
         f"  worst      {of}at {_index(worst.index)}: got {worst.got:.9g}, want {worst.want:.9g}",

@@ -121,7 +121,9 @@ def chunked(case: Case) -> list[Launch]:
     columns = n.sequences * n.heads * n.values
     launches: list[Launch] = []
 
-    def launch(step: str, items: int, *buffers: str, row: int | None = None, steps: int = 0, loop: int = 0) -> None:
+    def launch(
+        step: str, items: int, *buffers: str, row: int | None = None, steps: int | None = None, loop: int = 0
+    ) -> None:
         launches.append(Launch(f"gated_delta_net_chunk_{step}", items, buffers, row, steps, loop))
 
     if case.params["l2norm"]:

@@ -43,49 +43,47 @@ class Values:
     def numbers(self, struct: Struct) -> list[int]:
         """The numbers of all fields, in their order. Raises `LookupError` for a field that nothing is known of."""
         found: list[int] = []
-        places: dict[str, tuple[int, Layout] | None] = {}
-        for it in struct.fields:
-            place = None
-            if it.what and it.name not in self.own:
-                if it.argument not in places:
-                    places[it.argument] = self.place(self.names.get(it.argument, it.argument))
-                place = places[it.argument]
-            if place is None:
-                values = self._of(it)
-            elif it.what == "start":
-                values = [place[0]]
-            elif it.what == "nb":
-                values = four_nb(place[1])
-            elif it.what == "ne":
-                values = four_ne(place[1])
-            else:
-                values = [TYPES.index(place[1].dtype)]
-            if len(values) != it.count:
-                raise LookupError(f"{self.case.op}: the field {it.name} takes {it.count} numbers, not {len(values)}")
-            found += values
+        for argument, fields in struct.groups:
+            place = self.place(self.names.get(argument, argument)) if argument else None
+            for it in fields:
+                if place is None or it.name in self.own:
+                    found += self._of(it)
+                elif it.what == "start":
+                    found.append(place[0])
+                elif it.what == "nb":
+                    found += four_nb(place[1])
+                elif it.what == "ne":
+                    found += four_ne(place[1])
+                else:
+                    found.append(TYPES.index(place[1].dtype))
         return found
 
     def _of(self, it: Field) -> list[int]:
         """What the op says of a field, or the parameter that is called so; zeros for what the case does not have."""
-        if it.what and self.names.get(it.argument, it.argument) in self.absent and it.name not in self.own:
-            return [TYPES.index("none")] if it.what == "type" else [0] * it.count
-        value = self.own.get(it.name, self.case.params.get(it.name))
-        if isinstance(value, (int, float)):
-            value = (value,)
-        if value is None or isinstance(value, str):
+        value: Number | Sequence[Number] | None = self.own.get(it.name)
+        if value is None:
+            if it.what and self.names.get(it.argument, it.argument) in self.absent:
+                return [TYPES.index("none")] if it.what == "type" else [0] * it.count
+            parameter = self.case.params.get(it.name)
+            value = parameter if isinstance(parameter, (int, float)) else None
+        if value is None:
             raise LookupError(f"{self.case.op} has nothing for the field {it.name}")
-        return [bits(float(number)) if it.is_float else int(number) for number in value]
+        values = (value,) if isinstance(value, (int, float)) else value
+        if len(values) != it.count:
+            raise LookupError(f"{self.case.op}: the field {it.name} takes {it.count} numbers, not {len(values)}")
+        return [bits(number) if it.is_float else int(number) for number in values]
 
 
 def four_ne(layout: Layout) -> list[int]:
     """Four sizes, innermost first."""
-    return [*layout.ne, 1, 1, 1, 1][:4]
+    found = list(layout.shape[::-1])
+    return found if len(found) == 4 else [*found, 1, 1, 1, 1][:4]
 
 
 def four_nb(layout: Layout) -> list[int]:
     """Four byte strides, innermost first; 0 along an axis of one element, where the stride is any number at all."""
-    steps = [stride if size > 1 else 0 for size, stride in zip(layout.ne, layout.nb)]
-    return [*steps, 0, 0, 0, 0][:4]
+    found = [stride if size > 1 else 0 for size, stride in zip(layout.shape[::-1], layout.strides[::-1])]
+    return found if len(found) == 4 else [*found, 0, 0, 0, 0][:4]
 
 
 def bits(value: float) -> int:

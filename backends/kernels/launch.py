@@ -22,7 +22,7 @@ class Launch:
     items: int
     buffers: tuple[str, ...]
     row: int | None = None
-    steps: int = 0
+    steps: int | None = None
     loop: int | Callable[[int], int] = 0
 
     def turns(self, step: int) -> int:

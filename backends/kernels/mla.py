@@ -48,7 +48,9 @@ def launches(case: Case) -> list[Launch]:
     width, scores = n.d_c + n.d_r, n.all_queries * n.rows
     found: list[Launch] = []
 
-    def launch(step: str, items: int, *buffers: str, row: int | None = None, steps: int = 0, loop: int = 0) -> None:
+    def launch(
+        step: str, items: int, *buffers: str, row: int | None = None, steps: int | None = None, loop: int = 0
+    ) -> None:
         found.append(Launch(f"mla_absorbed_{step}", items, buffers, row, steps, loop))
 
     launch("query", n.all_queries * n.d_c, "q_nope", "w_uk", "q_absorbed", loop=n.d_n)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 
 _INCLUDE = re.compile(r'^#include "([\w.]+)"$', re.MULTILINE)
@@ -121,6 +122,12 @@ class Struct:
     """What a kernel takes by value, field by field in the order of its source."""
 
     fields: tuple[Field, ...]
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, tuple[Field, ...]], ...]:
+        """The fields, with those together that follow each other and belong to one argument ("" where to none)."""
+        together = groupby(self.fields, key=lambda it: it.argument)
+        return tuple((argument, tuple(fields)) for argument, fields in together)
 
     @cached_property
     def places(self) -> Mapping[str, int]:

@@ -95,7 +95,7 @@ def _elementwise(row: Elementwise) -> Kernel:
 
 def _row(row: Row) -> Kernel:
     def own(case: Case) -> Own:
-        values = row.values(case)
+        values = row.values(case) if row.parameters else {}
         return {"parameters": _two([float(values[name]) for name in row.parameters])}
 
     def launches(case: Case) -> list[Launch]:
@@ -107,10 +107,10 @@ def _row(row: Row) -> Kernel:
 
 def _gather(row: Gather) -> Kernel:
     def own(case: Case) -> Own:
-        x, values = case.inputs["x"], row.values(case)
-        sizes, whole = four_ne(x), four_ne(_out(case))
+        x, values = case.inputs["x"], row.values(case) if row.parameters else {}
+        sizes = four_ne(x)
         if row.repeats:
-            sizes = [there if size == 1 else size for size, there in zip(sizes, whole)]
+            sizes = [there if size == 1 else size for size, there in zip(sizes, four_ne(_out(case)))]
         return {
             "x_ne": sizes,
             "itemsize": x.type.itemsize,

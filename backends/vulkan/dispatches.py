@@ -142,7 +142,7 @@ def _cut(kernel: Kernel, case: Case, launch: Launch) -> list[Dispatch]:
         return _OWN[launch.kernel](kernel, case)
     stem = kernel.stem(case.op)
     part = PARTS[stem].index(launch.kernel.removeprefix(f"{stem}_")) if stem in PARTS else 0
-    if launch.steps:
+    if launch.steps is not None:
         return _walk(part, launch.items, launch.steps, launch.turns)
     return _sliced(part, launch.items, launch.turns(0))
 

@@ -139,6 +139,11 @@ class Numerics:
         return ", ".join(said)
 
     @property
+    def is_lower(self) -> bool:
+        """Whether the compute precision is below float32's."""
+        return any(getattr(self, name) != getattr(EXACT, name) for name in _PRECISION)
+
+    @property
     def looser(self) -> str:
         """What is declared looser than IEEE float32 and the usual libraries, in words; "" where nothing is. Below
         float32's precision it begins with "lower precision"."""
@@ -193,14 +198,18 @@ def holds_sum(a: F64, b: F64) -> Mask:
     return held
 
 
+#: Fields below whose usual value the compute precision itself is lower.
+_PRECISION = ("roundoff", "narrow_operands", "narrow_sums")
+_IN_WORDS = (*_PRECISION, "one_pass_variance")  #: fields that `Numerics.lower` has words for
+
+
 @cache
 def _looser(numerics: Numerics) -> str:
-    said = []
+    said = [numerics.lower] if numerics.lower else []
     for item in fields(numerics):
         value, usual = getattr(numerics, item.name), getattr(EXACT, item.name)
-        if value > usual and item.name not in ("roundoff", "narrow_operands", "narrow_sums"):
+        if value > usual and item.name not in _IN_WORDS:
             words = item.name.replace("_", " ")
             said.append(words if value is True else f"{words} {value:g} instead of {usual:g}")
-    kind = "lower precision" if numerics.lower else "looser arithmetic"
-    found = [numerics.lower, *said] if numerics.lower else said
-    return f"{kind}: {', '.join(found)}" if found else ""
+    kind = "lower precision" if numerics.is_lower else "looser arithmetic"
+    return f"{kind}: {', '.join(said)}" if said else ""

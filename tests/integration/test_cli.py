@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from opconform.cli import main
+from opconform.harness.draw.known import known_cases
 from opconform.harness.model.case import Case
 from opconform.harness.search import session
 from tests.samples import acc, children, spec, within
@@ -173,6 +174,43 @@ def test_minutes_are_shared_among_the_pairs_and_each_runs() -> None:
     assert found.exit_code == 0
     assert time.monotonic() - start < 10
     assert all(int(number) >= 8 for number in re.findall(r": (\d+) cases in", found.output))
+
+
+def test_minutes_and_a_number_of_cases_hold_together_whichever_comes_first() -> None:
+    chosen = ("--op", "acc", "--backend", spec("Good"), "--no-isolation", "--history", "none", "--seed", "1")
+    few = opconform("test", *chosen, "--max-examples", "16", "--minutes", "5")
+    (count,) = re.findall(r"acc on .*: (\d+) cases in", few.output)
+    assert int(count) < 16 + len(known_cases())
+    start = time.monotonic()
+    opconform("test", *chosen, "--max-examples", "1000000", "--minutes", "0.02")
+    assert time.monotonic() - start < 30
+
+
+def test_several_processes_share_the_pairs_of_one_run() -> None:
+    Path("conftest.py").write_text("")
+    both = ("--backend", spec("TwoDevices"), "--op", "acc,cumsum", "--max-examples", "24", "--seed", "1")
+    found = opconform("test", *both, "--also-seconds", "0", "-n", "2")
+    assert found.exit_code == 1
+    lines = found.output.splitlines()
+    alone = opconform("test", *both, "--also-seconds", "0", "--database", "none", "--history", "none").output
+    done = r"(passed|FAILED) +(\w+ on \S+): (\d+) cases in"
+    assert sorted(re.findall(done, found.output)) == sorted(re.findall(done, alone))
+    assert len(re.findall(done, found.output)) == 4
+    assert any(line.startswith("WRONG VALUES  acc on ") for line in lines)
+    assert len(Path("opconform-out/history.sqlite").read_bytes()) > 0
+    runs = opconform("runs").output.splitlines()
+    assert len(runs) == 2  # the head, and one run
+    for wrong in ("0", "two", "-1"):
+        assert opconform("test", *both, "-n", wrong).exit_code == 2
+
+
+def test_a_process_that_ends_loses_its_pair_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = ("--backend", spec("Good"), "--op", "acc,cumsum", "--max-examples", "8", "--history", "none")
+    monkeypatch.setattr("opconform.parallel._START", "import sys; sys.exit(3)")
+    found = opconform("test", *both, "-n", "2")
+    assert found.exit_code == 1
+    assert found.output.count("cannot run: ") == 2
+    assert "its process ended with exit status 3" in found.output
 
 
 def test_a_report_folder_that_cannot_be_written_does_not_hide_the_failure(empty_folder: Path) -> None:

@@ -12,15 +12,17 @@ import pytest
 
 #: All that such a package consists of.
 MODULE = """
-from opconform.backends.ggml.rows import Row
+from opconform.backends.ggml.rows import Row, Wants
 from opconform.cases.families import elementwise
+from opconform.harness.model.layouts import LayoutClass
 
 OPS = (
     elementwise("sqr", "x²", lambda x: x * x, mistakes={"x is doubled": lambda x: x + x}),
     elementwise("neg", "−x", lambda x: -x),
 )
 TORCH = {"sqr": lambda case, tensors: tensors["x"].square(), "neg": lambda case, tensors: -tensors["x"]}
-GGML = (Row("sqr", "ggml_sqr(x)"), Row("neg", "ggml_neg(x)"))
+ROWS = (Wants("CPU", "x", LayoutClass.ROWS, "aborts unless rows are contiguous", "ggml-cpu/unary-ops.cpp"),)
+GGML = (Row("sqr", "ggml_sqr(x)", wants=ROWS), Row("neg", "ggml_neg(x)", wants=ROWS))
 """
 ENTRY_POINTS = """
 [opconform.ops]

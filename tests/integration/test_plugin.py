@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -288,6 +289,15 @@ def test_running_a_failing_test_again_does_not_turn_red_into_green(pytester: pyt
     assert result.ret == 1
     result.assert_outcomes(failed=1, deselected=1)
     assert "NOT DETERMINISTIC  acc on " in str(result.stdout)
+
+
+def test_minutes_are_shared_among_the_tests(pytester: pytest.Pytester) -> None:
+    start = time.monotonic()
+    arguments = ("--backend", spec("Slow"), "--op", "acc,cumsum", "--minutes", "0.05", "--no-isolation")
+    result = pytester.runpytest_inprocess(*arguments, "-p", "no:cacheprovider", "-k", "conformance")
+    assert time.monotonic() - start < 60
+    result.assert_outcomes(passed=2, deselected=1)
+    assert run(pytester, "Good", "--minutes", "0").ret == pytest.ExitCode.USAGE_ERROR
 
 
 def test_collecting_is_not_executing(pytester: pytest.Pytester) -> None:

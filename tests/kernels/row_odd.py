@@ -179,7 +179,8 @@ class VulkanRows(small_odd.VulkanRoot):
     def exponential(self, x: F32) -> F32:
         exact = np.exp(x.astype(np.float64))
         off = 1 + (2 + 1.5 * np.abs(x.astype(np.float64))) * 2.0**-23 * np.where(x.view(np.uint32) & 1, 1, -1)
-        return odd.flushed((exact * np.maximum(off, 0)).astype(np.float32))
+        loose = exact * np.where(np.isinf(exact), 1, np.maximum(off, 0))  # an infinity has no last place
+        return odd.flushed(loose.astype(np.float32))
 
     def narrowed(self, goes: str, x: F32) -> np.ndarray:
         near = super().narrowed(goes, x)

@@ -14,7 +14,7 @@ from opconform.backends.kernels.source import Field, files_of, found_in, struct_
 from opconform.backends.kernels.table import KERNELS
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
-from opconform.backends.vulkan.dispatches import TABLE_WORDS, WORDS, Blocks
+from opconform.backends.vulkan.dispatches import PARTS, TABLE_WORDS, WORDS, Blocks, dispatches
 from opconform.harness.model.buffers import GUARD
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
@@ -135,3 +135,14 @@ def test_a_second_argument_has_fields_of_its_own() -> None:
     assert (found["y_ne"], found["y_type"]) == ([0, 0, 0, 0], [4])
     assert KERNELS["exp"].launches(alone)[0].buffers == ("x", "y", "out")
     assert set(ELEMENTWISE) <= set(KERNELS)
+
+
+def test_a_walk_over_an_empty_cache_takes_no_step() -> None:
+    shapes = {"q_nope": (1, 1, 1, 1), "q_pe": (1, 1, 1, 1), "c_kv": (1, 1, 3, 4), "k_pe": (1, 1, 3, 1)}
+    shapes |= {"w_uk": (1, 1, 1, 4), "w_uv": (1, 1, 4, 1)}
+    params = {"scale": 1.0, "form": "two_part", "causal": False, "kv_len": 0, "k_scale": 1.0, "v_scale": 1.0}
+    inputs = {name: Layout.contiguous("f32", shape) for name, shape in shapes.items()}
+    none = Case("mla_absorbed", params, inputs, {"out": Layout.contiguous("f32", (1, 1, 1, 1))})
+    context = PARTS["mla_absorbed"].index("context")
+    (walk,) = [dispatch for dispatch in dispatches(KERNELS["mla_absorbed"], none) if dispatch.part == context]
+    assert walk.own == {"items": 4, "first": 0, "end": 0}
