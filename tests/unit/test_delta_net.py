@@ -351,10 +351,10 @@ def test_a_relation_that_does_not_hold_is_found(kernel: type[Delta], case: Case,
 
 
 def test_a_wrong_op_is_named_where_another_one_is_compared_with_it() -> None:
-    case = a_case("gated_delta_net_chunk")
+    case, op = a_case("gated_delta_net_chunk"), OPS["gated_delta_net_chunk"]
     with runner_of(delta_wrong.DecaysLate) as runner:
-        (verdict,) = runner.verdicts(OPS[case.op], [case])
-        (finding,) = related(runner, OPS[case.op], verdict, ()).findings
+        (verdict,) = runner.verdicts(op, [case])
+        (finding,) = metamorphic_findings(op, verdict, Others(runner, op, None))
     named = "gated_delta_net is wrong there by itself, WRONG VALUES, and gated_delta_net_chunk is right"
     assert finding.detail.endswith(f"; {named}")
 

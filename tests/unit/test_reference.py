@@ -65,7 +65,7 @@ def no_order_rounds(terms: Sequence[Fraction]) -> bool:
     whole = [int(abs(term) * unit) for term in terms]
     bits = functools.reduce(operator.or_, whole, 0)
     last = bits & -bits
-    return sum(whole) <= last << 24 and last * 2**149 >= unit or not any(whole)
+    return (sum(whole) <= last << 24 and last * 2**149 >= unit) or not any(whole)
 
 
 def gamma(n: int) -> Fraction:
