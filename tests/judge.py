@@ -87,7 +87,7 @@ class Bench:
         return None
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4)  # ten thousand cases are tens of megabytes
 def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[Case, ...]:
     """`count` cases of an op from its own strategy and the harness' variants; the same for the same arguments."""
     freedom, its = Freedom(max_bytes=max_bytes), ops()[op]

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -362,7 +362,7 @@ def test_a_wrong_op_is_named_where_another_one_is_compared_with_it() -> None:
 # --- the bounds ---
 
 
-@cache
+@lru_cache(maxsize=1)
 def benches(op: str, count: int) -> tuple[Bench, ...]:
     return tuple(Bench(case) for case in drawn_cases(op, count, 1 << 20, number=3))
 
