@@ -133,6 +133,11 @@ def of_reasons(reasons: Sequence[str | None]) -> bytes:
     return packed("reasons", [None if reason is None else _cut(reason) for reason in reasons])
 
 
+def of_numerics(found: Sequence[Numerics | None]) -> bytes:
+    """What `Backend.numerics` says of several cases."""
+    return packed("numerics", [None if each is None else asdict(each.checked()) for each in found])
+
+
 def of_stages(shown: Shown | StageError) -> bytes:
     """The intermediates of a case."""
     if isinstance(shown, StageError):
@@ -270,6 +275,13 @@ def answer_in(content: Any, number: int) -> Answer:
         log=text_of(plain["log"], "a checker's log"),
         logged=int(_number(plain["logged"], "the length of a checker's log")),
     )
+
+
+def numerics_in(content: Any, count: int) -> list[Numerics | None]:
+    """What a message says of the arithmetic of so many cases. Raises `NonsenseError`."""
+    found = _list(content, "the arithmetics", lambda value, what: None if value is None else _numerics(value))
+    _demand(len(found) == count, f"{len(found)} arithmetics came of {count} cases")
+    return found
 
 
 def reasons_in(content: Any, count: int) -> list[str | None]:
