@@ -86,9 +86,9 @@ class _Row:
             found["repeats"] = len({layout.shape for layout in case.inputs.values()}) > 1
         return found
 
-    def alone(self, case: Case) -> bool:
-        """Whether every argument has the outermost slices of the first one, and none is repeated over them."""
-        return len({layout.shape[0] for layout in case.inputs.values()}) == 1
+    def alone(self, case: Case) -> tuple[int, ...]:
+        """Both batch axes: what is repeated along them is repeated for each slice."""
+        return (0, 1)
 
     def hypotheses(self, image: Image) -> Iterator[Hypothesis]:
         """The row's own mistakes, parameters left out, arguments repeated in another way, parts of a row left out."""
