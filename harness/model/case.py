@@ -81,7 +81,7 @@ class Case:
         """The element type of the first output."""
         return next(iter(self.outputs.values())).dtype
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """The memory that the arguments take, without guards."""
         ends = {name: layout.end for name, layout in self.layouts.items()}
