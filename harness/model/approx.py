@@ -37,7 +37,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opconform.harness.model.dtypes import F32, F64, DType, Mask
+from opconform.harness.model.dtypes import F16, F32, F64, DType, Mask
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import Numerics, holds_sum, quanta
 
@@ -241,6 +241,9 @@ class Approx:
         value, numerics = function(self.value), self.numerics
         reach = np.maximum(self.high - self.value, self.value - self.low)
         low, high = np.maximum(value - reach, -1.0), np.minimum(value + reach, 1.0)
+        if numerics.sin_within_pi:
+            beyond = np.abs(self.value) > np.pi
+            low, high = np.where(beyond, np.nan, low), np.where(beyond, np.nan, high)
         return self._rounded(value, low, high, numerics.ulps(numerics.sin_ulps), numerics.sin_absolute)
 
     # --- comparisons, which round nothing ---
@@ -252,6 +255,20 @@ class Approx:
     def maximum(self, other: Approx | float) -> Approx:
         """The greater of the two, element by element."""
         return self._compared(self._lifted(other), np.maximum)
+
+    def stepped(self, function: Callable[[F64], F64]) -> Approx:
+        """A function that never falls and whose results are numbers that float32 holds: floor, sign."""
+        if self._is_exact:
+            value = function(self.value)
+            return self._made(value, value, value)
+        return self._made(*(function(ends) for ends in self._ends))
+
+    def tabled(self) -> Approx:
+        """The same, but rounded to float16 where the device looks such values up in a table (`half_tables`)."""
+        if not self.numerics.half_tables:
+            return self
+        low, high = (F16.decode(F16.encode(end)) for end in (self.low, self.high))
+        return self._made(self.value, np.minimum(self.low, low), np.maximum(self.high, high))
 
     def _compared(self, other: Approx, chosen: Callable[[F64, F64], F64]) -> Approx:
         value = chosen(self.value, other.value)
