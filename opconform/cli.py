@@ -27,6 +27,8 @@ _COMMANDS = {
     "support": ("commands_look:support", "What each device takes of each op, with the reason where it does not."),
     "test": ("commands_run:test", "Search for failing cases of each op on each device; ends with the matrix."),
     "replay": ("commands_run:replay", "Run one case, from a file or by id, on the devices named."),
+    "watch": ("commands_watch:watch", "Judge a running model, node by node and as a whole, and name what is wrong."),
+    "capture": ("commands_watch:capture", "Write the distinct nodes of a running model as case files."),
     "repro": ("commands_repro:repro", "Write the bundle of a failing case."),
     "runs": ("commands_history:runs_command", "The runs in a history, the oldest first."),
     "compare": ("commands_history:compare_command", "Compare the last results of two histories."),

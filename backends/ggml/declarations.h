@@ -111,6 +111,7 @@ size_t ggml_tensor_overhead(void);
 size_t ggml_graph_overhead_custom(size_t size, bool grads);
 const char * ggml_type_name(enum ggml_type type);
 const char * ggml_op_name(int op);
+const char * ggml_op_desc(const struct ggml_tensor * tensor);
 size_t ggml_nbytes(const struct ggml_tensor * tensor);
 void ggml_set_output(struct ggml_tensor * tensor);
 struct ggml_tensor * ggml_set_name(struct ggml_tensor * tensor, const char * name);

@@ -20,6 +20,7 @@ from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Unavailable
@@ -119,6 +120,11 @@ class Runner:
     def said(self) -> str:
         """What the backend has printed while the last cases ran."""
         return self._worker.said()
+
+    def numerics_of(self, case: Case) -> Numerics:
+        """The arithmetic that the device promises for a case. Raises `Unavailable`."""
+        (own,) = self._worker.numerics([replace(case, data=None)])
+        return own or self.numerics
 
     def verdicts(
         self,

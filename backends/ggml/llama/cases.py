@@ -5,21 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from opconform.backends.ggml.limits import CONSTRUCTORS
 from opconform.backends.ggml.llama.records import Node, Tensor
 from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.rows import Row
 from opconform.harness.model.buffers import ALIGNMENT
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.dtypes import DTYPES, Raw
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.ops import ops
 
 OUT = "out"
-
-#: Parameters of a case that ggml's op has no choice in.
-IMPLIED: Mapping[str, Mapping[str, Param]] = {
-    "cumsum": {"axis": 0, "exclusive": False, "reverse": False},
-    "solve_tri": {"left": True, "lower": True, "unit": False},
-    "l2_norm": {"eps_mode": "max"},
-}
 
 
 class NotACase(Exception):
@@ -36,16 +32,31 @@ class Captured:
     output: Raw
     lost: tuple[str, ...] = ()
 
+    @property
+    def outputs(self) -> Mapping[str, Raw]:
+        """The elements of each output, by name."""
+        return {OUT: self.output}
+
 
 def captured(node: Node) -> Captured:
     """`node` as a case of the op that ggml's rows (ops.py) name. Raises `NotACase`."""
-    row = OPS.get(node.op.lower())
-    if row is None:
+    row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
+    if row is None or row.op not in ops():
         raise NotACase(f"Opconform has no reference of {node.what} yet")
     if row.results:
         raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
     words = memoryview(node.params).cast("i").tolist()
-    return capture(node, row.op, {**IMPLIED.get(row.op, {}), **row.read(words)}, row.tensors)
+    return capture(node, row.op, {**_implied(row), **row.read(words)}, row.tensors)
+
+
+def _implied(row: Row) -> dict[str, Param]:
+    """The parameters of a case that ggml's op has no choice in: those that its constructor takes one value of."""
+    return {
+        limit.subject: limit.allowed[0]
+        for limit in CONSTRUCTORS
+        if limit.op == row.op and isinstance(limit.allowed, tuple) and len(limit.allowed) == 1
+        if limit.subject in ops()[row.op].params
+    }
 
 
 def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequence[str]) -> Captured:
@@ -63,7 +74,9 @@ def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequenc
     shares = _shares(sources, lost)
     inputs = {name: _layout(source, _start(name, sources, shares), name) for name, source in sources.items()}
     inplace = _inplace(node, sources, shares, lost)
-    output = inputs[inplace] if inplace else _layout(node, node.memory.start // ALIGNMENT * ALIGNMENT, OUT)
+    # What ggml makes itself starts where a tensor may, and every backend starts it so: that is no trait of the case.
+    start = node.memory.start // ALIGNMENT * ALIGNMENT if node.view_of else node.memory.start
+    output = inputs[inplace] if inplace else _layout(node, start, OUT)
     values = {name: _elements(source, name) for name, source in sources.items()}
     case = Case(op, dict(params), inputs, {OUT: output}, recipe="small_int", inplace=inplace, shares=shares)
     data = {name: raw.tobytes() for name, raw in values.items()}
