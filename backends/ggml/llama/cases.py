@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from opconform.backends.ggml.limits import CONSTRUCTORS
 from opconform.backends.ggml.llama.records import Node, Tensor
@@ -16,6 +19,8 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.ops import ops
 
 OUT = "out"
+_LARGE = 1e30  #: the largest number that a case has for a parameter
+_UNLIMITED: Mapping[str, Sequence[str]] = {"clamp": ("min", "max")}  #: parameters by op that are limits
 
 
 class NotACase(Exception):
@@ -46,7 +51,30 @@ def captured(node: Node) -> Captured:
     if row.results:
         raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
     words = memoryview(node.params).cast("i").tolist()
-    return capture(node, row.op, {**_implied(row), **row.read(words)}, row.tensors)
+    params = _finite(node, row.op, {**_implied(row), **row.read(words)})
+    return capture(node, row.op, params, row.tensors)
+
+
+def _finite(node: Node, op: str, params: Mapping[str, Param]) -> dict[str, Param]:
+    """The parameters with a large number in place of a limit at infinity, where the node reads no larger one: so its
+    result is the same, and other APIs take the case."""
+    found = dict(params)
+    for name in _UNLIMITED.get(op, ()):
+        value = found.get(name)
+        if isinstance(value, float) and math.isinf(value) and _largest(node) <= _LARGE:
+            found[name] = math.copysign(_LARGE, value)
+    return found
+
+
+def _largest(node: Node) -> float:
+    """The largest magnitude that a node reads; infinite where that is not known."""
+    source = node.source(0)
+    if source is None or source.data is None or source.type not in DTYPES:
+        return math.inf
+    layout = _layout(source, source.memory.start, source.name)
+    with np.errstate(invalid="ignore"):
+        found = float(np.max(np.abs(layout.type.decode(layout.array(source.data))), initial=0.0))
+    return math.inf if math.isnan(found) else found
 
 
 def _implied(row: Row) -> dict[str, Param]:
