@@ -61,7 +61,7 @@ def _model_options(command: Any) -> Any:
 @click.command()
 @click.argument("model", required=False, default="")
 @_model_options
-@click.option("--minutes", type=float, metavar="M", help="stop searching after so long, and report what there is")
+@click.option("--minutes", type=float, metavar="M", help="share so long among the models; report what there is")
 @click.option("--output", type=click.Choice(("console", "json")), default="console", help="what goes to stdout")
 @shared("--backend", "--ggml-lib", "--seed", "--max-bytes", "--report-dir", "--repro-dir", "--history")
 def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, output: str, **chosen: Any) -> None:
@@ -73,8 +73,8 @@ def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, 
     seed = values["seed"] or 0
     settings = settings_from({**values, "seed": seed, "also_seconds": 0})
     targets, _ = targets_of(values["backend"], settings)
-    until = None if minutes is None else time.monotonic() + 60 * positive("--minutes", minutes)
-    request = replace(_request(model, chosen, seed), until=until)
+    end = None if minutes is None else time.monotonic() + 60 * positive("--minutes", minutes)
+    request = _request(model, chosen, seed)
     todo = [(target, name) for target in targets for name in _architectures(arch, target) or [""]]
     several = len(todo) > 1
     found: list[Found] = []
@@ -83,11 +83,14 @@ def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, 
     history = Observers(recorders(Run(settings, "search", about_devices(targets), pairs)))
     with contextlib.closing(history), Session(settings, bundle_writers(settings)) as session:
         try:
-            for target, name in todo:
-                asked = replace(request, architecture=name, device=target.device.id, options=target.options)
+            for number, (target, name) in enumerate(todo):
+                until = None if end is None else _share(end, len(todo) - number)
+                device = target.device.id
+                asked = replace(request, architecture=name, device=device, options=target.options, until=until)
                 result = _watched(session, target, asked, minutes, several)
                 found.append((name or model, target.label, result))
-                history.watched(_recorded(result, asked, target))
+                if not isinstance(result, Watched) or result.nodes or result.whole:
+                    history.watched(_recorded(result, asked, target))  # else the time was up: it did not finish
                 if isinstance(result, Watched) and not (several and result.right):
                     click.echo(screen(result, again_with(result)) + "\n", err=output == "json")
         except KeyboardInterrupt:
@@ -104,6 +107,12 @@ def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, 
         click.echo(f"stopped by Ctrl-C after {len(found)} of {len(todo)} models", err=True)
         sys.exit(128 + signal.SIGINT)
     _finish(found)
+
+
+def _share(end: float, left: int) -> float:
+    """When a model's time is up, where so many are left to share the time until `end`."""
+    now = time.monotonic()
+    return now + max(end - now, 0.0) / left
 
 
 #: What came of a model on a target, by the names of both; a text says why it could not be run.
