@@ -20,6 +20,7 @@ from opconform.harness.run.script import Script, ScriptRequest
 if TYPE_CHECKING:
     import torch
 
+_INVERTED = Numerics(inverted_blocks=128)
 REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/cpu)"
 
 #: What computes an op: the case's tensors by argument name to the output, or to outputs and stages by name.
@@ -79,6 +80,10 @@ class TorchBackend(Backend):
 
     def supports(self, case: Case) -> str | None:
         return None if case.op in self.ops else f"the torch backend has no {case.op}; it has {', '.join(self.ops)}"
+
+    def numerics(self, case: Case) -> Numerics | None:
+        """Triangular solves of cuBLAS, MAGMA and rocBLAS invert diagonal blocks and multiply with the inverses."""
+        return _INVERTED if case.op == "solve_tri" and self.device.startswith("cuda") else None
 
     def load(self, case: Case, buffers: Buffers) -> _Loaded:
         return _Loaded(self, case, buffers)

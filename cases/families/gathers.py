@@ -124,7 +124,7 @@ def gather(
     elsewhere: Callable[[Case], Iterable[Elsewhere]] | None = None,
     check: Callable[[Case], None] | None = None,
     types: tuple[str, ...] = (),
-    alone: Callable[[Case], bool] = lambda case: True,
+    alone: Callable[[Case], tuple[int, ...] | str] = lambda case: (0, 1),
     copies: bool = False,
     bound: str = "the bits of x",
 ) -> Op:

@@ -27,7 +27,7 @@ class Verdict:
     `unsupported` is the reason why it was not run, or None. `findings` are empty where it passed; the first one heads
     the report. `comparisons`, one per output, are there if the backend returned; they were made with `numerics`.
     `stderr` is what the worker printed, kept for failures. `vacuous` says why a case that passed says nothing, "" for
-    one that says something.
+    one that says something. `unchecked` has what the checks on request could not look at, and why.
     """
 
     case: Case
@@ -38,6 +38,7 @@ class Verdict:
     stderr: str = ""
     seconds: float = 0.0
     vacuous: str = ""
+    unchecked: tuple[str, ...] = ()
 
     @property
     def comparison(self) -> Comparison | None:

@@ -12,7 +12,8 @@ What an interval covers:
   are fused into additions, and kernels that compute in float64, lie inside;
 * underflow: results below 2^-126 are off by a part of 2^-149, and may be 0, as operands may, where the device flushes;
 * overflow: past the largest float32 a result may be infinite; a sum may end as NaN, and nothing is demanded of it;
-* sums in any order, also compensated or blocked (Higham 2002, eq. 4.4 and the remark after it);
+* sums in any order, also compensated or blocked (Higham 2002, eq. 4.4 and the remark after it), and nothing more where
+  no order rounds; sums, differences and products of exact numbers that float32 holds are exact;
 * a / b as a division or as a·(1/b), where 1/b does not overflow; 1/√s as one operation of 2 units in the last place
   (CUDA C++ Programming Guide, "Mathematical Functions"; OpenCL C specification, "Relative error as ULPs"; Vulkan
   specification, "Precision of core SPIR-V instructions") or as a root and a division;
@@ -38,7 +39,7 @@ import numpy as np
 
 from opconform.harness.model.dtypes import F32, F64, DType, Mask
 from opconform.harness.model.expected import Expected
-from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.numerics import Numerics, holds_sum, quanta
 
 _TINY = F32.smallest_normal
 _INVERSE_ROOT_ULPS = 2.0
@@ -118,7 +119,8 @@ class Approx:
             return self
         value = self.value + its.value
         if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, self.numerics.u, denormal=0.0)
+            relative = self._unless(holds_sum(self.value, its.value))
+            return self._rounded(value, value, value, relative, denormal=0.0)
         return self._rounded(value, self.low + its.low, self.high + its.high, self.numerics.u, denormal=0.0)
 
     __radd__ = __add__
@@ -134,7 +136,8 @@ class Approx:
         its = self._lifted(other)
         value = self.value * its.value
         if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, self.numerics.u)
+            held = value.astype(np.float32) == value  # float64 holds every product of two float32 numbers
+            return self._rounded(value, value, value, self._unless(held))
         if its is self:
             least, most = abs(self)._ends[1:]
             return self._rounded(value, least * least, most * most, self.numerics.u)
@@ -250,11 +253,15 @@ class Approx:
     # --- along a row: the last axis, which keeps one place ---
 
     def sum(self) -> Approx:
-        """The sum of a row of n terms with additions in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4).
+        """The sum of a row of n terms with additions in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4), nothing where
+        no order rounds (`Numerics.rounds`).
 
         A device that flushes may lose 2^-126 in each addition. Where Σ|x| passes the largest float32 some order
         overflows on its way, and nothing is demanded.
         """
+        return self._summed(may_be_exact=True)
+
+    def _summed(self, may_be_exact: bool) -> Approx:
         it = self._taken
         numerics, additions = self.numerics, max(it.value.shape[-1] - 1, 0)
         value = it.value.sum(-1, keepdims=True)
@@ -267,16 +274,25 @@ class Approx:
         step = numerics.gamma(float(additions)) * magnitude
         if numerics.flushes_denormals:
             step = step + additions * numerics.underflow
+        if may_be_exact:
+            step = np.where(it._rounds_in_sum(magnitude), step, 0.0)
         free = ~(magnitude + step <= F32.largest)
         step = np.where(free, np.nan, step)
         least = np.where(low >= 0, np.maximum(low - step, 0.0), low - step)
         return Approx(value, least, high + step, numerics, self.part, step if low is value else None)
 
+    def _rounds_in_sum(self, magnitude: F64) -> Mask:
+        """The rows whose sum may round (see `Numerics.rounds`): all in which a term is not exact are among them."""
+        rounding = self.numerics.rounds(quanta(self.value).min(-1, keepdims=True, initial=np.inf), magnitude)
+        if not self._is_exact:
+            rounding = rounding | ((self.low != self.value) | (self.high != self.value)).any(-1, keepdims=True)
+        return rounding
+
     def mean(self) -> Approx:
-        """The sum of a row over the number of its elements."""
+        """The sum of a row over the number of its elements. A running mean (Welford) rounds where a sum does not."""
         n = self.value.shape[-1]
         exact = n < 2 and self.numerics.division_ulps <= 0.5  # a division by 1
-        return self.sum() if exact else self.sum() / float(max(n, 1))
+        return self.sum() if exact else self._summed(may_be_exact=False) / float(max(n, 1))
 
     def variance(self) -> Approx:
         """The mean of the squared distances from the mean, in two passes, or updated as Welford does.
@@ -363,6 +379,10 @@ class Approx:
 
     def _made(self, value: F64, low: F64, high: F64) -> Approx:
         return Approx(value, low, high, self.numerics, self.part)
+
+    def _unless(self, held: Mask) -> float | F64:
+        """The relative error of an operation on exact numbers: none where float32 holds the result."""
+        return self.numerics.u if self.numerics.conversions else np.where(held, 0.0, self.numerics.u)
 
     def _lifted(self, other: Approx | float) -> Approx:
         return other if isinstance(other, Approx) else self.constant(other)

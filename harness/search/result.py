@@ -19,7 +19,9 @@ class Tally:
 
     known: failing cases that entries of known_failures.toml cover.
     vacuous: cases that a kernel passes which writes zeros or copies an input (`vacuous.py`); they do not count as run.
-    free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN).
+    free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN), of all
+    `elements` of cases that passed; those count in neither whose slices were made NaN on purpose (`Case.keep`).
+    unchecked: how many cases a check on request could not look at, by what it was and why.
     looser: how many cases were judged by an arithmetic that is looser than float32, by what it is (`Numerics.looser`).
     """
 
@@ -31,6 +33,13 @@ class Tally:
     known: int = 0
     vacuous: int = 0
     looser: Counter[str] = field(default_factory=Counter)
+    elements: int = 0
+    unchecked: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def free_share(self) -> float:
+        """The share of elements of which nothing could be demanded."""
+        return self.free / self.elements if self.elements else 0.0
 
     @property
     def executed(self) -> int:
@@ -49,18 +58,24 @@ class Tally:
             self.vacuous += 1
         else:
             self.passed += 1
-            self.free += sum(comparison.free for comparison in verdict.comparisons)
+            if verdict.case.keep is None:
+                self.free += sum(comparison.free for comparison in verdict.comparisons)
+                self.elements += sum(comparison.wrong.size for comparison in verdict.comparisons)
+        self.unchecked.update(verdict.unchecked)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**plain, "unsupported": dict(self.unsupported), "looser": dict(self.looser)}
+        return {**plain, **{name: dict(getattr(self, name)) for name in _COUNTERS}}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Tally:
         """The tally that `to_json` gave."""
-        counters = {name: Counter(plain.get(name, {})) for name in ("unsupported", "looser")}
+        counters = {name: Counter(plain.get(name, {})) for name in _COUNTERS}
         return cls(**{**plain, **counters})
+
+
+_COUNTERS = ("unsupported", "looser", "unchecked")
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,8 @@ class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device. Or a model there: then
     `op` is its name, and `watched` what came of it.
 
-    build: the short name of the device's build. failed_known: ids of known cases that fail. left_out: ids of known
-    cases that did not run: larger than --max-bytes, or large and without time.
+    build: the short name of the device's build. free: where the op leaves elements free. failed_known: ids of known
+    cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without time.
     """
 
     op: str
@@ -115,6 +130,7 @@ class Result:
     left_out: tuple[str, ...] = ()
     known_failures: tuple[KnownFailure, ...] = ()
     build: str = ""
+    free: str = ""
     watched: Watched | None = None
 
     @property
@@ -151,6 +167,7 @@ class Result:
             "left_out": list(self.left_out),
             "known_failures": [asdict(known) for known in self.known_failures],
             "build": self.build,
+            "free": self.free,
         }
         if self.watched is not None:
             plain["watched"] = self.watched.to_json()
