@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from opconform.harness.model.graph import Difference, GraphNode, Together, WholeGraph, WrongPiece
+from opconform.harness.model.graph import Difference, Ended, GraphNode, Together, WholeGraph, WrongPiece
 from opconform.harness.model.text import printable
 from opconform.harness.search.watched import JudgedNode, Watched, WrongCase
 from opconform.harness.search.watching import Captured
@@ -37,7 +37,7 @@ def screen(found: Watched, again: Sequence[str] = ()) -> str:
     lines += _line("sequences", sequences_words(found.together))
     piece = found.whole.piece if found.whole else None
     if piece is not None or (found.whole and found.whole.switches):
-        lines += ["", *_piece(piece, found.whole)] if found.whole else []
+        lines += ["", *_piece(piece, found.whole, found.by_node)] if found.whole else []
     if found.piece:
         lines += _line("", f"kept without the model in {found.piece}")
     for case in found.cases:
@@ -110,7 +110,7 @@ def _mixed(sequence: int, difference: Difference, whose: int | None) -> str:
     return f"sequence {sequence} is off by {_off(difference)}, at {difference.where}{has}"
 
 
-def _piece(piece: WrongPiece | None, whole: WholeGraph) -> list[str]:
+def _piece(piece: WrongPiece | None, whole: WholeGraph, by_node: Ended | None) -> list[str]:
     lines = []
     if piece is not None:
         lines += _line("smallest piece", f"{piece.where}: {' '.join(piece.ops)}")
@@ -119,6 +119,10 @@ def _piece(piece: WrongPiece | None, whole: WholeGraph) -> list[str]:
         if piece.ended:
             lines += _line("", f"{piece.ended.kind}  {piece.ended}")
         lines += graph(piece)
+    elif by_node is not None and by_node.last is not None:
+        one = f"node {by_node.last}" if by_node.first == by_node.last else f"nodes {by_node.first}..{by_node.last}"
+        lines += _line("smallest piece", f"{one} of decode {by_node.decode}: {by_node.node}")
+        lines += _line("because", f"it was in flight, node by node, when {by_node.detail}")
     elif whole.asked:
         lines += _line("smallest piece", "none: it is right where the backend is asked about every node, and goes on")
     elif not whole.late:

@@ -105,6 +105,8 @@ def _lines(found: Watched, whole: WholeGraph | None, piece: WrongPiece | None) -
         lines.append(("smallest piece", f"{piece.where}: {' '.join(piece.ops)}"))
         lines += [("because", because) for because in piece.because]
         lines += [("", f"{piece.ended.kind}  {piece.ended}")] if piece.ended else []
+    elif found.by_node is not None and found.by_node.last is not None:
+        lines.append(("in flight", f"node {found.by_node.last} of decode {found.by_node.decode}: {found.by_node.node}"))
     for name, right in whole.switches.items() if whole else ():
         lines.append(("with a switch", f"{name}=1 {'makes it right' if right else 'leaves it wrong'}"))
     lines += [("wrong node", f"{case_words(case)}; {case.path}") for case in found.cases]
