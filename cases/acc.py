@@ -80,4 +80,6 @@ OP = Op(
     traits=views.traits,
     hypotheses=hypotheses,
     sources=views.sources,
+    flops=lambda case: case.inputs["b"].size,
+    moves=views.moves,
 )

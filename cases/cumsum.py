@@ -151,4 +151,5 @@ OP = Op(
     check=check,
     alone=lambda case: _numpy_axis(case) != 0,
     hypotheses=hypotheses,
+    flops=lambda case: case.inputs["x"].size,
 )

@@ -77,4 +77,5 @@ OP = Op(
     traits=views.traits,
     hypotheses=hypotheses,
     sources=sources,
+    moves=views.moves_without_reading,
 )

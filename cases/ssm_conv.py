@@ -126,4 +126,5 @@ OP = Op(
     check=check,
     traits=traits,
     hypotheses=hypotheses,
+    flops=lambda case: 2 * case.inputs["c"].shape[-1] * case.outputs["out"].size,
 )

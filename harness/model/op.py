@@ -103,6 +103,8 @@ class Op:
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    flops: how many operations on floating-point numbers a case takes; 0 for an op that only moves elements.
+    moves: bytes that a case must read and write; by default each element of every argument once.
     composite: what only few ops have.
     """
 
@@ -121,6 +123,8 @@ class Op:
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     copies: bool = False
+    flops: Callable[[Case], int] = field(default=lambda case: 0)
+    moves: Callable[[Case], int] | None = None
     composite: Composite = field(default_factory=Composite)
 
     @property
