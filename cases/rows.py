@@ -13,8 +13,16 @@ def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
     """x / max(√squares, eps) or x / √(squares + eps). Some kernels square eps (CUDA's rsqrt of max(Σx², eps²))."""
     eps = float(p["eps"])
     if p["eps_mode"] == "add":
-        return x.over_root(squares + eps)
-    return x.over_root(squares.maximum(x.constant(eps**2, roundings=3)))
+        return _or_by_mean(x, squares + eps)
+    return _or_by_mean(x, squares.maximum(x.constant(eps**2, roundings=3)))
+
+
+def _or_by_mean(x: Approx, limited: Approx) -> Approx:
+    """x / √limited, or as some make it of RMS_NORM (mlx-lm): x·r·c, r the inverse root of the mean of the squares and
+    c = 1/√n. Its second product rounds denormals once more."""
+    n = float(max(x.value.shape[-1], 1))
+    by_mean = x * (limited / n).rsqrt() * x.constant(n**-0.5, roundings=2)
+    return x.over_root(limited).either(by_mean)
 
 
 def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:
@@ -47,6 +55,14 @@ OPS = (
         to_one=True,
         mistakes={"the mean of each row is returned, not its sum": Approx.mean},
         bound="γ_{n−1}·Σ|x_j| over the n elements of the row",
+    ),
+    row_op(
+        "mean",
+        "the mean of each row",
+        Approx.mean,
+        to_one=True,
+        mistakes={"the sum of each row is returned, not its mean": Approx.sum},
+        bound="γ_n·Σ|x_j|/n over the n elements of the row",
     ),
     row_op(
         "l2_norm",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,18 @@ def sources(case: Case) -> dict[str, Places]:
     from_b = np.full(a.size, -1, dtype=np.int64)
     from_b[places(b, view.nb, view.offset)] = np.arange(b.size).reshape(b.shape)
     return {"a": np.arange(a.size).reshape(a.shape), "b": from_b.reshape(a.shape)}
+
+
+def alone(case: Case) -> tuple[int, ...] | str:
+    """The outermost axis that has slices, where each one of b lies in the one of a with its number: the view of one
+    slice counts bytes as that of all of them does."""
+    a, b, view = case.inputs["a"], case.inputs["b"], view_of(case)
+    axis = 0 if a.shape[0] > 1 else 1
+    step = contiguous_strides(a.shape, a.type.itemsize)[axis]
+    one = replace(view, shape=(*view.shape[:axis], 1, *view.shape[axis + 1 :]))
+    if a.shape[:2] == b.shape[:2] and view.strides[axis] == step and one.end <= step:
+        return (axis,)
+    return "the view of a crosses its slices" if max(a.shape[:2]) > 1 else ()
 
 
 NOT_COPIED = "only the view is written, a is not copied"

@@ -31,6 +31,8 @@ _COMMANDS = {
         "Time cases on each device, against what the device itself can do and against another build.",
     ),
     "replay": ("commands_run:replay", "Run one case, from a file or by id, on the devices named."),
+    "watch": ("commands_watch:watch", "Judge a running model, node by node and as a whole, and name what is wrong."),
+    "capture": ("commands_watch:capture", "Write the distinct nodes of a running model as case files."),
     "repro": ("commands_repro:repro", "Write the bundle of a failing case."),
     "runs": ("commands_history:runs_command", "The runs in a history, the oldest first."),
     "compare": ("commands_history:compare_command", "Compare the last results of two histories."),

@@ -25,6 +25,7 @@ from opconform.harness.search.result import Result
 from opconform.options import OPTIONS
 from opconform.output import FORMATS, printing
 from opconform.parallel import processes_of
+from opconform.pieces import piece_in, replay_piece
 from opconform.progress import Progress, Replay
 from opconform.reports.console import counts, matrix
 from opconform.reports.history import history_path
@@ -142,7 +143,10 @@ def _announce(campaign: Campaign) -> None:
 )
 @_output
 def replay(values: dict[str, Any], case: str, output: str) -> None:
-    """Run one case, from a file or by id, on the devices named."""
+    """Run one case, from a file or by id, on the devices named; or a piece of a graph, from a file."""
+    piece = piece_in(case, values)
+    if piece is not None:
+        sys.exit(replay_piece(piece, values))
     campaign = Campaign.of({**values, "case": [case]})
     name_missing(campaign.missing, err=True)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))

@@ -79,16 +79,12 @@ def _comes_and_goes(failure: Failure) -> bool:
     return failure.kind == Kind.NOT_DETERMINISTIC
 
 
-def wrapped(label: str, text: str) -> list[str]:
-    """A labelled text, broken between words."""
+def wrapped(label: str, text: str, width: int = 10) -> list[str]:
+    """A labelled text, broken between words; `width` is that of the column of labels."""
+    first, rest = f"  {label:<{width}} ", " " * (width + 3)
     return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=f"  {label:<10} ",
-        subsequent_indent=_MARGIN,
-        break_on_hyphens=False,
-        break_long_words=False,
-    ) or [f"  {label:<10} "]
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    ) or [first]
 
 
 def _case(case: Case) -> list[str]:

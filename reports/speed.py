@@ -214,7 +214,7 @@ def _bytes(size: int | None) -> str:
 def summary_of(measured: Sequence[Measured]) -> Mapping[str, int]:
     """How many cases were timed, how many are slower, failed, and are not supported."""
     return {
-        "timed": sum(each.warm is not None or each.versus is not None for each in measured),
+        "timed": sum(each.warm is not None for each in measured),
         "slower": sum(each.slower for each in measured),
         "failed": sum(each.error is not None for each in measured),
         "unsupported": sum(each.unsupported is not None for each in measured),

@@ -20,15 +20,20 @@ from opconform.backends.ggml.rows import Row
 from opconform.backends.ggml.timing import CLOCK, Bench, Measure
 from opconform.harness.model.buffers import ALIGNMENT, Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.graph import WholeGraph
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.piece import Piece
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.script import Script, ScriptRequest
+from opconform.harness.run.watching import Watcher, WatchRequest
 
 #: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
 #: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp. The norm of
-#: Vulkan and CUDA takes the variance in one pass (vulkan-shaders/norm.comp, ggml-cuda/norm.cu).
+#: Vulkan and CUDA takes the variance in one pass (vulkan-shaders/norm.comp, ggml-cuda/norm.cu). Vulkan's erf is the
+#: formula 7.1.26 of Abramowitz and Stegun, off by 1.5e-7 before it is rounded (vulkan-shaders/unary.comp); the errors
+#: of log, sin, cos and tanh are those of the Vulkan specification, "Precision of core SPIR-V instructions".
 CPU_NUMERICS = Numerics(flushes_denormals=True)
 GPU_NUMERICS = Numerics(
     flushes_denormals=True,
@@ -36,6 +41,11 @@ GPU_NUMERICS = Numerics(
     division_ulps=2.5,
     exp_ulps_per_unit=2.0,
     sqrt_ulps=5.0,
+    log_absolute=2.0**-21,
+    tanh_absolute=1e-5,
+    erf_absolute=2.0**-20,
+    sin_absolute=2.0**-11,
+    sin_within_pi=True,
     one_pass_variance=True,
 )
 
@@ -51,6 +61,9 @@ _CPU_HALF = {
     "two_part": replace(CPU_NUMERICS, narrow_operands=True),
     "flash": replace(CPU_NUMERICS, narrow_operands=True, narrow_sums=True),
 }
+
+#: The CPU looks up these in tables of float16 (src/ggml-cpu/vec.h, GGML_GELU_FP16 and GGML_GELU_QUICK_FP16).
+_TABLED = ("gelu", "gelu_quick")
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 
@@ -102,7 +115,7 @@ class GgmlBackend(Backend):
         self._backend = library.c.ggml_backend_dev_init(handle, library.c.null)
         if not self._backend:
             raise Unavailable(f"ggml {library.build} cannot open {device}", "see its messages on stderr")
-        _set_threads(library, handle, self._backend, int(options.get("ggml_threads", THREADS)))
+        library.set_threads(handle, self._backend, int(options.get("ggml_threads", THREADS)))
         self._float16 = library.float16 and device.startswith("Vulkan")
         self._nodes: Nodes | None = None
         self._refused: dict[str, list[Limit]] = {}  # what the interface does not take, by op
@@ -130,6 +143,27 @@ class GgmlBackend(Backend):
         from opconform.backends.ggml.script import script
 
         return script(request, int(request.options.get("ggml_threads", THREADS)))
+
+    @classmethod
+    def watcher(cls, request: WatchRequest) -> Watcher:
+        """A model in the libllama that lies beside libggml."""
+        from opconform.backends.ggml.llama.watching import ModelWatcher
+
+        return ModelWatcher(request)
+
+    @classmethod
+    def replay_piece(cls, piece: Piece, request: WatchRequest) -> WholeGraph:
+        """The piece's graph, made by hand in memory that is laid out as it was."""
+        from opconform.backends.ggml.llama.replaying import replay
+
+        return replay(piece, request)
+
+    @classmethod
+    def architectures(cls) -> tuple[str, ...]:
+        """Those that `llama.tiny` makes models of."""
+        from opconform.backends.ggml.llama.architectures import ARCHITECTURES
+
+        return tuple(ARCHITECTURES)
 
     def limits(self) -> tuple[Limit, ...]:
         """The constructors' asserts, this device's preconditions, and what is known to be wrong in this build."""
@@ -189,6 +223,8 @@ class GgmlBackend(Backend):
 
     def numerics(self, case: Case) -> Numerics | None:
         """Lower where matrix products round their operands to 16 bits, or flash attention adds up in float16."""
+        if case.op in _TABLED and self._is_cpu:
+            return replace(CPU_NUMERICS, half_tables=True)
         if case.op not in _PRODUCTS:
             return None
         if self._is_cpu:
@@ -252,12 +288,3 @@ def _describe(library: Library, name: str, handle: Any) -> Device:
         versions={key: value for key, value in versions.items() if value},
         numerics=CPU_NUMERICS if library.is_cpu(handle) else GPU_NUMERICS,
     )
-
-
-def _set_threads(library: Library, device: Any, backend: Any, count: int) -> None:
-    """Bound the CPU device's threads; other devices have no such function."""
-    c = library.c
-    registry = c.ggml_backend_dev_backend_reg(device)
-    address = c.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
-    if address:
-        c.ffi.cast("ggml_backend_set_n_threads_t", address)(backend, count)

@@ -104,6 +104,13 @@ class Library:
         """Whether a device (its handle) is ggml's own CPU device."""
         return bool(self.c.ggml_backend_dev_type(device) == CONSTANTS["GGML_BACKEND_DEVICE_TYPE_CPU"])
 
+    def set_threads(self, device: Any, backend: Any, count: int) -> None:
+        """Bound the CPU device's threads; other devices have no such function."""
+        registry = self.c.ggml_backend_dev_backend_reg(device)
+        address = self.c.ggml_backend_reg_get_proc_address(registry, b"ggml_backend_set_n_threads")
+        if address:
+            self.c.ffi.cast("ggml_backend_set_n_threads_t", address)(backend, count)
+
 
 class _Log:
     """Takes ggml's log: warnings and errors go on to stderr, the rest is dropped but for facts about the devices."""

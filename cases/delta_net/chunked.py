@@ -84,6 +84,8 @@ OP = Op(
     bound="per chunk |Δv'| ≤ (I − |T||ΔL|)^-1(…), ‖ΔS⁺‖ ≤ ‖P‖‖ΔS‖ + ‖δ‖, T = (I + Akk)^-1, P the chunk's steps",
     check=check,
     traits=values.traits,
+    alone=lambda case: (0,),
+    free="a triangular solve on the way there may fail in float32 (‖N‖ ≥ 1), or some order of summing overflows",
     hypotheses=faults.hypotheses,
     composite=Composite(
         optional=("state",),

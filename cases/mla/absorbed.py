@@ -53,6 +53,7 @@ OP = Op(
     check=check,
     argument_dtypes={"c_kv": CACHES, "k_pe": CACHES, "mask": ("f32", "f16")},
     traits=traits,
+    alone=lambda case: (0,),
     hypotheses=hypotheses,
     composite=Composite(
         optional=("mask",),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+from opconform.harness.model import sidecar
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, MAX_RANK, Case, CaseError
 from opconform.harness.model.files import read_regular
 from opconform.harness.model.ops import ops
@@ -20,6 +20,7 @@ from opconform.harness.model.values import RECIPES
 LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
 _FILE_BYTES = 1 << 30
 _MODELS = ("DeepSeek", "GPT-", "Gemma", "Kimi", "Llama", "Mamba", "Mixtral", "Phi-", "Qwen", "RWKV", "gpt-oss")
+INLINE = 1 << 20  #: bytes of a case's inputs that stand in its file itself
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,16 @@ def checked(case: Case) -> Case:
 def case_from_file(path: Path, max_bytes: int = DEFAULT_MAX_BYTES) -> Case:
     """The case in a JSON file. Raises `UsageError`, one line that names the file."""
     try:
-        return read_case(read_regular(path, _FILE_BYTES), max_bytes)
+        return read_case(read_regular(path, _FILE_BYTES), max_bytes, path.parent)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; a case is a regular file with one JSON object") from None
     except ValueError as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def read_case(text: bytes, max_bytes: int) -> Case:
-    """The case that JSON text describes, if its op exists and takes it. Raises `ValueError`, one line."""
+def read_case(text: bytes, max_bytes: int, folder: Path | None = None) -> Case:
+    """The case that JSON text describes, if its op exists and takes it; `folder` is where the bytes of a large one may
+    stand beside it. Raises `ValueError`, one line, and `OSError`."""
     try:
         plain = parsed(text)
     except json.JSONDecodeError as error:
@@ -101,7 +103,16 @@ def read_case(text: bytes, max_bytes: int) -> Case:
         raise CaseError(f"not JSON: {error.reason} at byte {error.start}; it must be UTF-8") from None
     except ValueError as error:  # nested too deep, a number of thousands of digits
         raise CaseError(f"not a case: {error}") from None
-    return checked(Case.from_json(plain, max_bytes))
+    if folder is None or not isinstance(plain, dict) or not sidecar.names_file(plain.get("data")):
+        return checked(Case.from_json(plain, max_bytes))
+    about = plain.pop("data")
+    case = checked(Case.from_json(plain, max_bytes))
+    sizes = {name: layout.size * layout.type.itemsize for name, layout in case.inputs.items()}
+    raw, data, at = sidecar.get(about, folder, sum(sizes.values()), "case.data"), {}, 0
+    for name, size in sizes.items():
+        data[name] = raw[at : at + size]
+        at += size
+    return case.with_data(data)
 
 
 def find_case(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[str, Case]:
@@ -129,13 +140,17 @@ def case_path(report_dir: str, case_id: str) -> Path:
 def store(case: Case, report_dir: str) -> Path:
     """Write a case file, whole or not at all; returns its path."""
     path = case_path(report_dir, case.id)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(case.to_json(), file, indent=1)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_case(case, path)
     return path
+
+
+def write_case(case: Case, path: Path) -> None:
+    """Write a case into a file, whole or not at all; the bytes of a large one stand beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if case.data is None or sum(map(len, case.data.values())) <= INLINE:
+        plain = case.to_json()
+    else:
+        raw = b"".join(case.data[name] for name in case.inputs)
+        plain = {**replace(case, data=None).to_json(), "data": sidecar.put(raw, path.parent, path.stem, 0)}
+    with sidecar.whole_file(path) as file:
+        json.dump(plain, file, indent=1)

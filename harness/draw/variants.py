@@ -13,7 +13,7 @@ from random import Random
 
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DTYPES
-from opconform.harness.model.layouts import Layout, LayoutClass, contiguous_strides
+from opconform.harness.model.layouts import Layout, LayoutClass, blocks_of, contiguous_strides
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of, slices
@@ -53,11 +53,11 @@ class Departure:
         """This departure as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
         if self == PACKED:
             return Layout.contiguous(dtype, sizes)
-        itemsize = DTYPES[dtype].itemsize
+        itemsize, raw = DTYPES[dtype].itemsize, blocks_of(sizes, DTYPES[dtype].block)
         nb, extent = [0] * 4, itemsize * self.step
         for axis in self.order:
             nb[axis] = extent
-            extent = extent * max(sizes[3 - axis], 1) + self.pads[axis] * itemsize
+            extent = extent * max(raw[3 - axis], 1) + self.pads[axis] * itemsize
         for axis in self.repeat:
             nb[axis] = 0
         return Layout(dtype, sizes, tuple(reversed(nb)), self.offset * itemsize)
@@ -172,8 +172,8 @@ def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Vari
     """
     random = Random(seed)
     names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
-    widest = {name: freedom.widest(name, name in problem.shapes and name != problem.inplace) for name in names}
-    recipes = recipes_of(op, problem.dtype)
+    widest = {name: _widest(name, problem, freedom) for name in names}
+    recipes = freedom.choices("recipe", recipes_of(op, problem.dtype))
     packs = [name for group in op.composite.packs for name in group]
     may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
     found: list[Variant] = []
@@ -195,6 +195,12 @@ def _is_taken(op: Op, problem: Problem, variant: Variant, freedom: Freedom) -> b
     too large."""
     case = variant.case(op, problem)
     return case.nbytes <= freedom.max_bytes and freedom.forbids(case, op.traits) is None
+
+
+def _widest(name: str, problem: Problem, freedom: Freedom) -> LayoutClass:
+    """The widest layout class for an argument. The blocks of a quantised row always stand side by side."""
+    widest = freedom.widest(name, name in problem.shapes and name != problem.inplace)
+    return min(widest, LayoutClass.ROWS) if DTYPES[problem.dtype_of(name)].block > 1 else widest
 
 
 def _nearer(variant: Variant, problem: Problem) -> Iterator[Variant]:

@@ -56,20 +56,22 @@ def median_interval(samples: Sequence[float], confidence: float = CONFIDENCE) ->
     if not samples:
         raise ValueError("there is no sample")
     ordered, n = sorted(samples), len(samples)
-    k = _rank(n, confidence)
-    reached = 1 - 2 * _below(n, k)
+    k, reached = _rank(n, confidence)
     return Interval(ordered[k - 1], median(ordered), ordered[n - k], reached, n)
 
 
 @cache
-def _rank(n: int, confidence: float) -> int:
-    k = 1
-    while k < (n + 1) // 2 and 2 * _below(n, k + 1) <= 1 - confidence:
-        k += 1
-    return k
+def _rank(n: int, confidence: float) -> tuple[int, float]:
+    """The rank k, and the confidence that it reaches."""
+    ways, chosen, k = 1, 1, 1  # subsets of fewer than k of n things, and of k − 1
+    while k < (n + 1) // 2:
+        chosen = chosen * (n - k + 1) // k
+        if (ways + chosen) / 2 ** (n - 1) > 1 - confidence:
+            break
+        ways, k = ways + chosen, k + 1
+    return k, float(1 - ways / 2 ** (n - 1))
 
 
-@cache
 def _below(n: int, k: int) -> float:
     """P(X < k) for X binomial of n and 1/2."""
     return float(sum(math.comb(n, i) for i in range(k)) / 2**n)

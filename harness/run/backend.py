@@ -13,10 +13,14 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.usage import UsageError
 from opconform.harness.run.script import Script, ScriptRequest
 
 if TYPE_CHECKING:
+    from opconform.harness.model.graph import WholeGraph
+    from opconform.harness.model.piece import Piece
     from opconform.harness.run.sanitizer import Sanitizer
+    from opconform.harness.run.watching import Watcher, WatchRequest
 
 
 class Unavailable(Exception):
@@ -131,6 +135,23 @@ class Backend:
         Called in a process of its own, without a device. Raises `CannotWriteError` with the reason.
         """
         return None
+
+    @classmethod
+    def watcher(cls, request: WatchRequest) -> Watcher:
+        """A model to be run and watched on a device. Raises `UsageError` where the class runs none, or not that one,
+        and `Unavailable` for a build that has no models."""
+        raise UsageError(f"the backend {cls.name or cls.__name__} runs no models; see `opconform watch --help`")
+
+    @classmethod
+    def architectures(cls) -> tuple[str, ...]:
+        """The names that a request for a tiny model with random weights may have."""
+        return ()
+
+    @classmethod
+    def replay_piece(cls, piece: Piece, request: WatchRequest) -> WholeGraph:
+        """A piece in one go against its nodes one by one. Raises `UsageError` where the class cannot compute it, and
+        `Unavailable` for a build or a device that there is not."""
+        raise UsageError(f"the backend {cls.name or cls.__name__} computes no pieces of graphs")
 
     def limits(self) -> tuple[Limit, ...]:
         """What this device does not take. The search steers by it, so that no draw is wasted."""

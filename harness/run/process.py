@@ -21,6 +21,7 @@ import numpy as np
 from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
+from opconform.harness.model.numerics import Numerics
 from opconform.harness.run import messages
 from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.messages import (
@@ -93,6 +94,13 @@ class Worker:
         self._wire.send(("supports", list(cases)), START_SECONDS)
         kind, content = self._reply(what, None)
         return self._read(what, lambda plain: messages.reasons_in(plain, len(cases)), kind, "reasons", content)
+
+    def numerics(self, cases: Sequence[Case]) -> list[Numerics | None]:
+        """The backend's own word on the arithmetic of each case. Raises `Unavailable`."""
+        what = "say how it computes"
+        self._wire.send(("numerics", list(cases)), START_SECONDS)
+        kind, content = self._reply(what, None)
+        return self._read(what, lambda plain: messages.numerics_in(plain, len(cases)), kind, "numerics", content)
 
     def _reply(self, what: str, seconds: float | None) -> tuple[str, Any]:
         """The next message. Raises `Unavailable`, or `UsageError` where the worker says so."""
@@ -288,6 +296,9 @@ class Local:
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         return [self._backend.supports(case) for case in cases]
+
+    def numerics(self, cases: Sequence[Case]) -> list[Numerics | None]:
+        return [self._backend.numerics(case) for case in cases]
 
     def stages(self, case: Case, seconds: float) -> Shown | StageError:
         return shown_stages(self._backend, case, self._arena)

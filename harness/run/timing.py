@@ -20,7 +20,7 @@ What = Literal["warm", "cold", "copy", "cold copy", "product"]
 
 SAMPLE_SECONDS = 1e-3  #: a sample takes at least so long, or the clock's steps and the start of a launch show
 MOST_REPEATS = 1 << 16
-MOST_SAMPLES = 1000  #: in one answer
+MOST_SAMPLES = 200  #: in one answer
 SIDES = (256, 512, 1024, 2048, 4096)  #: of the matrices of "product": the smallest that takes `PRODUCT_SECONDS`
 PRODUCT_SECONDS = 5e-3
 

@@ -7,6 +7,7 @@ in the way. After that it answers:
     ("open", device id)              → the device's limits
     ("run", size, [(case, offset)])  → one answer per case, as soon as each is finished
     ("supports", [case])             → one reason or None per case
+    ("numerics", [case])             → one Numerics or None per case
     ("stages", size, case, offset)   → the intermediates by stage, or what stood in the way
     ("clock", size, case, offset, n) → the case is loaded to be timed, beside copies of n bytes
     ("sample", what, seconds)        → times of that case, or what stood in the way
@@ -249,6 +250,14 @@ def _serve(harness: _Harness, spec: str, memory: _Memory, log: _Log) -> None:
                 reasons = [backend.supports(case) for case in cases]
                 log.news()
                 harness.send(messages.of_reasons(reasons))
+            case ("numerics", cases):
+                assert backend is not None
+                try:
+                    found = messages.of_numerics([backend.numerics(case) for case in cases])
+                except Exception as error:
+                    found = messages.of_absence(Unavailable(_own_frames(error), "numerics failed"))
+                log.news()
+                harness.send(found)
             case ("stages", size, case, offset):
                 assert backend is not None
                 shown = messages.of_stages(shown_stages(backend, case, memory.up_to(size)[offset:]))

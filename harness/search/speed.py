@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -151,7 +152,11 @@ def runner_of(target: Target, settings: Settings) -> Runner:
 
 
 def _in_turn(timer: Timer, subjects: Sequence[What], seconds: float) -> list[Interval | None]:
-    """The intervals of several things that are timed in turn, so that what disturbs one disturbs the others too."""
+    """The intervals of several things that are timed in turn, so that what disturbs one disturbs the others too.
+
+    Filling the caches takes time as well, so that a small budget may be spent after two turns.
+    """
+    end = time.perf_counter() + seconds
     found: dict[What, list[float]] = {what: [] for what in subjects}
     block = seconds / _BLOCKS / len(subjects)
     for turn in range(_BLOCKS):
@@ -159,7 +164,8 @@ def _in_turn(timer: Timer, subjects: Sequence[What], seconds: float) -> list[Int
             found[what] += timer.sample(what, block).seconds
         intervals = [median_interval(samples) if samples else None for samples in found.values()]
         first = intervals[0]
-        if turn and first is not None and first.count >= 2 * _BLOCKS and first.precision <= PRECISION:
+        precise = first is not None and first.count >= 2 * _BLOCKS and first.precision <= PRECISION
+        if turn and (precise or time.perf_counter() > end):
             break
     return intervals
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,11 +13,13 @@ import numpy as np
 from opconform.backends.ggml.llama.records import Node
 from opconform.backends.ggml.llama.scripts import Script
 from opconform.backends.ggml.llama.session import SECONDS, UNOBSERVED, Context, ContextSizes, Died, Model, Watch
+from opconform.harness.run.watching import LateError
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A model on devices of a build, and the room for what it will decode. `environment` is that of the worker."""
+    """A model on devices of a build, and the room for what it will decode. `environment` is that of the worker;
+    `until` is when no run may begin any more (`time.monotonic`), or None."""
 
     folder: Path
     path: Path
@@ -25,6 +28,7 @@ class Setup:
     sizes: ContextSizes = field(default_factory=ContextSizes)
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = SECONDS
+    until: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,10 @@ class Bench:
         see: Callable[[int, Node], None] | None = None,
     ) -> Run:
         """Decode `script` from the start: with nothing observed where `watch` is None, else as it says, for all
-        batches or for each. `see` is told the number of the batch, too. Raises `ModelError`."""
+        batches or for each. `see` is told the number of the batch, too. Raises `ModelError`, and `LateError` once the
+        time is up."""
+        if self.setup.until is not None and time.monotonic() > self.setup.until:
+            raise LateError
         self.runs += 1
         watches = [watch] * len(script) if isinstance(watch, Watch) else watch
         logits: list[np.ndarray] = []

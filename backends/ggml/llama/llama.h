@@ -52,5 +52,4 @@ const char * ggml_backend_buffer_name(ggml_backend_buffer_t buffer);
 size_t ggml_backend_buffer_get_size(ggml_backend_buffer_t buffer);
 bool ggml_backend_buffer_is_host(ggml_backend_buffer_t buffer);
 int ggml_backend_buffer_get_usage(ggml_backend_buffer_t buffer);
-const char * ggml_op_desc(const struct ggml_tensor * tensor);
 void * gguf_init_from_file(const char * path, gguf_init_params params);

@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from opconform.backends.ggml.llama.binding import Llama, Pointer
-from opconform.backends.ggml.llama.records import VIEWS, is_repacked
+from opconform.backends.ggml.llama.records import VIEWS, Memory, is_repacked
+from opconform.harness.model.buffers import unwritten
+from opconform.harness.model.dtypes import DTYPES
 
 #: How far noise moves an element, relative to it: as far as a float32 sum of 256 terms typically moves when they are
 #: added in another order (√n·u, Higham 2002, section 4.6).
@@ -24,7 +26,7 @@ NOISE = 2.0**-20
 Region = tuple[int, int]  #: offset and size in the shared memory
 
 
-class Memory(Protocol):
+class Room(Protocol):
     """Shared memory that the front sees: `worker.SharedMemory`."""
 
     def renew(self) -> None: ...
@@ -39,7 +41,7 @@ class Observer:
         self,
         llama: Llama,
         send: Callable[[str, Any], None],
-        memory: Memory,
+        memory: Room,
         note: Callable[[int, int, str], None],
     ) -> None:
         """`note` is told the first and the last node of the piece in flight, and what the last is."""
@@ -61,8 +63,9 @@ class Observer:
         """Start a decode under other orders.
 
         `ends` and `values` are "all", "none" or lists of node numbers; ends that are "all" are the nodes that compute
-        something. `told` says whether nodes are sent at all; `noise` is a seed or None; `spoil` is [node, element,
-        factor] or None.
+        something. `told` says whether nodes are sent at all; `noise` is a seed or None, and `levels` how far it moves
+        the output of some ops; `poison` says whether outputs are filled before; `spoil` is [node, element, factor] or
+        None.
         """
         self._every = watch.get("ends") == "all"
         self._ends = _chosen(watch.get("ends", "none"))
@@ -70,6 +73,8 @@ class Observer:
         self._told = bool(watch.get("told", False))
         noise, spoil = watch.get("noise"), watch.get("spoil")
         self._random = None if noise is None else np.random.RandomState(noise)
+        self._levels = dict(watch.get("levels", {}))
+        self._poison = bool(watch.get("poison", False))
         self._spoil = spoil
         self._index = -1
         self._first = 0
@@ -104,10 +109,37 @@ class Observer:
             while sources and sources[-1] is None:
                 sources.pop()
             params = bytes(self._c.ffi.buffer(tensor.op_params)).hex()
-            plain = [index, self._first, self._plain(tensor), what, params, sources]
+            plain = [index, self._first, self._plain(tensor), int(tensor.op), what, params, sources]
             self._pending.append(plain)
         self._last = tensor
-        return self._ends(index) and (computes or not self._every)
+        ends = self._ends(index) and (computes or not self._every)
+        if self._poison and ends and self._first == index and self._values(index):
+            self._fill(tensor)
+        return ends
+
+    def _fill(self, tensor: Pointer) -> None:
+        """Fill the output of a node that is computed alone, so that an element which its kernel does not write shows.
+
+        An output that is a view, or lies over a source, holds what is read or stays. Any other is the node's own from
+        here on: what stood there has been read for the last time."""
+        c, known = self._c, DTYPES.get(self._known("type", tensor.type))
+        if known is None or not tensor.buffer or tensor.view_src or not self._is_packed(tensor):
+            return
+        mine = self._span(tensor)
+        if any(source and mine.overlaps(self._span(source)) for source in tensor.src):
+            return
+        raw = np.full(int(c.ggml_nbytes(tensor)) // known.itemsize, unwritten(known), known.raw)
+        if raw.size:
+            c.ggml_backend_tensor_set(tensor, c.ffi.from_buffer(raw), 0, raw.nbytes)
+
+    def _is_packed(self, tensor: Pointer) -> bool:
+        rows = [int(tensor.ne[i]) * int(tensor.nb[i]) for i in range(3)]
+        return rows == [int(step) for step in tensor.nb][1:]
+
+    def _span(self, tensor: Pointer) -> Memory:
+        number, base = self._buffer(tensor.buffer)
+        start = self._llama.address(tensor.data) - base
+        return Memory(number, start, start + int(self._c.ggml_nbytes(tensor)))
 
     def _source(self, tensor: Pointer, regions: dict[int, Region | None] | None) -> Any:
         """What is sent of a source, with its bytes where `regions` is given: those that were read for this node."""
@@ -204,9 +236,10 @@ class Observer:
         values: np.ndarray = np.ndarray(shape, kind, raw.data, 0, strides)
         with np.errstate(all="ignore"):
             if spoil:
-                values[np.unravel_index(int(spoil[1]), values.shape)] *= kind.type(spoil[2])
+                _spoil(values, int(spoil[1]), float(spoil[2]))
             elif self._random is not None:
-                values *= 1 + np.float32(NOISE) * self._random.uniform(-1, 1, values.shape).astype(np.float32)
+                level = np.float32(self._levels.get(self._known("op", tensor.op), NOISE))
+                values *= 1 + level * self._random.uniform(-1, 1, values.shape).astype(np.float32)
         c.ggml_backend_tensor_set(tensor, c.ffi.from_buffer(raw), 0, raw.size)
 
     def _known(self, what: str, number: int) -> str:
@@ -217,6 +250,14 @@ class Observer:
             found = c.text((c.ggml_op_name if what == "op" else c.ggml_type_name)(number))
             self._names[what, number] = found
         return found
+
+
+def _spoil(values: np.ndarray, element: int, factor: float) -> None:
+    """Multiply an element; −1 is the largest that is finite. What is 0 becomes the factor less 1."""
+    if element < 0:
+        element = int(np.argmax(np.where(np.isfinite(values), np.abs(values), -1)))
+    place = np.unravel_index(element, values.shape)
+    values[place] = values[place] * values.dtype.type(factor) or values.dtype.type(factor - 1)
 
 
 def _chosen(numbers: Any) -> Callable[[int], bool]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -106,12 +106,14 @@ class Node(Tensor):
     """An op of the graph with its output, as it stands after it.
 
     index: its place in the decode. piece: the index of the first node that was computed together with it, views left
-    out; its own where it was computed alone. what: the op as ggml describes it (`SILU` for the op UNARY). params:
-    op_params. missing: the places of sources that are NULL, as in a list with them.
+    out; its own where it was computed alone. number: of its op in enum ggml_op, which differs between builds. what: the
+    op as ggml describes it (`SILU` for the op UNARY). params: op_params. missing: the places of sources that are NULL,
+    as in a list with them.
     """
 
     index: int = 0
     piece: int = 0
+    number: int = 0
     what: str = ""
     params: bytes = b""
     sources: tuple[Source, ...] = ()
@@ -160,3 +162,13 @@ def tensor_from(plain: Sequence[Any], buffers: Sequence[Buffer], data: np.ndarra
 def devices_of(nodes: Iterable[Node]) -> tuple[str, ...]:
     """The names of the buffers that nodes write to, in the order of first sight."""
     return tuple(dict.fromkeys(node.buffer.name for node in nodes if node.computes and node.buffer.name))
+
+
+def kept(node: Node) -> Node:
+    """A node whose bytes are copies, to be kept after `see` has returned."""
+
+    def copied(data: np.ndarray | None) -> np.ndarray | None:
+        return None if data is None else data.copy()
+
+    sources = tuple(replace(source, data=copied(source.data)) for source in node.sources)
+    return replace(node, data=copied(node.data), sources=sources)

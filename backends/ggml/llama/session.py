@@ -17,7 +17,7 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from opconform.backends.ggml.llama.records import Buffer, Node, Source, tensor_f
 from opconform.backends.ggml.llama.scripts import Batch
 from opconform.backends.ggml.llama.worker import PROGRESS
 from opconform.harness.model.findings import Kind
+from opconform.harness.model.graph import Ended
 from opconform.harness.run.messages import NonsenseError, packed, unpacked
 from opconform.harness.run.process import memory_file
 from opconform.harness.run.wire import EndedError, OutOfTimeError, Wire, exit_words
@@ -65,6 +66,11 @@ class Died(Exception):
         telling = [line for line in lines if "ASSERT" in line or "ABORT" in line or "cannot run the operation" in line]
         return (telling or lines or [""])[-1]
 
+    def in_decode(self, decode: int) -> Ended:
+        """The same for a report."""
+        first, last = self.piece or (None, None)
+        return Ended(self.kind, self.detail, self.last_words, decode, first, last, self.node)
+
 
 @dataclass(frozen=True)
 class ContextSizes:
@@ -87,16 +93,20 @@ class Watch:
     """What is observed of a decode.
 
     ends: the nodes after which the backend has to stop ("all": all that compute something); what lies between two of
-    them is a piece, which it computes as it likes. values: the nodes whose sources are read before, and,
-    of those among `ends`, the output after. told: whether `see` is called with nodes at all. noise: a seed, by which
-    every float32 output is moved by a rounding error or so (`observer.NOISE`). spoil: for tests, a node, an element of
-    its output (C order, outermost dimension first) and a factor that it is multiplied with.
+    them is a piece, which it computes as it likes. values: the nodes whose sources are read before, and, of those among
+    `ends`, the output after. told: whether `see` is called with nodes at all. noise: a seed, by which every float32
+    output is moved by up to `NOISE` of itself, or by what `levels` has for its op. poison: the output of a node that is
+    computed alone and observed with its values is filled before with what no kernel writes, unless it lies over a
+    source. spoil: for tests, a node, an element of its output (C order, outermost dimension first; −1 is the largest)
+    and a factor that it is multiplied with; 0 becomes the factor less 1.
     """
 
     ends: Chosen = "all"
     values: Chosen = "none"
     told: bool = True
     noise: int | None = None
+    levels: Mapping[str, float] = field(default_factory=dict)
+    poison: bool = False
     spoil: tuple[int, int, float] | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -118,6 +128,7 @@ class Worker:
         self._memory_fd = memory_file()
         self._mapped = np.empty(0, np.uint8)
         self._ended: Died | None = None
+        self._mark = 0  # where what it said during the last request begins
         self._wire = Wire([sys.executable, "-c", _START, str(self._memory_fd)], environment, keep=(self._memory_fd,))
 
     @property
@@ -129,6 +140,7 @@ class Worker:
         `Died`, and whatever `take` raises; after anything but `ModelError` the worker has ended."""
         if self._ended:
             raise self._ended
+        self._mark = self._wire.output.total
         try:
             self._send("request", request)
             while True:
@@ -176,7 +188,7 @@ class Worker:
             why = "it hung up and did not end" if code is None else exit_words(code)
         self._wire.kill()
         self._wire.output.settle()
-        said = self._wire.output.since(0, _STDERR_BYTES)
+        said = self._wire.output.since(self._mark, _STDERR_BYTES)
         piece, node = None, ""
         if os.fstat(self._memory_fd).st_size >= PROGRESS.size:
             _, runs, first, last, name = PROGRESS.unpack(os.pread(self._memory_fd, PROGRESS.size, 0))
@@ -292,11 +304,12 @@ class Context:
         raise NonsenseError(f"a message of {kind!r:.40} came instead of a node")
 
     def _node(self, message: list[Any]) -> Node:
-        index, piece, plain, what, params, sources, region = message
+        index, piece, plain, number, what, params, sources, region = message
         return Node(
             **tensor_from(plain, self._buffers, self._data(region)),
             index=int(index),
             piece=int(piece),
+            number=int(number),
             what=str(what),
             params=bytes.fromhex(params),
             sources=tuple(

@@ -10,9 +10,10 @@ get a wide threshold in this way, and no false alarm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from opconform.backends.ggml.llama.pieces import Overlap, ends_around, overlaps,
 from opconform.backends.ggml.llama.records import Node
 from opconform.backends.ggml.llama.scripts import Script
 from opconform.backends.ggml.llama.session import UNOBSERVED, Died, Watch
+from opconform.harness.run.watching import LateError
 
 MARGIN = 8.0  #: the moves of a few noisy runs are a sample; the largest possible one is a few times larger
 NOISY_RUNS = 3
@@ -93,7 +95,8 @@ class Whole:
     that it was in. by_node: the death of the decode node by node, without which nothing can be compared. asked: whether
     the whole is right where the backend is asked to stop nowhere, but asked, which alone makes libllama wait for the
     device after each split; None where that was not tried. nodes: all nodes of every decode, without values. logits:
-    of the decode node by node. runs: how often the script was decoded for all this.
+    of the decode node by node. runs: how often the script was decoded for all this. late: the time was up before the
+    search was over.
     """
 
     differences: tuple[Difference, ...]
@@ -105,6 +108,7 @@ class Whole:
     nodes: tuple[tuple[Node, ...], ...] = ()
     logits: tuple[np.ndarray, ...] = ()
     runs: int = 0
+    late: bool = False
 
     @property
     def wrong_times(self) -> int:
@@ -116,10 +120,25 @@ class Whole:
         return self.by_node is None and not self.wrong_times
 
 
-def compare(bench: Bench, script: Script, search: bool = True) -> Whole:
+class Runs(Protocol):
+    """What decodes a script in different ways: a `Bench`, or whatever else has a graph with outputs."""
+
+    setup: Setup
+    runs: int
+
+    def run(
+        self,
+        script: Script,
+        watch: Sequence[Watch] | Watch | None = None,
+        see: Callable[[int, Node], None] | None = None,
+    ) -> Run: ...
+
+
+def compare(bench: Runs, script: Script, search: bool = True) -> Whole:
     """Decode `script` whole and node by node, and find the smallest wrong piece where they differ.
 
-    Raises `ModelError` where libllama does not decode the script at all.
+    Raises `ModelError` where libllama does not decode the script at all, and `LateError` where the time is up before
+    there is a verdict.
     """
     for _ in range(ATTEMPTS):
         nodes: list[list[Node]] = [[] for _ in script]
@@ -140,11 +159,16 @@ def compare(bench: Bench, script: Script, search: bool = True) -> Whole:
     )
     if verdict.right or not search:
         return verdict
-    asked = bench.run(script, UNOBSERVED)
-    asked_right = not asked.died and not difference(alone, asked, thresholds).wrong
-    piece = None if asked_right else _search(bench, script, alone, thresholds, verdict.nodes)
-    switches = _switches(bench.setup, script, alone, thresholds)
-    return replace(verdict, asked=asked_right, piece=piece, switches=switches, runs=bench.runs)
+    try:
+        asked = bench.run(script, UNOBSERVED)
+        asked_right = not asked.died and not difference(alone, asked, thresholds).wrong
+        verdict = replace(verdict, asked=asked_right)
+        verdict = replace(verdict, switches=_switches(bench.setup, script, alone, thresholds))
+        if not asked_right:
+            verdict = replace(verdict, piece=_search(bench, script, alone, thresholds, verdict.nodes))
+    except LateError:
+        verdict = replace(verdict, late=True)
+    return replace(verdict, runs=bench.runs)
 
 
 def _append(nodes: list[list[Node]], number: int, node: Node) -> None:
@@ -155,7 +179,7 @@ def difference(one: Run, other: Run, thresholds: Thresholds, start: int = 0) -> 
     """How far apart two runs are, from the decode `start` on, as far as both go."""
     found = []
     for decode in range(start, min(len(one.logits), len(other.logits))):
-        off, threshold = _off(one.logits[decode], other.logits[decode]), thresholds[decode]
+        off, threshold = off_of(one.logits[decode], other.logits[decode]), thresholds[decode]
         with np.errstate(divide="ignore", invalid="ignore"):
             row = int(np.argmax(np.nan_to_num(off / threshold, nan=0.0, posinf=np.inf)))
         logits = one.logits[decode]
@@ -165,7 +189,7 @@ def difference(one: Run, other: Run, thresholds: Thresholds, start: int = 0) -> 
     return replace(farthest, first=next((each.decode for each in found if each.wrong), farthest.decode))
 
 
-def _off(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def off_of(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The largest difference in each row. Two infinities of one sign are alike, and two that are no numbers."""
     a, b = one.astype(np.float64), other.astype(np.float64)
     with np.errstate(invalid="ignore"):
@@ -174,17 +198,17 @@ def _off(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(np.isnan(apart), np.inf, apart).max(1))
 
 
-def _thresholds(bench: Bench, script: Script, alone: Run, seeds: Sequence[int] = range(NOISY_RUNS)) -> Thresholds:
+def _thresholds(bench: Runs, script: Script, alone: Run, seeds: Sequence[int] = range(NOISY_RUNS)) -> Thresholds:
     """How far from the decode node by node is wrong; infinitely far in a decode that no noisy run came to."""
     moves: list[list[np.ndarray]] = [[] for _ in script]
     for seed in seeds:
         for decode, logits in enumerate(bench.run(script, Watch(told=False, noise=seed)).logits):
-            moves[decode].append(_off(alone.logits[decode], logits))
+            moves[decode].append(off_of(alone.logits[decode], logits))
     rows = [len(logits) for logits in alone.logits]
     return [MARGIN * np.max(found, axis=0) if found else np.full(count, np.inf) for found, count in zip(moves, rows)]
 
 
-def _confirmed(bench: Bench, script: Script, alone: Run, thresholds: Thresholds, runs: Sequence[Run]) -> Thresholds:
+def _confirmed(bench: Runs, script: Script, alone: Run, thresholds: Thresholds, runs: Sequence[Run]) -> Thresholds:
     """The same with more noise, where one of the `runs` would be wrong by these thresholds."""
     suspected = [run for run in runs if not run.died and difference(alone, run, thresholds).wrong]
     if not suspected:
@@ -194,7 +218,7 @@ def _confirmed(bench: Bench, script: Script, alone: Run, thresholds: Thresholds,
 
 
 def _search(
-    bench: Bench, script: Script, alone: Run, thresholds: Thresholds, nodes: Sequence[Sequence[Node]]
+    bench: Runs, script: Script, alone: Run, thresholds: Thresholds, nodes: Sequence[Sequence[Node]]
 ) -> Piece | None:
     """The smallest wrong piece. What a decode does wrong may show itself in a later one, through the cache; and it may
     do wrong only after others that were not stopped."""
@@ -220,7 +244,7 @@ class _Tries:
 
     def __init__(
         self,
-        bench: Bench,
+        bench: Runs,
         script: Script,
         alone: Run,
         thresholds: Thresholds,

@@ -23,9 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from opconform.backends.ggml.binding import RefusedError
+from opconform.backends.ggml.library import Library
 from opconform.backends.ggml.llama.binding import Llama, Pointer
 from opconform.backends.ggml.llama.observer import Observer
 from opconform.backends.ggml.llama.params import ContextParams, ModelParams
+from opconform.backends.ggml.llama.piece_graph import PieceGraph
+from opconform.harness.model.piece import PieceError, read_piece
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.messages import HEAD, packed, unpacked
 
@@ -34,6 +38,7 @@ PAGE = 4096
 PROGRESS = struct.Struct("<4q128s")
 FIRST_SIZE = 1 << 24  #: of the shared memory; it grows to hold the sources of the largest node
 _ALIGNMENT = 64
+LARGEST = 1 << 34  #: bytes of a piece that the front has let through
 
 
 class Refused(Exception):
@@ -125,6 +130,28 @@ class Server:
             "layers": int(c.llama_model_n_layer(self._model)),
             "weights": int(c.llama_model_n_params(self._model)),
         }
+
+    def open_piece(self, folder: str, device: str, path: str) -> int:
+        """Load the libraries and make the graph of a piece; gives how many nodes it has."""
+        try:
+            piece = read_piece(Path(path), LARGEST)
+        except (PieceError, OSError) as error:
+            raise Refused(str(error)) from None
+        if piece is None:
+            raise Refused(f"{path} holds no piece")
+        self._piece = PieceGraph(Library(Path(folder)), device, piece)
+        return len(piece.nodes)
+
+    def run_piece(self, whole: bool, noise: int | None) -> list[int]:
+        """Compute the piece in one go or node by node; gives where its outputs stand, how many rows they are, and how
+        long a row is."""
+        self._decodes += 1
+        table = self._piece.run(whole, noise, self._note)
+        self._memory.renew()
+        start, memory = self._memory.room(table.nbytes)
+        memory[:] = np.frombuffer(table.tobytes(), np.uint8)
+        self._memory.progress(self._decodes, False, 0, -1)
+        return [start, *table.shape]
 
     def open(self, number: int, watched: bool, sizes: dict[str, Any]) -> dict[str, Any]:
         """Make a context. Only a watched one asks about its nodes."""
@@ -224,7 +251,7 @@ def main() -> None:
                 connection.send("ok", getattr(server, name)(*arguments))
             except (EOFError, ConnectionError):
                 raise
-            except (Refused, Unavailable) as refused:
+            except (Refused, RefusedError, Unavailable) as refused:
                 connection.send("error", str(refused))
             except Exception as error:
                 connection.send("error", f"{type(error).__name__}: {error}")
