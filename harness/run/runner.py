@@ -25,11 +25,13 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Unavailable
-from opconform.harness.run.messages import Answer, Shown, StageError
+from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError
+from opconform.harness.run.messages import Clock as TimerClock
 from opconform.harness.run.process import Died, Local, Worker
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import OPTION
 from opconform.harness.run.target import Target
+from opconform.harness.run.timing import What
 
 _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 
@@ -56,6 +58,19 @@ class Prepared:
     values: dict[str, Raw]
     plan: Plan
     offset: int
+
+
+@dataclass(frozen=True)
+class Timer:
+    """A case that stands loaded on a device. `about` says by what clock it is timed."""
+
+    worker: Worker | Local
+    about: TimerClock
+    time_limit: float
+
+    def sample(self, what: What, seconds: float) -> Samples:
+        """Times, as many as fit into `seconds` and at least one. Raises `TimingError`."""
+        return self.worker.sample(what, seconds, self.time_limit)
 
 
 class Runner:
@@ -307,6 +322,17 @@ class Runner:
         """Open the device on the new worker. Raises `Unavailable` where the crash has taken the device along."""
         self._worker.open(self.target.device.id)
         self.lost = False
+
+    def timer(self, op: Op, case: Case, moved: int) -> Timer | Refusal:
+        """The case, loaded to be timed beside copies of `moved` bytes; or why it cannot be. Another one that was loaded
+        before is gone. Raises `TimingError`, and `CaseError` for a case that its op does not know."""
+        reason = self._forbidden(op, case, set())
+        if reason is not None:
+            return Refusal(reason)
+        self._prepare(op, [(case, Plan.of(case))])
+        bare = case if case.data is None else replace(case, data=None)
+        found = self._worker.clock(bare, moved, self.time_limit)
+        return found if isinstance(found, Refusal) else Timer(self._worker, found, self.time_limit)
 
     def stages(self, op: Op, case: Case) -> Shown | StageError:
         """The device's intermediates of a case by stage, its outputs among them, each decoded to float64.
