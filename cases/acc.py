@@ -12,7 +12,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image, Reading
-from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.numerics import Numerics, holds_sum
 from opconform.harness.model.op import Op
 
 
@@ -20,21 +20,35 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """out = a; out.view(nb1, nb2, nb3, offset) += b.
 
     Outside the view the output is `a`, bit for bit. Inside, one correctly rounded addition: |error| ≤ u·|a + b|
-    (Higham 2002, eq. 2.4). An addition whose result is a denormal is exact (Higham 2002, problem 2.19), so underflow
-    costs nothing unless the device flushes: then each operand and the result may lose up to 2^-126 each.
+    (Higham 2002, eq. 2.4), 0 where float32 holds the sum. An addition whose result is a denormal is exact (Higham 2002,
+    problem 2.19), so underflow costs nothing unless the device flushes: then each operand and the result may lose up to
+    2^-126 each. A sum of two zeros has the sign that both have; +0, in every rounding mode but the one toward −∞, where
+    they differ (IEEE 754-2019, section 6.3).
     """
     dtype = case.inputs["a"].type
     value = dtype.decode(raw["a"])
     operands = np.abs(value)
-    views.through_view(case, value)[...] += dtype.decode(raw["b"])
-    views.through_view(case, operands)[...] += np.abs(dtype.decode(raw["b"]))
+    b = dtype.decode(raw["b"])
+    views.through_view(case, value)[...] += b
+    views.through_view(case, operands)[...] += np.abs(b)
     inside = np.zeros(value.shape, dtype=bool)
     views.through_view(case, inside)[...] = True
     flushed = 3 * numerics.underflow if numerics.flushes_denormals else 0.0
     converted = numerics.conversions * numerics.u * (1 + numerics.u) * operands
-    bound = numerics.u * np.abs(value) + converted + flushed
+    rounded = numerics.u * np.abs(value)
+    if not numerics.conversions:
+        added = np.zeros(value.shape)
+        views.through_view(case, added)[...] = b
+        rounded = np.where(holds_sum(dtype.decode(raw["a"]), added), 0.0, rounded)
+    bound = rounded + converted + flushed
     bound = np.where(inside, np.where(np.abs(value) > dtype.largest, np.inf, bound), 0.0)
-    return Expected(value, bound, exact=~inside, bits=raw["a"])
+    zero = inside & (operands == 0)
+    if numerics.any_rounding:
+        negative = np.signbit(dtype.decode(raw["a"]))
+        other = negative.copy()
+        views.through_view(case, other)[...] = np.signbit(b)
+        zero &= negative == other
+    return Expected(value, bound, exact=~inside | zero, bits=np.where(zero, dtype.encode(value), raw["a"]))
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
@@ -75,9 +89,12 @@ OP = Op(
     dtypes=("f32",),
     problems=lambda freedom: views.problems(freedom, ("f32",)),
     expect=expect,
-    bound="outside the view the bits of a; inside u·|a+b|",
+    bound="outside the view the bits of a; inside u·|a+b|, 0 where float32 holds the sum, and the sign of −0 + −0",
     check=views.check,
     traits=views.traits,
+    alone=views.alone,
     hypotheses=hypotheses,
     sources=views.sources,
+    flops=lambda case: case.inputs["b"].size,
+    moves=views.moves,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image, Reading
 from opconform.harness.model.limits import Freedom
-from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.numerics import Numerics, quanta
 from opconform.harness.model.op import Op, Problem
 
 
@@ -23,19 +24,37 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """out_i = Σ x_j over j ≤ i (exclusive: j < i), from the far end where `reverse`.
 
     A sum of m terms computed with additions in any order, with or without fused ones, is off by at most
-    γ_{m−1}·Σ|x_j| (Higham 2002, eq. 4.4 and the remark after it). The bound holds only for algorithms that sum the
-    terms of each prefix, not for total − suffix, whose error grows with terms that do not belong to the result. A
-    device that flushes denormals may lose 2^-126 for each term and each addition. Where Σ|x_j| passes the largest
-    float32 some order overflows on its way, and nothing is demanded.
+    γ_{m−1}·Σ|x_j| (Higham 2002, eq. 4.4 and the remark after it), and by nothing where no order rounds
+    (`Numerics.rounds`). The bound holds only for algorithms that sum the terms of each prefix, not for total − suffix,
+    whose error grows with terms that do not belong to the result. A device that flushes denormals may lose 2^-126 for
+    each term and each addition. Where Σ|x_j| passes the largest float32 some order overflows on its way, and nothing
+    is demanded.
+
+    Nor does it hold for an exclusive sum computed as the inclusive one less x_i: that is off by the inclusive one's
+    bound and one rounding more, however small the sum itself is. A device that computes so declares it
+    (`Numerics.subtracted_sums`).
     """
     axis = _numpy_axis(case)
     x = case.inputs["x"].type.decode(raw["x"])
-    value, magnitude = _prefix(x, case, axis), _prefix(np.abs(x), case, axis)
+    value = _prefix(x, case, axis)
+    if case.params["exclusive"] and numerics.subtracted_sums:
+        return Expected(value, _sum_bound(x, _inclusive(case), axis, numerics, 1))
+    return Expected(value, _sum_bound(x, case, axis, numerics))
+
+
+def _inclusive(case: Case) -> Case:
+    return replace(case, params={**case.params, "exclusive": False})
+
+
+def _sum_bound(x: F64, case: Case, axis: int, numerics: Numerics, more: int = 0) -> F64:
+    """The bound of each prefix sum after `more` additions besides its own."""
+    magnitude = _prefix(np.abs(x), case, axis)
     terms = _prefix(_ones(x.shape, axis), case, axis)
-    bound = numerics.gamma(np.maximum(terms - 1, 0) + numerics.conversions) * magnitude
+    bound = numerics.gamma(np.maximum(terms - 1, 0) + more + numerics.conversions) * magnitude
     if numerics.flushes_denormals:
-        bound = bound + 2 * terms * numerics.underflow
-    return Expected(value, np.where(magnitude + bound <= F32.largest, bound, np.inf))
+        bound = bound + 2 * (terms + more) * numerics.underflow
+    bound = np.where(numerics.rounds(_along(quanta(x), case, axis, np.minimum.accumulate, np.inf), magnitude), bound, 0)
+    return np.where(magnitude + bound <= F32.largest, bound, np.inf)
 
 
 def _ones(shape: tuple[int, ...], axis: int) -> F64:
@@ -44,13 +63,18 @@ def _ones(shape: tuple[int, ...], axis: int) -> F64:
 
 def _prefix(x: F64, case: Case, axis: int) -> F64:
     """The exact sums, up to float64 roundoff (2^-29 of float32's)."""
+    return _along(x, case, axis, np.cumsum, 0.0)
+
+
+def _along(x: F64, case: Case, axis: int, accumulate: Callable[[F64, int], F64], of_none: float) -> F64:
+    """What accumulates up to each place, as the case's parameters have it; `of_none` where nothing does."""
     if case.params["reverse"]:
         x = np.flip(x, axis)
-    sums = np.cumsum(x, axis)
+    found = accumulate(x, axis)
     if case.params["exclusive"]:
-        sums = np.roll(sums, 1, axis)
-        sums[(slice(None),) * axis + (slice(0, 1),)] = 0.0
-    return np.flip(sums, axis) if case.params["reverse"] else sums
+        found = np.roll(found, 1, axis)
+        found[(slice(None),) * axis + (slice(0, 1),)] = of_none
+    return np.flip(found, axis) if case.params["reverse"] else found
 
 
 def _numpy_axis(case: Case) -> int:
@@ -95,7 +119,10 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         yield Hypothesis(is_asked if asked else is_not, partial(image.with_params, **{name: not asked}))
     for axis in range(len(case.inputs["x"].shape)):
         if axis != case.params["axis"]:
-            yield Hypothesis(f"sums run along i{axis} instead of the axis asked for", _along(image, axis))
+            yield Hypothesis(f"sums run along i{axis} instead of the axis asked for", _other_axis(image, axis))
+    if case.params["exclusive"]:
+        says = "each sum is the inclusive one less its own element, which loses digits (Numerics.subtracted_sums)"
+        yield Hypothesis(says, partial(image.with_expect, _subtracted))
     yield Hypothesis("x is copied, not summed", partial(image.with_expect, _copied))
     for tile in TILES:
         for times, words in ((0, "lost"), (2, "added twice")):
@@ -103,8 +130,12 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
             yield Hypothesis(says, partial(image.with_expect, _tiled(tile, times)))
 
 
-def _along(image: Image, axis: int) -> Callable[[], Reading]:
+def _other_axis(image: Image, axis: int) -> Callable[[], Reading]:
     return partial(image.with_params, axis=axis)
+
+
+def _subtracted(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    return expect(case, raw, replace(numerics, subtracted_sums=True))
 
 
 def _copied(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -147,8 +178,9 @@ OP = Op(
     dtypes=("f32",),
     problems=problems,
     expect=expect,
-    bound="γ_{m−1}·Σ|x_j| over the m terms of the sum",
+    bound="γ_{m−1}·Σ|x_j| over the m terms of the sum, 0 where no order rounds",
     check=check,
-    alone=lambda case: _numpy_axis(case) != 0,
+    alone=lambda case: tuple(axis for axis in (0, 1) if axis != _numpy_axis(case)),
     hypotheses=hypotheses,
+    flops=lambda case: case.inputs["x"].size,
 )

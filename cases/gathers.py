@@ -95,6 +95,12 @@ def _padded(case: Case) -> Places:
     return _placed(case, [before for before, _ in _pads(case.params)])
 
 
+def _not_padded(case: Case) -> tuple[int, ...] | str:
+    """The batch axes along which there are no zeros."""
+    free = tuple(axis for axis in (0, 1) if not any(_pads(case.params)[3 - axis]))
+    return free or "its slices are padded"
+
+
 def _pads(params: Mapping[str, Param]) -> list[tuple[int, int]]:
     """The zeros before and after x along each axis, the innermost first."""
     return [(int(params[f"lp{k}"]), int(params[f"rp{k}"])) for k in range(4)]
@@ -208,7 +214,7 @@ OPS = (
         out=_of_padded,
         params={f"{side}{k}": _PADS for k in range(4) for side in ("lp", "rp")},
         elsewhere=_other_pads,
-        alone=lambda case: not (case.params["lp3"] or case.params["rp3"]),
+        alone=_not_padded,
         bound="the bits of x inside, +0 in the padding",
     ),
     gather(
@@ -219,7 +225,7 @@ OPS = (
         out=_larger,
         check=_check_repeat,
         elsewhere=_other_repeats,
-        alone=lambda case: case.inputs["x"].shape[0] == case.outputs["out"].shape[0],
+        alone=lambda case: (0, 1) if case.inputs["x"].shape == case.outputs["out"].shape else "x is repeated",
     ),
     gather("dup", "the same elements in memory of their own", _itself, shapes=tensors, copies=True),
     gather("cont", "the same elements in memory of their own", _itself, shapes=tensors, copies=True),
@@ -231,7 +237,7 @@ OPS = (
         out=_other_shapes,
         check=_check_copy,
         types=(*_TYPES, "i32-i32"),
-        alone=lambda case: False,
+        alone=lambda case: (0, 1) if case.inputs["x"].shape == case.outputs["out"].shape else "x has another shape",
         copies=True,
         bound="the bits of x where the type stays or holds the value, else one rounding to nearest even",
     ),

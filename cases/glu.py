@@ -100,7 +100,6 @@ def _packed(name: str, gate: Gate) -> Op:
         bound="the rounding of each step, carried through the formula",
         check=_check,
         traits=lambda case: {"aligned": is_aligned(case)},
-        alone=lambda case: True,
         hypotheses=partial(_hypotheses, gate),
     )
 

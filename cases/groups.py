@@ -139,7 +139,6 @@ OPS = (
         bound="the rounding of each step, carried through the formula",
         check=_check_groups,
         traits=_traits,
-        alone=lambda case: True,
         hypotheses=_group_faults,
     ),
 )

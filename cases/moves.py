@@ -145,7 +145,6 @@ OPS = (
         bound="the bits of a and b",
         check=_check_concat,
         traits=lambda case: {"aligned": is_aligned(case)},
-        alone=lambda case: case.params["dim"] != 3,
         hypotheses=_concat_faults,
         copies=True,
     ),
@@ -160,7 +159,6 @@ OPS = (
         bound="the bits of x, or −infinity",
         check=_check_mask,
         traits=lambda case: {"aligned": is_aligned(case), "inplace": case.inplace is not None},
-        alone=lambda case: True,
         hypotheses=_mask_faults,
     ),
 )

@@ -348,7 +348,6 @@ OPS = (
         bound=_BOUND,
         check=check,
         traits=traits,
-        alone=lambda case: case.inputs["a"].shape[0] == case.inputs["b"].shape[0],
         hypotheses=hypotheses,
         composite=Composite(shape_values=whole_steps),
     ),
@@ -380,6 +379,5 @@ OPS = (
         bound=_BOUND,
         check=check_outer,
         traits=traits,
-        alone=lambda case: case.inputs["a"].shape[0] == case.inputs["b"].shape[0],
     ),
 )

@@ -75,6 +75,8 @@ OP = Op(
     bound="the bits of a outside the view, of b inside",
     check=views.check,
     traits=views.traits,
+    alone=views.alone,
     hypotheses=hypotheses,
     sources=sources,
+    moves=views.moves_without_reading,
 )

@@ -16,6 +16,7 @@ from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Composite, Op, Problem
+from opconform.harness.model.work import bytes_of, everything_once
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -40,6 +41,10 @@ def judge(case: Case, raw: Mapping[str, Raw], expected: Expected, got: F64, nume
     (lemma 3.3). Each of a row's at most 2n + 1 operations may also underflow by η, in the division scaled by |a_ii|; a
     device that flushes may lose as much of every operand, scaled by what it is multiplied with.
     The residual itself is computed in float64, whose error is 2^-29 of the bound.
+
+    The op demands substitution: by rows, columns or blocks, whose diagonal blocks are solved by substitution too. A
+    device that inverts diagonal blocks and multiplies with the inverses declares it (`Numerics.inverted_blocks`);
+    `_by_inverted_blocks` bounds what that costs. A full inverse is such a block of n rows.
     """
     a, b = _lower_left_form(case, raw)
     solution = _to_lower_left(case, got)
@@ -53,9 +58,43 @@ def judge(case: Case, raw: Mapping[str, Raw], expected: Expected, got: F64, nume
     if numerics.flushes_denormals:
         operands = size.sum(axis=-1, keepdims=True) + np.abs(x).sum(axis=-2, keepdims=True) + 1
         bound = bound + numerics.underflow * operands
+    if numerics.inverted_blocks:
+        bound = bound + _by_inverted_blocks(a, x, numerics)
     error = _from_lower_left(case, np.where(np.isfinite(solution), np.abs(b - a @ x), np.inf))
+    bound = _from_lower_left(case, bound)
     free = np.isinf(expected.bound)
-    return Residual(np.where(free, 0.0, error), np.where(free, np.inf, _from_lower_left(case, bound)))
+    if numerics.inverted_blocks:
+        free |= ~np.isfinite(bound)
+    return Residual(np.where(free, 0.0, error), np.where(free, np.inf, bound))
+
+
+def _by_inverted_blocks(a: F64, x: F64, numerics: Numerics) -> F64:
+    """What inverted diagonal blocks D of up to m rows add to the residual: 4 γ_{2m+ρ+2} |D||D^-1||D||X̂|.
+
+    A block's rows of X̂ are Y R̂: R̂ is what the rows before leave of B, and Y the computed inverse. Inverses by
+    substitution have D Y = I + E, |E| ≤ γ_{m+ρ}|D||Y|, by columns, or Y D = I + E, |E| ≤ γ_{m+ρ}|Y||D|, by rows (Higham
+    2002, section 14.2: a method has the one or the other). The product is off by Δ, |Δ| ≤ γ_m |Y||R̂|. In the first
+    case D X̂ − R̂ = E R̂ + D Δ is at most γ_{2m+ρ}|D||Y||R̂|; in the second one D X̂ − R̂ = D E D^-1 R̂ + D Δ is at most
+    γ_{m+ρ}|D||Y||D||D^-1 R̂| + γ_m|D||Y||R̂|. With D^-1 R̂ = X̂ and |R̂| ≤ |D||X̂|, both up to terms of higher order,
+    either is below γ_{2m+ρ}|D||Y||D||X̂|. |Y| ≤ |D^-1| / (1 − r), r = γ_{2m+ρ}‖|D||D^-1|‖_∞; where r ≤ 1/2, the factor
+    4 covers this and the higher orders. Elsewhere nothing is demanded of the matrix.
+
+    The inverse of a diagonal block is that block of A^-1. Wherever blocks begin, |D| and |D^-1| are within the parts of
+    |A| and |A^-1| that lie less than m below the diagonal.
+    """
+    n, m = a.shape[-1], numerics.inverted_blocks
+    near = np.tri(n, n, dtype=bool) & ~np.tri(n, n, -m, dtype=bool)
+    with np.errstate(all="ignore"):
+        inverse = _substitute(a, np.broadcast_to(np.eye(n), a.shape))
+        block = np.where(near, np.abs(a), 0.0)
+        both = block @ np.where(near, np.abs(inverse), 0.0)
+        gamma = numerics.gamma(2 * min(m, n) + numerics.division_roundings + 2 + 2 * numerics.conversions)
+        radius = gamma * both.sum(-1).max(-1, initial=0.0)[..., None, None]
+        more = 4 * gamma * (both @ (block @ np.abs(x)))
+        lost = 4 * numerics.underflow * (both + block).sum(-1, keepdims=True) * (1 + np.abs(x).sum(-2, keepdims=True))
+        lost = lost + 4 * numerics.underflow * n * block.sum(-1, keepdims=True)
+        found: F64 = np.where(radius <= 0.5, more + n * lost, np.inf)
+    return found
 
 
 def _lower_left_form(case: Case, raw: Mapping[str, Raw]) -> tuple[F64, F64]:
@@ -173,6 +212,17 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
             yield Hypothesis(says, partial(image.with_params, **{name: not params[name]}))
 
 
+def flops(case: Case) -> int:
+    """n unknowns of a right-hand side take n(n − 1)/2 products and as many subtractions, and n divisions: n²."""
+    return case.inputs["a"].shape[-1] * case.inputs["b"].size
+
+
+def moves(case: Case) -> int:
+    """Bytes of b, of the solution, and of one triangle of A."""
+    n, a = case.inputs["a"].shape[-1], bytes_of(case.inputs["a"])
+    return everything_once(case) - a + a * (n + 1) // (2 * max(n, 1))
+
+
 OP = Op(
     name="solve_tri",
     summary="A X = B or X A = B with A triangular",
@@ -184,7 +234,10 @@ OP = Op(
     bound="|B − A X̂| ≤ γ_{n+ρ}·|A||X̂| + underflow, ρ roundings for the division",
     check=check,
     traits=lambda case: {"n": case.inputs["a"].shape[-1]},
-    alone=lambda case: True,
+    alone=lambda case: (0, 1),
+    free="the column's solution, or a sum of products on the way to it, passes the largest float32",
     hypotheses=hypotheses,
     composite=Composite(shape_values=shape_values, judge=judge),
+    flops=flops,
+    moves=moves,
 )

@@ -15,8 +15,8 @@ from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
-from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.numerics import Numerics, quanta
+from opconform.harness.model.op import Composite, Op, Problem
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -24,9 +24,9 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
     x [1,n_s,d_inner,d−1+n_t] holds, for each of the n_s sequences, the d−1 tokens before (the conv state) and the n_t
     new ones; c is [1,1,d_inner,d]. An inner product of d terms in any order, with or without fused operations, is off
-    by at most γ_d·Σ|x||c| (Higham 2002, eq. 3.5). Each product and each addition may underflow by η besides, and a
-    device that flushes may lose as much of every operand, scaled by what it is multiplied with. Where Σ|x||c| passes
-    the largest float32 nothing is demanded.
+    by at most γ_d·Σ|x||c| (Higham 2002, eq. 3.5), and by nothing where no order rounds (`Numerics.rounds`). Each
+    product and each addition may underflow by η besides, and a device that flushes may lose as much of every operand,
+    scaled by what it is multiplied with. Where Σ|x||c| passes the largest float32 nothing is demanded.
     """
     return _convolved(F32.decode(raw["x"]), F32.decode(raw["c"]), numerics)
 
@@ -34,13 +34,15 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 def _convolved(x: F64, c: F64, numerics: Numerics) -> Expected:
     windows = _windows(x, c.shape[-1])
     taps = c[0, 0]
-    value = np.einsum("stij,ij->sti", windows, taps)[None]
-    magnitude = np.einsum("stij,ij->sti", np.abs(windows), np.abs(taps))[None]
+    products = windows * taps
+    value = products.sum(-1)[None]
+    magnitude = np.abs(products).sum(-1)[None]
     d = taps.shape[-1]
     bound = numerics.gamma(float(d + 2 * numerics.conversions)) * magnitude + 2 * d * numerics.underflow
     if numerics.flushes_denormals:
         operands = np.abs(windows).sum(-1) + np.abs(taps).sum(-1)
         bound = bound + numerics.underflow * operands[None]
+    bound = np.where(numerics.rounds(quanta(products).min(-1)[None], magnitude), bound, 0.0)
     return Expected(value, np.where(magnitude + bound <= F32.largest, bound, np.inf))
 
 
@@ -48,6 +50,12 @@ def _windows(x: F64, d: int) -> F64:
     """The d elements under the filter, as [n_s, n_t, d_inner, d]."""
     found: F64 = np.lib.stride_tricks.sliding_window_view(x[0], d, axis=-1).transpose(0, 2, 1, 3)
     return found
+
+
+def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+    """denormal: filters of small whole numbers. The products of two denormals are 0, and any kernel is right there."""
+    if case.recipe == "denormal":
+        values["c"][...] = rng.integers(1, 5, values["c"].shape) * rng.choice((-1.0, 1.0), values["c"].shape)
 
 
 def check(case: Case) -> None:
@@ -122,8 +130,11 @@ OP = Op(
     dtypes=("f32",),
     problems=problems,
     expect=expect,
-    bound="γ_d·Σ|x||c| over the d taps, + underflow",
+    bound="γ_d·Σ|x||c| over the d taps, + underflow; 0 where no order rounds",
     check=check,
     traits=traits,
+    alone=lambda case: (1,),
     hypotheses=hypotheses,
+    flops=lambda case: 2 * case.inputs["c"].shape[-1] * case.outputs["out"].size,
+    composite=Composite(shape_values=shape_values),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout, contiguous_strides
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Problem
+from opconform.harness.model.work import bytes_of, everything_once
 
 PARAMS: Mapping[str, type] = {"nb1": int, "nb2": int, "nb3": int, "offset": int}
 VIEWS = ("block", "nested", "free")
@@ -55,6 +57,18 @@ def traits(case: Case) -> dict[str, Any]:
     """view: "block" has the strides of `a` itself; "nested" strides that grow outwards, each past the extent of the
     dimensions inside it; "free" any other order. inplace: whether the output takes over `a`'s memory."""
     return {"view": _kind_of_view(case), "inplace": case.inplace is not None}
+
+
+def moves(case: Case) -> int:
+    """Bytes that ACC must move: a, b and the output; in place only the elements in the view, read and written."""
+    touched = 3 * bytes_of(case.inputs["b"])
+    return touched if case.inplace else everything_once(case)
+
+
+def moves_without_reading(case: Case) -> int:
+    """The same for SET, which need not read the elements that it replaces."""
+    b = bytes_of(case.inputs["b"])
+    return 2 * b if case.inplace else everything_once(case) - b
 
 
 def _kind_of_view(case: Case) -> str:
@@ -138,6 +152,18 @@ def sources(case: Case) -> dict[str, Places]:
     from_b = np.full(a.size, -1, dtype=np.int64)
     from_b[places(b, view.nb, view.offset)] = np.arange(b.size).reshape(b.shape)
     return {"a": np.arange(a.size).reshape(a.shape), "b": from_b.reshape(a.shape)}
+
+
+def alone(case: Case) -> tuple[int, ...] | str:
+    """The outermost axis that has slices, where each one of b lies in the one of a with its number: the view of one
+    slice counts bytes as that of all of them does."""
+    a, b, view = case.inputs["a"], case.inputs["b"], view_of(case)
+    axis = 0 if a.shape[0] > 1 else 1
+    step = contiguous_strides(a.shape, a.type.itemsize)[axis]
+    one = replace(view, shape=(*view.shape[:axis], 1, *view.shape[axis + 1 :]))
+    if a.shape[:2] == b.shape[:2] and view.strides[axis] == step and one.end <= step:
+        return (axis,)
+    return "the view of a crosses its slices" if max(a.shape[:2]) > 1 else ()
 
 
 NOT_COPIED = "only the view is written, a is not copied"

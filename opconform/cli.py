@@ -27,6 +27,10 @@ _COMMANDS = {
     "support": ("commands_look:support", "What each device takes of each op, with the reason where it does not."),
     "coverage": ("commands_coverage:coverage", "Which of the ops that a backend's own library names are tested."),
     "test": ("commands_run:test", "Search for failing cases of each op on each device; ends with the matrix."),
+    "perf": (
+        "commands_perf:perf",
+        "Time cases on each device, against what the device itself can do and against another build.",
+    ),
     "replay": ("commands_run:replay", "Run one case, from a file or by id, on the devices named."),
     "watch": ("commands_watch:watch", "Judge a running model, node by node and as a whole, and name what is wrong."),
     "capture": ("commands_watch:capture", "Write the distinct nodes of a running model as case files."),

@@ -13,12 +13,13 @@ import click
 
 from opconform.arguments import complete_case, complete_op, with_usage_errors
 from opconform.harness.draw.known import checked, find_case, known_cases
-from opconform.harness.judge.vacuous import says_nothing
+from opconform.harness.judge.vacuous import weaknesses
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops
 from opconform.harness.model.usage import UsageError
+from opconform.harness.model.values import inputs_of
 from opconform.harness.search.settings import OUT
 from opconform.harness.search.smaller import moved_view
 from opconform.shapes import Sample, drawn, fitting, shapes_of
@@ -55,7 +56,7 @@ def new_case(op: str, name: str, about: str, source: str, like: str | None, into
         case = checked(_case(its, like, chosen))
     except CaseError as error:
         raise UsageError(str(error)) from None
-    nothing = says_nothing(its, case)
+    nothing = next(weaknesses(its, case, inputs_of(case, its)), "")
     if nothing:
         raise UsageError(f"{case} says nothing of a kernel: {nothing}; change --recipe, --seed or the sizes")
     plain = case.to_json()

@@ -57,8 +57,11 @@ class _Notes:
 
 _LOWER, _LOOSER, _FAILS = "lower precision", "looser arithmetic", "known cases that fail"
 _NO, _BUG, _FIXED, _KNOWN, _EMPTY = "unsupported", "known bug", "FIXED", "known failure", "vacuous"
+_FREE, _UNCHECKED = "WARNING", "not checked"
+_MUCH_FREE = 0.05  #: from this share of a pair's elements on it is a warning that nothing could be demanded of them
 #: What follows the word for a sort of note; in the order in which they stand.
-_SORTS = {_FAILS: ":", _NO: ":", _BUG: ",", _KNOWN: ",", _FIXED: ",", _LOWER: ",", _LOOSER: ",", _EMPTY: ":"}
+_SORTS = {_FAILS: ":", _FREE: ",", _NO: ":", _BUG: ",", _KNOWN: ",", _FIXED: ",", _LOWER: ",", _LOOSER: ","}
+_SORTS |= {_UNCHECKED: ":", _EMPTY: ":"}
 
 
 def matrix(results: Sequence[Result]) -> str:
@@ -142,6 +145,12 @@ def _cell(result: Result | None, notes: _Notes) -> str:
         cell = f"FAILED ({tally.executed}) {result.failure.kind}"
     for words, count in tally.looser.items():
         cell += _arithmetic(words, count, tally.executed, notes)
+    if tally.free_share > _MUCH_FREE:
+        about = f"nothing is demanded of {tally.free_share:.0%} of the elements of {result.op}: {result.free}"
+        cell += f", {tally.free_share:.0%} free {notes.mark(_FREE, about)}"
+    if tally.unchecked:
+        marks = "".join(notes.mark(_UNCHECKED, reason, result.op) for reason in tally.unchecked)
+        cell += f", {tally.unchecked.total()} not checked {marks}"
     if result.failed_known:
         cell += f", fails {_named(result.failed_known, notes)}"
     if tally.unsupported:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +22,9 @@ from opconform.harness.run.script import Script, ScriptRequest
 if TYPE_CHECKING:
     import torch
 
+_EVICTING = 256 << 20  #: bytes that fill the caches of any GPU
+
+_INVERTED = Numerics(inverted_blocks=128)
 REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/cpu)"
 
 #: torch takes roots from Intel's MKL where it has that ("Vector Mathematical Functions", HA: below 1 ulp); its own
@@ -61,6 +66,9 @@ class TorchBackend(Backend):
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
         self.torch = _torch()
+        self._other: torch.Tensor | None = None
+        if device.startswith("cuda"):
+            self.clock = "CUDA events"
         self.torch.set_num_threads(1)  # cases are small, and each worker is a process of its own
         self.torch.backends.cuda.matmul.allow_tf32 = False  # blocked solves multiply; TF32 keeps 10 bits of 23
 
@@ -90,8 +98,54 @@ class TorchBackend(Backend):
         blocks = [name for name in case.outputs if case.outputs[name].type.block > 1]
         return f"torch has no {case.outputs[blocks[0]].dtype}" if blocks else None
 
+    def numerics(self, case: Case) -> Numerics | None:
+        """Triangular solves of cuBLAS, MAGMA and rocBLAS invert diagonal blocks and multiply with the inverses."""
+        return _INVERTED if case.op == "solve_tri" and self.device.startswith("cuda") else None
+
     def load(self, case: Case, buffers: Buffers) -> _Loaded:
         return _Loaded(self, case, buffers)
+
+    def evict(self) -> None:
+        if self.device == "cpu":
+            super().evict()
+            return
+        if self._other is None:
+            self._other = self.torch.zeros(_EVICTING, dtype=self.torch.uint8, device=self.device)
+        self._other.add_(1)
+        self.synchronize()
+
+    def copying(self, size: int) -> _Timed:
+        source, target = (self.torch.ones(size, dtype=self.torch.uint8, device=self.device) for _ in range(2))
+        return _Timed(self, lambda: target.copy_(source))
+
+    def product(self, n: int) -> _Timed:
+        a, b, out = (self.torch.ones((n, n), device=self.device) for _ in range(3))
+        return _Timed(self, lambda: self.torch.matmul(a, b, out=out))
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.startswith("cuda"):
+            self.torch.cuda.synchronize(self.device)
+        elif self.device == "mps":
+            self.torch.mps.synchronize()
+
+    def timed(self, compute: Callable[[], object], repeats: int) -> float:
+        """Seconds that `compute` takes so many times, by events of a CUDA device, else by the host's clock."""
+        if not self.device.startswith("cuda"):
+            self.synchronize()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                compute()
+            self.synchronize()
+            return time.perf_counter() - start
+        with self.torch.cuda.device(self.device):
+            begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(repeats):
+                compute()
+            end.record()
+            end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000
 
     def stages(self, case: Case, buffers: Buffers) -> dict[str, np.ndarray] | None:
         loaded = self.load(case, buffers)
@@ -101,6 +155,24 @@ class TorchBackend(Backend):
         return shown or None
 
 
+@dataclass(frozen=True)
+class _Timed:
+    """A call of torch, ready to launch and to time."""
+
+    backend: TorchBackend
+    compute: Callable[[], object]
+
+    def launch(self) -> None:
+        self.compute()
+        self.backend.synchronize()
+
+    def fetch(self) -> None:
+        """Nothing is left to do."""
+
+    def timed(self, repeats: int) -> float:
+        return self.backend.timed(self.compute, repeats)
+
+
 class _Loaded:
     """A case as torch tensors: on the CPU views of the arena, elsewhere views of a copy of it on the device.
 
@@ -108,7 +180,7 @@ class _Loaded:
     """
 
     def __init__(self, backend: TorchBackend, case: Case, buffers: Buffers) -> None:
-        self._torch, self._device, self._case = backend.torch, backend.device, case
+        self._backend, self._case = backend, case
         self._compute = backend.ops[case.op]
         self._host = backend.torch.from_numpy(buffers.memory)
         self._arena = self._host if backend.device == "cpu" else self._host.to(backend.device)
@@ -121,10 +193,11 @@ class _Loaded:
         self.found = found if isinstance(found, dict) else {next(iter(self._case.outputs)): found}
         for name in self._case.outputs:
             self._tensors[name].copy_(self.found[name])
-        if self._arena.is_cuda:
-            self._torch.cuda.synchronize(self._device)
-        elif self._device == "mps":
-            self._torch.mps.synchronize()
+        self._backend.synchronize()
+
+    def timed(self, repeats: int) -> float:
+        """The op's function alone: that its result is copied to where the case wants it, is the harness's doing."""
+        return self._backend.timed(lambda: self._compute(self._case, self._tensors), repeats)
 
     def fetch(self) -> None:
         if self._arena is not self._host:

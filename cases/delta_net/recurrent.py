@@ -8,8 +8,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.delta_net import faults, relations, stages, values
+from opconform.cases.delta_net.chunks import chunk_tolerance
 from opconform.cases.delta_net.rule import (
     Rule,
+    Walk,
     decoded,
     grouped,
     recurrent_tolerance,
@@ -29,8 +31,10 @@ from opconform.harness.model.op import Composite, Op, Problem
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """out = scale·Sᵀq after each token; state_out: the last `snapshots` states, newest first.
 
-    The bound is a running one per sequence, head and value column: `rule.recurrent_tolerance` derives it. Of a
-    snapshot from before the first token nothing is demanded.
+    The bound is a running one per sequence, head and value column: `rule.recurrent_tolerance` derives it. It holds for
+    a computation token by token. A device that computes the op in chunks declares it (`Numerics.delta_chunk`), and the
+    bound of `chunks.chunk_tolerance` stands beside the other one: whichever is wider counts. Of a snapshot from before
+    the first token nothing is demanded.
     """
     rule = rule_of(case, decoded(case, raw), numerics)
     kept = min(int(case.params["snapshots"]), rule.tokens)
@@ -39,7 +43,10 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         exact = walk(some)
         tolerance = recurrent_tolerance(some, exact, numerics)
         newest_first = slice(-1, -kept - 1, -1)
-        return exact.out, tolerance.out, exact.states[1:][newest_first], tolerance.states[newest_first]
+        out, states = tolerance.out, tolerance.states[newest_first]
+        if numerics.delta_chunk:
+            out, states = _in_chunks(some, exact, tolerance.out, states, numerics)
+        return exact.out, out, exact.states[1:][newest_first], states
 
     out, out_bound, states, states_bound = grouped(rule, compute)
     state_out = Expected(snapshots(case, states, 0.0), snapshots(case, states_bound, np.inf))
@@ -48,6 +55,17 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         token_order(case, out_bound),
         others={"state_out": state_out},
     )
+
+
+def _in_chunks(rule: Rule, exact: Walk, out: F64, states: F64, numerics: Numerics) -> tuple[F64, F64]:
+    """The bounds on out and on the newest states, widened to those of chunks; a snapshot may end a short chunk."""
+    chunk = numerics.delta_chunk
+    wider = np.maximum(out, chunk_tolerance(rule, exact, chunk, numerics).out)
+    found = [
+        np.maximum(state, chunk_tolerance(rule.first(tokens), exact.first(tokens), chunk, numerics).states[-1])
+        for state, tokens in zip(states, range(rule.tokens, 0, -1))
+    ]
+    return wider, np.stack(found)
 
 
 def snapshots(case: Case, states: F64, fill: float) -> F64:
@@ -72,6 +90,12 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return draw(values.problems(freedom, _TOKENS, own))
 
 
+def flops(case: Case) -> int:
+    """A token of a head decays the state (K·V products), takes Sᵀk and Sᵀq (2·K·V each) and adds k dᵀ (2·K·V)."""
+    sequences, tokens, heads, v = case.inputs["v"].shape
+    return 7 * sequences * tokens * heads * v * case.inputs["k"].shape[-1]
+
+
 OP = Op(
     name="gated_delta_net",
     summary="the gated delta rule, token by token: out = scale·Sᵀq",
@@ -83,6 +107,8 @@ OP = Op(
     bound="a running bound per column of S: ‖ε'‖ ≤ max(1, |1 − β‖k‖²|)·max a·‖ε‖ + ‖δ‖, δ one step's roundings",
     check=check,
     traits=values.traits,
+    alone=lambda case: (0,),
+    free="the snapshot is from before the first token, or some order of summing overflows float32",
     hypotheses=faults.hypotheses,
     composite=Composite(
         optional=("state",),
@@ -94,4 +120,5 @@ OP = Op(
         stages=stages.recurrent,
         metamorphic=relations.RECURRENT,
     ),
+    flops=flops,
 )

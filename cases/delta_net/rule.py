@@ -69,6 +69,11 @@ class Rule:
             too_large=self.too_large[chosen],
         )
 
+    def first(self, tokens: int) -> Rule:
+        """The rule of the first tokens alone."""
+        by_token = ("q", "k", "v", "gate", "log_gate", "beta", "unnormed")
+        return replace(self, **{name: getattr(self, name)[:tokens] for name in by_token})
+
     def groups(self) -> Iterator[slice]:
         """Value heads in groups that are worth computing together."""
         count = max(_GROUP // max(self.tokens * self.state[0].size if len(self.state) else 1, 1), 1)
@@ -170,6 +175,10 @@ class Walk:
     states: F64
     deltas: F64
     out: F64
+
+    def first(self, tokens: int) -> Walk:
+        """That of the first tokens alone."""
+        return Walk(self.states[: tokens + 1], self.deltas[:tokens], self.out[:tokens])
 
 
 def walk(rule: Rule) -> Walk:

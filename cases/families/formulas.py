@@ -54,13 +54,14 @@ class _Row:
         self, formula: Formula, part: int | None, case: Case, raw: Mapping[str, Raw], numerics: Numerics
     ) -> Expected:
         """What `formula` gives on the elements `raw`, where sums take `part` elements of each row."""
-        shape = case.inputs[self.inputs[0]].shape
+        shape, out = case.inputs[self.inputs[0]].shape, case.outputs["out"]
+        stacked = raw[self.inputs[0]].shape[: -len(shape)]
         arguments = [
             Approx.of(layout.type.decode(_repeated(raw[name], shape)), layout.type, numerics, part)
             for name, layout in case.inputs.items()
         ]
         found = formula(*arguments, case.params) if self.params else formula(*arguments)
-        return found.stored(case.outputs["out"].type, case.outputs["out"].shape)
+        return found.stored(out.type, (*stacked, *out.shape))
 
     def check(self, case: Case) -> None:
         """Raises `CaseError` for parameters beyond their limits and for shapes that do not fit together."""
@@ -86,9 +87,9 @@ class _Row:
             found["repeats"] = len({layout.shape for layout in case.inputs.values()}) > 1
         return found
 
-    def alone(self, case: Case) -> bool:
-        """Whether every argument has the outermost slices of the first one, and none is repeated over them."""
-        return len({layout.shape[0] for layout in case.inputs.values()}) == 1
+    def alone(self, case: Case) -> tuple[int, ...]:
+        """Both batch axes: what is repeated along them is repeated for each slice."""
+        return (0, 1)
 
     def hypotheses(self, image: Image) -> Iterator[Hypothesis]:
         """The row's own mistakes, parameters left out, arguments repeated in another way, parts of a row left out."""
@@ -169,6 +170,7 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
         traits=row.traits,
         alone=row.alone,
         hypotheses=row.hypotheses,
+        stacks=True,
     )
 
 
@@ -212,9 +214,10 @@ def _repeatable(
 
 def _repeated(raw: Raw, shape: tuple[int, ...]) -> Raw:
     """An argument's elements, repeated as often as `shape` has them."""
-    if raw.shape == shape:
+    its = raw.shape[-len(shape) :]
+    if its == shape:
         return raw
-    return np.tile(raw, [n // max(m, 1) for n, m in zip(shape, raw.shape)])
+    return np.tile(raw, [n // max(m, 1) for n, m in zip(shape, its)])
 
 
 def _repeated_otherwise(image: Image, name: str, shape: tuple[int, ...]) -> Iterator[Hypothesis]:

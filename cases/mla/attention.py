@@ -56,6 +56,8 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     three times. Hence ε_j = |scale·k_scale|·(E·|c_j| + γ_{d_c+d_r+4}·((|q̃| + E)·|c_j| + |q_pe|·|k_pe_j|))
     + γ_3·(|s_j| + |mask_j|).
 
+    Terms that are 0 count in none of these sums: a product with 0 is exact, and so is the addition of 0.
+
     Weights. An error e_j in the exponent gives w'_j = w_j e^{e_j} / Σ w_i e^{e_i}. As Σ w_j (v_j − out) = 0, the result
     moves by Σ w_j (e^{e_j} − 1)(v_j − out) / Σ w_i e^{e_i}, thus by A = Σ w_j (e^{d_j} − 1)·|v_j − out|·Σ w_i e^{d_i}
     at most, for |e_j| ≤ d_j and because Σ w e^{−d} · Σ w e^{d} ≥ 1 (Cauchy–Schwarz). What goes into d_j: ε_j; with
@@ -109,7 +111,8 @@ def expected_of(reading: Understood, case: Case, raw: Mapping[str, Raw], numeric
     context = softmax.weights @ latent * v_scale
     narrow = narrow_of(case, numerics)
     moved, common, numerator, reach = attention_error(softmax, v, value, latent, v_scale, narrow, numerics)
-    decompressed = dot_error(np.abs(context) + reach + numerator, w_uv, 0, numerics)
+    present = np.broadcast_to(seen, softmax.weights.shape).astype(np.float32) @ (latent != 0).astype(np.float32) > 0
+    decompressed = dot_error(np.abs(context) + reach + numerator, w_uv, 0, numerics, present)
     carried = (1 + gamma(numerics, 2 * softmax.count - 2)) * (numerator @ np.abs(w_uv) + decompressed)
     bound = np.where(softmax.count > 0, moved + common + carried, 0.0)
     heavy = np.abs(c).sum(-2, keepdims=True) * max(abs(v_scale), 1.0)
@@ -217,10 +220,19 @@ def gamma(numerics: Numerics, count: F64 | float) -> F64:
     return np.asarray(numerics.gamma(np.maximum(np.asarray(count, np.float64), 0.0)))
 
 
-def dot_error(a: F64, b: F64, more: float, numerics: Numerics) -> F64:
+def terms_of(a: Mask, b: Mask) -> F64 | float:
+    """How many products of a·b are not 0, for where a and b are not: a product of 0 and its addition are exact, and the
+    sum has as many roundings as it has other terms."""
+    if a.all() and b.all():
+        return float(a.shape[-1])
+    return (a.astype(np.float32) @ b.astype(np.float32)).astype(np.float64)
+
+
+def dot_error(a: F64, b: F64, more: float, numerics: Numerics, present: Mask | None = None) -> F64:
     """The error of a·b (the last axis of a with the last but one of b), each sum in any order, with `more` roundings of
-    each product. A device that flushes may lose operands, products and sums that are denormal."""
-    terms = a.shape[-1]
+    each product. `present`: where a is not 0, if a itself does not tell. A device that flushes may lose operands,
+    products and sums that are denormal."""
+    terms = terms_of(a != 0 if present is None else present, b != 0)
     error: F64 = gamma(numerics, terms + more + 2 * numerics.conversions) * (np.abs(a) @ np.abs(b))
     error = error + 2 * terms * numerics.underflow
     if numerics.flushes_denormals:

@@ -19,7 +19,9 @@ from opconform.harness.model.op import Problem
 FORMS = ("two_part", "concat", "flash")
 CACHES = ("f32", "f16", "bf16")
 MASKS = ("none", "f32", "f16")
-RECIPES = ("small_int", "flat", "normal", "peaked", "large_logits")
+RECIPES = ("small_int", "flat", "sparse", "normal", "peaked", "large_logits")
+#: How many elements of a row are not 0 in the recipe "sparse", and of which of the argument's axes.
+_SPARSE = {"q_nope": (4, 3), "q_pe": (2, 3), "c_kv": (8, 3), "k_pe": (2, 3), "w_uv": (64, 2)}
 
 _WORK = 1 << 21  #: multiplications of one drawn case
 
@@ -28,7 +30,8 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
     """Scores of about ±2, a mask with blocks of −inf and whole rows of it, and NaN in every padding row.
 
     small_int: multiples of 1/4, so that products are exact. flat: all queries are 0, so that only the mask tells keys
-    apart. peaked: one cache row is eight times the others. large_logits: scores of ±50 to ±1000.
+    apart. sparse: few elements of a row are not 0, so that its sums have few terms and their bounds are narrow; some
+    keys stand out. peaked: one cache row is eight times the others. large_logits: scores of ±50 to ±1000.
     """
     if case.recipe == "small_int":
         for name in ("q_nope", "q_pe", "c_kv", "k_pe", "w_uk", "w_uv"):
@@ -40,6 +43,8 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
     if case.recipe == "flat":
         values["q_nope"] *= 0
         values["q_pe"] *= 0
+    if case.recipe == "sparse":
+        _thin_out(case, values, rng)
     if case.recipe == "peaked" and kv_len:
         row = int(rng.integers(kv_len))
         values["c_kv"][:, :, row] *= 8
@@ -53,6 +58,20 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
         _shape_mask(values["mask"], case.recipe, rng)
     values["c_kv"][:, :, kv_len:] = np.nan
     values["k_pe"][:, :, kv_len:] = np.nan
+
+
+def _thin_out(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+    """Few elements in each row, and scores of about ±3."""
+    for name, (count, axis) in _SPARSE.items():
+        order = rng.random(values[name].shape).argsort(axis)
+        values[name][order >= count] = 0.0
+    kept = (min(_SPARSE[name][0], values[name].shape[3]) for name in ("q_nope", "c_kv", "q_pe", "k_pe"))
+    q_nope, c_kv, q_pe, k_pe = kept
+    values["w_uk"] *= math.sqrt(values["w_uk"].shape[2] / q_nope)
+    shared = (c_kv + q_pe * k_pe / values["q_pe"].shape[3], abs(factor_of(case)))
+    times = 3 / max(math.sqrt(shared[0]) * shared[1], 1e-3)
+    values["q_nope"] *= times
+    values["q_pe"] *= times
 
 
 def _shape_mask(mask: F64, recipe: str, rng: np.random.Generator) -> None:

@@ -145,8 +145,8 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
     others += _witnesses(op, _chosen(case, seen), out)
     sharp = [name for name in candidates if name not in COARSE]
-    coarse = [name for name in COARSE if name in candidates][:1]
-    return _told_apart(case, sharp, close, others, deadline) or _told_apart(case, coarse, close, others, deadline)
+    coarse = [[name] for name in COARSE if name in candidates]  # the narrowest error that all failures have
+    return next(filter(None, (_told_apart(case, names, close, others, deadline) for names in (sharp, *coarse))), "")
 
 
 def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from opconform.harness.explain.failure import Failure
-from opconform.harness.judge.checks import ON_REQUEST
+from opconform.harness.judge.checks import ON_REQUEST, Twin
 from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.buffers import Slot
 from opconform.harness.model.case import Case
@@ -102,12 +102,18 @@ class Facts:
         return Demand(expected.value, np.where(exact, 0.0, np.where(free, np.inf, bound)), exact, free)
 
     @cached_property
-    def twin(self) -> Case | None:
-        """The second case of a check that compares two, or None."""
-        check = ON_REQUEST.get(self.failure.findings[0].check)
+    def compared(self) -> Twin | None:
+        """The second case of a check that compares two, with what it is compared with, or None."""
+        finding = self.failure.findings[0]
+        check = ON_REQUEST.get(finding.check)
         if check is None or check.name == "deterministic":
             return None
-        return check.twin(self.case, self.op, self.values)
+        return check.twin_found(self.case, self.op, self.values, finding.detail)
+
+    @property
+    def twin(self) -> Case | None:
+        """The second case of a check that compares two, or None."""
+        return None if self.compared is None else self.compared.case
 
     @cached_property
     def parts(self) -> tuple[Placed, ...]:

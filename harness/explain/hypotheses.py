@@ -203,7 +203,9 @@ def _through(op: Op, dtype: DType, name: str, case: Case, raw: Mapping[str, Raw]
 
 def _coarse(op: Op, dtype: DType, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """The op with a bound that is wider by as much as a narrower type is coarser, and infinities where it overflows.
-    The bound stays finite for any number of terms, and so says something of each element."""
+    The bound stays finite for any number of terms, and so says something of each element. It is that of an arithmetic
+    a little below float32's: what float32 adds up exactly, 16 bits round."""
+    numerics = replace(numerics, roundoff=max(2.0**-23, numerics.roundoff))
     expected = op.expect(case, raw, numerics)
     others = {name: _wider(other, dtype, numerics) for name, other in expected.others.items()}
     return replace(_wider(expected, dtype, numerics), others=others)

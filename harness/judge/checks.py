@@ -6,8 +6,9 @@ run on request, because atomics and tile choices may rightly break them: each co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from opconform.harness.model.expected import Comparison
 from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Op
-from opconform.harness.model.values import data_of
+from opconform.harness.model.values import data_of, spoilt_by_itself
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,39 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """A second case, and the part of each output of the first one that must have its bits. `says` names it among the
+    twins of a case; "" where there is no other."""
+
+    case: Case
+    parts: Mapping[str, tuple[slice, ...]] = field(default_factory=dict)
+    says: str = ""
+
+    def has_bits_of(self, name: str, one: Raw, own: Raw) -> bool:
+        """Whether `own`, the twin's output, is that part of `one`, bit for bit."""
+        return bool(np.array_equal(one[self.parts.get(name, ())], own))
+
+
+@dataclass(frozen=True)
 class TwinCheck:
-    """A check on request: `twin` makes a second case (None where there is none), `same` compares the two outputs."""
+    """A check on request: it compares a case with its twins.
+
+    twins: none where a case has nothing to compare, or the reason why it cannot be checked.
+    """
 
     name: str
     reason: str
     kind: Kind
-    twin: Callable[[Case, Op, Mapping[str, Raw]], Case | None]
-    same: Callable[[Case, Raw, Raw], bool]
+    twins: Callable[[Case, Op, Mapping[str, Raw]], Sequence[Twin] | str]
+
+    def finding(self, twin: Twin) -> Finding:
+        """What is found where a twin differs."""
+        return Finding(self.name, self.kind, f"not {self.reason}{f': {twin.says}' if twin.says else ''}")
+
+    def twin_found(self, case: Case, op: Op, values: Mapping[str, Raw], detail: str) -> Twin | None:
+        """The twin that a finding of this `detail` speaks of."""
+        twins = self.twins(case, op, values)
+        return None if isinstance(twins, str) else next((twin for twin in twins if twin.says in detail), None)
 
 
 def _non_finite(run: Run) -> Mask:
@@ -82,17 +108,25 @@ def _finite(run: Run) -> Finding | None:
     missing = _unwritten(run)
     if missing.any():
         return Finding("finite", Kind.NOT_WRITTEN, f"{_count(run, missing)} still hold what was there before the run")
-    bad = _non_finite(run)
-    if run.case.keep is not None:
+    bad, elsewhere = _non_finite(run), _from_elsewhere(run)
+    if elsewhere.any():  # the check of isolation tells more of NaN
         bad &= np.isinf(run.comparison.got)
     if not bad.any():
         return None
     return Finding("finite", Kind.NAN_INF, f"{_count(run, bad)} are NaN or infinite where the reference is not")
 
 
+def _from_elsewhere(run: Run) -> Mask:
+    """NaN where every slice but one was spoilt, in an element of that one."""
+    if run.case.keep is None:
+        return np.zeros(run.comparison.got.shape, dtype=bool)
+    own = spoilt_by_itself(run.case, run.op, run.comparison.name)
+    return _non_finite(run) & np.isnan(run.comparison.got) & ~own
+
+
 def _isolation(run: Run) -> Finding | None:
-    bad = _non_finite(run) & ~_unwritten(run) & np.isnan(run.comparison.got)
-    if run.case.keep is None or not bad.any():
+    bad = _from_elsewhere(run) & ~_unwritten(run)
+    if not bad.any():
         return None
     return Finding(
         "isolation",
@@ -139,43 +173,67 @@ ALWAYS: tuple[Check, ...] = (
 )
 
 
-def _itself(case: Case, op: Op, values: Mapping[str, Raw]) -> Case | None:
-    return case
+def _itself(case: Case, op: Op, values: Mapping[str, Raw]) -> Sequence[Twin]:
+    return (Twin(case),)
 
 
-def _packed(case: Case, op: Op, values: Mapping[str, Raw]) -> Case | None:
+def _packed(case: Case, op: Op, values: Mapping[str, Raw]) -> Sequence[Twin]:
     twin = case.packed()
-    return None if twin == case else twin.with_data(data_of(dict(values)))
+    return () if twin == case else (Twin(twin.with_data(data_of(dict(values)))),)
 
 
-def _first_slice(case: Case, op: Op, values: Mapping[str, Raw]) -> Case | None:
-    """The case cut to its first slice along the outermost axis, where the slices are problems of their own.
+_MOST_SLICES = 32  #: of more slices so many are run alone, the first and the last among them
 
-    None where the cut would change a layout's class too: then the layout could be to blame.
+
+def _slices_alone(case: Case, op: Op, values: Mapping[str, Raw]) -> Sequence[Twin] | str:
+    """Each batch slice as a case of its own.
+
+    Not checked where the slices are no problems of their own, as `Op.alone` says, or where a slice has a layout of
+    another class: then the layout could be to blame.
     """
-    layouts = case.layouts.values()
-    if not op.alone(case) or min(layout.shape[0] for layout in layouts) < 2:
-        return None
-    if any(_cut(layout).kind is not layout.kind for layout in layouts):
-        return None
-    alone = {name: _cut(layout) for name, layout in case.inputs.items()}
-    twin = replace(case, inputs=alone, outputs={name: _cut(layout) for name, layout in case.outputs.items()}, keep=None)
-    return twin.with_data({name: np.ascontiguousarray(raw[:1]).tobytes() for name, raw in values.items()})
+    shape = case.outputs[op.outputs[0]].shape
+    axes = op.alone(case)
+    if isinstance(axes, str):
+        return axes
+    sizes = [shape[axis] for axis in axes]
+    number = math.prod(sizes)
+    if number < 2:
+        return ()
+    found = []
+    for flat in sorted(set(np.linspace(0, number - 1, min(number, _MOST_SLICES)).astype(int).tolist())):
+        index = dict(zip(axes, (int(i) for i in np.unravel_index(flat, sizes))))
+        parts = {name: _part(layout.shape, shape, index) for name, layout in case.layouts.items()}
+        cut = {name: _cut(layout, parts[name]) for name, layout in case.layouts.items()}
+        if any(cut[name].kind is not layout.kind for name, layout in case.layouts.items()):
+            return "a slice alone has a layout of another class"
+        inputs, outputs = ({name: cut[name] for name in names} for names in (case.inputs, case.outputs))
+        twin = replace(case, inputs=inputs, outputs=outputs, keep=None)
+        data = {name: np.ascontiguousarray(raw[parts[name]]) for name, raw in values.items()}
+        says = "slice " + ", ".join(f"i{len(shape) - 1 - axis} = {i}" for axis, i in index.items())
+        found.append(Twin(twin.with_data(data_of(data)), {name: parts[name] for name in case.outputs}, says))
+    return found
 
 
-def _cut(layout: Layout) -> Layout:
-    return replace(layout, shape=(1, *layout.shape[1:]))
+def _part(its: tuple[int, ...], shape: tuple[int, ...], index: Mapping[int, int]) -> tuple[slice, ...]:
+    """What an argument of shape `its` has in a slice of an output of `shape`: one place along each batch axis; all of
+    them where it has several times as many (states, kept at several times); what is repeated there."""
+    parts = [slice(None)] * len(its)
+    for axis, i in index.items():
+        n, m = shape[axis], its[axis]
+        parts[axis] = slice(i, None, n) if m > n else slice(i % m, i % m + 1)
+    return tuple(parts)
 
 
-def _same(case: Case, one: Raw, other: Raw) -> bool:
-    return bool(np.array_equal(one[: other.shape[0]], other))
+def _cut(layout: Layout, parts: tuple[slice, ...]) -> Layout:
+    """The layout of a part of a tensor, which starts where the tensor does: it is laid out alone."""
+    return replace(layout, shape=tuple(len(range(n)[part]) for n, part in zip(layout.shape, parts)))
 
 
 ON_REQUEST: dict[str, TwinCheck] = {
     check.name: check
     for check in (
-        TwinCheck("deterministic", "the same bits on the second run", Kind.NOT_DETERMINISTIC, _itself, _same),
-        TwinCheck("batch_invariant", "the same bits alone and in company", Kind.DEPENDS_ON_BATCH, _first_slice, _same),
-        TwinCheck("layout_invariant", "the same bits packed and strided", Kind.DEPENDS_ON_LAYOUT, _packed, _same),
+        TwinCheck("deterministic", "the same bits on the second run", Kind.NOT_DETERMINISTIC, _itself),
+        TwinCheck("batch_invariant", "the same bits alone and in company", Kind.DEPENDS_ON_BATCH, _slices_alone),
+        TwinCheck("layout_invariant", "the same bits packed and strided", Kind.DEPENDS_ON_LAYOUT, _packed),
     )
 }

@@ -5,17 +5,16 @@ Such a case is judged like any other, and is counted apart: a thousand of them m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Raw
-from opconform.harness.model.expected import Comparison
+from opconform.harness.model.expected import Comparison, Expected
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
-from opconform.harness.model.values import inputs_of
 
 _NEAR = 1e-3  #: where the error is a residual: how near to the reference a value must be to be worth a judgement
 
@@ -64,13 +63,56 @@ def _passes(
     return not compare(case, op, values, comparisons[0].expected, output, numerics, about.name).wrong.any()
 
 
-def says_nothing(op: Op, case: Case, numerics: Numerics = EXACT) -> str:
-    """Why every kernel that is right and many that are wrong pass a case; "" for one that says something."""
-    values = inputs_of(case, op)
+def weaknesses(op: Op, case: Case, values: Mapping[str, Raw], numerics: Numerics = EXACT) -> Iterator[str]:
+    """What wrong kernels pass a case, one line each: those that `vacuous` knows, and those that stop after a tile.
+
+    A known case with a weakness pins nothing. That it has no element is no weakness of a case that is about that.
+    """
     expected = expectation(case, op, values, numerics)
-    comparisons = []
+    outputs = {name: _expected_of(op, expected, name) for name in op.outputs}
+    right = {name: case.outputs[name].type.encode(each.value) for name, each in outputs.items()}
+    comparisons = [compare(case, op, values, expected, raw, numerics, name) for name, raw in right.items()]
+    if all(comparison.wrong.size == 0 for comparison in comparisons):
+        return
+    nothing = vacuous(op, case, values, comparisons, numerics)
+    if nothing:
+        yield nothing
+        return
+    for about in comparisons:
+        for says, cut in _cut(right[about.name]):
+            as_it_was = np.array_equal(cut, right[about.name])
+            if not as_it_was and not compare(case, op, values, expected, cut, numerics, about.name).wrong.any():
+                yield f"{about.name} passes with 0 {says}"
+    for name, layout in case.inputs.items():
+        for says, cut in _cut(values[name]) if layout.type.is_float else ():
+            other = expectation(case, op, {**values, name: cut}, numerics)
+            if _pass_for(op, case, values, expected, other, numerics):
+                yield f"what {name} holds {says} does not count"
+
+
+def _expected_of(op: Op, expected: Expected, name: str) -> Expected:
+    return expected if name == op.outputs[0] else expected.others[name]
+
+
+def _cut(raw: Raw) -> Iterator[tuple[str, Raw]]:
+    """Elements with zeros after a tile along their longest axis, and in the last place of it."""
+    axis = int(np.argmax(raw.shape))
+    n = raw.shape[axis]
+    for start in sorted({1 << (n - 1).bit_length() - 1, n - 1} - {0}) if n > 1 else ():
+        cut = np.array(raw)
+        cut[(slice(None),) * axis + (slice(start, None),)] = 0
+        yield f"from place {start} of {n} on", cut
+
+
+def _pass_for(
+    op: Op, case: Case, values: Mapping[str, Raw], expected: Expected, other: Expected, numerics: Numerics
+) -> bool:
+    """Whether the right answer to other elements passes for the case, though it is another one."""
+    another = False
     for name in op.outputs:
-        its = expected if name == op.outputs[0] else expected.others[name]
-        right = case.outputs[name].type.encode(its.value)
-        comparisons.append(compare(case, op, values, expected, right, numerics, name))
-    return vacuous(op, case, values, comparisons, numerics)
+        one, two = _expected_of(op, expected, name), _expected_of(op, other, name)
+        raw = case.outputs[name].type.encode(two.value)
+        if compare(case, op, values, expected, raw, numerics, name).wrong.any():
+            return False
+        another |= not np.array_equal(one.value, two.value, equal_nan=True)
+    return another

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from opconform.harness.model.dtypes import F64
+from opconform.harness.model.dtypes import F32, F64, Mask
 
 Count = TypeVar("Count", float, npt.NDArray[np.float64])
 
@@ -20,9 +20,13 @@ class Numerics:
     """A device's promises about float32 arithmetic.
 
     Errors "in ulps" are units in the last place of the result. The defaults are those of the OpenCL C specification
-    ("Relative error as ULPs", full profile), which no usual library exceeds: the CUDA C++ Programming Guide
-    ("Mathematical Functions") has 2 for exp, tanh, erf, sin and cos and 1 for log, glibc's manual 1 or 2 for each, and
-    ggml's own vector exp 1.96 (src/ggml-cpu/vec.h, ggml_v_expf).
+    ("Relative error as ULPs", full profile). The CUDA C++ Programming Guide ("Mathematical Functions") has 2 for exp,
+    tanh, erf, sin and cos and 1 for log, glibc's manual 1 or 2 for each, ggml's own vector exp 1.96
+    (src/ggml-cpu/vec.h, ggml_v_expf), and NumPy's exp measures 2.5. A library that makes exp of exp2 is far beyond
+    them: `exp_ulps_per_unit` is for it.
+
+    The last four say that a device computes in another way, of which nothing better can be promised; a device that
+    does not say so is held to the way that the op demands.
 
     flushes_denormals: results and operands below 2^-126 may become 0 (Vulkan without DenormPreserve, OpenCL without
     CL_FP_DENORM).
@@ -48,6 +52,10 @@ class Numerics:
     block_operands: a product with a quantised tensor first rounds its other operand to 8 bits in blocks of so many
     elements, with one scale a block; 0 for none (ggml's q8_0, q8_1 and q8_K).
     one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
+    inverted_blocks: triangular solves may invert diagonal blocks of up to so many rows and multiply with the inverses
+    (rocBLAS, MAGMA and cuBLAS do); 0 for substitution.
+    delta_chunk: `gated_delta_net` may be computed in chunks of so many tokens; 0 for token by token only.
+    subtracted_sums: an exclusive sum may be computed as the inclusive one less the element.
     """
 
     flushes_denormals: bool = False
@@ -69,6 +77,9 @@ class Numerics:
     sin_absolute: float = 0.0
     sin_within_pi: bool = False
     one_pass_variance: bool = False
+    inverted_blocks: int = 0
+    delta_chunk: int = 0
+    subtracted_sums: bool = False
     half_tables: bool = False
     block_operands: int = 0
 
@@ -154,8 +165,47 @@ class Numerics:
             relative: Count = n * self.u / np.maximum(1 - n * self.u, 0.0)
         return relative
 
+    def rounds(self, quantum: F64, magnitude: F64) -> Mask:
+        """Where a sum may round: everywhere but where all its addends are multiples of one power of two, `quantum`, and
+        the sum of their magnitudes fits the significand.
+
+        Every sum of some of them, in any order and any tree, is then a multiple of the quantum too and no larger than
+        2^24 quanta: a float32, which every rounding mode leaves alone. Addends that are products are such numbers
+        themselves, so that neither a product nor a fused one rounds. Nothing is said of a device that rounds its
+        operands to a lower precision.
+        """
+        if self.conversions:
+            return np.ones(np.broadcast_shapes(quantum.shape, magnitude.shape), dtype=bool)
+        least = F32.smallest_normal * (1 if self.flushes_denormals else 2 * F32.unit_roundoff)
+        fits = (magnitude <= quantum / self.roundoff) & (magnitude <= F32.largest) & (quantum >= least)
+        rounding: Mask = ~fits
+        return rounding
+
 
 EXACT = Numerics()
+
+
+def quanta(x: F64) -> F64:
+    """The largest power of two that each number is a multiple of: ∞ for 0, and 0 for what is not finite.
+
+    The numbers must be normal in float64, as every float32 and every product of two of them is.
+    """
+    size = np.abs(x)
+    bits = size.view(np.int64)
+    fraction = bits & ((1 << 52) - 1)
+    without = np.where(fraction == 0, 0, bits & (bits - 1)).view(np.float64)  # less the last bit of the fraction
+    found: F64 = np.where(size == 0, np.inf, np.where(np.isfinite(size), size - without, 0.0))
+    return found
+
+
+def holds_sum(a: F64, b: F64) -> Mask:
+    """Where float32 holds a + b. The sum of two float32 numbers may not fit float64 either: what is lost there is what
+    the two-sum leaves (Knuth, The Art of Computer Programming 2, theorem 4.2.2 B)."""
+    total = a + b
+    of_b = total - a
+    lost = (a - (total - of_b)) + (b - of_b)
+    held: Mask = (lost == 0) & (total.astype(np.float32) == total)
+    return held
 
 
 #: Fields below whose usual value the compute precision itself is lower.

@@ -116,15 +116,21 @@ class Op:
     check: raises `CaseError` for a case whose parameters and shapes do not fit together.
     argument_dtypes: the element types of arguments that need not have the first output's.
     traits: what limits may speak of beside parameters ("view" of an ACC).
-    alone: whether the outermost slices of a case are problems of their own, cut from every argument alike.
+    alone: the batch axes along which the slices of a case are problems of their own, cut from every argument that has
+    as many (or from what is repeated along them); or the reason why there are none.
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    free: where nothing is demanded of an element, in words: what a report says that has many such elements.
     independent: of an op with many products: axes of the output along which its elements do not depend on each other,
     and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
     a model is judged at some indices along the first of them.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
     indices: the arguments that hold places in others; a case whose numbers lie outside is none.
+    flops: how many operations on floating-point numbers a case takes; 0 for an op that only moves elements.
+    moves: bytes that a case must read and write; by default each element of every argument once.
+    stacks: whether `expect` also takes inputs with one more axis before their own, for several cases that differ in
+    their values alone, and gives its arrays with that axis.
     composite: what only few ops have.
     """
 
@@ -139,12 +145,16 @@ class Op:
     check: Callable[[Case], None]
     argument_dtypes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     traits: Callable[[Case], Mapping[str, Any]] = field(default=lambda case: {})
-    alone: Callable[[Case], bool] = field(default=lambda case: False)
+    alone: Callable[[Case], tuple[int, ...] | str] = field(default=lambda case: "its slices are no cases of their own")
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     copies: bool = False
     indices: Mapping[str, Index] = field(default_factory=dict)
+    flops: Callable[[Case], int] = field(default=lambda case: 0)
+    moves: Callable[[Case], int] | None = None
+    stacks: bool = False
+    free: str = "float32 cannot hold what some order of computing meets on its way there, or the reference is NaN"
     composite: Composite = field(default_factory=Composite)
 
     @property

@@ -6,14 +6,17 @@ something else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.dtypes import DTYPES, F64, DType, Raw
+from opconform.harness.model.dtypes import DTYPES, F64, DType, Mask, Raw
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.op import Index, Op
 
@@ -39,6 +42,17 @@ def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argu
     return rng.standard_normal(shape) if dtype.is_float else rng.integers(-1000, 1001, shape).astype(np.float64)
 
 
+def _whole(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Odd numbers of up to 12 bits (5 in arguments after the first): too many for float16's, bfloat16's and TF32's
+    significands, and few enough that a row of them, or of their products with the others, is summed exactly."""
+    if not dtype.is_float:
+        return _normal(rng, shape, dtype, argument)
+    room = round(-np.log2(dtype.unit_roundoff)) - max(max(shape, default=1) - 1, 0).bit_length()
+    bits = min(5 if argument else 12, max(room, 1))
+    found: F64 = (2.0 * rng.integers(0, 1 << bits - 1, shape) + 1) * rng.choice((-1.0, 1.0), shape)
+    return found
+
+
 def _signed_zero(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
     """+0, −0 and ±1."""
     return _ZEROS[rng.integers(0, 4, shape)]
@@ -62,6 +76,7 @@ Recipe = Callable[[np.random.Generator, tuple[int, ...], DType, int], F64]
 RECIPES: dict[str, Recipe] = {
     "small_int": _small_int,
     "index": _index,
+    "whole": _whole,
     "normal": _normal,
     "signed_zero": _signed_zero,
     "denormal": _denormal,
@@ -73,6 +88,28 @@ INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
 def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
     """The recipes that an op is tried with on elements of a type, the simplest first."""
     return op.composite.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
+
+
+class _NoEntropy(np.random.bit_generator.ISeedSequence):
+    """Zeros, for a generator whose state is set at once."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
+        return np.zeros(n_words, dtype)
+
+
+_NO_ENTROPY = _NoEntropy()
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """`numpy.random.default_rng(seed)`; what the seed makes of the state is kept, for variants have few seeds."""
+    bits = np.random.PCG64(_NO_ENTROPY)  # type: ignore[arg-type]  # NumPy takes any ISeedSequence; its stubs do not
+    bits.state = _state(seed)
+    return np.random.Generator(bits)
+
+
+@lru_cache(maxsize=1024)
+def _state(seed: int) -> Any:
+    return np.random.PCG64(seed).state
 
 
 def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
@@ -87,7 +124,7 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
         known = dict.fromkeys([*op.composite.recipes, *RECIPES])
         raise CaseError(f"case.recipe is {case.recipe!r}; it must be one of {', '.join(known)}")
     recipe = RECIPES.get(case.recipe, _normal)
-    rng = np.random.default_rng(case.seed)
+    rng = _generator(case.seed)
     values = {
         name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())
     }
@@ -159,23 +196,51 @@ def index_coded(layout: Layout) -> Raw | None:
 
 def slices(shape: tuple[int, ...], batch_axes: tuple[int, ...]) -> int:
     """How many batch slices a tensor of `shape` has."""
-    return int(np.prod([shape[axis] for axis in batch_axes]))
+    return math.prod(shape[axis] for axis in batch_axes)
 
 
 def _spoil_other_slices(values: F64, layout: Layout, batch_axes: tuple[int, ...], keep: int) -> None:
-    """NaN in every batch slice but number `keep` (modulo the number of slices); batch axes are the leading ones.
+    if values.size:
+        values[_other_slices(layout, batch_axes, keep)] = np.nan
 
-    Slices that share their memory with the kept one, along an axis of stride 0, stay as well.
+
+def _other_slices(layout: Layout, batch_axes: tuple[int, ...], keep: int) -> Mask:
+    """Every batch slice but number `keep` (modulo the number of slices); batch axes are the leading ones.
+
+    Slices that share their memory with the kept one, along an axis of stride 0, are not among them.
     """
-    if not values.size:
-        return
-    sizes = tuple(values.shape[axis] for axis in batch_axes)
-    kept = np.unravel_index(keep % slices(values.shape, batch_axes), sizes)
+    sizes = tuple(layout.shape[axis] for axis in batch_axes)
+    kept = np.unravel_index(keep % slices(layout.shape, batch_axes), sizes)
     others = np.zeros(sizes, dtype=bool)
     for axis in batch_axes:
         if layout.strides[axis]:
             others |= np.expand_dims(np.arange(sizes[axis]) != kept[axis], tuple(range(1, len(sizes) - axis)))
-    values[others] = np.nan
+    return others
+
+
+def spoilt_by_itself(case: Case, op: Op, output: str) -> Mask:
+    """Which elements of an output stand in a batch slice that `keep` has spoilt: NaN there may be their own slice's.
+
+    An element that comes from one of x, as `Op.sources` tells, stands in that one's slice; one that comes from none may
+    stand in any. Otherwise a slice of the output is that of the input with the most slices, if it has as many along
+    each batch axis, or several times as many along the outermost one (states, kept at several times). Where it has not,
+    no element is said to be spoilt.
+    """
+    shape = case.outputs[output].shape
+    if case.keep is None or not case.outputs[output].size:
+        return np.zeros(shape, dtype=bool)
+    axes = op.composite.batch_axes
+    name, layout = max(case.inputs.items(), key=lambda item: slices(item[1].shape, axes))
+    others = _other_slices(layout, axes, case.keep)
+    inner = tuple(range(len(axes), len(layout.shape)))
+    if op.sources is not None and name in (sources := op.sources(case)):
+        of_input = np.broadcast_to(np.expand_dims(others, inner), layout.shape)
+        found: Mask = np.append(of_input, True)[sources[name]]
+        return found
+    times, rest = divmod(shape[axes[0]], layout.shape[axes[0]])
+    if rest or any(shape[axis] != layout.shape[axis] for axis in axes[1:]):
+        return np.zeros(shape, dtype=bool)
+    return np.broadcast_to(np.expand_dims(np.concatenate([others] * times), inner), shape)
 
 
 def _as_stored(raw: Raw, layout: Layout) -> Raw:

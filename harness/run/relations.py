@@ -26,48 +26,62 @@ def related(
     more to see.
     """
     others = Others(runner, op, time_limit)
-    findings = _twin_findings(runner, op, verdict, checks, time_limit) + metamorphic_findings(op, verdict, others)
+    findings, reasons = _twin_findings(runner, op, verdict, checks, time_limit)
+    findings += metamorphic_findings(op, verdict, others)
     if others.wrong:
         return others.wrong[0]
-    return replace(verdict, findings=findings) if findings else verdict
+    return replace(verdict, findings=findings, unchecked=reasons) if findings or reasons else verdict
 
 
 def _twin_findings(
     runner: Runner, op: Op, verdict: Verdict, checks: Sequence[TwinCheck], time_limit: float | None
-) -> tuple[Finding, ...]:
-    """What the checks on request say of a case that passed."""
-    found = []
+) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """What the checks on request say of a case that passed, and what they could not look at."""
+    found, unchecked = [], []
     for check in checks:
-        twin = check.twin(verdict.case, op, inputs_of(verdict.case, op))
-        if twin is None:
+        twins = check.twins(verdict.case, op, inputs_of(verdict.case, op))
+        if isinstance(twins, str):
+            unchecked.append(f"{check.name}: {twins}")
             continue
-        other = runner.verdicts(op, [twin], time_limit=time_limit)[0]
-        if other.failed:
-            found.append(Finding(check.name, check.kind, f"its twin fails: {other.findings[0].detail}"))
-        elif not all(check.same(twin, one.raw, two.raw) for one, two in zip(verdict.comparisons, other.comparisons)):
-            found.append(Finding(check.name, check.kind, f"not {check.reason}"))
-    return tuple(found)
+        others = runner.verdicts(op, [twin.case for twin in twins], time_limit=time_limit)
+        for twin, other in zip(twins, others):
+            if other.unsupported is not None:
+                unchecked.append(f"{check.name}: the twin is unsupported, {other.unsupported}")
+            elif other.failed:
+                where = f" ({twin.says})" if twin.says else ""
+                found.append(Finding(check.name, check.kind, f"its twin fails{where}: {other.findings[0].detail}"))
+            elif not all(
+                twin.has_bits_of(one.name, one.raw, two.raw) for one, two in zip(verdict.comparisons, other.comparisons)
+            ):
+                found.append(check.finding(twin))
+            else:
+                continue
+            break
+    return tuple(found), tuple(unchecked)
 
 
 @dataclass
 class Others:
     """Runs other cases for a relation, right or wrong. wrong: the verdicts on cases of the op that are wrong by
-    themselves. ends: why runs of the op gave nothing to compare."""
+    themselves. ends: why runs of the op gave nothing to compare. to_blame: another op whose run is wrong by itself, in
+    words: it is then the one to look at."""
 
     runner: Runner
     op: Op
     time_limit: float | None
     wrong: list[Verdict] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
+    to_blame: str = ""
 
     def __call__(self, case: Case) -> dict[str, Comparison] | None:
         """What the device returns; None where nothing came back."""
         verdict = self.runner.verdicts(ops()[case.op], [case], time_limit=self.time_limit)[0]
-        if verdict.failed and case.op == self.op.name:  # another op's faults are found where that op is tested
-            if verdict.comparisons:
-                self.wrong.append(verdict)
-            else:
-                self.ends.append(verdict.findings[0].detail)
+        if verdict.failed and case.op != self.op.name:  # its faults are found where that op is tested
+            self.to_blame = f"{case.op} is wrong there by itself, {verdict.kind}, and {self.op.name} is right"
+        elif verdict.failed and verdict.comparisons:
+            self.wrong.append(verdict)
+        elif verdict.failed:
+            self.ends.append(verdict.findings[0].detail)
         return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
 
@@ -81,9 +95,11 @@ def metamorphic_findings(op: Op, verdict: Verdict, others: Others) -> tuple[Find
     found = []
     for check in op.composite.metamorphic:
         others.ends.clear()
+        others.to_blame = ""
         detail = check.look(op, case, values, comparisons, others)
         if detail is None and others.ends:
             detail = f"a run to compare with fails: {others.ends[0]}"
         if detail is not None:
-            found.append(Finding(check.name, check.kind, detail))
+            blamed = f"; {others.to_blame}" if others.to_blame else ""
+            found.append(Finding(check.name, check.kind, f"{detail}{blamed}"))
     return tuple(found)

@@ -14,21 +14,24 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from opconform.harness.judge.judging import Verdict, judge
-from opconform.harness.judge.oracle import expectation
+from opconform.harness.judge.oracle import expectations
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.dtypes import Raw
+from opconform.harness.model.expected import Expected
 from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Named, Unavailable
-from opconform.harness.run.messages import Answer, Shown, StageError
+from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError
+from opconform.harness.run.messages import Clock as TimerClock
 from opconform.harness.run.process import Died, Local, Worker
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import OPTION
 from opconform.harness.run.target import Target
+from opconform.harness.run.timing import What
 
 _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 
@@ -55,6 +58,19 @@ class Prepared:
     values: dict[str, Raw]
     plan: Plan
     offset: int
+
+
+@dataclass(frozen=True)
+class Timer:
+    """A case that stands loaded on a device. `about` says by what clock it is timed."""
+
+    worker: Worker | Local
+    about: TimerClock
+    time_limit: float
+
+    def sample(self, what: What, seconds: float) -> Samples:
+        """Times, as many as fit into `seconds` and at least one. Raises `TimingError`."""
+        return self.worker.sample(what, seconds, self.time_limit)
 
 
 class Runner:
@@ -94,6 +110,7 @@ class Runner:
             self._worker.close()
             raise
         self._all_limits = tuple(limit for limit in limits if target.device.id.startswith(limit.device))
+        self._limits_of: dict[str, tuple[Limit, ...]] = {}
 
     def __enter__(self) -> Runner:
         return self
@@ -110,8 +127,11 @@ class Runner:
 
     def limits(self, op: Op) -> tuple[Limit, ...]:
         """The limits that hold for `op` in this run."""
-        kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
-        return tuple(limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind in kinds)
+        if op.name not in self._limits_of:  # a build of ggml has hundreds, and each case asks
+            kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
+            its = (limit for limit in self._all_limits if limit.op in (op.name, "*"))
+            self._limits_of[op.name] = tuple(limit for limit in its if limit.kind in kinds)
+        return self._limits_of[op.name]
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         """Whether the backend itself takes each case: None, or the reason."""
@@ -147,22 +167,22 @@ class Runner:
         """
         seconds = self.time_limit if time_limit is None else min(time_limit, self.time_limit)
         found: dict[int, Verdict] = {}
-        batch: list[tuple[int, Case]] = []
+        batch: list[tuple[int, Case, Plan]] = []
         size = 0
         for index, case in enumerate(cases):
             reason = self._forbidden(op, case, set(beyond))
             if reason is not None:
                 found[index] = Verdict(case, unsupported=reason)
                 continue
-            needed = Plan.of(case).size
-            if batch and size + needed > _BATCH_BYTES:
+            plan = Plan.of(case)
+            if batch and size + plan.size > _BATCH_BYTES:
                 worker = self._worker
                 found.update(self._run(op, batch, until_death, seconds))
                 batch, size = [], 0
                 if until_death and worker is not self._worker:
                     break
-            batch.append((index, case))
-            size += needed
+            batch.append((index, case, plan))
+            size += plan.size
         if batch:
             found.update(self._run(op, batch, until_death, seconds))
         return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
@@ -177,7 +197,9 @@ class Runner:
                 return limit.reason
         return None
 
-    def _run(self, op: Op, batch: Sequence[tuple[int, Case]], until_death: bool, seconds: float) -> dict[int, Verdict]:
+    def _run(
+        self, op: Op, batch: Sequence[tuple[int, Case, Plan]], until_death: bool, seconds: float
+    ) -> dict[int, Verdict]:
         """Verdicts of a batch that fits in the arena, by index; a worker that dies is replaced and the rest goes on."""
         found: dict[int, Verdict] = {}
         left = list(batch)
@@ -189,13 +211,16 @@ class Runner:
                     if found:
                         break  # what is known already must not be lost with the device
                     raise
-            prepared = self._prepare(op, [case for _, case in left])
+            prepared = self._prepare(op, [(case, plan) for _, case, plan in left])
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
             answers = self._exchange(prepared, seconds)
             arena = self._worker.arena(0)
-            for (index, _), item, result in zip(left, prepared, answers):
+            expected = self._expected(op, prepared, answers)
+            for place, ((index, _, _), item, result) in enumerate(zip(left, prepared, answers)):
                 window = slice(item.offset, item.offset + item.plan.size)
-                found[index] = self._verdict(op, item, result, before[window], arena[window], seconds)
+                found[index] = self._verdict(
+                    op, item, result, before[window], arena[window], seconds, expected.get(place)
+                )
             if isinstance(answers[-1], Died):
                 self._replace_worker()
                 if until_death:
@@ -203,11 +228,22 @@ class Runner:
             left = left[len(answers) :]
         return found
 
-    def _prepare(self, op: Op, cases: Sequence[Case]) -> list[Prepared]:
+    def _expected(self, op: Op, prepared: Sequence[Prepared], answers: Sequence[Answer | Died]) -> dict[int, Expected]:
+        """The references of the cases that came back, by their place in the batch."""
+        start = time.perf_counter()
+        back = {
+            place: (item.case, item.values, result.numerics or self.numerics)
+            for place, (item, result) in enumerate(zip(prepared, answers))
+            if isinstance(result, Answer) and result.unsupported is None and result.error is None
+        }
+        found = dict(zip(back, expectations(op, list(back.values()))))
+        self.clock.reference += time.perf_counter() - start
+        return found
+
+    def _prepare(self, op: Op, cases: Sequence[tuple[Case, Plan]]) -> list[Prepared]:
         start = time.perf_counter()
         prepared, offset = [], 0
-        for case in cases:
-            plan = Plan.of(case)
+        for case, plan in cases:
             prepared.append(Prepared(case, inputs_of(case, op), plan, offset))
             offset += plan.size
         arena = self._worker.arena(offset)
@@ -229,9 +265,16 @@ class Runner:
         return answers
 
     def _verdict(
-        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray, seconds: float
+        self,
+        op: Op,
+        item: Prepared,
+        result: Answer | Died,
+        before: np.ndarray,
+        after: np.ndarray,
+        seconds: float,
+        expected: Expected | None,
     ) -> Verdict:
-        verdict = self._own_verdict(op, item, result, before, after, seconds)
+        verdict = self._own_verdict(op, item, result, before, after, seconds, expected)
         if self._sanitizer is None or not result.log:
             return verdict
         findings = self._sanitizer.findings(result.log, item.case)
@@ -240,7 +283,14 @@ class Runner:
         return replace(verdict, findings=(*findings, *verdict.findings)) if findings else verdict
 
     def _own_verdict(
-        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray, seconds: float
+        self,
+        op: Op,
+        item: Prepared,
+        result: Answer | Died,
+        before: np.ndarray,
+        after: np.ndarray,
+        seconds: float,
+        expected: Expected | None,
     ) -> Verdict:
         if isinstance(result, Died):
             finding = Finding("process", self._blame(op, item.case) or result.kind, result.detail)
@@ -253,11 +303,8 @@ class Runner:
             return Verdict(item.case, (finding,), stderr=result.error, seconds=result.seconds)
         start = time.perf_counter()
         numerics = result.numerics or self.numerics
-        expected = expectation(item.case, op, item.values, numerics)
-        middle = time.perf_counter()
-        verdict = judge(item.case, op, item.values, before, after, numerics, expected)
-        self.clock.reference += middle - start
-        self.clock.judging += time.perf_counter() - middle
+        verdict = judge(item.case, op, item.values, before, after, numerics, expected, item.plan)
+        self.clock.judging += time.perf_counter() - start
         return replace(verdict, seconds=result.seconds)
 
     def _blame(self, op: Op, case: Case) -> Kind | None:
@@ -280,12 +327,23 @@ class Runner:
         self._worker.open(self.target.device.id)
         self.lost = False
 
+    def timer(self, op: Op, case: Case, moved: int) -> Timer | Refusal:
+        """The case, loaded to be timed beside copies of `moved` bytes; or why it cannot be. Another one that was loaded
+        before is gone. Raises `TimingError`, and `CaseError` for a case that its op does not know."""
+        reason = self._forbidden(op, case, set())
+        if reason is not None:
+            return Refusal(reason)
+        self._prepare(op, [(case, Plan.of(case))])
+        bare = case if case.data is None else replace(case, data=None)
+        found = self._worker.clock(bare, moved, self.time_limit)
+        return found if isinstance(found, Refusal) else Timer(self._worker, found, self.time_limit)
+
     def stages(self, op: Op, case: Case) -> Shown | StageError:
         """The device's intermediates of a case by stage, its outputs among them, each decoded to float64.
 
         None where the backend shows none, a `StageError` where they cannot be had.
         """
-        (item,) = self._prepare(op, [case])
+        (item,) = self._prepare(op, [(case, Plan.of(case))])
         shown = self._worker.stages(case if case.data is None else replace(case, data=None), self.time_limit)
         if isinstance(shown, StageError) and isinstance(self._worker, Worker) and not self._worker.is_alive():
             self._replace_worker()

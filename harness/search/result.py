@@ -9,6 +9,7 @@ from typing import Any
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.plain import decoded
+from opconform.harness.search.watched import Watched
 
 
 @dataclass
@@ -18,7 +19,9 @@ class Tally:
 
     known: failing cases that entries of known_failures.toml cover.
     vacuous: cases that a kernel passes which writes zeros or copies an input (`vacuous.py`); they do not count as run.
-    free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN).
+    free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN), of all
+    `elements` of cases that passed; those count in neither whose slices were made NaN on purpose (`Case.keep`).
+    unchecked: how many cases a check on request could not look at, by what it was and why.
     looser: how many cases were judged by an arithmetic that is looser than float32, by what it is (`Numerics.looser`).
     """
 
@@ -30,6 +33,13 @@ class Tally:
     known: int = 0
     vacuous: int = 0
     looser: Counter[str] = field(default_factory=Counter)
+    elements: int = 0
+    unchecked: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def free_share(self) -> float:
+        """The share of elements of which nothing could be demanded."""
+        return self.free / self.elements if self.elements else 0.0
 
     @property
     def executed(self) -> int:
@@ -48,18 +58,24 @@ class Tally:
             self.vacuous += 1
         else:
             self.passed += 1
-            self.free += sum(comparison.free for comparison in verdict.comparisons)
+            if verdict.case.keep is None:
+                self.free += sum(comparison.free for comparison in verdict.comparisons)
+                self.elements += sum(comparison.wrong.size for comparison in verdict.comparisons)
+        self.unchecked.update(verdict.unchecked)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {**plain, "unsupported": dict(self.unsupported), "looser": dict(self.looser)}
+        return {**plain, **{name: dict(getattr(self, name)) for name in _COUNTERS}}
 
     @classmethod
     def from_json(cls, plain: dict[str, Any]) -> Tally:
         """The tally that `to_json` gave."""
-        counters = {name: Counter(plain.get(name, {})) for name in ("unsupported", "looser")}
+        counters = {name: Counter(plain.get(name, {})) for name in _COUNTERS}
         return cls(**{**plain, **counters})
+
+
+_COUNTERS = ("unsupported", "looser", "unchecked")
 
 
 @dataclass(frozen=True)
@@ -96,10 +112,11 @@ class KnownFailure:
 
 @dataclass(frozen=True)
 class Result:
-    """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
+    """One op on one device: `target` is what `--backend` takes, `device` one line on the device. Or a model there: then
+    `op` is its name, and `watched` what came of it.
 
-    build: the short name of the device's build. failed_known: ids of known cases that fail. left_out: ids of known
-    cases that did not run: larger than --max-bytes, or large and without time.
+    build: the short name of the device's build. free: where the op leaves elements free. failed_known: ids of known
+    cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without time.
     """
 
     op: str
@@ -113,12 +130,28 @@ class Result:
     left_out: tuple[str, ...] = ()
     known_failures: tuple[KnownFailure, ...] = ()
     build: str = ""
+    free: str = ""
+    watched: Watched | None = None
 
     @property
     def known(self) -> bool:
         """Whether it fails in expected ways only."""
         listed = any(known.fate == "fails" and not known.expired for known in self.known_failures)
         return self.failure is None and (listed or self.tally.known > 0)
+
+    @property
+    def kind(self) -> str:
+        """What heads the report of what is wrong; nothing where all is right."""
+        if self.failure is not None:
+            return self.failure.kind
+        return "" if self.watched is None or self.watched.right else self.watched.verdict
+
+    @property
+    def case_id(self) -> str:
+        """The id of the failing case."""
+        if self.failure is not None:
+            return self.failure.case.id
+        return "" if self.watched is None or not self.watched.cases else self.watched.cases[0].case
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -134,10 +167,26 @@ class Result:
             "left_out": list(self.left_out),
             "known_failures": [asdict(known) for known in self.known_failures],
             "build": self.build,
+            "free": self.free,
         }
+        if self.watched is not None:
+            plain["watched"] = self.watched.to_json()
         return plain
 
     @classmethod
     def from_json(cls, plain: Any) -> Result:
         """The result that `to_json` gave. Raises `ValueError`, one line, for anything else."""
         return decoded(cls, plain, "result", {Failure: lambda value, _: Failure.from_json(value)})
+
+
+def model_result(watched: Watched, name: str) -> Result:
+    """What came of watching a model as a result of its own, beside those of ops. Its cases are the nodes that were
+    judged, the whole graph, and each way to compute several sequences."""
+    wholes = [] if watched.whole is None else [watched.whole.right]
+    wholes += [each.right for each in watched.together if not each.error]
+    right = sum(node.state == "right" for node in watched.nodes)
+    reasons = Counter(node.reason for node in watched.nodes if node.state == "not judged")
+    reasons.update(each.error for each in watched.together if each.error)
+    wrong = len(watched.wrong) + len(wholes) - sum(wholes) + (watched.by_node is not None)
+    tally = Tally(right + sum(wholes), wrong, reasons, seconds=watched.seconds)
+    return Result(name, watched.target, watched.about, tally, build=watched.build, watched=watched)

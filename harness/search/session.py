@@ -210,7 +210,7 @@ class Session:
         return verdict
 
     def _done(self, op: Op, target: Target, result: Result) -> Result:
-        result = replace(result, build=target.build.name)
+        result = replace(result, build=target.build.name, free=op.free)
         failure = result.failure
         if failure is not None:
             try:

@@ -62,6 +62,7 @@ def script(facts: Facts, part: Script) -> str:
         poison="0xFF" if all(layout.type.is_float for layout in facts.case.layouts.values()) else "0xA5",
         twin=facts.twin and ON_REQUEST[facts.failure.findings[0].check].reason,
         twin_suffix=TWIN,
+        twin_parts=_twin_parts(facts),
         some=_some(facts),
         smallest_normal=repr(DTYPES[facts.case.dtype].smallest_normal),
         residual=references.residual(facts).rstrip("\n"),
@@ -102,6 +103,25 @@ def _opening(facts: Facts) -> str:
 
 def _indent(line: str) -> str:
     return " " * (len(line) - len(line.lstrip()))
+
+
+def _twin_parts(facts: Facts) -> str:
+    """The part of an output that its twin must have, as an index in NumPy."""
+    if facts.compared is None:
+        return ""
+    parts = {name: _index(facts.compared.parts.get(name, ())) for name in facts.case.outputs}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    return f"{{{', '.join(f'{name!r}: np.s_[{part}]' for name, part in parts.items())}}}[name]"
+
+
+def _index(parts: tuple[slice, ...]) -> str:
+    """Slices as they are written between brackets; "..." where they leave nothing out."""
+    words = [":".join("" if end is None else str(end) for end in (part.start, part.stop)) for part in parts]
+    words = [word + (f":{part.step}" if part.step is not None else "") for word, part in zip(words, parts)]
+    while words and words[-1] == ":":
+        words.pop()
+    return ", ".join(words) or "..."
 
 
 def _some(facts: Facts) -> dict[str, bool]:

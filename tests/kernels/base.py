@@ -98,7 +98,11 @@ def to_left(case: Case, b: np.ndarray) -> np.ndarray:
     return b[..., ::-1, :] if is_upper(case) else b
 
 
-@lru_cache(maxsize=256)
 def below_diagonal(n: int) -> npt.NDArray[np.bool_]:
     """The strict lower triangle of an n by n matrix."""
+    return _small_triangle(n) if n <= 128 else np.tri(n, n, -1, dtype=bool)
+
+
+@lru_cache(maxsize=128)
+def _small_triangle(n: int) -> npt.NDArray[np.bool_]:
     return np.tri(n, n, -1, dtype=bool)

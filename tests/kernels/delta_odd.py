@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -169,6 +169,34 @@ class SolvesOnce(Blas):
         return {**found, "out": out, "state_out": self.stored(case, [state])}
 
 
+class InChunks(Inverse):
+    """The op token by token, computed in chunks; a snapshot is the state after a shorter last chunk."""
+
+    chunk = 16
+    tokens: int | None = None
+
+    def arguments(self, case: Case, buffers: Buffers) -> tuple[dict[str, F32], Arguments]:
+        found, it = super().arguments(case, buffers)
+        by_token = ("q", "k", "v", "g", "beta")
+        return found, replace(it, **{name: getattr(it, name)[:, : self.tokens] for name in by_token})
+
+    def recurrent(self, case: Case, buffers: Buffers) -> dict[str, np.ndarray]:
+        whole = replace(case, params={**case.params, "chunk": self.chunk, "form": "whole", "place": "set"})
+        alone = replace(whole, params={**whole.params, "snapshots": 1})
+        tokens, states, outs = case.inputs["v"].shape[1], [], []
+        for self.tokens in range(tokens, max(tokens - int(case.params["snapshots"]), 0), -1):
+            found = self.chunked(alone, buffers)
+            states.append(found["state_out"])
+            outs.append(found["out"])
+        self.tokens = None
+        missing = int(case.params["snapshots"]) - len(states)
+        return {"out": outs[0], "state_out": np.concatenate([*states, *[np.full_like(states[0], 7.0)] * missing])}
+
+
+class InChunksOf64(InChunks):
+    chunk = 64
+
+
 class ScaledChannels(Blas):
     """Blocks below the diagonal as (q e^{G − G_r})·(k e^{G_r − G}), r the first row of the block: no exponent is above
     0."""
@@ -292,7 +320,9 @@ ODD: tuple[Odd, ...] = (
     Odd(Scan, _CHUNK),
     Odd(SolvesOnce, _CHUNK),
     Odd(ScaledChannels, _CHUNK),
-    Odd(Exp2, _BOTH, Numerics(exp_ulps_per_unit=2.0)),
+    Odd(InChunks, _RECURRENT, Numerics(delta_chunk=16)),
+    Odd(InChunksOf64, _RECURRENT, Numerics(delta_chunk=64)),
+    Odd(Exp2, _BOTH, Numerics(exp_ulps_per_unit=1.0)),
     Odd(FlushingExp, _BOTH),
     Odd(Flushing, _BOTH, Numerics(flushes_denormals=True), 10),
     Odd(Directed, _BOTH, Numerics(any_rounding=True), 10),

@@ -441,6 +441,8 @@ def _precision() -> Iterator[Fault]:
         hint = f"every input is rounded to {dtype} before it is used"
         yield Fault("ssm_conv", made(f"ReadsAllThrough_{dtype}", ReadsThrough, dtype=dtype), hint)
     yield Fault("set", made("MovesThrough_f16", WritesThrough), "out is rounded to f16")
+    says = "each sum is the inclusive one less its own element, which loses digits (Numerics.subtracted_sums)"
+    yield Fault("cumsum", wrong.ExclusiveBySubtraction, says)
     yield Fault("cumsum", wrong.HalfSums, COARSE[0])
     yield Fault("cumsum", RoundsSums, COARSE[1])
     yield Fault("l2_norm", HalfReciprocal, "1 / norm is rounded to f16")

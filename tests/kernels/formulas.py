@@ -43,7 +43,7 @@ class Single(Approx):
         """The result of one operation."""
         return np.asarray(exact).astype(np.float32).astype(np.float64)
 
-    def _made(self, value: F64, low: F64, high: F64) -> Single:
+    def _made(self, value: F64, low: F64, high: F64, rounded: bool = False) -> Single:
         return self.exactly(value)
 
     def _rounded(self, value: F64, *_: Any, **__: Any) -> Single:

@@ -191,6 +191,78 @@ class Blocked32(Blocked):
     block = 32
 
 
+class InvertedBlocks(Blocked):
+    """As rocBLAS, MAGMA and cuBLAS do: diagonal blocks are inverted, by columns, and multiplied with."""
+
+    def solved(self, case: Case, a: F32, b: F32) -> F32:
+        x = np.array(b)
+        n = a.shape[-1]
+        for start in range(0, n, self.block):
+            end = min(start + self.block, n)
+            own = a[..., start:end, start:end]
+            x[..., start:end, :] = self.inverse(case, own) @ np.ascontiguousarray(x[..., start:end, :])
+            panel = np.ascontiguousarray(a[..., end:, start:end])
+            x[..., end:, :] -= panel @ np.ascontiguousarray(x[..., start:end, :])
+        return x
+
+    def inverse(self, case: Case, own: F32) -> F32:
+        return Correct.solved(self, case, own, np.broadcast_to(np.eye(own.shape[-1], dtype=np.float32), own.shape))
+
+
+class InvertedByRows(InvertedBlocks):
+    """Y D = I solved instead of D Y = I."""
+
+    def inverse(self, case: Case, own: F32) -> F32:
+        back = np.ascontiguousarray(own.swapaxes(-1, -2)[..., ::-1, ::-1])
+        return np.ascontiguousarray(super().inverse(case, back)[..., ::-1, ::-1].swapaxes(-1, -2))
+
+
+class InvertedByHalves(InvertedBlocks):
+    """The inverse of a block from those of its halves: −D22^-1 D21 D11^-1 stands below them."""
+
+    def inverse(self, case: Case, own: F32) -> F32:
+        n = own.shape[-1]
+        if n == 1:
+            return np.ones_like(own) if case.params["unit"] else np.float32(1) / own
+        h = n // 2
+        found = np.zeros_like(own)
+        found[..., :h, :h] = one = self.inverse(case, own[..., :h, :h])
+        found[..., h:, h:] = two = self.inverse(case, own[..., h:, h:])
+        found[..., h:, :h] = -(two @ (np.ascontiguousarray(own[..., h:, :h]) @ one))
+        return found
+
+
+class InvertedFromTheEnd(InvertedBlocks):
+    """The blocks aligned to the last row: the first one is short."""
+
+    def solved(self, case: Case, a: F32, b: F32) -> F32:
+        x = np.array(b)
+        n = a.shape[-1]
+        start = 0
+        while start < n:
+            end = start + ((n - start) % self.block or self.block)
+            own = a[..., start:end, start:end]
+            x[..., start:end, :] = self.inverse(case, own) @ np.ascontiguousarray(x[..., start:end, :])
+            panel = np.ascontiguousarray(a[..., end:, start:end])
+            x[..., end:, :] -= panel @ np.ascontiguousarray(x[..., start:end, :])
+            start = end
+        return x
+
+
+class SubtractsItself(Correct):
+    """The exclusive sum as the inclusive one less the element."""
+
+    def exclusive(self, case: Case, x: F32) -> F32:
+        return self.inclusive(case, x) - x
+
+
+class SubtractsFromScan(HillisSteele):
+    """The same of a scan in log n steps."""
+
+    def exclusive(self, case: Case, x: F32) -> F32:
+        return self.inclusive(case, x) - x
+
+
 class Stepwise(Correct):
     """One operation at a time, in an arithmetic that subclasses replace."""
 
@@ -275,7 +347,7 @@ def truncated(exact: F64, rest: F64 | float) -> tuple[F32, np.ndarray, F64]:
     near = exact.astype(np.float32)
     excess = np.where(near == exact, -np.asarray(rest), near - exact)
     below = np.where(excess * np.sign(exact) > 0, np.nextafter(near, np.float32(0)), near)
-    return below.astype(np.float32), excess != 0, np.sign(exact)
+    return below.astype(np.float32), excess != 0, np.copysign(1.0, exact)  # −0 has a sign too
 
 
 class ToOdd(TowardZero):
@@ -361,6 +433,8 @@ class Odd:
 _ARITHMETIC = ("acc", "cumsum", "solve_tri")
 _ANY_ROUNDING = Numerics(any_rounding=True)
 _LOOSE = Numerics(division_ulps=2.5)
+_INVERTED = Numerics(inverted_blocks=Blocked.block)
+_SUBTRACTED = Numerics(subtracted_sums=True)
 
 ODD: tuple[Odd, ...] = (
     Odd(Correct, ("acc", "set", "cumsum", "solve_tri")),
@@ -378,6 +452,12 @@ ODD: tuple[Odd, ...] = (
     Odd(Fused, ("solve_tri",)),
     Odd(Blocked, ("solve_tri",)),
     Odd(Blocked32, ("solve_tri",)),
+    Odd(InvertedBlocks, ("solve_tri",), _INVERTED),
+    Odd(InvertedByRows, ("solve_tri",), _INVERTED),
+    Odd(InvertedByHalves, ("solve_tri",), _INVERTED),
+    Odd(InvertedFromTheEnd, ("solve_tri",), _INVERTED),
+    Odd(SubtractsItself, ("cumsum",), _SUBTRACTED),
+    Odd(SubtractsFromScan, ("cumsum",), _SUBTRACTED),
     Odd(Stepwise, _ARITHMETIC),
     Odd(Flushing, (*_ARITHMETIC, "set"), Numerics(flushes_denormals=True)),
     Odd(TowardZero, _ARITHMETIC, _ANY_ROUNDING),

@@ -244,7 +244,7 @@ ROW_WRONG: tuple[Wrong, ...] = (
     Wrong("norm", small_wrong.ReadsPackedX, NAN, (WRONG_VALUES, MIXED)),
     Wrong("rms_norm", SumOfSquares, WRONG_VALUES),
     Wrong("rms_norm", EpsOnRoot, WRONG_VALUES, (NAN, MIXED)),
-    Wrong("rms_norm", IgnoresEps, NAN, (WRONG_VALUES, MIXED)),
+    Wrong("rms_norm", IgnoresEps, WRONG_VALUES, (NAN, MIXED)),
     Wrong("rms_norm", small_wrong.DropsPartialGroup, WRONG_VALUES, (NAN, MIXED)),
     Wrong("rms_norm", small_wrong.HalfSums, WRONG_VALUES, (NAN, MIXED)),
     Wrong("rms_norm", InHalf, WRONG_VALUES, (NAN, MIXED)),

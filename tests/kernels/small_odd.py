@@ -89,10 +89,23 @@ class InverseRoot(Correct):
 
 
 class LooseInverseRoot(InverseRoot):
-    """An inverse root two units in the last place off, as CUDA, OpenCL and Vulkan allow."""
+    """An inverse root up to two units in the last place off, as CUDA, OpenCL and Vulkan allow."""
 
     def inverse(self, squares: F32) -> F32:
-        return odd.loosened(np.ascontiguousarray(squares), super().inverse(squares))
+        exact, near = 1 / np.sqrt(squares.astype(np.float64)), super().inverse(squares)
+        loose = odd.loosened(np.ascontiguousarray(squares), near)
+        beyond = np.abs(loose - exact) > 2 * np.spacing(near)
+        return np.where(beyond, np.nextafter(loose, near), loose)
+
+
+class ByMean(InverseRoot):
+    """x·r·c as of RMS_NORM: r the inverse root of the mean of the squares, c = 1/√n."""
+
+    def normalised(self, case: Case, x: F32, squares: F32) -> F32:
+        n, eps = np.float32(max(x.shape[-1], 1)), np.float32(case.params["eps"])
+        is_added = case.params["eps_mode"] == "add"
+        mean = squares / n + eps / n if is_added else np.maximum(squares / n, eps * eps / n)
+        return x * self.inverse(mean) * (np.float32(1) / np.sqrt(n))
 
 
 class LooseRoot(odd.Stepwise):
@@ -165,6 +178,7 @@ SMALL_ODD: tuple[Odd, ...] = (
     Odd(FusedTaps, ("ssm_conv",)),
     Odd(InverseRoot, ("l2_norm",)),
     Odd(LooseInverseRoot, ("l2_norm",)),
+    Odd(ByMean, ("l2_norm",)),
     Odd(LooseRoot, ("l2_norm",), Numerics(division_ulps=2.5, sqrt_ulps=2.5)),
     Odd(odd.Flushing, ("sum_rows", "l2_norm", "ssm_conv", "tri", "diag", "pad", "cont"), _FLUSHING),
     Odd(FlushesHalves, ("cpy",), _FLUSHING),

@@ -303,7 +303,9 @@ def summed_by_hand(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> F6
 
 def normalised_by_hand(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> F64:
     """γ_k·|out| + underflow, k = (n+1)/2 + ρ + 1: a root halves the relative error of a sum of n squares; ρ for the
-    root and the division, or for an inverse root of 2 units."""
+    root and the division, or for an inverse root of 2 units. As x·r·c by the mean of the squares (half a division
+    more), with c = 1/√n of two roundings, it has three more products and constants, and its second product rounds
+    denormals once more."""
     x = F32.decode(raw["x"])
     n, eps, size = x.shape[-1], float(case.params["eps"]), np.abs(x)
 
@@ -313,7 +315,8 @@ def normalised_by_hand(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -
     squares = (x * x).sum(-1, keepdims=True)
     root = max(2 * numerics.sqrt_ulps * numerics.roundoff / numerics.u, 1.0) + numerics.division_roundings
     inverse_root = 4 * numerics.roundoff / numerics.u
-    relative = numerics.gamma((n + 1) / 2 + max(root, inverse_root) + 1 + 2 * numerics.conversions)
+    by_mean = numerics.division_roundings / 2 + 3
+    relative = numerics.gamma((n + 1) / 2 + max(root, inverse_root) + 1 + by_mean + 2 * numerics.conversions)
     lost = 2 * n * numerics.underflow
     value = x / divisor(squares)
     least = size / divisor(squares + lost) * (1 - relative)

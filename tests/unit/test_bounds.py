@@ -28,7 +28,7 @@ from tests.kernels.odd import (
     TowardZero,
     Vulkan,
 )
-from tests.kernels.wrong import ByInverse
+from tests.kernels.wrong import ByInverse, HalfDots, SkipsLastRow
 
 ANY_ROUNDING = Numerics(any_rounding=True)
 LOOSE = Numerics(division_ulps=2.5)
@@ -261,6 +261,21 @@ def test_an_explicit_inverse_of_an_ill_conditioned_matrix_is_caught() -> None:
     bench = solve_of(a, a @ rng.standard_normal((n, 3)))
     assert bench.passes(Correct())
     assert bench.verdict(ByInverse()).kind == "WRONG VALUES"
+
+
+def test_an_inverse_passes_where_blocks_of_its_size_are_declared_and_worse_is_still_caught() -> None:
+    rng = np.random.default_rng(0)
+    n = 24
+    a = np.tril(-rng.uniform(1, 2, (n, n)), -1) + np.diag(rng.uniform(1, 2, n))
+    a = a.astype(np.float32).astype(np.float64)
+    bench = solve_of(a, a @ rng.standard_normal((n, 3)))
+    assert not bench.passes(ByInverse(), Numerics(inverted_blocks=4))
+    mild = solve_of(np.tril(a, -1) / n + np.diag(np.diagonal(a)), rng.standard_normal((n, 3)))
+    declared = Numerics(inverted_blocks=n)
+    assert mild.passes(ByInverse(), declared)
+    assert np.isfinite(mild.comparison(mild.after(ByInverse()), declared).bound).all()
+    assert not mild.passes(HalfDots(), declared)
+    assert not mild.passes(SkipsLastRow(), declared)
 
 
 def figures(count: int) -> None:

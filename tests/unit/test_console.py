@@ -304,3 +304,22 @@ def test_a_pair_of_which_every_case_says_nothing_does_not_pass() -> None:
     assert lines[-1] == (
         "7 more cases say nothing and do not count: a kernel that writes zeros, or copies an input, passes them"
     )
+
+
+def test_a_large_share_of_free_elements_is_a_warning_and_a_small_one_is_not() -> None:
+    much, little = (result("exp", target) for target in ("a:0", "b:0"))
+    much.tally.free, much.tally.elements = 64, 1000
+    little.tally.free, little.tally.elements = 40, 1000
+    because = "float32 overflows"
+    text = matrix([replace(much, free=because), replace(little, free=because)])
+    assert "passed 1000, 6% free [1]" in text
+    assert text.count("free [") == 1
+    assert "[1] WARNING, nothing is demanded of 6% of the elements of exp: float32 overflows" in text
+
+
+def test_what_was_not_checked_is_said_with_the_reason() -> None:
+    found = result("acc", "a:0")
+    found.tally.unchecked.update(["batch_invariant: the view of a crosses its slices"] * 7)
+    text = matrix([found])
+    assert "passed 1000, 7 not checked [1]" in text
+    assert "[1] not checked: batch_invariant: the view of a crosses its slices" in text

@@ -11,7 +11,7 @@ import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -350,10 +350,19 @@ def test_a_relation_that_does_not_hold_is_found(kernel: type[Delta], case: Case,
     assert relations(kernel, case) == [relation]
 
 
+def test_a_wrong_op_is_named_where_another_one_is_compared_with_it() -> None:
+    case, op = a_case("gated_delta_net_chunk"), OPS["gated_delta_net_chunk"]
+    with runner_of(delta_wrong.DecaysLate) as runner:
+        (verdict,) = runner.verdicts(op, [case])
+        (finding,) = metamorphic_findings(op, verdict, Others(runner, op, None))
+    named = "gated_delta_net is wrong there by itself, WRONG VALUES, and gated_delta_net_chunk is right"
+    assert finding.detail.endswith(f"; {named}")
+
+
 # --- the bounds ---
 
 
-@cache
+@lru_cache(maxsize=1)
 def benches(op: str, count: int) -> tuple[Bench, ...]:
     return tuple(Bench(case) for case in drawn_cases(op, count, 1 << 20, number=3))
 

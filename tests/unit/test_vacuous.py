@@ -82,3 +82,22 @@ def test_a_vacuous_case_is_counted_apart_and_does_not_count_as_run() -> None:
     tally.count(Verdict(cumsum(3)))
     tally.count(Verdict(cumsum(0), vacuous="it has no element"))
     assert (tally.passed, tally.vacuous, tally.executed) == (1, 1, 1)
+
+
+def test_free_elements_are_counted_but_for_slices_that_were_spoilt_on_purpose() -> None:
+    case = cumsum(2, 1, 1, 2)
+    tally = Tally()
+    for each in (replace(case, recipe="normal"), replace(case, keep=0)):
+        tally.count(replace(Bench(each).verdict(Correct()), vacuous=""))
+    assert (tally.free, tally.elements, tally.free_share) == (0, 4, 0.0)
+    infinite = np.array([[[[np.inf, 1]]], [[[1, 2]]]])
+    bench = Bench(case, {"x": case.inputs["x"].type.encode(infinite)})
+    tally.count(bench.verdict(Correct()))
+    assert (tally.free, tally.elements, tally.free_share) == (2, 8, 0.25)
+
+
+def test_what_could_not_be_checked_is_counted_and_travels() -> None:
+    tally = Tally()
+    for _ in range(2):
+        tally.count(Verdict(cumsum(3), unchecked=("batch_invariant: why",)))
+    assert Tally.from_json(tally.to_json()).unchecked == {"batch_invariant: why": 2}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
+from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ MAX_BYTES = 1 << 22
 NAMED = 60  #: how many failures are looked at for their kind
 
 
-@cache
+@lru_cache(maxsize=1)  # an op has up to hundreds of megabytes of them
 def all_benches(op: str) -> tuple[Bench, ...]:
     return tuple(Bench(case) for case in drawn_cases(op, CASES, MAX_BYTES))
 
@@ -35,7 +35,7 @@ def kind_of(bench: Bench, wrong: Wrong, kernel: Correct) -> str:
     return "" if bench.passes(kernel) else bench.verdict(kernel).kind
 
 
-@pytest.mark.parametrize("wrong", [*WRONG, *SMALL_WRONG, *ROW_WRONG], ids=str)
+@pytest.mark.parametrize("wrong", sorted([*WRONG, *SMALL_WRONG, *ROW_WRONG], key=lambda wrong: wrong.op), ids=str)
 def test_a_wrong_kernel_is_caught_and_named(wrong: Wrong) -> None:
     kernel = wrong.kernel()
     kinds: Counter[str] = Counter()
