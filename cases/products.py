@@ -59,16 +59,17 @@ def weights(raw: Raw, dtype: DType, numerics: Numerics) -> Operand:
 def activations(value: F64, its: DType, of: DType, numerics: Numerics) -> Operand:
     """The other operand, beside weights of type `of`. A device may round it, where it declares so.
 
-    `narrow_operands`: to the weights' type of 16 bits, |error| ≤ u·|y|. `block_operands`: to whole multiples of
-    amax/127 in a block with the largest size amax, |error| ≤ amax/254; a block of 32 holds its scale in float16, so
-    that the 127 steps are off by 127·(2^-11·amax/127 + 2^-25) more. 4u·amax are the roundings on that way.
+    `narrow_operands`: to the weights' type of 16 bits, float16 beside blocks, |error| ≤ u·|y|. `block_operands`: to
+    whole multiples of amax/127 in a block with the largest size amax, |error| ≤ amax/254; a block of 32 holds its
+    scale in float16, so that the 127 steps are off by 127·(2^-11·amax/127 + 2^-25) more. 4u·amax are the roundings
+    on that way.
     """
     size = np.abs(value)
     off = numerics.conversions * numerics.u * size
     if numerics.flushes_denormals:
         off = np.where(size < its.smallest_normal, np.maximum(off, size), off)
-    if numerics.narrow_operands and of.name in ("f16", "bf16"):
-        narrow = F16 if of.name == "f16" else BF16
+    if numerics.narrow_operands and of.name != "f32":
+        narrow = BF16 if of.name == "bf16" else F16
         rounded = np.maximum(narrow.unit_roundoff * size, narrow.smallest_normal * narrow.unit_roundoff)
         if numerics.flushes_denormals:
             rounded = np.where(size < narrow.smallest_normal, np.maximum(rounded, size), rounded)
@@ -268,11 +269,19 @@ def check_id(case: Case) -> None:
     a, b, ids = (case.inputs[name].shape for name in ("a", "b", "ids"))
     if a[0] != 1 or b[0] != 1 or ids[:2] != (1, 1):
         raise CaseError(f"a, b and ids have shapes {a}, {b}, {ids}; a and b must have ne3 = 1, ids two sizes")
+    if ids[3] > a[1]:
+        raise CaseError(f"ids has rows of {ids[3]}; a token uses {a[1]} experts at most, each once")
     if a[-1] != b[-1] or ids[2] != b[1] or ids[3] % max(b[2], 1):
         raise CaseError(
             f"b has shape {b}; it must have rows of {a[-1]}, {ids[2]} tokens, and rows that divide {ids[3]}"
         )
     check_out(case, (1, b[1], ids[3], a[2]))
+
+
+def traits_id(case: Case) -> dict[str, str | bool]:
+    """weights: the type of a. aligned: see `is_aligned`. one_token: whether there is one token only."""
+    a, b = case.inputs["a"], case.inputs["b"]
+    return {"weights": a.dtype, "aligned": is_aligned(case), "one_token": b.shape[1] == 1}
 
 
 @st.composite
@@ -281,6 +290,8 @@ def problems_id(draw: st.DrawFn, freedom: Freedom) -> Problem:
     dtype = draw(st.sampled_from(weight_types(freedom)))
     k, m = draw(lengths(dtype)), draw(st.sampled_from(_SMALL))
     experts, tokens = draw(st.sampled_from((1, 2, 3, 4, 8, 16))), draw(st.sampled_from((1, 2, 3, 5, 8, 32, 33)))
+    if not freedom.choices("one_token", (False,)):
+        tokens = 1
     used = draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 8) if n <= experts]))
     rows = draw(st.sampled_from((1, used)))
     shapes = {"a": (1, experts, m, k), "b": (1, tokens, rows, k), "ids": (1, 1, tokens, used)}
@@ -362,9 +373,9 @@ OPS = (
         expect=expect_id,
         bound=_BOUND,
         check=check_id,
-        traits=lambda case: {"weights": case.inputs["a"].dtype, "aligned": is_aligned(case)},
+        traits=traits_id,
         hypotheses=hypotheses_id,
-        indices={"ids": Index("a", 1)},
+        indices={"ids": Index("a", 1, unique=True)},  # no token uses an expert twice: routing picks the k best
         composite=Composite(shape_values=whole_steps),
     ),
     Op(

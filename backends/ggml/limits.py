@@ -422,6 +422,12 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
 
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
+    Limit(
+        "mul_mat_id", "one_token", (True,),
+        "on lavapipe some of many tokens get another expert's product; whether ggml or Mesa is to blame is not known",
+        "src/ggml-vulkan/vulkan-shaders/mul_mm.comp on Mesa 22.3.6", kind="bug", device="Vulkan",
+        pinned="mul_mat_id/lavapipe-experts",
+    ),
     *(
         Limit(
             op, subject, types,

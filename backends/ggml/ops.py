@@ -62,10 +62,13 @@ _SOFT_MAX = f"{_CPU_OPS}, ggml_compute_forward_soft_max_f32; src/ggml-vulkan/vul
 _ADD_ID = "src/ggml-vulkan/vulkan-shaders/add_id.comp"
 
 
-def _repeated_b(op: str) -> Wants:
-    """Matrices that share their memory, which is a stride of 0."""
-    source = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16"
-    return Wants("Vulkan", "b", LayoutClass.STRIDED, "ignores a stride of 0 of b", source, f"{op}/vulkan-repeated-b")
+_VK_PRODUCTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16"
+
+
+def _converted_b(op: str, pinned: str) -> Wants:
+    """A b that is not contiguous is copied first: into float16, and as if no stride were 0."""
+    does = "makes float16 of a b that is not contiguous"
+    return Wants("Vulkan", "b", CONTIGUOUS, does, f"{_VK_PRODUCTS}: y_non_contig", f"{op}/{pinned}")
 
 
 _PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
@@ -190,7 +193,17 @@ TABLE = (
         "ggml_diag_mask_inf_inplace",
         wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless x is contiguous", _CPU_OPS), _MISALIGNED),
     ),
-    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=(*_PRODUCT_ROWS, _repeated_b("mul_mat"), _MISALIGNED)),
+    Row(
+        "mul_mat",
+        "ggml_mul_mat(a, b)",
+        mixed=True,
+        wants=(
+            *_PRODUCT_ROWS,
+            Wants("Vulkan", "a", CONTIGUOUS, "ignores nb2 of a", _VK_PRODUCTS, "mul_mat/vulkan-padded-a"),
+            _converted_b("mul_mat", "vulkan-padded-b"),
+            _MISALIGNED,
+        ),
+    ),
     Row(
         "mul_mat_id",
         "ggml_mul_mat_id(a, b, ids)",
@@ -205,7 +218,8 @@ TABLE = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_vec_id_q_f16",
                 "mul_mat_id/vulkan-expert-stride",
             ),
-            _repeated_b("mul_mat_id"),
+            _converted_b("mul_mat_id", "vulkan-repeated-b"),
+            Wants("Vulkan", "ids", CONTIGUOUS, "ignores nb0 of ids", _VK_PRODUCTS, "mul_mat_id/vulkan-ids-step"),
             _MISALIGNED,
         ),
     ),

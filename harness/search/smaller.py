@@ -16,6 +16,7 @@ from opconform.harness.explain.probes import resized
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.layouts import Layout, contiguous_strides
 from opconform.harness.model.op import Op
+from opconform.harness.model.values import check_indices
 
 Fails = Callable[[Case], bool]
 Place = tuple[str, int]  #: a dimension: an argument's name and its axis, 0 for ne0
@@ -80,9 +81,12 @@ def _first(candidates: Iterable[Case], still: Fails, otherwise: Case) -> Case:
 
 
 def _is_case(op: Op, case: Case) -> bool:
-    """Whether the op takes the case, and no two elements of an output share their memory."""
+    """Whether the op takes the case, its rows are whole blocks, and no two elements of an output share their memory."""
+    if any(layout.shape[-1] % layout.type.block for layout in case.layouts.values()):
+        return False
     try:
         op.check(case)
+        check_indices(case, op)
     except (CaseError, ArithmeticError, LookupError):
         return False
     return not any(layout.overlaps for layout in case.outputs.values())

@@ -96,4 +96,15 @@ def test_every_known_case_shrinks_to_a_case(name: str) -> None:
     assert found.nbytes <= case.nbytes
     rows = max(max(layout.ne) for layout in case.layouts.values())
     if rows > 8:
-        assert max(max(layout.ne) for layout in found.layouts.values()) < rows
+        least = max(layout.type.block for layout in found.layouts.values())
+        assert max(max(layout.ne) for layout in found.layouts.values()) < max(rows, least + 1)
+
+
+def test_a_row_of_blocks_shrinks_by_whole_blocks() -> None:
+    """A case with rows that are no whole blocks cannot be laid out."""
+    a, b = Layout.contiguous("q4_0", (1, 1, 3, 96)), Layout.contiguous("f32", (1, 1, 2, 96))
+    case = Case("mul_mat", {}, {"a": a, "b": b}, {"out": Layout.contiguous("f32", (1, 1, 2, 3))})
+    tried: list[Case] = []
+    found = smallest(ops()["mul_mat"], case, ["small_int"], lambda it: not tried.append(it))  # type: ignore[func-returns-value]
+    assert all(it.inputs["a"].shape[-1] % 32 == 0 for it in tried)
+    assert found.inputs["a"].shape[:3] == (1, 1, 1)
