@@ -34,12 +34,13 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -54,15 +55,23 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.faults import Mutant, mutants_of
 from benchmarks.peers import Peer, five, upstream
 from opconform.backends.kernels.table import KERNELS
-from opconform.harness.judge.judging import Verdict
+from opconform.harness.judge import judging
+from opconform.harness.judge.judging import Verdict, judge
+from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
-from opconform.harness.run.process import Local, devices_of
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.backend import Backend
+from opconform.harness.run.process import devices_of
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
+from opconform.harness.run.worker import answer
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.search import Search
 from opconform.harness.search.settings import PROFILES, Settings
@@ -79,31 +88,72 @@ _WAIT = 12.0  #: times as long a process may be silent, on a machine that has ot
 # ---- what to run -----------------------------------------------------------------------------------------------------
 
 
-class _Cases(Observer):
-    """Collects the cases of a search."""
+@dataclass(frozen=True)
+class Known:
+    """A case with its reference, computed once for all mutants."""
+
+    case: Case
+    numerics: Numerics
+    expected: Expected
+
+    def judged(self, backend: Backend) -> Verdict:
+        """The verdict on one run in this process."""
+        return judged(backend, self.case, self.numerics, self.expected)
+
+
+def judged(backend: Backend, case: Case, numerics: Numerics, expected: Expected | None = None) -> Verdict:
+    """The verdict on one run of a case in this process, as a worker's would be."""
+    op, plan = ops()[case.op], Plan.of(case)
+    op.check(case)
+    values, before = inputs_of(case, op), np.empty(plan.size, np.uint8)
+    Buffers(case, before, plan).fill(values)
+    after = before.copy()
+    result = answer(backend, case, after)
+    if result.unsupported is not None:
+        return Verdict(case, unsupported=result.unsupported)
+    if result.error is not None:
+        return Verdict(case, (Finding("process", result.kind, result.error.splitlines()[-1]),))
+    return judge(case, op, values, before, after, numerics, expected, plan)
+
+
+@dataclass(frozen=True)
+class Here:
+    """Runs the other cases that a relation between runs asks for."""
+
+    backend: Backend
+    numerics: Numerics
+
+    def verdicts(self, op: Op, cases: Iterable[Case], time_limit: float | None = None) -> list[Verdict]:
+        """As `Runner.verdicts`."""
+        return [judged(self.backend, case, self.numerics) for case in cases]
+
+
+class _Recorder(Observer):
+    """Keeps the cases of a search, and their references."""
 
     def __init__(self) -> None:
-        self.found: list[Case] = []
+        self.found: list[Known] = []
 
     def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
-        self.found += [verdict.case for verdict in verdicts if verdict.unsupported is None]
+        self.found += [Known(it.case, it.numerics, it.comparisons[0].expected) for it in verdicts if it.comparisons]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the mutants of an op are tried on. seconds: what a case may take."""
+    """What the mutants of an op are tried on. seconds: of a processor, that a case may take."""
 
     op: str
     backend: str
     target: Target
-    searched: Mapping[str, Sequence[Case]]
+    searched: Mapping[str, Sequence[Known]]
+    peers: Mapping[str, Sequence[Peer]]
     seconds: float
 
     @cached_property
     def shared(self) -> int:
         """How many cases both profiles begin with: what fails there fails in both."""
         pairs = zip(self.searched["quick"], self.searched["default"])
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].key == pair[1].key, pairs))
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].case.key == pair[1].case.key, pairs))
 
     @classmethod
     def of(cls, op: str, backend: str, profiles: Mapping[str, int] = PROFILES) -> Bench:
@@ -112,47 +162,49 @@ class Bench:
         target = Target(spec, devices_of(spec, {})[0], {})
         searched, slowest = {}, 0.0
         for profile in _SEARCHES:
-            cases = _Cases()
+            recorder = _Recorder()
             settings = Settings(examples=profiles[profile])
             with Runner(target, max_bytes=settings.max_bytes) as runner:
-                result = Search(ops()[op], runner, settings, observer=cases).run()
+                result = Search(ops()[op], runner, settings, observer=recorder).run()
                 slowest = max(slowest, runner.slowest)
             if result.failure is not None:
                 raise RuntimeError(f"the right kernel fails: {result.failure.case}")
-            searched[profile] = cases.found
-        return cls(op, backend, target, searched, max(_LEAST_SECONDS, 20 * slowest))
+            searched[profile] = recorder.found
+        peers = {"upstream": upstream(op), "five": five(op)}
+        for peer in itertools.chain(*peers.values()):
+            assert peer.expected  # before any process is forked
+        return cls(op, backend, target, searched, peers, max(_LEAST_SECONDS, 20 * slowest))
 
     def judge(self, ways: Sequence[str], say: Say) -> None:
         """Run the cases of some ways in this process, on the backend whose kernels MUTANT_FOLDER has; tell of each
         case, and of the first of a way that fails."""
-        watched = ways[0] in _SEARCHES
-        target = replace(self.target, spec=f"{HERE / 'mutated.py'}:{BACKENDS[self.backend][0 if watched else 1]}")
-        with Runner(target, isolated=False, time_limit=self.seconds) as runner:
-            assert isinstance(runner._worker, Local)
-            backend: Any = runner._worker._backend
-            backend.build(self.op)
-            for way in ways:
-                passed = Counted(say)
-                what, detail = self._of(way, runner, backend, passed)
-                say(what, detail)
-                if (way, what) == ("quick", "killed") and passed.count < self.shared:
-                    break
+        kind: Any = self.kind if ways[0] in _SEARCHES else self.unwatched
+        backend = kind(self.target.device.id, {})
+        backend.build(self.op)
+        setattr(judging, "vacuous", lambda *_: "")  # noqa: B010  # which cases say nothing is known, and takes as long
+        for way in ways:
+            passed = Counted(say)
+            what, detail = self._of(way, backend, passed)
+            say(what, detail)
+            if (way, what) == ("quick", "killed") and passed.count < self.shared:
+                break
 
-    def _of(self, way: str, runner: Runner, backend: Any, passed: Counted) -> tuple[str, str]:
+    def _of(self, way: str, backend: Backend, passed: Counted) -> tuple[str, str]:
         """What becomes of the mutant in one way: killed, and by what, or survived."""
-        if way not in _SEARCHES:
-            for number, peer in enumerate(peers(way, self.op)):
-                self._limit()
-                complaint = peer.complaint(backend)
-                if complaint:
-                    return "killed", f"case {number}: {complaint[:120]}"
-                passed()
-            return "survived", ""
-        for number, case in enumerate(self.searched[way]):
+        for peer in self.peers.get(way, ()):
             self._limit()
-            verdict = judged(runner, ops()[self.op], case)
+            complaint = peer.complaint(backend)
+            if complaint:
+                return "killed", f"case {passed.count}: {complaint[:120]}"
+            passed()
+        for known in self.searched.get(way, ()):
+            self._limit()
+            verdict = known.judged(backend)
+            if verdict.passed:
+                runner = cast(Runner, Here(backend, known.numerics))
+                verdict = related(runner, ops()[self.op], verdict, ())
             if verdict.failed:
-                return "killed", f"{verdict.kind} in case {number}: {verdict.findings[0].detail[:120]}"
+                return "killed", f"{verdict.kind} in case {passed.count}: {verdict.findings[0].detail[:120]}"
             passed()
         return "survived", ""
 
@@ -162,22 +214,15 @@ class Bench:
         most = int(used.ru_utime + used.ru_stime + self.seconds) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
 
-    @property
+    @cached_property
     def kind(self) -> Any:
         """The class of the backend whose kernels may have a fault."""
         return backend_class(self.target.spec)
 
-
-def judged(runner: Runner, op: Op, case: Case) -> Verdict:
-    """The verdict on a case as the search comes to it, relations between runs included."""
-    (verdict,) = runner.verdicts(op, [case])
-    return related(runner, op, verdict, ()) if verdict.passed else verdict
-
-
-@cache
-def peers(way: str, op: str) -> list[Peer]:
-    """The cases of one of the two other ways."""
-    return upstream(op) if way == "upstream" else five(op)
+    @cached_property
+    def unwatched(self) -> Any:
+        """The same for the two other ways, which watch nothing that a kernel does."""
+        return backend_class(f"{HERE / 'mutated.py'}:{BACKENDS[self.backend][1]}")
 
 
 # ---- a process that compiles, and one for each mutant ----------------------------------------------------------------
