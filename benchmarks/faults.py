@@ -166,7 +166,7 @@ def _arguments(code: str, start: int) -> list[tuple[int, int]]:
 
 
 _OPERAND = r"[\w.\[\]>-]+"
-_operands = each(rf"({_OPERAND}) ([-/%]) ({_OPERAND})(?=[);,])(?<!/ 4)", r"\3 \2 \1")
+_operands = each(rf"(?<!- )({_OPERAND}) ([-/%]) ({_OPERAND})(?=[);,])(?<!/ 4)", r"\3 \2 \1")
 _plus_one = each(r" [-+] 1\b", "")
 _first = each(r"(?<=for \()((?:ulong|size_t|int|unsigned int) \w+ = )0;", r"\g<1>1;")
 _last = each(r"(?<=for \()([^;]*; [^;]* < )([^;]*);", r"\g<1>\g<2> - 1;")

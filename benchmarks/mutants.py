@@ -474,8 +474,8 @@ def sample(mutants: Sequence[Mutant], count: int | None, seed: int) -> list[Muta
 
 @dataclass(frozen=True)
 class Equivalent:
-    """Mutants that no test can tell from the right kernel. Every field but `why` is left out or a pattern (`*`, `?`) in
-    which brackets stand for themselves."""
+    """Mutants that no test can tell from the right kernel. The fields are patterns (`*`, `?`) in which brackets stand
+    for themselves, `op` has some separated by blanks, and `nth` is a number."""
 
     why: str
     op: str = "*"
@@ -484,6 +484,7 @@ class Equivalent:
     line: str = "*"
     becomes: str = "*"
     fault: str = "*"
+    nth: int | None = None
 
     def covers(self, backend: str, mutant: Mapping[str, Any]) -> bool:
         """Whether a mutant is one of these."""
@@ -492,6 +493,7 @@ class Equivalent:
         return (
             any(fnmatch.fnmatchcase(mutant["op"], name) for name in ops_)
             and fnmatch.fnmatchcase(backend, self.backend)
+            and self.nth in (None, mutant["nth"])
             and all(fnmatch.fnmatchcase(mutant[name], pattern.replace("[", "[[]")) for pattern, name in named)
         )
 
