@@ -32,7 +32,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -82,7 +82,7 @@ BACKENDS = {"opencl": ("OpenCL", "OpenCL"), "cuda-host": ("CudaHost", "Unwatched
 WAYS = ("quick", "default", "upstream", "five")
 _SEARCHES = ("quick", "default")
 _LEAST_SECONDS = 10.0  #: of a processor, that a case may take, or more where the right kernel is slow
-_WAIT = 12.0  #: times as long a process may be silent, on a machine that has other things to do
+_SILENT = 30.0  #: seconds after which a process that is silent, and has done nothing either, is held to wait for ever
 
 
 # ---- what to run -----------------------------------------------------------------------------------------------------
@@ -148,6 +148,10 @@ class Bench:
     searched: Mapping[str, Sequence[Known]]
     peers: Mapping[str, Sequence[Peer]]
     seconds: float
+
+    def has(self, way: str) -> bool:
+        """Whether there are cases to judge in this way."""
+        return way in _SEARCHES or bool(self.peers[way])
 
     @cached_property
     def shared(self) -> int:
@@ -337,6 +341,7 @@ class Running:
     process: int = 0
     pipe: int = -1
     heard: float = 0.0
+    ticks: int = 0  #: of a processor, that the process had used when this was last looked at
     buffer: bytes = b""
     cases: int = 0  #: that have passed, of the way that runs
     ways: Sequence[str] = ()  #: those that this process judges
@@ -345,7 +350,7 @@ class Running:
         """Fork, and judge the ways that are left: the searches in one process, and then the others in another one,
         for what a fault does to its process must not be held against it there."""
         reading, writing = os.pipe()
-        self.heard, self.buffer, self.cases = time.monotonic(), b"", 0
+        self.heard, self.ticks, self.buffer, self.cases = time.monotonic(), 0, b"", 0
         self.ways = [way for way in self.left if (way in _SEARCHES) == (self.left[0] in _SEARCHES)]
         self.process = os.fork()
         if self.process == 0:
@@ -370,7 +375,10 @@ class Running:
     def hear(self) -> bool:
         """Read what has come; whether the process has ended or has been ended."""
         if not select.select([self.pipe], [], [], 0)[0]:
-            if time.monotonic() - self.heard <= _WAIT * self.bench.seconds:
+            if time.monotonic() - self.heard <= _SILENT:
+                return False
+            if self._does_something():
+                self.heard = time.monotonic()
                 return False
             self._ended("TIMEOUT")
             return True
@@ -387,6 +395,14 @@ class Running:
             else:
                 self._found(detail if what == "killed" else "")
         return False
+
+    def _does_something(self) -> bool:
+        """Whether the process has used a processor since this was last asked: on a machine that has other things to do
+        it may be silent for long. One that computes for ever is killed by its own limit."""
+        _, _, after_name = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")
+        state, *_ = fields = after_name.split()
+        ticks, self.ticks = self.ticks, int(fields[11]) + int(fields[12])  # in user and in system mode
+        return state == "R" or self.ticks != ticks
 
     def _found(self, killer: str) -> None:
         """Note what became of the mutant in the way that runs."""
@@ -426,7 +442,7 @@ def run(
                 if mutant.file:
                     (folder / mutant.file).write_text(mutant.text(source.files[mutant.file]), encoding="utf-8")
                 refusal = compiler.refusal(folder)
-                new = Running(bench, mutant, folder, cache, list(ways))
+                new = Running(bench, mutant, folder, cache, [way for way in ways if bench.has(way)])
                 if refusal:
                     yield new.record() | dict.fromkeys(ways, f"refused: {refusal}")
                     continue
@@ -520,34 +536,51 @@ def key_of(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def counted(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The mutants that count: they compile, and are not equivalent."""
+    """The judged mutants that count: they are still made, compile, and are not equivalent."""
     listed = equivalents()
-    compiled = [record for record in records if not record["quick"].startswith("refused")]
+    made: dict[tuple[str, str], Mutant] = {}
+    for backend, op in {(record["backend"], record["op"]) for record in records}:
+        made |= {(backend, mutant.key): mutant for mutant in all_mutants(op, backend)}
+    compiled = [it for it in records if key_of(it) in made and not it["default"].startswith("refused")]
     return [record for record in compiled if not any(each.covers(record["backend"], record) for each in listed)]
 
 
-def table(records: Sequence[Mapping[str, Any]], by: str) -> Table:
-    """How many of the mutants that count each way kills, by op or by class of faults."""
+def table(records: Sequence[Mapping[str, Any]], by: str, weights: Mapping[tuple[str, str], float]) -> Table:
+    """How many of the mutants that count each way kills, by op or by class of faults. What a sample has too many or too
+    few of, for it has as many of every class, counts with its weight."""
     found = Table(by, "mutants", *WAYS, box=SIMPLE_HEAD)
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         groups[f"{record['backend']} {record['op']}" if by == "op" else record[by]].append(record)
     for name, its in [*groups.items(), ("all", list(records))]:
-        if its:
-            killed = [sum(bool(record[way]) for record in its) for way in WAYS]
-            found.add_row(name, str(len(its)), *(f"{count / len(its):.1%}" for count in killed))
+        shares = []
+        for way in WAYS:
+            weight = [(weights[it["op"], it["fault"]], bool(it[way])) for it in its if way in it]
+            killed, whole = sum(each for each, dead in weight if dead), sum(each for each, _ in weight)
+            shares.append(f"{killed / whole:.1%}" if whole else "")
+        found.add_row(name, str(len(its)), *shares)
     return found
+
+
+def weights_of(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """How many mutants that count each of those that were judged stands for, by op and class of faults."""
+    listed, judged_ = equivalents(), Counter((record["op"], record["fault"]) for record in records)
+    there: Counter[tuple[str, str]] = Counter()
+    for backend, op in {(record["backend"], record["op"]) for record in records}:
+        for mutant in all_mutants(op, backend):
+            there[op, mutant.fault] += not any(each.covers(backend, asdict(mutant)) for each in listed)
+    return {each: max(there[each], count) / count for each, count in judged_.items()}
 
 
 def show(records: Sequence[Mapping[str, Any]], all_of_them: int) -> None:
     """The tables, and the survivors of the default search."""
-    console = Console(width=160)
-    console.print(table(records, "op"), table(records, "fault"))
+    console, weights = Console(width=160), weights_of(records)
+    console.print(table(records, "op", weights), table(records, "fault", weights))
     for record in records:
         if not record["default"]:
             where = f"{record['op']} {record['file']}:{record['number'] + 1}" if record["file"] else record["op"]
             click.echo(f"survived: {where} [{record['fault']}]\n    {record['line']}\n    {record['becomes']}")
-    click.echo(f"{all_of_them} judged, {len(records)} count")
+    click.echo(f"{all_of_them} judged, {len(records)} count, {sum(not it['default'] for it in records)} survive")
 
 
 @click.command()
