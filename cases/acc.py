@@ -95,4 +95,6 @@ OP = Op(
     alone=views.alone,
     hypotheses=hypotheses,
     sources=views.sources,
+    flops=lambda case: case.inputs["b"].size,
+    moves=views.moves,
 )

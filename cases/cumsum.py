@@ -182,4 +182,5 @@ OP = Op(
     check=check,
     alone=lambda case: tuple(axis for axis in (0, 1) if axis != _numpy_axis(case)),
     hypotheses=hypotheses,
+    flops=lambda case: case.inputs["x"].size,
 )

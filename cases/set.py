@@ -78,4 +78,5 @@ OP = Op(
     alone=views.alone,
     hypotheses=hypotheses,
     sources=sources,
+    moves=views.moves_without_reading,
 )

@@ -16,6 +16,7 @@ from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Composite, Op, Problem
+from opconform.harness.model.work import bytes_of, everything_once
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -211,6 +212,17 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
             yield Hypothesis(says, partial(image.with_params, **{name: not params[name]}))
 
 
+def flops(case: Case) -> int:
+    """n unknowns of a right-hand side take n(n − 1)/2 products and as many subtractions, and n divisions: n²."""
+    return case.inputs["a"].shape[-1] * case.inputs["b"].size
+
+
+def moves(case: Case) -> int:
+    """Bytes of b, of the solution, and of one triangle of A."""
+    n, a = case.inputs["a"].shape[-1], bytes_of(case.inputs["a"])
+    return everything_once(case) - a + a * (n + 1) // (2 * max(n, 1))
+
+
 OP = Op(
     name="solve_tri",
     summary="A X = B or X A = B with A triangular",
@@ -226,4 +238,6 @@ OP = Op(
     free="the column's solution, or a sum of products on the way to it, passes the largest float32",
     hypotheses=hypotheses,
     composite=Composite(shape_values=shape_values, judge=judge),
+    flops=flops,
+    moves=moves,
 )

@@ -135,5 +135,6 @@ OP = Op(
     traits=traits,
     alone=lambda case: (1,),
     hypotheses=hypotheses,
+    flops=lambda case: 2 * case.inputs["c"].shape[-1] * case.outputs["out"].size,
     composite=Composite(shape_values=shape_values),
 )

@@ -23,6 +23,7 @@ from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout, contiguous_strides
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Problem
+from opconform.harness.model.work import bytes_of, everything_once
 
 PARAMS: Mapping[str, type] = {"nb1": int, "nb2": int, "nb3": int, "offset": int}
 VIEWS = ("block", "nested", "free")
@@ -56,6 +57,18 @@ def traits(case: Case) -> dict[str, Any]:
     """view: "block" has the strides of `a` itself; "nested" strides that grow outwards, each past the extent of the
     dimensions inside it; "free" any other order. inplace: whether the output takes over `a`'s memory."""
     return {"view": _kind_of_view(case), "inplace": case.inplace is not None}
+
+
+def moves(case: Case) -> int:
+    """Bytes that ACC must move: a, b and the output; in place only the elements in the view, read and written."""
+    touched = 3 * bytes_of(case.inputs["b"])
+    return touched if case.inplace else everything_once(case)
+
+
+def moves_without_reading(case: Case) -> int:
+    """The same for SET, which need not read the elements that it replaces."""
+    b = bytes_of(case.inputs["b"])
+    return 2 * b if case.inplace else everything_once(case) - b
 
 
 def _kind_of_view(case: Case) -> str:

@@ -26,6 +26,10 @@ _COMMANDS = {
     "new-case": ("commands_case:new_case", "Write a known case: a shape or a trigger worth a name, checked."),
     "support": ("commands_look:support", "What each device takes of each op, with the reason where it does not."),
     "test": ("commands_run:test", "Search for failing cases of each op on each device; ends with the matrix."),
+    "perf": (
+        "commands_perf:perf",
+        "Time cases on each device, against what the device itself can do and against another build.",
+    ),
     "replay": ("commands_run:replay", "Run one case, from a file or by id, on the devices named."),
     "watch": ("commands_watch:watch", "Judge a running model, node by node and as a whole, and name what is wrong."),
     "capture": ("commands_watch:capture", "Write the distinct nodes of a running model as case files."),

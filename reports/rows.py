@@ -142,7 +142,7 @@ class CsvPrinter(Printer):
 
     def _print(self, row: Row) -> None:
         values: dict[str, str | float] = dict(zip(UPSTREAM, row))
-        self._writer.writerow([_cell(values[name]) for name in CSV_COLUMNS])
+        self._writer.writerow([cell(values[name]) for name in CSV_COLUMNS])
 
 
 class SqlPrinter(Printer):
@@ -159,7 +159,7 @@ class SqlPrinter(Printer):
         self._stream.write(f"{self._insert}({values});\n")
 
 
-def _cell(value: str | float) -> str:
+def cell(value: str | float) -> str:
     """A value as text that no spreadsheet takes for a formula."""
     text = _text(value)
     return f"'{text}" if isinstance(value, str) and text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -7,6 +7,7 @@ comes back. It checks what CuPy would: that a struct is passed as an array of on
 from __future__ import annotations
 
 import ctypes
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,10 +38,13 @@ class ndarray:  # noqa: N801 (CuPy's own name)
     def __init__(self, memory: np.ndarray) -> None:
         self.memory = memory
         self.nbytes = memory.nbytes
-        self.data = SimpleNamespace(memset=self._memset)
+        self.data = SimpleNamespace(memset=self._memset, copy_from_device_async=self._copy, of=self)
 
     def _memset(self, value: int, size: int) -> None:
         self.memory.view(np.uint8)[:size] = value
+
+    def _copy(self, source: Any, size: int) -> None:
+        self.memory.view(np.uint8)[:size] = source.of.memory.view(np.uint8)[:size]
 
     def get(self, out: np.ndarray | None = None) -> np.ndarray:
         """The memory on the host."""
@@ -106,6 +110,28 @@ def _address(argument: object) -> tuple[int, object]:
     return ctypes.addressof(pointer), pointer
 
 
+class Event:
+    """A place in the order of what a device does; the stand-in does it at once."""
+
+    def record(self) -> None:
+        """It is reached now."""
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Wait until it is reached: it must have been recorded."""
+        assert self.at
+
+
+def _elapsed(begin: Event, end: Event) -> float:
+    """Milliseconds, as CUDA counts."""
+    return (end.at - begin.at) * 1000
+
+
+def matmul(a: ndarray, b: ndarray) -> ndarray:
+    """The product of two matrices."""
+    return ndarray(a.memory @ b.memory)
+
+
 class _Device:
     def __init__(self, number: int) -> None:
         self.number = number
@@ -116,6 +142,8 @@ class _Device:
 
 cuda = SimpleNamespace(
     Device=_Device,
+    Event=Event,
+    get_elapsed_time=_elapsed,
     compiler=SimpleNamespace(CompileException=CompileException),
     driver=SimpleNamespace(CUDADriverError=CUDADriverError),
     nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)),

@@ -9,7 +9,7 @@ import importlib.util
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +42,7 @@ _PACKAGES = "pip install cupy-cuda12x or cupy-cuda13x, whichever CUDA version nv
 _HARDWARE = (
     f"on a machine with an NVIDIA GPU and its driver, {_PACKAGES}; anywhere, --backend cuda-host runs the kernels"
 )
+_EVICTING = 256 << 20  #: bytes that fill the caches of any GPU
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
@@ -99,6 +100,8 @@ class CudaBackend(CudaKernels):
             raise Unavailable(f"there is no CUDA device {device!r}", f"choose one from 0 to {count - 1}")
         self._cupy.cuda.Device(int(device)).use()
         self._memory = int(self._cupy.cuda.runtime.getDeviceProperties(int(device))["totalGlobalMem"])
+        self.clock = "CUDA events"
+        self._other: Any = None
         self._modules: dict[str, Any] = {}
         if OPTION in options:
             self._cupy.cuda.set_allocator(None)
@@ -142,6 +145,38 @@ class CudaBackend(CudaKernels):
 
     def load(self, case: Case, buffers: Buffers) -> Loaded:
         return self._load(case, buffers)
+
+    def evict(self) -> None:
+        """Fill more memory than any GPU's cache holds."""
+        if self._other is None:
+            self._other = self._cupy.empty(_EVICTING, np.uint8)
+        self._other.data.memset(0, _EVICTING)
+        self._cupy.cuda.runtime.deviceSynchronize()
+
+    def copying(self, size: int) -> _Timed:
+        source, target = (self._cupy.asarray(np.ones(size, np.uint8)) for _ in range(2))
+        return _Timed(self, lambda: target.data.copy_from_device_async(source.data, size))
+
+    def product(self, n: int) -> _Timed | None:
+        """cuBLAS's, where CuPy finds it."""
+        try:
+            a, b = (self._cupy.asarray(np.ones((n, n), np.float32)) for _ in range(2))
+            self._cupy.matmul(a, b)
+        except (ImportError, AttributeError):
+            return None
+        return _Timed(self, lambda: self._cupy.matmul(a, b))
+
+    def seconds(self, compute: Callable[[], object], repeats: int) -> float:
+        """How long the device takes for what `compute` gives it so many times."""
+        cuda = self._cupy.cuda
+        begin, end = cuda.Event(), cuda.Event()
+        with self._ending_if_lost():
+            begin.record()
+            for _ in range(repeats):
+                compute()
+            end.record()
+            end.synchronize()
+        return float(cuda.get_elapsed_time(begin, end)) / 1000
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
         """Run the case again; its intermediate results by name."""
@@ -213,9 +248,15 @@ class _Loaded:
 
     def launch(self) -> None:
         with self.backend._ending_if_lost():
-            for kernel, grid, given in self.launches:
-                kernel(grid.blocks, grid.threads, given)
+            self._start()
             self.backend._cupy.cuda.runtime.deviceSynchronize()
+
+    def _start(self) -> None:
+        for kernel, grid, given in self.launches:
+            kernel(grid.blocks, grid.threads, given)
+
+    def timed(self, repeats: int) -> float:
+        return self.backend.seconds(self._start, repeats)
 
     def fetch(self) -> None:
         with self.backend._ending_if_lost():
@@ -225,6 +266,23 @@ class _Loaded:
     def intermediates(self) -> Mapping[str, np.ndarray]:
         """What the kernels have left in the intermediate results."""
         return {name: self.scratch[name].get().view(np.float32).reshape(shape) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """Work for the device, ready to launch and to time."""
+
+    backend: CudaBackend
+    compute: Callable[[], object]
+
+    def launch(self) -> None:
+        self.backend.seconds(self.compute, 1)
+
+    def fetch(self) -> None:
+        """Nothing is left to do."""
+
+    def timed(self, repeats: int) -> float:
+        return self.backend.seconds(self.compute, repeats)
 
 
 def _dotted(version: int) -> str:

@@ -17,6 +17,7 @@ from opconform.backends.ggml.declarations import CONSTANTS
 from opconform.backends.ggml.library import Library
 from opconform.backends.ggml.nodes import NODES, Build, Nodes, Site
 from opconform.backends.ggml.rows import Row
+from opconform.backends.ggml.timing import Bench
 from opconform.harness.model.buffers import Plan
 from opconform.harness.model.case import Case
 
@@ -63,6 +64,18 @@ class _Inner:
         # Without this the allocator takes a graph with as many nodes of such sizes for the one before.
         self._reserve(graph)
         c.ggml_gallocr_alloc_graph(self._allocator, graph)
+
+    def weigh(self, graph: Any) -> dict[str, int]:
+        """Bytes for those tensors: as ggml plans them, and as the device allocates them."""
+        c = self._c
+        needed = c.ffi.new("size_t *")
+        c.ggml_gallocr_reserve_n_size(self._measure, graph, c.null, c.null, needed)
+        allocator = c.ggml_gallocr_new(self._type)
+        if not c.ggml_gallocr_reserve(allocator, graph):
+            raise MemoryError("the device gives no memory for the graph's intermediate results")
+        allocated = int(c.ggml_gallocr_get_buffer_size(allocator, 0))
+        c.ggml_gallocr_free(allocator)
+        return {"planned": int(needed[0]), "allocated": allocated}
 
     def _reserve(self, graph: Any) -> None:
         if not self._c.ggml_gallocr_reserve(self._allocator, graph):
@@ -118,6 +131,16 @@ class Arena:
 
     def place(self, nodes: Nodes, plan: Plan) -> None:
         """Give every tensor its address in the arena of `plan`, and make the graph."""
+        graph = self._stand(nodes, plan)
+        if nodes.needs_memory:
+            self._inner.allocate(graph)
+        nodes.handle = graph
+
+    def weigh(self, nodes: Nodes, plan: Plan) -> dict[str, int]:
+        """Bytes of a graph's intermediate results (`_Inner.weigh`). Its tensors are spent afterwards."""
+        return self._inner.weigh(self._stand(nodes, plan))
+
+    def _stand(self, nodes: Nodes, plan: Plan) -> Any:
         c = self._c
         self.reserve(plan.size)
         for tensor, name in nodes.owners:
@@ -127,9 +150,11 @@ class Arena:
         graph = c.ggml_new_graph_custom(self._site.context, nodes.count + _SPARE, False)
         for out in nodes.outs:
             c.ggml_build_forward_expand(graph, out)
-        if nodes.needs_memory:
-            self._inner.allocate(graph)
-        nodes.handle = graph
+        return graph
+
+    def bench(self, backend: Any) -> Bench:
+        """What it takes to time cases on this device."""
+        return Bench(self._c, self._type, backend)
 
     @cached_property
     def _inner(self) -> _Inner:

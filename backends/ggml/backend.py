@@ -17,6 +17,7 @@ from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.nodes import Nodes
 from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
 from opconform.backends.ggml.rows import Row
+from opconform.backends.ggml.timing import CLOCK, Bench, Measure
 from opconform.harness.model.buffers import ALIGNMENT, Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.graph import WholeGraph
@@ -78,6 +79,13 @@ class _Loaded:
     backend: Any
     nodes: Nodes
     memory: np.ndarray
+    bench: Bench
+
+    def timed(self, repeats: int) -> float:
+        """A node by itself stands in a graph as often as it is computed; a graph of many is computed as often."""
+        if self.nodes.needs_memory or len(self.nodes.outs) != 1:
+            return self.bench.compute(self.nodes.handle, repeats)
+        return self.bench.seconds(self.nodes.outs[0], repeats)
 
     def launch(self) -> None:
         self.arena.compute(self.backend, self.nodes)
@@ -90,6 +98,7 @@ class GgmlBackend(Backend):
     """One device of a libggml."""
 
     name: ClassVar[str] = "ggml"
+    clock = CLOCK
     needs: ClassVar[str] = "pip install cffi; a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
@@ -113,6 +122,7 @@ class GgmlBackend(Backend):
         driver = library.log.driver.get(device, "")
         try:
             self._arena = Arena(library, handle)
+            self._bench = self._arena.bench(self._backend)
             has_set = self.supports(_PLAIN_SET) is None
         except MissingError as lack:
             raise Unavailable(f"{lack}: it is too old", REMEDY) from None
@@ -180,7 +190,26 @@ class GgmlBackend(Backend):
         if nodes.handle is None:
             self._arena.place(nodes, buffers.plan)
         self._arena.upload(buffers.memory)
-        return _Loaded(self._arena, self._backend, nodes, buffers.memory)
+        return _Loaded(self._arena, self._backend, nodes, buffers.memory, self._bench)
+
+    def evict(self) -> None:
+        if self._is_cpu:
+            super().evict()
+        else:
+            self._bench.evict()
+
+    def copying(self, size: int) -> Measure:
+        return self._bench.copying(size)
+
+    def product(self, n: int) -> Measure:
+        return self._bench.product(n)
+
+    def memory(self, case: Case, buffers: Buffers) -> Mapping[str, int]:
+        """Bytes of a graph's intermediate results, as ggml's allocator plans them and as the device allocates them."""
+        if case.op not in GRAPHS:
+            return {}
+        self._nodes = None
+        return self._arena.weigh(self._build(case), buffers.plan)
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
         """The intermediate results of a graph of many nodes, which keep their memory this time until it has run."""

@@ -40,6 +40,7 @@ class OpenCLBackend(Backend):
     needs = "pyopencl and an OpenCL driver"
     kernels: ClassVar[Path] = SHARED  #: where <op>.cl lies; what a subclass's own folder lacks is taken from there
     table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    clock = "profiling events"
     script_reads = ("kernels", "table")
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
@@ -56,6 +57,8 @@ class OpenCLBackend(Backend):
         self._sources: dict[str, Source] = {}
         self._kernels: dict[tuple[str, str], Any] = {}
         self._kept: list[Any] = []
+        self._profiling: Any = None
+        self._other: Any = None
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -103,6 +106,30 @@ class OpenCLBackend(Backend):
     def load(self, case: Case, buffers: Buffers) -> Loaded:
         return self._load(case, buffers)
 
+    def evict(self) -> None:
+        """Fill twice as much memory as the device's cache holds."""
+        size = max(2 * int(self._device.global_mem_cache_size), 1 << 20)
+        size = min(size, int(self._device.max_mem_alloc_size)) // 4 * 4
+        if self._other is None:
+            self._other = self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size)
+        self._cl.enqueue_fill_buffer(self._queue, self._other, np.uint32(0), 0, size)
+        self._queue.finish()
+
+    def copying(self, size: int) -> _Copy:
+        flags = self._cl.mem_flags
+        source, target = (
+            self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=np.ones(size, np.uint8))
+            for _ in range(2)
+        )
+        return _Copy(self._cl, self.profiling(), source, target)
+
+    def profiling(self) -> Any:
+        """A queue whose commands tell when they began and ended."""
+        if self._profiling is None:
+            properties = self._cl.command_queue_properties.PROFILING_ENABLE
+            self._profiling = self._cl.CommandQueue(self._context, properties=properties)
+        return self._profiling
+
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
         """Run the case again; its intermediate results by name."""
         loaded = self._load(case, buffers)
@@ -124,7 +151,7 @@ class OpenCLBackend(Backend):
         if OPTION in self.options:  # Oclgrind mistakes what was written to memory that it gives out once more
             self._kept += [*arguments.values(), *scratch.values()]
         shapes = kernel.scratch(case)
-        return _Loaded(self._cl, self._queue, launches, memory, arguments, scratch, shapes)
+        return _Loaded(self, self._cl, self._queue, launches, memory, arguments, scratch, shapes)
 
     def _upload(self, window: np.ndarray) -> Any:
         flags = self._cl.mem_flags
@@ -157,6 +184,7 @@ class OpenCLBackend(Backend):
 class _Loaded:
     """A case in buffers of its own: the memory of its arguments on the host and on the device, by where it begins."""
 
+    backend: OpenCLBackend
     cl: Any
     queue: Any
     launches: list[tuple[Any, int, tuple[Any, ...]]]
@@ -166,10 +194,22 @@ class _Loaded:
     shapes: Shapes
 
     def launch(self) -> None:
+        self._enqueue(self.queue)
+        self.queue.finish()
+
+    def timed(self, repeats: int) -> float:
+        """What the device takes for the kernels, without the gaps between them."""
+        queue = self.backend.profiling()
+        events = [event for _ in range(repeats) for event in self._enqueue(queue)]
+        queue.finish()
+        return _seconds(events)
+
+    def _enqueue(self, queue: Any) -> list[Any]:
+        events = []
         for kernel, items, given in self.launches:
             kernel.set_args(*given)
-            self.cl.enqueue_nd_range_kernel(self.queue, kernel, (items,), (_LOCAL_SIZE,))
-        self.queue.finish()
+            events.append(self.cl.enqueue_nd_range_kernel(queue, kernel, (items,), (_LOCAL_SIZE,)))
+        return events
 
     def fetch(self) -> None:
         copies = [
@@ -187,6 +227,32 @@ class _Loaded:
             if shown[name].size:
                 self.cl.enqueue_copy(self.queue, shown[name], memory)
         return shown
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy from one buffer to another, ready to launch and to time."""
+
+    cl: Any
+    queue: Any
+    source: Any
+    target: Any
+
+    def launch(self) -> None:
+        self.timed(1)
+
+    def fetch(self) -> None:
+        """Nothing is left to do."""
+
+    def timed(self, repeats: int) -> float:
+        events = [self.cl.enqueue_copy(self.queue, self.target, self.source) for _ in range(repeats)]
+        self.queue.finish()
+        return _seconds(events)
+
+
+def _seconds(events: list[Any]) -> float:
+    """How long commands that have ended took; a profile counts nanoseconds."""
+    return float(sum(event.profile.end - event.profile.start for event in events)) * 1e-9
 
 
 def _whole_groups(launch: Launch) -> int:

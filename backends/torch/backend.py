@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections import ChainMap
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,6 +21,8 @@ from opconform.harness.run.script import Script, ScriptRequest
 
 if TYPE_CHECKING:
     import torch
+
+_EVICTING = 256 << 20  #: bytes that fill the caches of any GPU
 
 _INVERTED = Numerics(inverted_blocks=128)
 REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/cpu)"
@@ -61,6 +65,9 @@ class TorchBackend(Backend):
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         super().__init__(device, options)
         self.torch = _torch()
+        self._other: torch.Tensor | None = None
+        if device.startswith("cuda"):
+            self.clock = "CUDA events"
         self.torch.set_num_threads(1)  # cases are small, and each worker is a process of its own
         self.torch.backends.cuda.matmul.allow_tf32 = False  # blocked solves multiply; TF32 keeps 10 bits of 23
 
@@ -94,12 +101,72 @@ class TorchBackend(Backend):
     def load(self, case: Case, buffers: Buffers) -> _Loaded:
         return _Loaded(self, case, buffers)
 
+    def evict(self) -> None:
+        if self.device == "cpu":
+            super().evict()
+            return
+        if self._other is None:
+            self._other = self.torch.zeros(_EVICTING, dtype=self.torch.uint8, device=self.device)
+        self._other.add_(1)
+        self.synchronize()
+
+    def copying(self, size: int) -> _Timed:
+        source, target = (self.torch.ones(size, dtype=self.torch.uint8, device=self.device) for _ in range(2))
+        return _Timed(self, lambda: target.copy_(source))
+
+    def product(self, n: int) -> _Timed:
+        a, b, out = (self.torch.ones((n, n), device=self.device) for _ in range(3))
+        return _Timed(self, lambda: self.torch.matmul(a, b, out=out))
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.startswith("cuda"):
+            self.torch.cuda.synchronize(self.device)
+        elif self.device == "mps":
+            self.torch.mps.synchronize()
+
+    def timed(self, compute: Callable[[], object], repeats: int) -> float:
+        """Seconds that `compute` takes so many times, by events of a CUDA device, else by the host's clock."""
+        if not self.device.startswith("cuda"):
+            self.synchronize()
+            start = time.perf_counter()
+            for _ in range(repeats):
+                compute()
+            self.synchronize()
+            return time.perf_counter() - start
+        with self.torch.cuda.device(self.device):
+            begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            for _ in range(repeats):
+                compute()
+            end.record()
+            end.synchronize()
+        return float(begin.elapsed_time(end)) / 1000
+
     def stages(self, case: Case, buffers: Buffers) -> dict[str, np.ndarray] | None:
         loaded = self.load(case, buffers)
         loaded.launch()
         loaded.fetch()
         shown = {name: tensor.cpu().numpy() for name, tensor in loaded.found.items() if name not in case.outputs}
         return shown or None
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A call of torch, ready to launch and to time."""
+
+    backend: TorchBackend
+    compute: Callable[[], object]
+
+    def launch(self) -> None:
+        self.compute()
+        self.backend.synchronize()
+
+    def fetch(self) -> None:
+        """Nothing is left to do."""
+
+    def timed(self, repeats: int) -> float:
+        return self.backend.timed(self.compute, repeats)
 
 
 class _Loaded:
@@ -109,7 +176,7 @@ class _Loaded:
     """
 
     def __init__(self, backend: TorchBackend, case: Case, buffers: Buffers) -> None:
-        self._torch, self._device, self._case = backend.torch, backend.device, case
+        self._backend, self._case = backend, case
         self._compute = backend.ops[case.op]
         self._host = backend.torch.from_numpy(buffers.memory)
         self._arena = self._host if backend.device == "cpu" else self._host.to(backend.device)
@@ -122,10 +189,11 @@ class _Loaded:
         self.found = found if isinstance(found, dict) else {next(iter(self._case.outputs)): found}
         for name in self._case.outputs:
             self._tensors[name].copy_(self.found[name])
-        if self._arena.is_cuda:
-            self._torch.cuda.synchronize(self._device)
-        elif self._device == "mps":
-            self._torch.mps.synchronize()
+        self._backend.synchronize()
+
+    def timed(self, repeats: int) -> float:
+        """The op's function alone: that its result is copied to where the case wants it, is the harness's doing."""
+        return self._backend.timed(lambda: self._compute(self._case, self._tensors), repeats)
 
     def fetch(self) -> None:
         if self._arena is not self._host:

@@ -39,6 +39,7 @@ from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
 from opconform.harness.run.script import Script, ScriptRequest
 
+_EVICTING = 128 << 20  #: bytes that fill the caches of any GPU
 _SMALLEST = 1 << 16  #: bytes; copying fewer takes no less time
 
 #: What Vulkan promises of float32 where no execution mode says more (Vulkan 1.3, "Precision and Operation of SPIR-V
@@ -82,6 +83,7 @@ class VulkanBackend(Backend):
     needs = "a Vulkan driver, glslc, and Kompute (`make setup` builds it)"
     kernels: ClassVar[Path] = _HERE  #: where <op>.comp lies; what a subclass's own folder lacks is taken from here
     table: ClassVar[Mapping[str, Kernel]] = KERNELS
+    clock = "timestamps"
     script_reads = ("kernels", "table")
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
@@ -105,6 +107,7 @@ class VulkanBackend(Backend):
             )
         self._shaders: dict[str, _Shader] = {}
         self._code: dict[str, bytes] = {}
+        self._other: _Copy | None = None
         self._arenas: dict[int, list[_Arena]] = {}  # those that no case stands in, by capacity
 
     @classmethod
@@ -146,6 +149,33 @@ class VulkanBackend(Backend):
     def load(self, case: Case, buffers: Buffers) -> Loaded:
         return self._load(case, buffers)
 
+    def evict(self) -> None:
+        """Copy other data, through the CPU's caches and through the device's."""
+        super().evict()
+        if self._other is None:
+            self._other = self.copying(_EVICTING)
+        self._other.launch()
+
+    def copying(self, size: int) -> _Copy:
+        words = max(size // 4, 1)
+        tensors = [self._manager.tensor_t(np.ones(words, dtype=np.uint32)) for _ in range(2)]
+        self._manager.sequence().record(self._kp.OpTensorSyncDevice(tensors)).eval()
+        return _Copy(self, self.watched(self._kp.OpTensorCopy(tensors)), tensors)
+
+    def watched(self, operation: Any) -> Any:
+        """A sequence of one operation that writes down when it begins and ends."""
+        return self._manager.sequence(0, 2).record(operation)
+
+    def seconds(self, sequences: list[Any], repeats: int) -> float:
+        """What the device takes for sequences that were made by `watched`, without the gaps between them."""
+        ticks = 0
+        for _ in range(repeats):
+            for sequence in sequences:
+                sequence.eval()
+                begin, end = sequence.get_timestamps()
+                ticks += end - begin
+        return ticks * self._physical.tick * 1e-9
+
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray]:
         """Run the case again; its intermediate results by name."""
         loaded = self._load(case, buffers)
@@ -175,7 +205,8 @@ class VulkanBackend(Backend):
         for dispatch in dispatches(kernel, case):
             algorithm = self._algorithm(arena, case.op, dispatch)
             constants = pushed(blocks.pushed, same, dispatch)
-            loaded.sequences.append(self._manager.sequence().record(self._kp.OpAlgoDispatch(algorithm, constants)))
+            loaded.operations.append(self._kp.OpAlgoDispatch(algorithm, constants))
+            loaded.sequences.append(self._manager.sequence().record(loaded.operations[-1]))
         return loaded
 
     def _arena(self, capacity: int) -> _Arena:
@@ -220,7 +251,9 @@ class _Loaded:
     arena: _Arena
     buffers: Buffers
     plan: Plan
+    operations: list[Any] = field(default_factory=list)
     sequences: list[Any] = field(default_factory=list)
+    watched: list[Any] = field(default_factory=list)
 
     def __del__(self) -> None:
         self.backend._free(self.arena)
@@ -228,6 +261,11 @@ class _Loaded:
     def launch(self) -> None:
         for sequence in self.sequences:
             sequence.eval()
+
+    def timed(self, repeats: int) -> float:
+        if not self.watched:
+            self.watched = [self.backend.watched(operation) for operation in self.operations]
+        return self.backend.seconds(self.watched, repeats)
 
     def fetch(self) -> None:
         self.arena.download.eval()
@@ -238,6 +276,24 @@ class _Loaded:
         slots = {name: slot for name, slot in self.plan.slots.items() if name not in self.buffers.plan.slots}
         memory, words = self.arena.staging, np.dtype(np.float32)
         return {name: slot.layout.array(memory[slot.start :], words).copy() for name, slot in slots.items()}
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A copy of one tensor to another on the device, ready to launch and to time."""
+
+    backend: VulkanBackend
+    sequence: Any
+    tensors: list[Any]
+
+    def launch(self) -> None:
+        self.sequence.eval()
+
+    def fetch(self) -> None:
+        """Nothing is left to do."""
+
+    def timed(self, repeats: int) -> float:
+        return self.backend.seconds([self.sequence], repeats)
 
 
 def _capacity(size: int) -> int:

@@ -19,12 +19,14 @@ _API_1_1 = 1 << 22 | 1 << 12  #: VK_API_VERSION_1_1, what Kompute asks for
 
 @dataclass(frozen=True)
 class Physical:
-    """A physical device: its name, Vulkan version and driver, and the most bytes a shader's buffer may have."""
+    """A physical device: its name, Vulkan version and driver, the most bytes a shader's buffer may have, and
+    how many nanoseconds a step of its clock lasts."""
 
     name: str
     api: str
     driver: str
     max_buffer: int
+    tick: float = 1.0
 
 
 class _ApplicationInfo(ctypes.Structure):
@@ -77,6 +79,7 @@ def layers() -> list[str]:
 
 
 _MAX_STORAGE_BUFFER_RANGE = 7  #: its place among VkPhysicalDeviceLimits
+_TIMESTAMP_PERIOD = 424  #: where it stands there, in bytes
 
 
 def physical_devices() -> list[Physical]:
@@ -128,6 +131,7 @@ def _properties(vulkan: ctypes.CDLL, handle: int | None) -> Physical:
         api=_version(device.apiVersion),
         driver=named or f"{device.driverVersion:#x}",
         max_buffer=device.limits[_MAX_STORAGE_BUFFER_RANGE],
+        tick=ctypes.c_float.from_buffer(device, _DeviceProperties.limits.offset + _TIMESTAMP_PERIOD).value or 1.0,
     )
 
 

@@ -64,6 +64,15 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return draw(values.problems(freedom, tokens, {"chunk": chunk, "form": form, "place": place}))
 
 
+def flops(case: Case) -> int:
+    """The matrix products of whole chunks of C tokens, those of triangles counted as triangles: Akk and Aqk take C²·K
+    each, the solution for u and w C²·(K + V), w S, q S and the new state 2·C·K·V each, Aqk v' C²·V."""
+    sequences, tokens, heads, v = case.inputs["v"].shape
+    k, chunk = case.inputs["k"].shape[-1], int(case.params["chunk"])
+    chunks = sequences * heads * -(-tokens // chunk)
+    return chunks * (chunk**2 * (3 * k + 2 * v) + 6 * chunk * k * v)
+
+
 OP = Op(
     name="gated_delta_net_chunk",
     summary="the gated delta rule, a chunk of 16, 32 or 64 tokens at a time",
@@ -88,4 +97,5 @@ OP = Op(
         stages=chunk_stages.chunked,
         metamorphic=relations.CHUNKED,
     ),
+    flops=flops,
 )

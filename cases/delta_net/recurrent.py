@@ -90,6 +90,12 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return draw(values.problems(freedom, _TOKENS, own))
 
 
+def flops(case: Case) -> int:
+    """A token of a head decays the state (K·V products), takes Sᵀk and Sᵀq (2·K·V each) and adds k dᵀ (2·K·V)."""
+    sequences, tokens, heads, v = case.inputs["v"].shape
+    return 7 * sequences * tokens * heads * v * case.inputs["k"].shape[-1]
+
+
 OP = Op(
     name="gated_delta_net",
     summary="the gated delta rule, token by token: out = scale·Sᵀq",
@@ -114,4 +120,5 @@ OP = Op(
         stages=stages.recurrent,
         metamorphic=relations.RECURRENT,
     ),
+    flops=flops,
 )

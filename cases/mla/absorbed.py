@@ -16,7 +16,30 @@ from opconform.cases.mla.faults import hypotheses
 from opconform.cases.mla.problems import CACHES, RECIPES, check, problems, shape_values, traits
 from opconform.cases.mla.relations import RELATIONS
 from opconform.cases.mla.stages import stages
+from opconform.harness.model.case import Case
 from opconform.harness.model.op import Composite, Op
+from opconform.harness.model.work import bytes_of, everything_once
+
+
+def flops(case: Case) -> int:
+    """The products of the absorbed computation, without the softmax: q_nope W_UK and context W_UV once for each query
+    of each head, and for each row of the cache that it sees d_c + d_r products for the score and d_c for the sum."""
+    sequences, heads, queries, d_n = case.inputs["q_nope"].shape
+    d_c, d_r, d_v = (case.inputs[name].shape[-1] for name in ("c_kv", "k_pe", "w_uv"))
+    rows = int(case.params["kv_len"])
+    seen = queries * rows
+    if case.params["causal"]:
+        seen = sum(min(max(rows - queries + i + 1, 0), rows) for i in range(queries))
+    return 2 * sequences * heads * (queries * d_c * (d_n + d_v) + seen * (2 * d_c + d_r))
+
+
+def moves(case: Case) -> int:
+    """Bytes of every argument; of the cache only those of the rows that are read."""
+    cache = [case.inputs[name] for name in ("c_kv", "k_pe")]
+    rows = int(case.params["kv_len"])
+    unread = sum(bytes_of(layout) * (layout.shape[2] - rows) // max(layout.shape[2], 1) for layout in cache)
+    return everything_once(case) - unread
+
 
 OP = Op(
     name="mla_absorbed",
@@ -41,4 +64,6 @@ OP = Op(
         stages=stages,
         metamorphic=RELATIONS,
     ),
+    flops=flops,
+    moves=moves,
 )

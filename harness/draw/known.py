@@ -20,6 +20,7 @@ from opconform.harness.model.values import RECIPES
 
 LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
 _FILE_BYTES = 1 << 30
+_MODELS = ("DeepSeek", "GPT-", "Gemma", "Kimi", "Llama", "Mamba", "Mixtral", "Phi-", "Qwen", "RWKV", "gpt-oss")
 INLINE = 1 << 20  #: bytes of a case's inputs that stand in its file itself
 
 
@@ -31,6 +32,11 @@ class KnownCase:
     about: str
     source: str
     case: Case
+
+    @property
+    def of_model(self) -> bool:
+        """Whether it is a shape of a real model: its line then begins with the model's name."""
+        return self.about.startswith(_MODELS)
 
 
 @cache

@@ -108,6 +108,8 @@ class Op:
     and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
     a model is judged at some indices along the first of them.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    flops: how many operations on floating-point numbers a case takes; 0 for an op that only moves elements.
+    moves: bytes that a case must read and write; by default each element of every argument once.
     stacks: whether `expect` also takes inputs with one more axis before their own, for several cases that differ in
     their values alone, and gives its arrays with that axis.
     composite: what only few ops have.
@@ -129,6 +131,8 @@ class Op:
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     copies: bool = False
+    flops: Callable[[Case], int] = field(default=lambda case: 0)
+    moves: Callable[[Case], int] | None = None
     stacks: bool = False
     free: str = "float32 cannot hold what some order of computing meets on its way there, or the reference is NaN"
     composite: Composite = field(default_factory=Composite)

@@ -69,6 +69,9 @@ class Loaded(Protocol):
     def fetch(self) -> None:
         """Bring all of the device's memory of the case back into the buffers that it was loaded from."""
 
+    # `opconform perf` also calls `timed(repeats: int) -> float` where there is one: the seconds of so many computations
+    # back to back, by the device's clock. Without it `launch` is timed by the host's.
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -105,6 +108,7 @@ class Backend:
 
     name: ClassVar[str] = ""
     needs: ClassVar[str] = ""  #: what to install, in one line, for `opconform list`
+    clock: str = "host clock"  #: what `Loaded.timed` reads, in two words
     script_reads: ClassVar[tuple[str, ...]] = ()  #: attributes that `script` follows, where a subclass changes them
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
@@ -177,6 +181,29 @@ class Backend:
         """The arithmetic of one case where it is lower than what `Device.numerics` promises (products in float16, say);
         None where it is not. The bound follows it, and a failure says so."""
         return None
+
+    def evict(self) -> None:
+        """Fill the device's caches with other data. The default is right for a device that computes on the CPU."""
+        from opconform.harness.run import host
+
+        host.evict()
+
+    def copying(self, size: int) -> Loaded:
+        """The device's own copy of `size` bytes from one place of its memory to another, ready to launch and to time:
+        what an op that moves elements is measured by. The default copies in the host's memory."""
+        from opconform.harness.run import host
+
+        return host.Copy(size)
+
+    def product(self, n: int) -> Loaded | None:
+        """The product of two n×n matrices of float32 by the device's own library, which an op that multiplies is
+        measured by; None where there is none."""
+        return None
+
+    def memory(self, case: Case, buffers: Buffers) -> Mapping[str, int]:
+        """Bytes that a case takes for intermediate results: "planned" by the library's allocator, "allocated" by
+        the device. Empty where it has none, or nobody counts them. A case that was loaded before is gone."""
+        return {}
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
         """What `run` does, and the intermediates by the name of the op's `Stage`; None where there are none to show.

@@ -62,6 +62,33 @@ class StageError:
         return (self.says.splitlines() or ["it said nothing"])[-1]
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """Why a case is not timed."""
+
+    says: str
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A case stands ready to be timed: by what clock, and bytes of its intermediate results (`Backend.memory`)."""
+
+    clock: str
+    memory: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Seconds of single computations. `flops` are those of the matrix product, where it was what was timed."""
+
+    seconds: tuple[float, ...]
+    flops: int = 0
+
+
+class TimingError(Exception):
+    """A case could not be timed; the text says how it ended."""
+
+
 #: The intermediates of a case by stage; None where the backend shows none.
 Shown = Mapping[str, F64] | None
 
@@ -159,6 +186,26 @@ def of_stages(shown: Shown | StageError) -> bytes:
         [[name, list(values.shape)] for name, values in arrays.items()],
         b"".join(values.tobytes() for values in arrays.values()),
     )
+
+
+def of_refusal(refusal: Refusal) -> bytes:
+    """Why a case is not timed."""
+    return packed("refusal", _cut(refusal.says))
+
+
+def of_clock(clock: Clock) -> bytes:
+    """A case is ready to be timed."""
+    return packed("clock", [clock.clock, dict(clock.memory)])
+
+
+def of_samples(samples: Samples) -> bytes:
+    """Times."""
+    return packed("samples", [list(samples.seconds), samples.flops])
+
+
+def of_no_samples(says: str) -> bytes:
+    """What stood in the way of timing."""
+    return packed("no samples", _cut(says))
 
 
 def _cut(text: str) -> str:
@@ -330,3 +377,28 @@ def _stage(value: Any) -> tuple[str, tuple[int, ...]]:
     sizes = all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value[1])
     _demand(sizes and len(value[1]) <= 32, "the shape of a stage is {!r:.80}", value[1])
     return text_of(value[0], "the name of a stage"), tuple(value[1])
+
+
+def clock_in(kind: str, content: Any) -> Clock | Refusal:
+    """How a case stands that is to be timed. Raises `TimingError`, or `NonsenseError`."""
+    if kind == "refusal":
+        return Refusal(text_of(content, "the reason for not supporting a case"))
+    _check_timed(kind, content, "clock")
+    _demand(isinstance(content, list) and len(content) == 2, f"a clock is {content!r:.80}")
+    clock, memory = content
+    _demand(isinstance(memory, dict), f"the memory of a case is {memory!r:.80}")
+    counted = {text_of(name, "a kind of memory"): int(_number(size, "the memory")) for name, size in memory.items()}
+    return Clock(text_of(clock, "a clock's name"), counted)
+
+
+def samples_in(kind: str, content: Any) -> Samples:
+    """The times of a message. Raises `TimingError`, or `NonsenseError`."""
+    _check_timed(kind, content, "samples")
+    _demand(isinstance(content, list) and len(content) == 2, f"samples are {content!r:.80}")
+    return Samples(tuple(_list(content[0], "the samples", _number)), int(_number(content[1], "the operations")))
+
+
+def _check_timed(kind: str, content: Any, wanted: str) -> None:
+    if kind == "no samples":
+        raise TimingError(text_of(content, "the reason for no times").splitlines()[-1])
+    _demand(kind == wanted, f"a message of {kind!r:.40} came instead of one of {wanted!r}")

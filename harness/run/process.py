@@ -24,11 +24,21 @@ from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run import messages
 from opconform.harness.run.backend import Device, Unavailable
-from opconform.harness.run.messages import Answer, NonsenseError, Shown, StageError
+from opconform.harness.run.messages import (
+    Answer,
+    Clock,
+    NonsenseError,
+    Refusal,
+    Samples,
+    Shown,
+    StageError,
+    TimingError,
+)
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG, OPTION
+from opconform.harness.run.timing import What
 from opconform.harness.run.wire import EndedError, OutOfTimeError, Wire, exit_words
-from opconform.harness.run.worker import answer, shown_stages
+from opconform.harness.run.worker import answer, clocked, shown_stages
 
 T = TypeVar("T")
 
@@ -168,6 +178,25 @@ class Worker:
         except _DiedError as end:
             return StageError(end.died.detail)
 
+    def clock(self, case: Case, moved: int, seconds: float) -> Clock | Refusal:
+        """Load the case that stands at the start of the arena, to be timed. Raises `TimingError`."""
+        self._wire.send(("clock", self._arena.size, case, 0, moved), seconds)
+        return self._timed(messages.clock_in, seconds)
+
+    def sample(self, what: What, budget: float, seconds: float) -> Samples:
+        """Times of the case that was loaded last. Raises `TimingError`."""
+        self._wire.send(("sample", what, budget), seconds)
+        return self._timed(messages.samples_in, seconds + budget)
+
+    def _timed(self, read: Callable[[str, Any], T], seconds: float) -> T:
+        try:
+            kind, content, _ = self._message(seconds)
+            return read(kind, content)
+        except NonsenseError as nonsense:
+            raise TimingError(self._stopped(nonsense).detail) from None
+        except _DiedError as end:
+            raise TimingError(end.died.detail) from None
+
     def _message(self, seconds: float, mark: int = 0) -> tuple[str, Any, bytes]:
         """The next message, with its arrays. Raises `_DiedError` or `NonsenseError`."""
         try:
@@ -273,6 +302,16 @@ class Local:
 
     def stages(self, case: Case, seconds: float) -> Shown | StageError:
         return shown_stages(self._backend, case, self._arena)
+
+    def clock(self, case: Case, moved: int, seconds: float) -> Clock | Refusal:
+        found = clocked(self._backend, case, self._arena, moved)
+        if isinstance(found, Refusal):
+            return found
+        self._stopwatch = found
+        return Clock(self._backend.clock, found.memory)
+
+    def sample(self, what: What, budget: float, seconds: float) -> Samples:
+        return Samples(tuple(self._stopwatch.sample(what, budget)), self._stopwatch.flops)
 
     def said(self) -> str:
         """Nothing: what a backend prints in this process, the user has seen."""

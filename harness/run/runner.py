@@ -25,11 +25,13 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Unavailable
-from opconform.harness.run.messages import Answer, Shown, StageError
+from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError
+from opconform.harness.run.messages import Clock as TimerClock
 from opconform.harness.run.process import Died, Local, Worker
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import OPTION
 from opconform.harness.run.target import Target
+from opconform.harness.run.timing import What
 
 _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 
@@ -56,6 +58,19 @@ class Prepared:
     values: dict[str, Raw]
     plan: Plan
     offset: int
+
+
+@dataclass(frozen=True)
+class Timer:
+    """A case that stands loaded on a device. `about` says by what clock it is timed."""
+
+    worker: Worker | Local
+    about: TimerClock
+    time_limit: float
+
+    def sample(self, what: What, seconds: float) -> Samples:
+        """Times, as many as fit into `seconds` and at least one. Raises `TimingError`."""
+        return self.worker.sample(what, seconds, self.time_limit)
 
 
 class Runner:
@@ -95,6 +110,7 @@ class Runner:
             self._worker.close()
             raise
         self._all_limits = tuple(limit for limit in limits if target.device.id.startswith(limit.device))
+        self._limits_of: dict[str, tuple[Limit, ...]] = {}
 
     def __enter__(self) -> Runner:
         return self
@@ -111,8 +127,11 @@ class Runner:
 
     def limits(self, op: Op) -> tuple[Limit, ...]:
         """The limits that hold for `op` in this run."""
-        kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
-        return tuple(limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind in kinds)
+        if op.name not in self._limits_of:  # a build of ggml has hundreds, and each case asks
+            kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
+            its = (limit for limit in self._all_limits if limit.op in (op.name, "*"))
+            self._limits_of[op.name] = tuple(limit for limit in its if limit.kind in kinds)
+        return self._limits_of[op.name]
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         """Whether the backend itself takes each case: None, or the reason."""
@@ -303,6 +322,17 @@ class Runner:
         """Open the device on the new worker. Raises `Unavailable` where the crash has taken the device along."""
         self._worker.open(self.target.device.id)
         self.lost = False
+
+    def timer(self, op: Op, case: Case, moved: int) -> Timer | Refusal:
+        """The case, loaded to be timed beside copies of `moved` bytes; or why it cannot be. Another one that was loaded
+        before is gone. Raises `TimingError`, and `CaseError` for a case that its op does not know."""
+        reason = self._forbidden(op, case, set())
+        if reason is not None:
+            return Refusal(reason)
+        self._prepare(op, [(case, Plan.of(case))])
+        bare = case if case.data is None else replace(case, data=None)
+        found = self._worker.clock(bare, moved, self.time_limit)
+        return found if isinstance(found, Refusal) else Timer(self._worker, found, self.time_limit)
 
     def stages(self, op: Op, case: Case) -> Shown | StageError:
         """The device's intermediates of a case by stage, its outputs among them, each decoded to float64.

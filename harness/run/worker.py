@@ -9,6 +9,8 @@ in the way. After that it answers:
     ("supports", [case])             → one reason or None per case
     ("numerics", [case])             → one Numerics or None per case
     ("stages", size, case, offset)   → the intermediates by stage, or what stood in the way
+    ("clock", size, case, offset, n) → the case is loaded to be timed, beside copies of n bytes
+    ("sample", what, seconds)        → times of that case, or what stood in the way
 """
 
 from __future__ import annotations
@@ -36,9 +38,10 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run import messages
 from opconform.harness.run.backend import Backend, Device, KernelFault, Unavailable, loaded
-from opconform.harness.run.messages import HEAD, Answer, Shown, StageError
+from opconform.harness.run.messages import HEAD, Answer, Clock, Refusal, Samples, Shown, StageError
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG
+from opconform.harness.run.timing import Stopwatch, What
 
 
 def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
@@ -73,6 +76,30 @@ def shown_stages(backend: Backend, case: Case, memory: np.ndarray) -> Shown | St
         return None if shown is None else {name: np.array(values, np.float64) for name, values in shown.items()}
     except Exception as error:
         return StageError(_own_frames(error))
+
+
+def clocked(backend: Backend, case: Case, memory: np.ndarray, moved: int) -> Stopwatch | Refusal:
+    """The case, loaded to be timed; why it cannot be, where it cannot. One that raises is no refusal."""
+    reason = backend.supports(case)
+    return Stopwatch(backend, case, Buffers(case, memory), moved) if reason is None else Refusal(reason)
+
+
+def _clocked(backend: Backend, case: Case, memory: np.ndarray, moved: int) -> tuple[Stopwatch | None, bytes]:
+    try:
+        found = clocked(backend, case, memory, moved)
+        if isinstance(found, Refusal):
+            return None, messages.of_refusal(found)
+        return found, messages.of_clock(Clock(backend.clock, found.memory))
+    except Exception as error:
+        return None, messages.of_no_samples(_own_frames(error))
+
+
+def _sampled(stopwatch: Stopwatch | None, what: What, seconds: float) -> bytes:
+    try:
+        assert stopwatch is not None
+        return messages.of_samples(Samples(tuple(stopwatch.sample(what, seconds)), stopwatch.flops))
+    except Exception as error:
+        return messages.of_no_samples(_own_frames(error))
 
 
 def _own_frames(error: Exception) -> str:
@@ -200,6 +227,7 @@ def _serve(harness: _Harness, spec: str, memory: _Memory, log: _Log) -> None:
         harness.send(messages.of_absence(Unavailable(f"{type(error).__name__}: {error}", where)))
         return
     backend: Backend | None = None
+    stopwatch: Stopwatch | None = None
     while True:
         match harness.request():
             case ("open", device):
@@ -236,3 +264,9 @@ def _serve(harness: _Harness, spec: str, memory: _Memory, log: _Log) -> None:
                 log.news()
                 harness.send(shown)
                 log.news()  # of a case that has had its verdict
+            case ("clock", size, case, offset, moved):
+                assert backend is not None
+                stopwatch, reply = _clocked(backend, case, memory.up_to(size)[offset:], moved)
+                harness.send(reply)
+            case ("sample", what, seconds):
+                harness.send(_sampled(stopwatch, what, seconds))
