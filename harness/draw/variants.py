@@ -165,6 +165,11 @@ def _side_by_side(problem: Problem, group: tuple[str, ...], axes: int, departure
 
 
 def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Variant]:
+    """The variants of `cases_of`, without the cases."""
+    return [variant for variant, _ in cases_of(op, problem, seed, freedom)]
+
+
+def cases_of(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[tuple[Variant, Case]]:
     """`VARIANTS` variants of `problem`, the first of them packed. Limits steer them: what the device cannot take is not
     drawn. None where it does not take the problem in any layout, or where it does not fit in `freedom.max_bytes`.
 
@@ -176,24 +181,23 @@ def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Vari
     recipes = freedom.choices("recipe", recipes_of(op, problem.dtype))
     packs = [name for group in op.composite.packs for name in group]
     may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
-    found: list[Variant] = []
+    found: list[tuple[Variant, Case]] = []
     for index in range(VARIANTS):
         departures = {name: _departure(random, widest[name]) for name in names} if index else {}
         keep = random.randrange(64) if random.random() < 0.15 else None
         variant = Variant(departures, random.choice(recipes), random.randrange(256), keep)
         if packs and may_pack and index and random.random() < 0.3:
             variant = replace(variant, together=True)
-        taken = next((each for each in _nearer(variant, problem) if _is_taken(op, problem, each, freedom)), None)
+        tried = ((each, each.case(op, problem)) for each in _nearer(variant, problem))
+        taken = next((pair for pair in tried if _is_taken(pair[1], op, freedom)), None)
         if taken is None:
             return found
         found.append(taken)
     return found
 
 
-def _is_taken(op: Op, problem: Problem, variant: Variant, freedom: Freedom) -> bool:
-    """Whether a device takes what a variant makes of a problem, and it fits. Padding and steps can make a large case
-    too large."""
-    case = variant.case(op, problem)
+def _is_taken(case: Case, op: Op, freedom: Freedom) -> bool:
+    """Whether a device takes a case, and it fits. Padding and steps can make a large one too large."""
     return case.nbytes <= freedom.max_bytes and freedom.forbids(case, op.traits) is None
 
 

@@ -261,7 +261,8 @@ class Approx:
         if self._is_exact:
             value = function(self.value)
             return self._made(value, value, value)
-        return self._made(*(function(ends) for ends in self._ends))
+        value, low, high = (function(ends) for ends in self._ends)
+        return self._made(value, low, high)
 
     def tabled(self) -> Approx:
         """The same, but rounded to float16 where the device looks such values up in a table (`half_tables`)."""
@@ -334,7 +335,8 @@ class Approx:
 
     def largest(self) -> Approx:
         """The greatest element of a row."""
-        return self._made(*(ends.max(-1, keepdims=True) for ends in self._taken._ends))
+        value, low, high = (ends.max(-1, keepdims=True) for ends in self._taken._ends)
+        return self._made(value, low, high)
 
     def through(self, dtype: DType) -> Approx:
         """The value once it has been stored in a narrower type; a kernel that does so on its way is wrong."""

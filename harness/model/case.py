@@ -14,7 +14,6 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy as np
 from opconform.harness.model import blocks
 from opconform.harness.model.dtypes import DTYPES, Mask
 from opconform.harness.model.layouts import MARKED, Layout, blocks_of
+from opconform.harness.model.lazy import lazy
 from opconform.harness.model.text import printable
 
 FORMAT = "opconform-case/1"
@@ -82,7 +82,7 @@ class Case:
         """The element type of the first output."""
         return next(iter(self.outputs.values())).dtype
 
-    @cached_property
+    @lazy
     def nbytes(self) -> int:
         """The memory that the arguments take, without guards."""
         ends = {name: layout.end for name, layout in self.layouts.items()}
@@ -90,12 +90,12 @@ class Case:
             ends[owner] = max(ends[owner], ends.pop(name))
         return sum(ends.values()) - (self.inputs[self.inplace].end if self.inplace else 0)
 
-    @cached_property
+    @lazy
     def key(self) -> str:
         """What tells this case from any other (its exact bytes left out): canonical JSON."""
         return _canonical(self)
 
-    @cached_property
+    @lazy
     def id(self) -> str:
         """A short name that any version gives to this case: the op and ten hex digits."""
         return f"{self.op}-{hashlib.sha1(self.key.encode(), usedforsecurity=False).hexdigest()[:10]}"

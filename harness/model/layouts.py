@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
 
 import numpy as np
 
 from opconform.harness.model.dtypes import DTYPES, DType
+from opconform.harness.model.lazy import lazy
 
 MARKED = 1 << 28  #: elements of memory that are marked one by one to see whether two elements meet
 
@@ -80,12 +80,12 @@ class Layout:
         """Byte strides, innermost first."""
         return self.strides[::-1]
 
-    @cached_property
+    @lazy
     def blocks(self) -> tuple[int, ...]:
         """The sizes in raw elements, outermost first: `shape`, but blocks of a quantised type along the last axis."""
         return blocks_of(self.shape, self.type.block)
 
-    @cached_property
+    @lazy
     def size(self) -> int:
         """The number of elements."""
         count = 1
@@ -93,7 +93,7 @@ class Layout:
             count *= extent
         return count
 
-    @cached_property
+    @lazy
     def end(self) -> int:
         """Bytes from the start of the memory to just past the last element."""
         if self.size == 0:
@@ -101,7 +101,7 @@ class Layout:
         last = sum((extent - 1) * stride for extent, stride in zip(self.blocks, self.strides))
         return self.offset + last + self.type.itemsize
 
-    @cached_property
+    @lazy
     def kind(self) -> LayoutClass:
         """The narrowest class that this layout belongs to."""
         spread = [(n, s) for n, s in zip(self.blocks, self.strides) if n > 1]
@@ -120,7 +120,7 @@ class Layout:
     def is_contiguous(self) -> bool:
         return self.kind <= LayoutClass.CONTIGUOUS
 
-    @cached_property
+    @lazy
     def overlaps(self) -> bool:
         """Whether two elements share a byte.
 

@@ -6,8 +6,11 @@ something else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -87,6 +90,28 @@ def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
     return op.composite.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
 
 
+class _NoEntropy(np.random.bit_generator.ISeedSequence):
+    """Zeros, for a generator whose state is set at once."""
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
+        return np.zeros(n_words, dtype)
+
+
+_NO_ENTROPY = _NoEntropy()
+
+
+def _generator(seed: int) -> np.random.Generator:
+    """`numpy.random.default_rng(seed)`; what the seed makes of the state is kept, for variants have few seeds."""
+    bits = np.random.PCG64(_NO_ENTROPY)  # type: ignore[arg-type]  # NumPy takes any ISeedSequence; its stubs do not
+    bits.state = _state(seed)
+    return np.random.Generator(bits)
+
+
+@lru_cache(maxsize=1024)
+def _state(seed: int) -> Any:
+    return np.random.PCG64(seed).state
+
+
 def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     """The raw elements of every input, C-contiguous and of its shape.
 
@@ -98,7 +123,7 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
         known = dict.fromkeys([*op.composite.recipes, *RECIPES])
         raise CaseError(f"case.recipe is {case.recipe!r}; it must be one of {', '.join(known)}")
     recipe = RECIPES.get(case.recipe, _normal)
-    rng = np.random.default_rng(case.seed)
+    rng = _generator(case.seed)
     values = {
         name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())
     }
@@ -131,7 +156,7 @@ def index_coded(layout: Layout) -> Raw | None:
 
 def slices(shape: tuple[int, ...], batch_axes: tuple[int, ...]) -> int:
     """How many batch slices a tensor of `shape` has."""
-    return int(np.prod([shape[axis] for axis in batch_axes]))
+    return math.prod(shape[axis] for axis in batch_axes)
 
 
 def _spoil_other_slices(values: F64, layout: Layout, batch_axes: tuple[int, ...], keep: int) -> None:

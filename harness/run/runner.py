@@ -110,6 +110,7 @@ class Runner:
             self._worker.close()
             raise
         self._all_limits = tuple(limit for limit in limits if target.device.id.startswith(limit.device))
+        self._limits_of: dict[str, tuple[Limit, ...]] = {}
 
     def __enter__(self) -> Runner:
         return self
@@ -126,8 +127,11 @@ class Runner:
 
     def limits(self, op: Op) -> tuple[Limit, ...]:
         """The limits that hold for `op` in this run."""
-        kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
-        return tuple(limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind in kinds)
+        if op.name not in self._limits_of:  # a build of ggml has hundreds, and each case asks
+            kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
+            its = (limit for limit in self._all_limits if limit.op in (op.name, "*"))
+            self._limits_of[op.name] = tuple(limit for limit in its if limit.kind in kinds)
+        return self._limits_of[op.name]
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         """Whether the backend itself takes each case: None, or the reason."""

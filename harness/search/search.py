@@ -22,7 +22,7 @@ from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import VARIANTS, Variant, variants
+from opconform.harness.draw.variants import VARIANTS, Variant, cases_of
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
@@ -372,15 +372,15 @@ class Search:
 
     def _fails(self, problem: Problem, variant_seed: int) -> bool:
         if self._found is None:
-            drawn = variants(self._op, problem, variant_seed, self._freedom)
+            drawn = cases_of(self._op, problem, variant_seed, self._freedom)
             if not drawn:
                 limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
                 self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
-            verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
+            verdicts = self._examine([case for _, case in drawn], until_death=True)
             vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
             self._vacuous += vacuous
             self._drawn += len(drawn) - vacuous if drawn else 1
-            for variant, verdict in zip(drawn, verdicts):
+            for (variant, _), verdict in zip(drawn, verdicts):
                 if self._is_new(verdict):
                     self._of = _Drawn(variant, problem)
                     self._begin_to_shrink(verdict)

@@ -43,6 +43,7 @@ def piece_issue(found: Watched, whole: WholeGraph, piece: WrongPiece) -> str:
         name=file,
         replay=f"opconform replay {shlex.quote(file)} --backend {device}",
         watch=f"opconform watch {found.again} --backend {device}",
+        package=shlex.quote(f"opconform[{found.target.partition(':')[0]}]"),
         version=VERSION,
     )
 

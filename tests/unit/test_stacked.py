@@ -12,11 +12,12 @@ from opconform.harness.judge.oracle import expectation, expectations
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
+from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
-from tests.judge import OPS, drawn_cases
+from tests.judge import drawn_cases
 
 LOOSE = Numerics(flushes_denormals=True, any_rounding=True, division_ulps=2.5, exp_ulps_per_unit=2.0)
-STACKED = [op for op in OPS.values() if op.stacks]
+STACKED = [op for op in ops().values() if op.stacks]
 
 
 def assert_alike(one: Expected, other: Expected) -> None:
@@ -48,7 +49,7 @@ def test_each_gets_what_it_gets_alone(op: Op, numerics: Numerics) -> None:
 
 
 def test_cases_of_other_sizes_parameters_or_arithmetic_are_kept_apart() -> None:
-    op = OPS["scale"]
+    op = ops()["scale"]
     case = next(case for case in drawn_cases("scale", 240, 1 << 14) if case.outputs["out"].size > 4)
     other = replace(case, params={**case.params, "scale": 3.0 * float(case.params["scale"]) + 1.0})
     runs = [(each, inputs_of(each, op), numerics) for each in (case, other) for numerics in (EXACT, LOOSE)]
