@@ -73,7 +73,7 @@ def test_blocks_need_at_most_three_fifths_of_the_memory(bench: Bench) -> None:
 
 
 def test_slices_of_the_scores_need_less_memory(bench: Bench) -> None:
-    case = attention_case(512, 64, heads=128)
+    case = attention_case(2048, 256, heads=128)  # the scores are most of it
     planned = [bench.memory(Graph(backend, backend, case), "CPU")["planned"] for backend in list(SLICES.values())[:3]]
     assert planned == sorted(planned, reverse=True)
     assert planned[2] < planned[0] / 2
