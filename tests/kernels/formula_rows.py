@@ -29,7 +29,7 @@ class Wide(Single):
 
     kept = np.float64
 
-    def rounded(self, exact: F64) -> F64:
+    def nearest(self, exact: F64) -> F64:
         return np.asarray(exact)
 
     def constant(self, value: float, roundings: int = 1) -> Single:
@@ -46,7 +46,7 @@ class OtherForm(Single):
 class TowardZero(Single):
     """Rounded toward zero."""
 
-    def rounded(self, exact: F64) -> F64:
+    def nearest(self, exact: F64) -> F64:
         return truncated(np.asarray(exact), 0.0)[0].astype(np.float64)
 
 
@@ -58,7 +58,7 @@ class Flushing(Single):
         least = np.finfo(values.dtype).tiny
         return np.where(np.abs(values) < least, np.copysign(0, values), values).astype(np.float64)
 
-    def rounded(self, exact: F64) -> F64:
+    def nearest(self, exact: F64) -> F64:
         return flushed(np.asarray(exact).astype(np.float32)).astype(np.float64)
 
 
@@ -83,7 +83,7 @@ class Halves(Single):
     def loaded(values: np.ndarray) -> F64:
         return values.astype(np.float16).astype(np.float64)
 
-    def rounded(self, exact: F64) -> F64:
+    def nearest(self, exact: F64) -> F64:
         return F16.decode(F16.encode(np.asarray(exact)))
 
 

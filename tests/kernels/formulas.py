@@ -39,15 +39,15 @@ class Single(Approx):
     def loaded(values: np.ndarray) -> F64:
         return values.astype(np.float64)
 
-    def rounded(self, exact: F64) -> F64:
+    def nearest(self, exact: F64) -> F64:
         """The result of one operation."""
         return np.asarray(exact).astype(np.float32).astype(np.float64)
 
-    def _made(self, value: F64, low: F64, high: F64) -> Single:
+    def _made(self, value: F64, low: F64, high: F64, rounded: bool = False) -> Single:
         return self.exactly(value)
 
     def _rounded(self, value: F64, *_: Any, **__: Any) -> Single:
-        return self.exactly(self.rounded(value))
+        return self.exactly(self.nearest(value))
 
     def constant(self, value: float, roundings: int = 1) -> Single:
         return self.exactly(np.asarray(value, np.float32))
@@ -61,7 +61,7 @@ class Single(Approx):
     def sum(self) -> Single:
         total = np.zeros(self.value.shape[:-1])
         for i in range(self.value.shape[-1]):
-            total = self.rounded(total + self.value[..., i])
+            total = self.nearest(total + self.value[..., i])
         return self.exactly(total[..., None])
 
 
