@@ -8,7 +8,7 @@ import numpy as np
 
 from opconform.cases.families import choice, gather
 from opconform.cases.families.gathers import Elsewhere, flat
-from opconform.cases.shapes import diagonals, squares, tensors
+from opconform.cases.shapes import check_out, diagonals, squares, tensors
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.image import Places
 
@@ -151,6 +151,41 @@ def _check_copy(case: Case) -> None:
         raise CaseError("case.inplace must be null: cpy does not work in place")
 
 
+def _again(case: Case) -> Places:
+    """out_i = x_(i mod n) along each axis."""
+    x, out = case.inputs["x"], case.outputs["out"]
+    return np.tile(flat(x), [n // max(m, 1) for n, m in zip(out.shape, x.shape)])
+
+
+def _larger(shape: Shape, params: Mapping[str, Param]) -> Sequence[Shape]:
+    """The same shape, and it doubled and tripled along some axes."""
+    return [tuple(n * r for n, r in zip(shape, times)) for times in _TIMES]
+
+
+_TIMES = ((1, 1, 1, 1), (1, 1, 1, 2), (1, 1, 3, 1), (1, 2, 1, 1), (2, 1, 1, 1), (1, 1, 2, 3), (2, 3, 1, 2))
+
+
+def _check_repeat(case: Case) -> None:
+    """Raises `CaseError` unless x fills the output, repeated."""
+    x, out = case.inputs["x"], case.outputs["out"]
+    if any(n % max(m, 1) or (m == 0) != (n == 0) for n, m in zip(out.shape, x.shape)):
+        raise CaseError(f"out has shape {out.shape}; x, repeated, must fill it: {x.shape}")
+    check_out(case, out.shape)
+
+
+def _other_repeats(case: Case) -> Iterator[Elsewhere]:
+    x, out = flat(case.inputs["x"]), case.outputs["out"]
+    for axis, (n, m) in enumerate(zip(out.shape, x.shape)):
+        if 1 < m < n:
+            i = f"i{3 - axis}"
+            right = _again(case)
+            each = np.take(right, np.arange(n) // (n // m), axis)
+            yield Elsewhere(f"x is repeated element by element along {i} ({i} / r)", each)
+        if m < n:
+            ending = np.where(np.arange(n).reshape([-1 if a == axis else 1 for a in range(4)]) < m, _again(case), -1)
+            yield Elsewhere(f"x is not repeated along i{3 - axis}: nothing follows it", ending, left=True)
+
+
 OPS = (
     gather(
         "tri",
@@ -182,6 +217,17 @@ OPS = (
         alone=_not_padded,
         bound="the bits of x inside, +0 in the padding",
     ),
+    gather(
+        "repeat",
+        "x as often as it fits along each axis",
+        _again,
+        shapes=tensors,
+        out=_larger,
+        check=_check_repeat,
+        elsewhere=_other_repeats,
+        alone=lambda case: (0, 1) if case.inputs["x"].shape == case.outputs["out"].shape else "x is repeated",
+    ),
+    gather("dup", "the same elements in memory of their own", _itself, shapes=tensors, copies=True),
     gather("cont", "the same elements in memory of their own", _itself, shapes=tensors, copies=True),
     gather(
         "cpy",

@@ -33,7 +33,7 @@ def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:
     return squares.maximum(squares.constant(eps**2, roundings=3)).rsqrt()
 
 
-def _standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
+def standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
     """(x − mean) / √(variance + eps). Some kernels add −mean·scale to x·scale instead of scaling x − mean."""
     square, mean = variance + float(p["eps"]), x.mean()
     return (x - mean).over_root(square).besides(x.over_root(square), mean.over_root(square))
@@ -102,11 +102,11 @@ OPS = (
     row_op(
         "norm",
         "(x − mean) / √(variance + eps), row by row",
-        lambda x, p: _standardised(x, x.variance(), p),
+        lambda x, p: standardised(x, x.variance(), p),
         params={"eps": _EPS},
         mistakes={
             "the mean is not subtracted from x": lambda x, p: x.over_root(x.variance() + p["eps"]),
-            "the variance is taken over n − 1": lambda x, p: _standardised(x, x.variance() * _over_less(x), p),
+            "the variance is taken over n − 1": lambda x, p: standardised(x, x.variance() * _over_less(x), p),
             "the standard deviation and eps are added: (x − mean) / (√variance + eps)": lambda x, p: (
                 (x - x.mean()) / (x.variance().sqrt() + p["eps"])
             ),

@@ -25,6 +25,7 @@ _COMMANDS = {
     ),
     "new-case": ("commands_case:new_case", "Write a known case: a shape or a trigger worth a name, checked."),
     "support": ("commands_look:support", "What each device takes of each op, with the reason where it does not."),
+    "coverage": ("commands_coverage:coverage", "Which of the ops that a backend's own library names are tested."),
     "test": ("commands_run:test", "Search for failing cases of each op on each device; ends with the matrix."),
     "perf": (
         "commands_perf:perf",

@@ -14,6 +14,7 @@ from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.graphs import GRAPHS
 from opconform.backends.ggml.library import REMEDY, Library, load
 from opconform.backends.ggml.limits import limits_of
+from opconform.backends.ggml.names import names_in
 from opconform.backends.ggml.nodes import Build, Nodes
 from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
 from opconform.backends.ggml.rows import Row
@@ -25,7 +26,7 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.piece import Piece
-from opconform.harness.run.backend import Backend, Device, Unavailable
+from opconform.harness.run.backend import Backend, Device, Named, Unavailable
 from opconform.harness.run.script import Script, ScriptRequest
 from opconform.harness.run.watching import Watcher, WatchRequest
 
@@ -62,8 +63,12 @@ _CPU_HALF = {
     "flash": replace(CPU_NUMERICS, narrow_operands=True, narrow_sums=True),
 }
 
+#: The ops whose kernels on the CPU round what is multiplied with weights of 16 bits to their type, and with quantised
+#: ones to q8_0, q8_1 (blocks of 32) or q8_K (256): src/ggml-cpu/ggml-cpu.c, type_traits_cpu: vec_dot_type.
+_WEIGHED = ("mul_mat", "mul_mat_id")
+
 #: The CPU looks up these in tables of float16 (src/ggml-cpu/vec.h, GGML_GELU_FP16 and GGML_GELU_QUICK_FP16).
-_TABLED = ("gelu", "gelu_quick")
+_TABLED = ("gelu", "gelu_quick", "geglu", "geglu_quick", "geglu_split", "geglu_quick_split")
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 
@@ -226,6 +231,8 @@ class GgmlBackend(Backend):
         """Lower where matrix products round their operands to 16 bits, or flash attention adds up in float16."""
         if case.op in _TABLED and self._is_cpu:
             return replace(CPU_NUMERICS, half_tables=True)
+        if case.op in _WEIGHED:
+            return self._weighed(case)
         if case.op not in _PRODUCTS:
             return None
         if self._is_cpu:
@@ -233,6 +240,19 @@ class GgmlBackend(Backend):
             return _CPU_HALF.get(str(case.params["form"])) if narrow else None
         in_float16 = self._float16 or not self.device.startswith("Vulkan")
         return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
+
+    def names(self) -> list[Named]:
+        """Every op, unary op and gated unit of the loaded library."""
+        return list(names_in(self._library.c))
+
+    def _weighed(self, case: Case) -> Numerics | None:
+        """Products with weights: the CPU rounds the other operand to the type that its dot product takes."""
+        weights = case.inputs["a"].type
+        if not self._is_cpu:
+            return None
+        if weights.block > 1:
+            return replace(CPU_NUMERICS, block_operands=256 if weights.block == 256 else 32)
+        return replace(CPU_NUMERICS, narrow_operands=True) if weights.itemsize == 2 else None
 
     def _build(self, case: Case) -> Nodes:
         build = self.graphs.get(case.op)
@@ -262,6 +282,10 @@ class GgmlBackend(Backend):
         if not symbol:
             return f"ggml has no in-place {case.op}"
         self._library.c.require(symbol)
+        if row.needs:
+            self._library.c.require(row.needs)
+        for function, _ in row.changes(case):
+            self._library.c.require(function)
         if row.inplace:  # without ggml_clamp_inplace it is ggml_clamp that works in place
             self._library.c.require(row.inplace)
         for name, value in case.params.items():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from opconform.backends.ggml.ops import OPS, UNARY, UNARY_INPLACE
+from opconform.backends.ggml.declarations import TYPES
+from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -17,6 +18,8 @@ _VK_SHADER = "src/ggml-vulkan/vulkan-shaders/acc.comp"
 _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"f16", "bf16"})
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
+
+SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai")
 
 #: A constructor makes its output itself, unless it is given one to write into. Those that give several results in one
 #: tensor have them copied to where the outputs stand.
@@ -62,8 +65,26 @@ CONSTRUCTORS: tuple[Limit, ...] = (
     ),
     *(
         Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
-        for op in (*UNARY, "leaky_relu")
+        for op in (*UNARY, "leaky_relu", *SPLIT)
     ),
+    *(
+        Limit(op, "repeats", (False,), "ggml's gated units want a and b of one shape", "src/ggml.c, ggml_glu_impl")
+        for op in SPLIT
+    ),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, "ggml_glu_impl asserts that only rows are padded", "src/ggml.c")
+        for op, names in (*((gate, ("x",)) for gate in GATES), *((op, ("a", "b")) for op in SPLIT))
+        for name in names
+    ),
+    *(
+        Limit("soft_max", name, LayoutClass.CONTIGUOUS, f"ggml_soft_max_ext asserts a contiguous {name}", "src/ggml.c")
+        for name in ("x", "mask")
+    ),
+    Limit("mul_mat", "a", LayoutClass.ROWS, "ggml_mul_mat asserts that a is not transposed", "src/ggml.c"),
+    Limit("mul_mat_id", "a", LayoutClass.ROWS, "ggml_mul_mat_id asserts that a is not transposed", "src/ggml.c"),
+    Limit("out_prod", "a", LayoutClass.ROWS, "ggml_out_prod asserts that a is not transposed", "src/ggml.c"),
+    Limit("set_rows", "a", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
+    Limit("set_rows", "b", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
     *FRESH_OUTPUTS,
 )  # fmt: skip
 
@@ -269,6 +290,7 @@ _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pul
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
+    (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
     (
         range(8121),
         Limit(
@@ -400,6 +422,18 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
 
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
+    *(
+        Limit(
+            op, subject, types,
+            "lavapipe compiles the pipelines of each quantised type for 4 to 20 s; the CPU device has them in no time",
+            "src/ggml-vulkan/vulkan-shaders on Mesa 22.3.6", kind="kernel", device="Vulkan",
+        )
+        for op, subject, types in (
+            ("mul_mat", "weights", ("f32", "f16", "q4_0")),
+            ("mul_mat_id", "weights", ("f32", "f16", "q4_0")),
+            ("get_rows", "table", tuple(name for name in TYPES if not name.startswith(("iq", "tq", "mxfp", "nvfp")))),
+        )
+    ),
     Limit(
         "solve_tri", "n", tuple(range(80)),
         "lavapipe miscompiles the shader's unrolled loops from n = 80 on: rows from 78 on take 0·a from the unread "

@@ -130,6 +130,8 @@ class Nodes:
         out = next(iter(case.outputs))
         name = "written" if out in row.tensors else out
         node = self.call(row.symbol_for(case), *row.values(case, self.__getitem__, self.null), name=name)
+        for function, argument in row.changes(case):
+            self.call(function, node, CONSTANTS[argument] if argument in CONSTANTS else self[argument])
         if row.writes_into(case):
             self.views.append(node)
         else:

@@ -35,6 +35,33 @@ UNARY_INPLACE = (
 )
 UNARY = ("hardsigmoid", "hardswish")
 
+#: The gated units with their numbers (enum ggml_glu_op).
+GATES = {"reglu": 0, "geglu": 1, "swiglu": 2, "geglu_erf": 4, "geglu_quick": 5}
+
+_MISALIGNED = Wants(
+    "Vulkan",
+    "aligned",
+    (True,),
+    "aborts for an argument that does not start where a storage buffer may",
+    "src/ggml-vulkan/ggml-vulkan-push-constants.h, init_pushconst_tensor_offsets",
+)
+_CPU_OPS = "src/ggml-cpu/ops.cpp"
+
+
+def _cpu_rows(*names: str, source: str = _CPU_OPS) -> tuple[Wants, ...]:
+    return tuple(Wants("CPU", it, ROWS, f"aborts unless {it}'s nb0 is the element size", source) for it in names)
+
+
+def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> Wants:
+    """Strides that a kernel of the CPU does not look at, and only asserts in debug builds, if at all."""
+    return Wants("CPU", name, allowed, f"ignores {what} of {name}", _CPU_OPS, f"{op}/cpu-strides")
+
+
+_ROPE = f"{_CPU_OPS}, ggml_compute_forward_rope_flt; src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl"
+_SOFT_MAX = f"{_CPU_OPS}, ggml_compute_forward_soft_max_f32; src/ggml-vulkan/vulkan-shaders/soft_max.comp"
+_ADD_ID = "src/ggml-vulkan/vulkan-shaders/add_id.comp"
+_PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
+
 TABLE = (
     Row("acc", "ggml_acc(a, b, nb1, nb2, nb3, offset)", "ggml_acc_inplace", stored="nb1 nb2 nb3 offset inplace"),
     Row("set", "ggml_set(a, b, nb1, nb2, nb3, offset)", "ggml_set_inplace", stored="nb1 nb2 nb3 offset inplace"),
@@ -106,6 +133,170 @@ TABLE = (
         ),
     ),
     Row("norm", "ggml_norm(x, eps)"),
+    *(
+        Row(gate, f"ggml_glu(x, GGML_GLU_OP_{gate.upper()}, swapped)", stored=f"{number} swapped")
+        for gate, number in GATES.items()
+    ),
+    *(
+        Row(f"{gate}_split", f"ggml_glu_split(a, b, GGML_GLU_OP_{gate.upper()})", stored=f"{number} 0")
+        for gate, number in GATES.items()
+    ),
+    Row("swiglu_oai", "ggml_swiglu_oai(a, b, alpha, limit)", stored="3 0 alpha limit"),
+    Row("concat", "ggml_concat(a, b, dim)"),
+    Row("repeat", "ggml_repeat_4d(x, out.ne0, out.ne1, out.ne2, out.ne3)", wants=_cpu_rows("x")),
+    Row("dup", "ggml_dup(x)"),
+    Row("sum", "ggml_sum(x)", wants=(_cpu_ignores("sum", "nb0", ROWS),)),
+    Row(
+        "group_norm",
+        "ggml_group_norm(x, n_groups, eps)",
+        wants=(
+            *_cpu_rows("x"),
+            Wants(
+                "Vulkan",
+                "even",
+                (True,),
+                "takes the last group of channels for as large as the others",
+                "src/ggml-vulkan/vulkan-shaders/group_norm.comp",
+                "group_norm/vulkan-last-group",
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "diag_mask_inf",
+        "ggml_diag_mask_inf(x, n_past)",
+        "ggml_diag_mask_inf_inplace",
+        wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless x is contiguous", _CPU_OPS), _MISALIGNED),
+    ),
+    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=(*_PRODUCT_ROWS, _MISALIGNED)),
+    Row(
+        "mul_mat_id",
+        "ggml_mul_mat_id(a, b, ids)",
+        mixed=True,
+        wants=(
+            *_PRODUCT_ROWS,
+            Wants(
+                "Vulkan",
+                "a",
+                CONTIGUOUS,
+                "ignores nb2 of a",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_vec_id_q_f16",
+                "mul_mat_id/vulkan-expert-stride",
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row("out_prod", "ggml_out_prod(a, b)", mixed=True, wants=(*_cpu_rows("a"), _MISALIGNED)),
+    Row(
+        "get_rows",
+        "ggml_get_rows(a, b)",
+        mixed=True,
+        wants=(
+            _cpu_ignores("get_rows", "nb0", ROWS, "a"),
+            Wants(
+                "Vulkan",
+                "a",
+                ROWS,
+                "ignores nb0 of a",
+                "src/ggml-vulkan/vulkan-shaders/get_rows.comp",
+                "get_rows/cpu-strides",
+            ),
+        ),
+    ),
+    Row("set_rows", "ggml_set_rows(a, b, c)", "ggml_set_rows", sources="b c a", mixed=True),
+    Row(
+        "add_id",
+        "ggml_add_id(a, b, ids)",
+        mixed=True,
+        wants=(
+            *_cpu_rows("a", "b"),
+            *(
+                Wants("Vulkan", it, ROWS, f"ignores nb0 of {it}", _ADD_ID, f"add_id/vulkan-step-{it}")
+                for it in ("a", "b", "ids")
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "argsort",
+        "ggml_argsort(x, order)",
+        mixed=True,
+        wants=(_cpu_ignores("argsort", "nb0, nb2 and nb3", CONTIGUOUS), _MISALIGNED),
+    ),
+    Row(
+        "top_k",
+        "ggml_top_k(x, k)",
+        stored="",
+        needs="ggml_argsort_top_k",
+        mixed=True,
+        wants=(
+            _cpu_ignores("top_k", "nb0, nb2 and nb3", CONTIGUOUS),
+            Wants(
+                "Vulkan",
+                "single",
+                (False,),
+                "finds the least of a row of negative numbers where k is 1",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_topk",
+                "top_k/vulkan-negative",
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row("argmax", "ggml_argmax(x)", mixed=True, wants=(_cpu_ignores("argmax", "nb0", ROWS), _MISALIGNED)),
+    Row(
+        "count_equal",
+        "ggml_count_equal(a, b)",
+        mixed=True,
+        wants=(
+            Wants(
+                "CPU",
+                "matrix",
+                (True,),
+                "finds row i1 of matrix i2 by i3·ne3 and i2·ne2 instead of i3·ne2·ne1 and i2·ne1",
+                f"{_CPU_OPS}, ggml_compute_forward_count_equal_i32",
+                "count_equal/cpu-row-index",
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "soft_max",
+        "ggml_soft_max_ext(x, mask?, scale, max_bias)",
+        then=("ggml_soft_max_add_sinks sinks",),
+        sources="x mask sinks",
+        mixed=True,
+        wants=(
+            *(
+                Wants(device, "sinks", CONTIGUOUS, "ignores nb0 of sinks", _SOFT_MAX, "soft_max/sinks-step")
+                for device in ("CPU", "Vulkan")
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "rope",
+        "ggml_rope_multi(x, pos, factors?, n_dims, {s0 s1 s2 s3}, mode, n_ctx_orig, freq_base, freq_scale, ext_factor,"
+        " attn_factor, beta_fast, beta_slow)",
+        "ggml_rope_multi_inplace",
+        stored="0 n_dims mode 0 n_ctx_orig freq_base freq_scale ext_factor attn_factor beta_fast beta_slow s0 s1 s2 s3",
+        mixed=True,
+        wants=(
+            *_cpu_rows("x"),
+            *(
+                Wants(device, name, CONTIGUOUS, f"ignores nb0 of {name}", _ROPE, f"rope/{name}-step")
+                for device in ("CPU", "Vulkan")
+                for name in ("pos", "factors")
+            ),
+            Wants(
+                "Vulkan",
+                "aligned",
+                (True,),
+                "drops an offset of pos at which no storage buffer may start",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_rope",
+                "rope/vulkan-pos-offset",
+            ),
+        ),
+    ),
     Row("gated_delta_net", "ggml_gated_delta_net(q, k, v, g, beta, state, snapshots)", results=("out", "state_out")),
 )
 #: Every op with its row, those that other packages register among them.

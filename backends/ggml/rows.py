@@ -15,7 +15,7 @@ A parameter whose C type is an enum is a word in a case: "lower" is GGML_TRI_TYP
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -114,11 +114,15 @@ class Wants:
 class Row:
     """How ggml gets an op.
 
-    call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what the
-    constructor keeps in `op_params`, word by word: names of parameters, numbers, and "inplace" (1 or 0); by default the
-    call's parameters in their order. results: the outputs that stand packed one after another in the one tensor that
-    the call makes, where there are several. mixed: whether arguments may differ in their element type. wants: what
-    kernels of all builds want though supports_op says yes; `limits.py` has the other limits.
+    call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what
+    the constructor keeps in `op_params`, word by word: names of parameters, numbers, and "inplace" (1 or 0); by
+    default the call's parameters in their order. then: functions that change the node afterwards, each with the
+    optional tensor that it takes ("ggml_soft_max_add_sinks sinks"), or with a constant. sources: the case's tensors
+    in the order of the node's sources, where that is not their order in the call. needs: a function that a build
+    must have, because the constructor does something else without it. results: the outputs that stand packed one
+    after another in the one tensor that the call makes, where there are several. mixed: whether arguments may
+    differ in their element type. wants: what kernels of all builds want though supports_op says yes; `limits.py`
+    has the other limits.
 
     Raises ValueError for a call that is not declared so.
     """
@@ -128,6 +132,9 @@ class Row:
     inplace: str = ""
     stored: str | None = None
     results: tuple[str, ...] = ()
+    needs: str = ""
+    sources: str = ""
+    then: tuple[str, ...] = ()
     mixed: bool = False
     wants: tuple[Wants, ...] = ()
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
@@ -170,6 +177,8 @@ class Row:
     @cached_property
     def tensors(self) -> tuple[str, ...]:
         """The case's tensors in the call, in the order of a node's sources."""
+        if self.sources:
+            return tuple(self.sources.split())
         return tuple(name for argument in self.arguments if argument.is_tensor for name in argument.names)
 
     @cached_property
@@ -188,6 +197,13 @@ class Row:
     def writes_into(self, case: Case) -> bool:
         """Whether the op writes into the memory of an argument of the call."""
         return bool(case.inplace) or any(name in case.outputs for name in self.tensors)
+
+    def changes(self, case: Case) -> Iterator[tuple[str, str]]:
+        """The functions that change the node of `case` afterwards, each with a tensor's name or a constant's."""
+        for change in self.then:
+            function, _, argument = change.partition(" ")
+            if argument in CONSTANTS or argument in case.inputs:
+                yield function, argument
 
     # ---- from a case to a call
 

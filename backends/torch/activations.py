@@ -41,6 +41,36 @@ def unary(case: Case, tensors: Tensors) -> torch.Tensor:
     return found.to(tensors["x"].dtype)
 
 
+def gated(case: Case, tensors: Tensors) -> torch.Tensor:
+    """An activation of one half of each row, or of a, times the other."""
+    import torch
+
+    if "x" in tensors:
+        one, other = tensors["x"].chunk(2, -1)
+        if case.params["swapped"]:
+            one, other = other, one
+    else:
+        one, other = tensors["a"], tensors["b"]
+        other = other.tile([n // max(m, 1) for n, m in zip(one.shape, other.shape)])
+    x, y = one.float(), other.float()
+    gate = case.op.removesuffix("_split")
+    if gate == "swiglu_oai":
+        limit = float(case.params["limit"])
+        x, y = x.clamp(max=limit), y.clamp(-limit, limit) + 1
+        found = x * torch.sigmoid(float(case.params["alpha"]) * x)
+    elif gate == "reglu":
+        found = x.relu()
+    elif gate == "swiglu":
+        found = torch.nn.functional.silu(x)
+    elif gate == "geglu_quick":
+        found = x * torch.sigmoid(1.702 * x)
+    else:
+        found = torch.nn.functional.gelu(x, approximate="none" if gate == "geglu_erf" else "tanh")
+    return (found * y).to(one.dtype)
+
+
+GATES = ("reglu", "geglu", "swiglu", "geglu_erf", "geglu_quick")
+
 OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = dict.fromkeys(
     (
         *("sqr", "sqrt", "log", "sin", "cos", "abs", "neg", "sgn", "step", "tanh", "elu", "relu", "sigmoid"),
@@ -48,4 +78,4 @@ OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = dict.fromkeys(
         *("floor", "ceil", "round", "trunc", "leaky_relu"),
     ),
     unary,
-)
+) | dict.fromkeys((*GATES, *(f"{gate}_split" for gate in GATES), "swiglu_oai"), gated)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from opconform.backends.rows import rows_of
-from opconform.backends.torch import activations, delta_net, mla, ops, small_ops
+from opconform.backends.torch import activations, delta_net, mla, ops, products, small_ops
 from opconform.harness.model.buffers import Buffers, Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
@@ -43,6 +43,7 @@ _OPS: Mapping[str, Computes] = {
     "solve_tri": ops.solve_tri,
     **small_ops.OPS,
     **activations.OPS,
+    **products.OPS,
     "gated_delta_net": delta_net.gated_delta_net,
     "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
     "mla_absorbed": mla.mla_absorbed,
@@ -92,7 +93,10 @@ class TorchBackend(Backend):
         return torch_script(request, cls.ops)
 
     def supports(self, case: Case) -> str | None:
-        return None if case.op in self.ops else f"the torch backend has no {case.op}; it has {', '.join(self.ops)}"
+        if case.op not in self.ops:
+            return f"the torch backend has no {case.op}; it has {', '.join(self.ops)}"
+        blocks = [name for name in case.outputs if case.outputs[name].type.block > 1]
+        return f"torch has no {case.outputs[blocks[0]].dtype}" if blocks else None
 
     def numerics(self, case: Case) -> Numerics | None:
         """Triangular solves of cuBLAS, MAGMA and rocBLAS invert diagonal blocks and multiply with the inverses."""
@@ -200,8 +204,10 @@ class _Loaded:
             self._host.copy_(self._arena)
 
     def _tensor(self, slot: Slot) -> torch.Tensor:
-        """An argument's elements where they lie in the arena."""
+        """An argument's elements where they lie in the arena; blocks as bytes, along one more axis."""
         layout, size = slot.layout, slot.layout.type.itemsize
+        if layout.type.block > 1:
+            return self._arena.as_strided((*layout.blocks, size), (*layout.strides, 1), slot.start + layout.offset)
         elements = self._arena.view(ops.dtypes()[layout.dtype])
         strides = [stride // size for stride in layout.strides]
         return elements.as_strided(layout.shape, strides, (slot.start + layout.offset) // size)

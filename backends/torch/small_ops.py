@@ -138,11 +138,78 @@ def mean(case: Case, tensors: Tensors) -> torch.Tensor:
     return tensors["x"].mean(-1, keepdim=True)
 
 
+def concat(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a, then b."""
+    import torch
+
+    return torch.cat((tensors["a"], tensors["b"]), 3 - int(case.params["dim"]))
+
+
+def repeat(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x as often as the output has it."""
+    x = tensors["x"]
+    return x.tile([n // max(m, 1) for n, m in zip(tensors["out"].shape, x.shape)])
+
+
+def total(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The sum of all elements, in float32."""
+    return tensors["x"].float().sum().reshape(1, 1, 1, 1).to(tensors["x"].dtype)
+
+
+def group_norm(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Groups of channels less their mean, over their standard deviation; the last group may be smaller."""
+    import torch
+
+    x, channels = tensors["x"], tensors["x"].shape[1]
+    each, found = -(-channels // int(case.params["n_groups"])), []
+    for part in x.split(each, 1):
+        apart = part - part.mean((1, 2, 3), keepdim=True)
+        variance = apart.square().mean((1, 2, 3), keepdim=True)
+        found.append(apart * (variance + float(case.params["eps"])).rsqrt())
+    return torch.cat(found, 1)
+
+
+def diag_mask_inf(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x with -inf right of a diagonal."""
+    import torch
+
+    x = tensors["x"]
+    later = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device).triu(int(case.params["n_past"]) + 1)
+    return x.masked_fill(later, -torch.inf)
+
+
+def soft_max(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Rows as weights: of scale·x + slope·mask, with the sink of each head as one more element that is left out."""
+    import math
+
+    import torch
+
+    x, mask, sinks = tensors["x"], tensors.get("mask"), tensors.get("sinks")
+    z, heads, max_bias = x * float(case.params["scale"]), x.shape[1], float(case.params["max_bias"])
+    if mask is not None:
+        mask = mask[:, :, : x.shape[2]].float().tile((x.shape[0] // mask.shape[0], heads // mask.shape[1], 1, 1))
+        n = 2 ** int(math.log2(heads))
+        exponents = [(h + 1) / n if h < n else (2 * (h - n) + 1) / (2 * n) for h in range(heads)]
+        slopes = torch.tensor([2 ** (-max_bias * exponent) for exponent in exponents], device=x.device)
+        z = z + slopes.float().reshape(1, -1, 1, 1) * mask
+    if sinks is None:
+        return z.softmax(-1)
+    sink = sinks.reshape(1, -1, 1, 1).expand(*z.shape[:-1], 1)
+    return torch.cat((z, sink), -1).softmax(-1)[..., :-1]
+
+
 OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
+    "soft_max": soft_max,
     "tri": tri,
     "diag": diag,
     "pad": pad,
     "cont": cont,
+    "dup": cont,
+    "concat": concat,
+    "repeat": repeat,
+    "sum": total,
+    "group_norm": group_norm,
+    "diag_mask_inf": diag_mask_inf,
     "cpy": cpy,
     "ssm_conv": ssm_conv,
     "add": add,

@@ -16,7 +16,7 @@ from opconform.harness.model.files import read_regular
 from opconform.harness.model.ops import ops
 from opconform.harness.model.plain import parsed
 from opconform.harness.model.usage import UsageError
-from opconform.harness.model.values import RECIPES
+from opconform.harness.model.values import RECIPES, check_indices
 
 LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
 _FILE_BYTES = 1 << 30
@@ -80,6 +80,7 @@ def checked(case: Case) -> Case:
         if len(layout.shape) != MAX_RANK:
             raise CaseError(f"{name} has {len(layout.shape)} dimensions; it must have {MAX_RANK}")
     op.check(case)
+    check_indices(case, op)
     return case
 
 

@@ -177,7 +177,7 @@ def cases_of(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[tupl
     """
     random = Random(seed)
     names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
-    widest = {name: _widest(name, problem, freedom) for name in names}
+    widest = {name: _widest(op, name, problem, freedom) for name in names}
     recipes = freedom.choices("recipe", recipes_of(op, problem.dtype))
     packs = [name for group in op.composite.packs for name in group]
     may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
@@ -201,9 +201,11 @@ def _is_taken(case: Case, op: Op, freedom: Freedom) -> bool:
     return case.nbytes <= freedom.max_bytes and freedom.forbids(case, op.traits) is None
 
 
-def _widest(name: str, problem: Problem, freedom: Freedom) -> LayoutClass:
-    """The widest layout class for an argument. The blocks of a quantised row always stand side by side."""
-    widest = freedom.widest(name, name in problem.shapes and name != problem.inplace)
+def _widest(op: Op, name: str, problem: Problem, freedom: Freedom) -> LayoutClass:
+    """The widest layout class for an argument. The blocks of a quantised row always stand side by side, and indices
+    that must differ have places of their own."""
+    is_unique = name in op.indices and op.indices[name].unique
+    widest = freedom.widest(name, name in problem.shapes and name != problem.inplace and not is_unique)
     return min(widest, LayoutClass.ROWS) if DTYPES[problem.dtype_of(name)].block > 1 else widest
 
 

@@ -13,7 +13,7 @@ from opconform.harness.judge.checks import ON_REQUEST, Twin
 from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.buffers import Slot
 from opconform.harness.model.case import Case
-from opconform.harness.model.dtypes import F64, Mask, Raw
+from opconform.harness.model.dtypes import DTYPES, F64, Mask, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
@@ -158,14 +158,11 @@ class Facts:
         return 50 if self.failure.kind == Kind.NOT_DETERMINISTIC else 1
 
 
-_CODES = {"f32": "<f4", "f16": "<f2", "bf16": "<u2", "i32": "<i4"}
-
-
 def numpy_code(dtype: str) -> str:
-    """NumPy's name for an element type; bfloat16 as the bits that NumPy can hold."""
-    return _CODES[dtype]
+    """NumPy's name for an element type; bfloat16 as the bits that NumPy can hold, a block as its bytes."""
+    return str(DTYPES[dtype].native.str)
 
 
 def _tensor(name: str, slot: Slot) -> Tensor:
     layout = slot.layout
-    return Tensor(name, numpy_code(layout.dtype), layout.shape, layout.strides, slot.start + layout.offset)
+    return Tensor(name, numpy_code(layout.dtype), layout.blocks, layout.strides, slot.start + layout.offset)

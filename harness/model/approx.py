@@ -86,6 +86,12 @@ class Approx:
         step = self.numerics.gamma(float(roundings)) * abs(exact)
         return self._made(exact, exact - step, exact + step)
 
+    def held(self, values: F64, roundings: F64 | float = 1.0) -> Approx:
+        """Numbers that the kernel holds, each after so many roundings."""
+        step = self.numerics.gamma(np.asarray(roundings, np.float64)) * np.abs(values)
+        step = np.where(np.isfinite(values), step, 0.0)
+        return self._made(values, values - step, values + step)
+
     def either(self, other: Approx) -> Approx:
         """The same value where right kernels compute it in one of two ways."""
         low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)

@@ -89,6 +89,24 @@ class Composite:
 
 
 @dataclass(frozen=True)
+class Index:
+    """What the whole numbers of an argument say: places along an axis of another argument (an axis of its shape,
+    outermost first), or, where there is no `of`, any number below `below`.
+
+    unique: whether all of a row of the argument (its last axis) must differ, as where each says where to write.
+    """
+
+    of: str = ""
+    axis: int = 0
+    unique: bool = False
+    below: int = 0
+
+    def size(self, case: Case) -> int:
+        """The first number that is too large."""
+        return case.inputs[self.of].shape[self.axis] if self.of else self.below
+
+
+@dataclass(frozen=True)
 class Op:
     """An op. A module in `cases/` declares one as `OP`, or several as `OPS`.
 
@@ -108,6 +126,7 @@ class Op:
     and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
     a model is judged at some indices along the first of them.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    indices: the arguments that hold places in others; a case whose numbers lie outside is none.
     flops: how many operations on floating-point numbers a case takes; 0 for an op that only moves elements.
     moves: bytes that a case must read and write; by default each element of every argument once.
     stacks: whether `expect` also takes inputs with one more axis before their own, for several cases that differ in
@@ -131,6 +150,7 @@ class Op:
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     copies: bool = False
+    indices: Mapping[str, Index] = field(default_factory=dict)
     flops: Callable[[Case], int] = field(default=lambda case: 0)
     moves: Callable[[Case], int] | None = None
     stacks: bool = False

@@ -18,7 +18,7 @@ from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, DType, Mask, Raw
 from opconform.harness.model.layouts import Layout, LayoutClass
-from opconform.harness.model.op import Op
+from opconform.harness.model.op import Index, Op
 
 _SMALL = np.array([1.0, 2.0, 3.0, 4.0, -1.0, -2.0, -3.0, -4.0])
 _ZEROS = np.array([0.0, -0.0, 1.0, -1.0])
@@ -118,6 +118,7 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     Raises `CaseError` for a recipe that does not exist.
     """
     if case.data is not None:
+        check_indices(case, op)
         return {name: _as_stored(_from_bytes(case.data[name], layout), layout) for name, layout in case.inputs.items()}
     if case.recipe not in RECIPES and case.recipe not in op.composite.recipes:
         known = dict.fromkeys([*op.composite.recipes, *RECIPES])
@@ -127,6 +128,9 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     values = {
         name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())
     }
+    for name, index in op.indices.items():
+        if name in values:
+            values[name] = _places(np.random.default_rng((case.seed, len(name))), case, name, index)
     if op.composite.shape_values is not None:
         op.composite.shape_values(case, values, rng)
     if case.keep is not None:
@@ -142,6 +146,42 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
             found = layout.type.encode(values[name])
         raw[name] = _as_stored(found, layout)
     return raw
+
+
+def check_indices(case: Case, op: Op) -> None:
+    """Raises `CaseError` for a case whose exact bytes hold an index that there is not, or one twice in a row whose
+    indices must differ."""
+    for name, index in op.indices.items():
+        if case.data is None or name not in case.inputs:
+            continue
+        layout, size = case.inputs[name], index.size(case)
+        found = _from_bytes(case.data[name], layout).view(layout.type.native)
+        for bad in found[(found < 0) | (found >= size)].reshape(-1)[:1]:
+            where = f"{index.of} has {size} there" if index.of else f"it must be below {size}"
+            raise CaseError(f"case.data.{name} holds the index {bad}; {where}")
+        rows = np.sort(found.reshape(-1, found.shape[-1]) if found.size else found, axis=-1)
+        if index.unique and found.size and (rows[:, 1:] == rows[:, :-1]).any():
+            raise CaseError(f"case.data.{name} holds an index twice in a row; all of a row must differ")
+
+
+def _places(rng: np.random.Generator, case: Case, name: str, index: Index) -> F64:
+    """Places below the index's size: in any order, ascending, backwards, at both ends, all the same one."""
+    shape, size = case.inputs[name].shape, max(index.size(case), 1)
+    count = shape[-1]
+    rows = int(np.prod(shape[:-1]))
+    form = rng.integers(0, 6)
+    if index.unique:
+        drawn = np.array([rng.permutation(size)[:count] for _ in range(rows)], dtype=np.float64).reshape(rows, -1)
+        drawn = np.sort(drawn, axis=-1) if form == 1 else np.sort(drawn, axis=-1)[:, ::-1] if form == 2 else drawn
+        return drawn.reshape(shape)
+    drawn = rng.integers(0, size, (rows, count)).astype(np.float64)
+    if form in (1, 2):
+        drawn = np.sort(drawn, axis=-1)[:, :: -1 if form == 2 else 1]
+    elif form == 3:
+        drawn = rng.choice((0.0, size - 1.0), (rows, count))
+    elif form == 4:
+        drawn[:] = drawn[:, :1] if count else drawn
+    return drawn.reshape(shape)
 
 
 def index_coded(layout: Layout) -> Raw | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -99,6 +99,20 @@ def loaded(backend: Backend, case: Case, buffers: Buffers) -> Loaded:
     return backend.load(case, buffers)
 
 
+@dataclass(frozen=True)
+class Named:
+    """An op by the name that a backend's own library has for it.
+
+    kind: what sort of op, in the library's words; "view", "group" and "callback" compute nothing of their own. ops: the
+    ops here that test it. why: why none does.
+    """
+
+    name: str
+    kind: str
+    ops: tuple[str, ...]
+    why: str = ""
+
+
 class Backend:
     """A backend on one device.
 
@@ -159,6 +173,11 @@ class Backend:
 
     def supports(self, case: Case) -> str | None:
         """None where `run` can compute the case, else the reason, in words a person can act on."""
+        return None
+
+    def names(self) -> Sequence[Named] | None:
+        """Every op that the library behind this backend itself names; None where it names none. `opconform coverage`
+        asks."""
         return None
 
     def load(self, case: Case, buffers: Buffers) -> Loaded:

@@ -22,7 +22,7 @@ from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.backend import Device, Named, Unavailable
 
 T = TypeVar("T")
 
@@ -167,6 +167,13 @@ def _plain_numerics(numerics: Numerics) -> dict[str, Any]:
 def of_reasons(reasons: Sequence[str | None]) -> bytes:
     """What `Backend.supports` says of several cases."""
     return packed("reasons", [None if reason is None else _cut(reason) for reason in reasons])
+
+
+def of_names(names: Sequence[Named] | None) -> bytes:
+    """The ops that a backend's library names."""
+    if names is None:
+        return packed("names", None)
+    return packed("names", [[each.name, each.kind, list(each.ops), each.why] for each in names])
 
 
 def of_numerics(found: Sequence[Numerics | None]) -> bytes:
@@ -339,6 +346,18 @@ def answer_in(content: Any, number: int) -> Answer:
         log=text_of(plain["log"], "a checker's log"),
         logged=int(_number(plain["logged"], "the length of a checker's log")),
     )
+
+
+def names_in(content: Any) -> tuple[Named, ...] | None:
+    """The ops that a message names. Raises `NonsenseError`."""
+
+    def named(value: Any, what: str) -> Named:
+        _demand(isinstance(value, list) and len(value) == 4, f"one of {what} is {value!r:.80}")
+        name, kind, ops, why = value
+        name, kind, why = (text_of(each, f"one of {what}") for each in (name, kind, why))
+        return Named(name, kind, tuple(_list(ops, "the ops of a name", text_of)), why)
+
+    return None if content is None else tuple(_list(content, "the names of its ops", named))
 
 
 def numerics_in(content: Any, count: int) -> list[Numerics | None]:

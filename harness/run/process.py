@@ -23,7 +23,7 @@ from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run import messages
-from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.backend import Device, Named, Unavailable
 from opconform.harness.run.messages import (
     Answer,
     Clock,
@@ -94,6 +94,13 @@ class Worker:
         self._wire.send(("supports", list(cases)), START_SECONDS)
         kind, content = self._reply(what, None)
         return self._read(what, lambda plain: messages.reasons_in(plain, len(cases)), kind, "reasons", content)
+
+    def names(self) -> tuple[Named, ...] | None:
+        """The ops that the backend's library names. Raises `Unavailable`."""
+        what = "name its ops"
+        self._wire.send(("names",), START_SECONDS)
+        kind, content = self._reply(what, None)
+        return self._read(what, messages.names_in, kind, "names", content)
 
     def numerics(self, cases: Sequence[Case]) -> list[Numerics | None]:
         """The backend's own word on the arithmetic of each case. Raises `Unavailable`."""
@@ -296,6 +303,10 @@ class Local:
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         return [self._backend.supports(case) for case in cases]
+
+    def names(self) -> tuple[Named, ...] | None:
+        found = self._backend.names()
+        return None if found is None else tuple(found)
 
     def numerics(self, cases: Sequence[Case]) -> list[Numerics | None]:
         return [self._backend.numerics(case) for case in cases]

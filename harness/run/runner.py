@@ -24,7 +24,7 @@ from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
-from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.backend import Named, Unavailable
 from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError
 from opconform.harness.run.messages import Clock as TimerClock
 from opconform.harness.run.process import Died, Local, Worker
@@ -136,6 +136,10 @@ class Runner:
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
         """Whether the backend itself takes each case: None, or the reason."""
         return self._worker.supports(cases)
+
+    def names(self) -> tuple[Named, ...] | None:
+        """The ops that the backend's library itself names, or None."""
+        return self._worker.names()
 
     def said(self) -> str:
         """What the backend has printed while the last cases ran."""

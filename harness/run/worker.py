@@ -7,6 +7,7 @@ in the way. After that it answers:
     ("open", device id)              → the device's limits
     ("run", size, [(case, offset)])  → one answer per case, as soon as each is finished
     ("supports", [case])             → one reason or None per case
+    ("names",)                       → the ops that the backend's library names
     ("numerics", [case])             → one Numerics or None per case
     ("stages", size, case, offset)   → the intermediates by stage, or what stood in the way
     ("clock", size, case, offset, n) → the case is loaded to be timed, beside copies of n bytes
@@ -250,6 +251,14 @@ def _serve(harness: _Harness, spec: str, memory: _Memory, log: _Log) -> None:
                 reasons = [backend.supports(case) for case in cases]
                 log.news()
                 harness.send(messages.of_reasons(reasons))
+            case ("names",):
+                assert backend is not None
+                try:
+                    names = messages.of_names(backend.names())
+                except Exception as error:
+                    names = messages.of_absence(Unavailable(_own_frames(error), "naming its ops failed"))
+                log.news()
+                harness.send(names)
             case ("numerics", cases):
                 assert backend is not None
                 try:

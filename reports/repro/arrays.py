@@ -20,7 +20,7 @@ _WIDTH = 112
 def expression(array: np.ndarray, code: str) -> str:
     """Python that gives `array` with NumPy's type `code`; uses `np` and, where it is packed, `unpacked`."""
     array = np.ascontiguousarray(array)
-    written = _written(array, code)
+    written = None if array.dtype.kind == "V" else _written(array, code)
     return packed(array, code) if written is None else written
 
 

@@ -29,6 +29,8 @@ def asked(facts: Facts) -> Script:
         raise CannotWriteError(
             f"the fault shows only between several runs ({check}), which Opconform's replay compares"
         )
+    if any(layout.type.block > 1 for layout in facts.case.outputs.values()):
+        raise CannotWriteError("its output is in blocks, which NumPy alone does not decode")
     return written(facts.request)
 
 

@@ -52,6 +52,8 @@ def test_a_script_demands_what_the_oracle_demands(op: str, numerics: Numerics) -
     kernels = [kernel("0", {}) for kernel in KERNELS.get(op, own)]
     outcomes = set()
     for case in drawn_cases(op, 25, 1 << 14, 3):
+        if any(layout.type.block > 1 for layout in case.outputs.values()):
+            continue  # it has no script
         bench = Bench(case)
         scope = module_of(described(case, where), where)
         for name, layout in case.inputs.items():

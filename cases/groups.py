@@ -1,0 +1,144 @@
+"""Ops over more than a row: SUM of all elements, and GROUP_NORM over groups of channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from opconform.cases.rows import standardised
+from opconform.cases.shapes import check_out, is_aligned, tensors
+from opconform.harness.draw.strategies import inner_sizes, within
+from opconform.harness.model.approx import Approx
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import F64, Raw
+from opconform.harness.model.expected import Expect, Expected
+from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import Op, Problem
+
+
+def total(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """The sum of all n elements in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4)."""
+    x = case.inputs["x"].type
+    found = Approx.of(x.decode(raw["x"]).reshape(1, 1, 1, -1), x, numerics).sum()
+    return found.stored(case.outputs["out"].type, (1, 1, 1, 1))
+
+
+@st.composite
+def _sum_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    dtype = draw(st.sampled_from(freedom.choices("dtype", ("f32", "f16"))))
+    return Problem({}, dtype, {"x": draw(tensors(freedom, 4))}, (1, 1, 1, 1))
+
+
+def _partial_sums(image: Image) -> Iterator[Hypothesis]:
+    x = image.raw["x"]
+    for axis, k in enumerate((3, 2, 1, 0)):
+        if x.shape[axis] > 1:
+            first = np.where(np.arange(x.shape[axis]).reshape([-1 if a == axis else 1 for a in range(4)]) == 0, x, 0)
+            yield Hypothesis(f"only i{k} = 0 is summed", partial(image.with_inputs, x=first.astype(x.dtype)))
+
+
+def _bounds(channels: int, groups: int) -> Iterator[slice]:
+    """The channels of each group: as many as divide them with the last group smaller, or left out."""
+    each = -(-channels // groups)
+    for start in range(0, channels, each):
+        yield slice(start, min(start + each, channels))
+
+
+def group_norm(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """(x − mean) / √(variance + eps) over the elements of ⌈channels / n_groups⌉ channels at a time, i3 by i3."""
+    return _normed(standardised, case, raw, numerics)
+
+
+Norm = Callable[[Approx, Approx, dict[str, Any]], Approx]
+
+
+def _normed(norm: Norm, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    x = case.inputs["x"]
+    values = x.type.decode(raw["x"])
+    value, bound = np.zeros(x.shape), np.zeros(x.shape)
+    for channels in _bounds(x.shape[1], int(case.params["n_groups"])):
+        part: F64 = np.ascontiguousarray(values[:, channels])
+        flat = Approx.of(part.reshape(x.shape[0], -1), x.type, numerics)
+        found = norm(flat, flat.variance(), dict(case.params)).stored(case.outputs["out"].type, flat.value.shape)
+        value[:, channels], bound[:, channels] = found.value.reshape(part.shape), found.bound.reshape(part.shape)
+    return Expected(value, bound)
+
+
+def _check_groups(case: Case) -> None:
+    groups, eps = int(case.params["n_groups"]), float(case.params["eps"])
+    if not 1 <= groups <= 1 << 16:
+        raise CaseError(f"n_groups is {groups}; it must be from 1 to 65536")
+    if not 0 <= eps <= 1e30:
+        raise CaseError(f"eps is {eps}; it must be from 0 to 1e30")
+    check_out(case, case.inputs["x"].shape)
+
+
+def _traits(case: Case) -> dict[str, bool]:
+    """aligned: see `is_aligned`. even: whether all groups have as many channels."""
+    channels, groups = case.inputs["x"].shape[1], int(case.params["n_groups"])
+    return {"aligned": is_aligned(case), "even": _is_even(channels, groups)}
+
+
+def _is_even(channels: int, groups: int) -> bool:
+    return channels % -(-channels // groups) == 0
+
+
+@st.composite
+def _group_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """Channels in groups, which need not divide them; shrinks to one element."""
+    channels, groups = draw(inner_sizes(33)), draw(st.sampled_from((1, 2, 3, 4, 5, 8, 32)))
+    if not freedom.choices("even", (False,)) and not _is_even(channels, groups):
+        channels *= groups
+    ne = [draw(inner_sizes(17)), draw(inner_sizes(9)), channels, draw(st.sampled_from((1, 2, 3)))]
+    shape = within(ne, 4, freedom)[::-1]
+    eps = draw(st.sampled_from((1e-6, 1e-5, 1.0, 0.0)))
+    return Problem({"n_groups": groups, "eps": eps}, "f32", {"x": shape}, shape)
+
+
+def _group_faults(image: Image) -> Iterator[Hypothesis]:
+    case = image.case
+    other = 2 if case.params["n_groups"] == 1 else 1
+    yield Hypothesis(f"there are {other} groups", partial(image.with_params, n_groups=other))
+    yield Hypothesis("eps is left out", partial(image.with_params, eps=0.0))
+    yield Hypothesis("the mean is not subtracted", partial(image.with_expect, _without_mean))
+
+
+def _without_mean(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    return _normed(lambda x, variance, p: x.over_root(variance + float(p["eps"])), case, raw, numerics)
+
+
+_SUM: Expect = total
+OPS = (
+    Op(
+        name="sum",
+        summary="the sum of all elements",
+        inputs=("x",),
+        params={},
+        dtypes=("f32", "f16"),
+        problems=_sum_problems,
+        expect=_SUM,
+        bound="γ_{n−1}·Σ|x| over all n elements",
+        check=lambda case: check_out(case, (1, 1, 1, 1)),
+        traits=lambda case: {"aligned": is_aligned(case)},
+        hypotheses=_partial_sums,
+    ),
+    Op(
+        name="group_norm",
+        summary="(x − mean) / √(variance + eps) over groups of channels",
+        inputs=("x",),
+        params={"n_groups": int, "eps": float},
+        dtypes=("f32",),
+        problems=_group_problems,
+        expect=group_norm,
+        bound="the rounding of each step, carried through the formula",
+        check=_check_groups,
+        traits=_traits,
+        hypotheses=_group_faults,
+    ),
+)

@@ -1,0 +1,74 @@
+"""The command `opconform coverage`: what of the ops that a backend's own library names is tested here."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from opconform.arguments import shared
+from opconform.harness.draw.sample import sample
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.ops import ops
+from opconform.harness.run.backend import Named
+from opconform.harness.search.session import Session, targets_of
+from opconform.options import settings_from
+
+_CASES = 32  #: drawn of each op, to be asked about
+_APART = ("view", "group", "callback")  #: kinds that compute nothing of their own
+
+
+@click.command()
+@shared("--backend", "--ggml-lib", "--no-isolation")
+def coverage(values: dict[str, Any]) -> None:
+    """For every op that a backend's library itself names: tested, on which devices, or why not.
+
+    In brackets: how many of 32 drawn cases of each op the device takes.
+    """
+    settings = settings_from(values)
+    targets, missing = targets_of(values["backend"], settings)
+    for absent in missing:
+        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
+    names: list[Named] = []
+    taken: dict[str, dict[str, int]] = {}
+    with Session(settings) as session:
+        for target in targets:
+            runner = session.runner(target)
+            found = runner.names()
+            if found is None:
+                click.echo(f"{target.label} names no ops of its own", err=True)
+                continue
+            click.echo(f"{target.label}  {target.about}")
+            names += [name for name in found if name.name not in {its.name for its in names}]
+            for op in {op for name in found for op in name.ops}:
+                cases = sample(ops()[op], Freedom(runner.limits(ops()[op]), settings.max_bytes), _CASES)
+                count = sum(answer is None for answer in runner.supports(cases))
+                if count:
+                    taken.setdefault(op, {})[target.label] = count
+    if not names:
+        click.echo("nothing named its ops", err=True)
+        sys.exit(1)
+    _print(names, taken)
+
+
+def _print(names: list[Named], taken: Mapping[str, Mapping[str, int]]) -> None:
+    width = max((len(name.name) for name in names), default=0)
+    counted: Counter[bool] = Counter()
+    for name in names:
+        devices: Counter[str] = Counter()
+        for op in name.ops:
+            devices.update(taken.get(op, {}))
+        if name.kind in _APART:
+            said = f"apart: {name.why}"
+        elif devices:
+            where = ", ".join(f"{device} ({count})" for device, count in sorted(devices.items()))
+            said = f"tested on {where}" + (f" as {', '.join(name.ops)}" if len(name.ops) > 1 else "")
+        else:
+            said = f"NOT TESTED: {name.why or 'no device here takes it'}"
+        if name.kind not in _APART:
+            counted[bool(devices)] += 1
+        click.echo(f"{name.name:{width}}  {name.kind:10}  {said}")
+    click.echo(f"{counted[True]} of {counted.total()} ops")

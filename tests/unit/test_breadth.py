@@ -1,0 +1,287 @@
+"""The ops that stand in tables or in modules of their own since quantised types came: right kernels pass, among them
+odd ones, and wrong ones are caught, each op's own faults among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+import pytest
+
+from opconform.backends.torch.backend import CPU_NUMERICS, TorchBackend
+from opconform.harness.explain.hypotheses import named
+from opconform.harness.model import blocks
+from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.dtypes import DTYPES, F32, F64, Raw
+from opconform.harness.model.image import Image, Reading
+from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import EXACT, Numerics
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import data_of, inputs_of
+from opconform.harness.run.backend import Backend
+from tests.judge import Bench, drawn_cases
+
+UNARY = (
+    *("abs", "neg", "sgn", "step", "tanh", "elu", "relu", "sigmoid", "gelu", "gelu_quick", "gelu_erf", "hardsigmoid"),
+    *("hardswish", "expm1", "softplus", "floor", "ceil", "round", "trunc", "leaky_relu"),
+)
+GATED = ("reglu", "geglu", "swiglu", "geglu_erf", "geglu_quick")
+OPS = (
+    *("sub", "div", "sqr", "sqrt", "log", "sin", "cos", "mean", "sum", "group_norm", "diag_mask_inf", "concat"),
+    *("repeat", "dup", "mul_mat", "mul_mat_id", "out_prod", "get_rows", "set_rows", "add_id", "argsort", "top_k"),
+    *("argmax", "count_equal", "soft_max", "swiglu_oai", *UNARY, *GATED, *(f"{gate}_split" for gate in GATED)),
+)
+#: Those that torch has no row for: they are tried with the reference alone.
+WITHOUT_TORCH = ("rope",)
+CASES, MAX_BYTES = 160, 1 << 18
+
+
+class Torch(Backend):
+    """torch's rows on a copy of the memory, whose output is written: what a kernel is that others spoil."""
+
+    inner = TorchBackend("cpu", {})
+
+    def __init__(self) -> None:
+        super().__init__("0", {})
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        copy = Buffers(case, buffers.memory.copy(), buffers.plan)
+        self.read(case, copy)
+        self.inner.run(case, copy)
+        found = np.array(copy.raw("out"))
+        buffers.raw("out")[...] = self.written(case, buffers, found)
+
+    def read(self, case: Case, copy: Buffers) -> None:
+        """Change what is read."""
+
+    def written(self, case: Case, buffers: Buffers, found: Raw) -> Raw:
+        """Change what is written."""
+        return found
+
+
+class LeavesLast(Torch):
+    """Does not write the last element of the output."""
+
+    def written(self, case: Case, buffers: Buffers, found: Raw) -> Raw:
+        found.reshape(-1)[-1:] = buffers.raw("out").reshape(-1)[-1:]
+        return found
+
+
+class OneOff(Torch):
+    """Writes each element of a row one place on."""
+
+    def written(self, case: Case, buffers: Buffers, found: Raw) -> Raw:
+        axis = next((axis for axis in (3, 2, 1, 0) if found.shape[axis] > 1), 3)
+        return np.roll(found, 1, axis)
+
+
+class FirstOnly(Torch):
+    """Gives every outermost slice the result of the first."""
+
+    def written(self, case: Case, buffers: Buffers, found: Raw) -> Raw:
+        axis = next((axis for axis in (0, 1, 2, 3) if found.shape[axis] > 1), 0)
+        return np.ascontiguousarray(np.broadcast_to(found.take([0], axis), found.shape))
+
+
+class InHalf(Torch):
+    """Rounds what it reads of float32 to float16."""
+
+    def read(self, case: Case, copy: Buffers) -> None:
+        for name, layout in case.inputs.items():
+            if layout.dtype == "f32" and (layout.strides and 0 not in layout.strides):
+                array = copy.array(name)
+                array[...] = array.astype(np.float16)
+
+
+@cache
+def benches(op: str) -> tuple[Bench, ...]:
+    return tuple(Bench(case) for case in drawn_cases(op, CASES, MAX_BYTES))
+
+
+def torch_benches(op: str) -> Iterator[Bench]:
+    for bench in benches(op):
+        if Torch.inner.supports(bench.case) is None:
+            yield bench
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_torch_is_right(op: str) -> None:
+    kernel, ran = Torch(), 0
+    for bench in torch_benches(op):
+        assert bench.passes(kernel, CPU_NUMERICS), f"{bench.case}: {bench.verdict(kernel, CPU_NUMERICS).findings}"
+        ran += 1
+    assert ran > 20
+
+
+@pytest.mark.parametrize("wrong", [LeavesLast, OneOff, FirstOnly])
+@pytest.mark.parametrize("op", OPS)
+def test_a_wrong_kernel_is_caught(op: str, wrong: type[Torch]) -> None:
+    if op in ("count_equal", "sum") and wrong is not LeavesLast:
+        pytest.skip("its output has one element")
+    kernel = wrong()
+    assert any(not bench.passes(kernel, CPU_NUMERICS) for bench in torch_benches(op))
+
+
+@pytest.mark.parametrize("op", [op for op in OPS if op not in ("argmax", "count_equal", "sgn", "step", "set_rows")])
+def test_operands_in_half_precision_are_caught(op: str) -> None:
+    assert any(not bench.passes(InHalf(), CPU_NUMERICS) for bench in torch_benches(op))
+
+
+class Reference(Backend):
+    """Writes the reference itself, or what `reading` says of it."""
+
+    def __init__(self, value: F64) -> None:
+        super().__init__("0", {})
+        self._value = value
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        with np.errstate(all="ignore"):
+            buffers.raw("out")[...] = case.outputs["out"].type.encode(self._value)
+
+
+@pytest.mark.parametrize("op", [*OPS, *WITHOUT_TORCH])
+def test_float64_rounded_once_passes(op: str) -> None:
+    for bench in benches(op):
+        out = bench.case.outputs["out"]
+        if out.type.block > 1:
+            continue
+        assert bench.passes(Reference(bench.expected().value)), bench.case
+
+
+def read_value(bench: Bench, reading: Reading) -> F64:
+    """What a kernel returns that reads the case so."""
+    expect = reading.expect or bench.op.expect
+    with np.errstate(all="ignore"):
+        value = np.array(expect(reading.case, reading.raw, EXACT).value)
+    if reading.source is not None:
+        flat = np.append(value.reshape(-1), np.nan)
+        value = flat[np.where(reading.source < 0, -1, reading.source)]
+    return value
+
+
+@pytest.mark.parametrize(
+    "op", [op for op in (*OPS, *WITHOUT_TORCH) if ops()[op].hypotheses is not None and op != "dup"]
+)
+def test_each_fault_that_an_op_knows_is_caught(op: str) -> None:
+    """Every hypothesis of the op's own, run as a kernel, fails some case."""
+    caught: dict[str, bool] = {}
+    hypotheses = ops()[op].hypotheses
+    assert hypotheses is not None
+    for bench in benches(op):
+        if bench.case.outputs["out"].type.block > 1:
+            continue
+        for says, hypothesis in named(hypotheses(Image(bench.case, bench.values))).items():
+            if not caught.get(says):
+                value = read_value(bench, hypothesis.reading())
+                caught[says] = not bench.passes(Reference(value))
+    missed = {says for says, was in caught.items() if not was}
+    assert caught
+    assert not missed
+
+
+# --- products with quantised weights ---
+
+NAMES = pytest.mark.parametrize("name", [name for name in DTYPES if DTYPES[name].block > 1])
+
+
+def product_case(name: str, k: int, rows: int = 3, seed: int = 0) -> Case:
+    a, b = Layout.contiguous(name, (1, 1, rows, k)), Layout.contiguous("f32", (1, 1, 2, k))
+    out = Layout.contiguous("f32", (1, 1, 2, rows))
+    return Case("mul_mat", {}, {"a": a, "b": b}, {"out": out}, recipe="normal", seed=seed)
+
+
+class Blocked(Backend):
+    """A product whose activations are rounded to 8 bits in blocks of 32, as q8_0 holds them; it adds up backwards."""
+
+    def __init__(self, spoilt: tuple[int, int] | None = None) -> None:
+        super().__init__("0", {})
+        self._spoilt = spoilt
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        a = case.inputs["a"].type
+        w = a.decode(np.array(buffers.raw("a"))).astype(np.float32)[0, 0]
+        if self._spoilt:  # one block of one row has the codes of the next block
+            row, block = self._spoilt
+            start = block * a.block
+            w[row, start : start + a.block] = w[row, start + a.block : start + 2 * a.block]
+        y = buffers.array("b").astype(np.float32)[0, 0].reshape(2, -1, 32)
+        step = np.abs(y).max(-1, keepdims=True) / np.float32(127)
+        codes = np.rint(np.divide(y, step, out=np.zeros_like(y), where=step != 0))
+        y = (codes * step.astype(np.float16).astype(np.float32)).reshape(2, -1)
+        total = np.zeros((2, w.shape[0]), np.float32)
+        for i in reversed(range(w.shape[1])):
+            total = total + y[:, i : i + 1] * w[None, :, i]
+        buffers.array("out")[...] = total
+
+
+@NAMES
+def test_rounded_activations_pass_where_they_are_declared(name: str) -> None:
+    bench = Bench(product_case(name, 512))
+    assert bench.passes(Blocked(), Numerics(block_operands=32))
+    assert not bench.passes(Blocked())
+
+
+@NAMES
+def test_one_wrong_block_in_a_row_of_4096_is_caught(name: str) -> None:
+    bench = Bench(product_case(name, 4096, seed=1))
+    assert bench.passes(Blocked(), Numerics(block_operands=32))
+    assert not bench.passes(Blocked((1, 3)), Numerics(block_operands=32))
+
+
+# --- indices in case files ---
+
+
+def test_an_index_out_of_range_is_an_error_and_no_crash() -> None:
+    case = drawn_cases("get_rows", 8, MAX_BYTES)[0]
+    values = inputs_of(case, ops()["get_rows"])
+    values["b"] = np.full_like(values["b"], case.inputs["a"].shape[2])
+    with pytest.raises(CaseError, match="holds the index"):
+        inputs_of(case.with_data(data_of(values)), ops()["get_rows"])
+    values["b"] = np.full_like(values["b"], 2**32 - 1)  # -1
+    with pytest.raises(CaseError, match="holds the index -1"):
+        inputs_of(case.with_data(data_of(values)), ops()["get_rows"])
+
+
+def test_an_index_that_is_there_twice_is_refused_where_rows_are_written() -> None:
+    case = next(it for it in drawn_cases("set_rows", 64, MAX_BYTES) if it.inputs["c"].shape[-1] > 1)
+    values = inputs_of(case, ops()["set_rows"])
+    values["c"] = np.zeros_like(values["c"])
+    with pytest.raises(CaseError, match="twice"):
+        inputs_of(case.with_data(data_of(values)), ops()["set_rows"])
+
+
+@pytest.mark.parametrize("op", [op for op in (*OPS, *WITHOUT_TORCH) if ops()[op].indices])
+def test_drawn_indices_are_in_range_and_reach_both_ends(op: str) -> None:
+    its, ends = ops()[op], set()
+    for bench in benches(op):
+        for name, index in its.indices.items():
+            found = bench.values[name].view(bench.case.inputs[name].type.native)
+            size = index.size(bench.case)
+            assert ((found >= 0) & (found < size)).all()
+            if index.of and size > 1:
+                ends |= {end for end, place in (("first", 0), ("last", size - 1)) if (found == place).any()}
+    assert ends in ({"first", "last"}, set())
+
+
+def test_equal_values_may_be_sorted_in_any_order() -> None:
+    x = Layout.contiguous("f32", (1, 1, 1, 4))
+    case = Case("argsort", {"order": "desc"}, {"x": x}, {"out": Layout.contiguous("i32", (1, 1, 1, 4))})
+    bench = Bench(case, {"x": F32.encode(np.array([[[[2.0, 5.0, 2.0, 1.0]]]]))})
+    for order, right in (([1, 0, 2, 3], True), ([1, 2, 0, 3], True), ([1, 0, 0, 3], False), ([0, 1, 2, 3], False)):
+        assert bench.passes(Reference(np.array([[[order]]], np.float64))) is right
+
+
+def test_the_largest_may_come_in_any_order_but_none_twice() -> None:
+    x = Layout.contiguous("f32", (1, 1, 1, 4))
+    case = Case("top_k", {"k": 2}, {"x": x}, {"out": Layout.contiguous("i32", (1, 1, 1, 2))})
+    bench = Bench(case, {"x": F32.encode(np.array([[[[2.0, 5.0, 2.0, 1.0]]]]))})
+    for order, right in (([1, 0], True), ([2, 1], True), ([1, 1], False), ([0, 2], False), ([1, 3], False)):
+        assert bench.passes(Reference(np.array([[[order]]], np.float64))) is right
+
+
+def test_blocks_are_drawn_as_well_as_encoded() -> None:
+    seeds = {case.seed % 2 for case in drawn_cases("get_rows", 64, MAX_BYTES) if case.inputs["a"].type.block > 1}
+    assert seeds == {0, 1}
+    assert blocks.available()
