@@ -349,6 +349,7 @@ OPS = (
         check=check,
         traits=traits,
         hypotheses=hypotheses,
+        independent={3: {"a": 2}},
         composite=Composite(shape_values=whole_steps),
     ),
     Op(
@@ -364,6 +365,7 @@ OPS = (
         check=check_id,
         traits=lambda case: {"weights": case.inputs["a"].dtype, "aligned": is_aligned(case)},
         hypotheses=hypotheses_id,
+        independent={3: {"a": 2}},
         indices={"ids": Index("a", 1)},
         composite=Composite(shape_values=whole_steps),
     ),
