@@ -60,6 +60,14 @@ def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> W
 _ROPE = f"{_CPU_OPS}, ggml_compute_forward_rope_flt; src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl"
 _SOFT_MAX = f"{_CPU_OPS}, ggml_compute_forward_soft_max_f32; src/ggml-vulkan/vulkan-shaders/soft_max.comp"
 _ADD_ID = "src/ggml-vulkan/vulkan-shaders/add_id.comp"
+
+
+def _repeated_b(op: str) -> Wants:
+    """Matrices that share their memory, which is a stride of 0."""
+    source = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16"
+    return Wants("Vulkan", "b", LayoutClass.STRIDED, "ignores a stride of 0 of b", source, f"{op}/vulkan-repeated-b")
+
+
 _PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
 
 TABLE = (
@@ -145,7 +153,21 @@ TABLE = (
     Row("concat", "ggml_concat(a, b, dim)"),
     Row("repeat", "ggml_repeat_4d(x, out.ne0, out.ne1, out.ne2, out.ne3)", wants=_cpu_rows("x")),
     Row("dup", "ggml_dup(x)"),
-    Row("sum", "ggml_sum(x)", wants=(_cpu_ignores("sum", "nb0", ROWS),)),
+    Row(
+        "sum",
+        "ggml_sum(x)",
+        wants=(
+            _cpu_ignores("sum", "nb0", ROWS),
+            Wants(
+                "Vulkan",
+                "x",
+                CONTIGUOUS,
+                "reads x as if it were packed",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_sum",
+                "sum/vulkan-padded",
+            ),
+        ),
+    ),
     Row(
         "group_norm",
         "ggml_group_norm(x, n_groups, eps)",
@@ -168,7 +190,7 @@ TABLE = (
         "ggml_diag_mask_inf_inplace",
         wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless x is contiguous", _CPU_OPS), _MISALIGNED),
     ),
-    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=(*_PRODUCT_ROWS, _MISALIGNED)),
+    Row("mul_mat", "ggml_mul_mat(a, b)", mixed=True, wants=(*_PRODUCT_ROWS, _repeated_b("mul_mat"), _MISALIGNED)),
     Row(
         "mul_mat_id",
         "ggml_mul_mat_id(a, b, ids)",
@@ -183,6 +205,7 @@ TABLE = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_vec_id_q_f16",
                 "mul_mat_id/vulkan-expert-stride",
             ),
+            _repeated_b("mul_mat_id"),
             _MISALIGNED,
         ),
     ),
