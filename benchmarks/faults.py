@@ -166,7 +166,7 @@ def _arguments(code: str, start: int) -> list[tuple[int, int]]:
 
 
 _OPERAND = r"[\w.\[\]>-]+"
-_operands = each(rf"({_OPERAND}) ([-/%]) ({_OPERAND})(?=[);,])(?<!/ 4)", r"\3 \2 \1")
+_operands = each(rf"(?<!- )({_OPERAND}) ([-/%]) ({_OPERAND})(?=[);,])(?<!/ 4)", r"\3 \2 \1")
 _plus_one = each(r" [-+] 1\b", "")
 _first = each(r"(?<=for \()((?:ulong|size_t|int|unsigned int) \w+ = )0;", r"\g<1>1;")
 _last = each(r"(?<=for \()([^;]*; [^;]* < )([^;]*);", r"\g<1>\g<2> - 1;")
@@ -222,8 +222,8 @@ SYSTEMATIC: Mapping[str, tuple[Rule, ...]] = {
 
 # ---- those of documented bugs ----------------------------------------------------------------------------------------
 
-_tail = each(r"(?<=for \()([^;]*; \w+ < )([^;&]*);", r"\1(\2) / 4 * 4;")
-_long = each(r"(?<=for \()([^;]* (\w+) = [^;]*; [^;]*);", r"\1 && \2 < 65535;")
+_tail = each(r"(?<=for \()([^;]*; \w+ < )([^;&\d][^;&]*);", r"\1(\2) / 4 * 4;")
+_long = each(r"(?<=for \()([^;]* (\w+) = [^;]*; \w+ <=? [^;\d][^;]*);", r"\1 && \2 < 65535;")
 _GUARD = r"(?<=\bif \()(id|line|blockIdx\.x) >= [^{]*(?=\) \{)"
 _dispatch = each(_GUARD, r"\g<0> || \1 >= 65535")
 _groups = each(_GUARD, r"\g<0> || \1 >= 65535 * 64")

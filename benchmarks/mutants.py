@@ -32,14 +32,15 @@ import socket
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import click
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -54,15 +55,23 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.faults import Mutant, mutants_of
 from benchmarks.peers import Peer, five, upstream
 from opconform.backends.kernels.table import KERNELS
-from opconform.harness.judge.judging import Verdict
+from opconform.harness.judge import judging
+from opconform.harness.judge.judging import Verdict, judge
+from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
+from opconform.harness.model.expected import Expected
+from opconform.harness.model.findings import Finding
+from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
-from opconform.harness.run.process import Local, devices_of
+from opconform.harness.model.values import inputs_of
+from opconform.harness.run.backend import Backend
+from opconform.harness.run.process import devices_of
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
+from opconform.harness.run.worker import answer
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.search import Search
 from opconform.harness.search.settings import PROFILES, Settings
@@ -73,37 +82,82 @@ BACKENDS = {"opencl": ("OpenCL", "OpenCL"), "cuda-host": ("CudaHost", "Unwatched
 WAYS = ("quick", "default", "upstream", "five")
 _SEARCHES = ("quick", "default")
 _LEAST_SECONDS = 10.0  #: of a processor, that a case may take, or more where the right kernel is slow
-_WAIT = 12.0  #: times as long a process may be silent, on a machine that has other things to do
+_SILENT = 30.0  #: seconds after which a process that is silent, and has done nothing either, is held to wait for ever
 
 
 # ---- what to run -----------------------------------------------------------------------------------------------------
 
 
-class _Cases(Observer):
-    """Collects the cases of a search."""
+@dataclass(frozen=True)
+class Known:
+    """A case with its reference, computed once for all mutants."""
+
+    case: Case
+    numerics: Numerics
+    expected: Expected
+
+    def judged(self, backend: Backend) -> Verdict:
+        """The verdict on one run in this process."""
+        return judged(backend, self.case, self.numerics, self.expected)
+
+
+def judged(backend: Backend, case: Case, numerics: Numerics, expected: Expected | None = None) -> Verdict:
+    """The verdict on one run of a case in this process, as a worker's would be."""
+    op, plan = ops()[case.op], Plan.of(case)
+    op.check(case)
+    values, before = inputs_of(case, op), np.empty(plan.size, np.uint8)
+    Buffers(case, before, plan).fill(values)
+    after = before.copy()
+    result = answer(backend, case, after)
+    if result.unsupported is not None:
+        return Verdict(case, unsupported=result.unsupported)
+    if result.error is not None:
+        return Verdict(case, (Finding("process", result.kind, result.error.splitlines()[-1]),))
+    return judge(case, op, values, before, after, numerics, expected, plan)
+
+
+@dataclass(frozen=True)
+class Here:
+    """Runs the other cases that a relation between runs asks for."""
+
+    backend: Backend
+    numerics: Numerics
+
+    def verdicts(self, op: Op, cases: Iterable[Case], time_limit: float | None = None) -> list[Verdict]:
+        """As `Runner.verdicts`."""
+        return [judged(self.backend, case, self.numerics) for case in cases]
+
+
+class _Recorder(Observer):
+    """Keeps the cases of a search, and their references."""
 
     def __init__(self) -> None:
-        self.found: list[Case] = []
+        self.found: list[Known] = []
 
     def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
-        self.found += [verdict.case for verdict in verdicts if verdict.unsupported is None]
+        self.found += [Known(it.case, it.numerics, it.comparisons[0].expected) for it in verdicts if it.comparisons]
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What the mutants of an op are tried on. seconds: what a case may take."""
+    """What the mutants of an op are tried on. seconds: of a processor, that a case may take."""
 
     op: str
     backend: str
     target: Target
-    searched: Mapping[str, Sequence[Case]]
+    searched: Mapping[str, Sequence[Known]]
+    peers: Mapping[str, Sequence[Peer]]
     seconds: float
+
+    def has(self, way: str) -> bool:
+        """Whether there are cases to judge in this way."""
+        return way in _SEARCHES or bool(self.peers[way])
 
     @cached_property
     def shared(self) -> int:
         """How many cases both profiles begin with: what fails there fails in both."""
         pairs = zip(self.searched["quick"], self.searched["default"])
-        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].key == pair[1].key, pairs))
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].case.key == pair[1].case.key, pairs))
 
     @classmethod
     def of(cls, op: str, backend: str, profiles: Mapping[str, int] = PROFILES) -> Bench:
@@ -112,47 +166,49 @@ class Bench:
         target = Target(spec, devices_of(spec, {})[0], {})
         searched, slowest = {}, 0.0
         for profile in _SEARCHES:
-            cases = _Cases()
+            recorder = _Recorder()
             settings = Settings(examples=profiles[profile])
             with Runner(target, max_bytes=settings.max_bytes) as runner:
-                result = Search(ops()[op], runner, settings, observer=cases).run()
+                result = Search(ops()[op], runner, settings, observer=recorder).run()
                 slowest = max(slowest, runner.slowest)
             if result.failure is not None:
                 raise RuntimeError(f"the right kernel fails: {result.failure.case}")
-            searched[profile] = cases.found
-        return cls(op, backend, target, searched, max(_LEAST_SECONDS, 20 * slowest))
+            searched[profile] = recorder.found
+        peers = {"upstream": upstream(op), "five": five(op)}
+        for peer in itertools.chain(*peers.values()):
+            assert peer.expected  # before any process is forked
+        return cls(op, backend, target, searched, peers, max(_LEAST_SECONDS, 20 * slowest))
 
     def judge(self, ways: Sequence[str], say: Say) -> None:
         """Run the cases of some ways in this process, on the backend whose kernels MUTANT_FOLDER has; tell of each
         case, and of the first of a way that fails."""
-        watched = ways[0] in _SEARCHES
-        target = replace(self.target, spec=f"{HERE / 'mutated.py'}:{BACKENDS[self.backend][0 if watched else 1]}")
-        with Runner(target, isolated=False, time_limit=self.seconds) as runner:
-            assert isinstance(runner._worker, Local)
-            backend: Any = runner._worker._backend
-            backend.build(self.op)
-            for way in ways:
-                passed = Counted(say)
-                what, detail = self._of(way, runner, backend, passed)
-                say(what, detail)
-                if (way, what) == ("quick", "killed") and passed.count < self.shared:
-                    break
+        kind: Any = self.kind if ways[0] in _SEARCHES else self.unwatched
+        backend = kind(self.target.device.id, {})
+        backend.build(self.op)
+        setattr(judging, "vacuous", lambda *_: "")  # noqa: B010  # which cases say nothing is known, and takes as long
+        for way in ways:
+            passed = Counted(say)
+            what, detail = self._of(way, backend, passed)
+            say(what, detail)
+            if (way, what) == ("quick", "killed") and passed.count < self.shared:
+                break
 
-    def _of(self, way: str, runner: Runner, backend: Any, passed: Counted) -> tuple[str, str]:
+    def _of(self, way: str, backend: Backend, passed: Counted) -> tuple[str, str]:
         """What becomes of the mutant in one way: killed, and by what, or survived."""
-        if way not in _SEARCHES:
-            for number, peer in enumerate(peers(way, self.op)):
-                self._limit()
-                complaint = peer.complaint(backend)
-                if complaint:
-                    return "killed", f"case {number}: {complaint[:120]}"
-                passed()
-            return "survived", ""
-        for number, case in enumerate(self.searched[way]):
+        for peer in self.peers.get(way, ()):
             self._limit()
-            verdict = judged(runner, ops()[self.op], case)
+            complaint = peer.complaint(backend)
+            if complaint:
+                return "killed", f"case {passed.count}: {complaint[:120]}"
+            passed()
+        for known in self.searched.get(way, ()):
+            self._limit()
+            verdict = known.judged(backend)
+            if verdict.passed:
+                runner = cast(Runner, Here(backend, known.numerics))
+                verdict = related(runner, ops()[self.op], verdict, ())
             if verdict.failed:
-                return "killed", f"{verdict.kind} in case {number}: {verdict.findings[0].detail[:120]}"
+                return "killed", f"{verdict.kind} in case {passed.count}: {verdict.findings[0].detail[:120]}"
             passed()
         return "survived", ""
 
@@ -162,22 +218,15 @@ class Bench:
         most = int(used.ru_utime + used.ru_stime + self.seconds) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
 
-    @property
+    @cached_property
     def kind(self) -> Any:
         """The class of the backend whose kernels may have a fault."""
         return backend_class(self.target.spec)
 
-
-def judged(runner: Runner, op: Op, case: Case) -> Verdict:
-    """The verdict on a case as the search comes to it, relations between runs included."""
-    (verdict,) = runner.verdicts(op, [case])
-    return related(runner, op, verdict, ()) if verdict.passed else verdict
-
-
-@cache
-def peers(way: str, op: str) -> list[Peer]:
-    """The cases of one of the two other ways."""
-    return upstream(op) if way == "upstream" else five(op)
+    @cached_property
+    def unwatched(self) -> Any:
+        """The same for the two other ways, which watch nothing that a kernel does."""
+        return backend_class(f"{HERE / 'mutated.py'}:{BACKENDS[self.backend][1]}")
 
 
 # ---- a process that compiles, and one for each mutant ----------------------------------------------------------------
@@ -292,6 +341,7 @@ class Running:
     process: int = 0
     pipe: int = -1
     heard: float = 0.0
+    ticks: int = 0  #: of a processor, that the process had used when this was last looked at
     buffer: bytes = b""
     cases: int = 0  #: that have passed, of the way that runs
     ways: Sequence[str] = ()  #: those that this process judges
@@ -300,7 +350,7 @@ class Running:
         """Fork, and judge the ways that are left: the searches in one process, and then the others in another one,
         for what a fault does to its process must not be held against it there."""
         reading, writing = os.pipe()
-        self.heard, self.buffer, self.cases = time.monotonic(), b"", 0
+        self.heard, self.ticks, self.buffer, self.cases = time.monotonic(), 0, b"", 0
         self.ways = [way for way in self.left if (way in _SEARCHES) == (self.left[0] in _SEARCHES)]
         self.process = os.fork()
         if self.process == 0:
@@ -325,7 +375,10 @@ class Running:
     def hear(self) -> bool:
         """Read what has come; whether the process has ended or has been ended."""
         if not select.select([self.pipe], [], [], 0)[0]:
-            if time.monotonic() - self.heard <= _WAIT * self.bench.seconds:
+            if time.monotonic() - self.heard <= _SILENT:
+                return False
+            if self._does_something():
+                self.heard = time.monotonic()
                 return False
             self._ended("TIMEOUT")
             return True
@@ -342,6 +395,14 @@ class Running:
             else:
                 self._found(detail if what == "killed" else "")
         return False
+
+    def _does_something(self) -> bool:
+        """Whether the process has used a processor since this was last asked: on a machine that has other things to do
+        it may be silent for long. One that computes for ever is killed by its own limit."""
+        _, _, after_name = Path(f"/proc/{self.process}/stat").read_text().rpartition(")")
+        state, *_ = fields = after_name.split()
+        ticks, self.ticks = self.ticks, int(fields[11]) + int(fields[12])  # in user and in system mode
+        return state == "R" or self.ticks != ticks
 
     def _found(self, killer: str) -> None:
         """Note what became of the mutant in the way that runs."""
@@ -381,7 +442,7 @@ def run(
                 if mutant.file:
                     (folder / mutant.file).write_text(mutant.text(source.files[mutant.file]), encoding="utf-8")
                 refusal = compiler.refusal(folder)
-                new = Running(bench, mutant, folder, cache, list(ways))
+                new = Running(bench, mutant, folder, cache, [way for way in ways if bench.has(way)])
                 if refusal:
                     yield new.record() | dict.fromkeys(ways, f"refused: {refusal}")
                     continue
@@ -429,8 +490,8 @@ def sample(mutants: Sequence[Mutant], count: int | None, seed: int) -> list[Muta
 
 @dataclass(frozen=True)
 class Equivalent:
-    """Mutants that no test can tell from the right kernel. Every field but `why` is left out or a pattern (`*`, `?`) in
-    which brackets stand for themselves."""
+    """Mutants that no test can tell from the right kernel. The fields are patterns (`*`, `?`) in which brackets stand
+    for themselves, `op` has some separated by blanks, and `nth` is a number."""
 
     why: str
     op: str = "*"
@@ -439,6 +500,7 @@ class Equivalent:
     line: str = "*"
     becomes: str = "*"
     fault: str = "*"
+    nth: int | None = None
 
     def covers(self, backend: str, mutant: Mapping[str, Any]) -> bool:
         """Whether a mutant is one of these."""
@@ -447,6 +509,7 @@ class Equivalent:
         return (
             any(fnmatch.fnmatchcase(mutant["op"], name) for name in ops_)
             and fnmatch.fnmatchcase(backend, self.backend)
+            and self.nth in (None, mutant["nth"])
             and all(fnmatch.fnmatchcase(mutant[name], pattern.replace("[", "[[]")) for pattern, name in named)
         )
 
@@ -473,34 +536,51 @@ def key_of(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def counted(records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The mutants that count: they compile, and are not equivalent."""
+    """The judged mutants that count: they are still made, compile, and are not equivalent."""
     listed = equivalents()
-    compiled = [record for record in records if not record["quick"].startswith("refused")]
+    made: dict[tuple[str, str], Mutant] = {}
+    for backend, op in {(record["backend"], record["op"]) for record in records}:
+        made |= {(backend, mutant.key): mutant for mutant in all_mutants(op, backend)}
+    compiled = [it for it in records if key_of(it) in made and not it["default"].startswith("refused")]
     return [record for record in compiled if not any(each.covers(record["backend"], record) for each in listed)]
 
 
-def table(records: Sequence[Mapping[str, Any]], by: str) -> Table:
-    """How many of the mutants that count each way kills, by op or by class of faults."""
+def table(records: Sequence[Mapping[str, Any]], by: str, weights: Mapping[tuple[str, str], float]) -> Table:
+    """How many of the mutants that count each way kills, by op or by class of faults. What a sample has too many or too
+    few of, for it has as many of every class, counts with its weight."""
     found = Table(by, "mutants", *WAYS, box=SIMPLE_HEAD)
     groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
         groups[f"{record['backend']} {record['op']}" if by == "op" else record[by]].append(record)
     for name, its in [*groups.items(), ("all", list(records))]:
-        if its:
-            killed = [sum(bool(record[way]) for record in its) for way in WAYS]
-            found.add_row(name, str(len(its)), *(f"{count / len(its):.1%}" for count in killed))
+        shares = []
+        for way in WAYS:
+            weight = [(weights[it["op"], it["fault"]], bool(it[way])) for it in its if way in it]
+            killed, whole = sum(each for each, dead in weight if dead), sum(each for each, _ in weight)
+            shares.append(f"{killed / whole:.1%}" if whole else "")
+        found.add_row(name, str(len(its)), *shares)
     return found
+
+
+def weights_of(records: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """How many mutants that count each of those that were judged stands for, by op and class of faults."""
+    listed, judged_ = equivalents(), Counter((record["op"], record["fault"]) for record in records)
+    there: Counter[tuple[str, str]] = Counter()
+    for backend, op in {(record["backend"], record["op"]) for record in records}:
+        for mutant in all_mutants(op, backend):
+            there[op, mutant.fault] += not any(each.covers(backend, asdict(mutant)) for each in listed)
+    return {each: max(there[each], count) / count for each, count in judged_.items()}
 
 
 def show(records: Sequence[Mapping[str, Any]], all_of_them: int) -> None:
     """The tables, and the survivors of the default search."""
-    console = Console(width=160)
-    console.print(table(records, "op"), table(records, "fault"))
+    console, weights = Console(width=160), weights_of(records)
+    console.print(table(records, "op", weights), table(records, "fault", weights))
     for record in records:
         if not record["default"]:
             where = f"{record['op']} {record['file']}:{record['number'] + 1}" if record["file"] else record["op"]
             click.echo(f"survived: {where} [{record['fault']}]\n    {record['line']}\n    {record['becomes']}")
-    click.echo(f"{all_of_them} judged, {len(records)} count")
+    click.echo(f"{all_of_them} judged, {len(records)} count, {sum(not it['default'] for it in records)} survive")
 
 
 @click.command()

@@ -20,8 +20,6 @@ from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.opencl import backend as opencl
 from opconform.harness.model.case import Case
 
-STALE = os.environ.get("MUTANT_STALE", "")
-
 Fields = Callable[[Kernel, Struct, Case], "list[int]"]
 
 
@@ -33,27 +31,28 @@ def faulty(source: Source) -> Source:
 
 
 def stale(fields: Fields) -> Fields:
-    """`fields`, which keeps what STALE names from the first launch that all other fields are shared with."""
+    """`fields`, which keeps what MUTANT_STALE names from the first launch that all other fields are shared with."""
     kept: dict[tuple[object, ...], list[int]] = {}
 
     def found(kernel: Kernel, struct: Struct, case: Case) -> list[int]:
-        numbers = fields(kernel, struct, case)
+        numbers, what = fields(kernel, struct, case), os.environ.get("MUTANT_STALE", "")
+        if not what:
+            return numbers
         names = [it.name for it in struct.fields for _ in range(it.count)]
-        others = tuple(number for name, number in zip(names, numbers) if _kind(name) != STALE)
+        others = tuple(number for name, number in zip(names, numbers) if _kind(name) != what)
         return kept.setdefault((case.op, *others), numbers)
 
     return found
 
 
 def _kind(name: str) -> str:
-    """What a field of the struct is about, in the words of STALE."""
+    """What a field of the struct is about, in the words of MUTANT_STALE."""
     ends = {"_nb": "strides", "_start": "offsets", "_ne": "sizes", "_type": "types"}
     return next((kind for end, kind in ends.items() if name.endswith(end)), "parameters")
 
 
-if STALE:
-    for module in (opencl, host):
-        setattr(module, "fields", stale(own_buffers.fields))  # noqa: B010
+for module in (opencl, host):
+    setattr(module, "fields", stale(own_buffers.fields))  # noqa: B010
 
 
 class OpenCL(OpenCLBackend):

@@ -360,6 +360,7 @@ OPS = (
         check=check,
         traits=traits,
         hypotheses=hypotheses,
+        independent={3: {"a": 2}},
         composite=Composite(shape_values=whole_steps),
     ),
     Op(
@@ -376,6 +377,7 @@ OPS = (
         traits=traits_id,
         hypotheses=hypotheses_id,
         indices={"ids": Index("a", 1, unique=True)},  # no token uses an expert twice: routing picks the k best
+        independent={3: {"a": 2}},
         composite=Composite(shape_values=whole_steps),
     ),
     Op(

@@ -84,9 +84,11 @@ def nodes_words(found: Watched) -> str:
     wrong = f", {states['wrong']} WRONG" if states["wrong"] else ", all right" if found.judged else ""
     rest = f", {states['not judged']} not judged" if states["not judged"] else ""
     names = [f"{case.node.node}" for case in found.cases]
+    names += [f"{node.node}, {node.detail}" for node in found.wrong if not node.case]
     named = f": {'; '.join(names[:_NAMES])}{' …' if len(names) > _NAMES else ''}" if names else ""
     died = f"; then {found.by_node.kind} {found.by_node}" if found.by_node else ""
-    return f"{count}{wrong}{rest}{named}{died}"
+    copies = f"; {found.copies} copies between devices followed" if found.copies else ""
+    return f"{count}{wrong}{rest}{named}{copies}{died}"
 
 
 def sequences_words(together: Sequence[Together]) -> str:

@@ -15,7 +15,7 @@ from opconform.backends.ggml.graphs import GRAPHS
 from opconform.backends.ggml.library import REMEDY, Library, load
 from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.names import names_in
-from opconform.backends.ggml.nodes import Nodes
+from opconform.backends.ggml.nodes import Build, Nodes
 from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
 from opconform.backends.ggml.rows import Row
 from opconform.backends.ggml.timing import CLOCK, Bench, Measure
@@ -104,6 +104,7 @@ class GgmlBackend(Backend):
 
     name: ClassVar[str] = "ggml"
     clock = CLOCK
+    graphs: ClassVar[Mapping[str, Build]] = GRAPHS  #: the ops that take a graph of several nodes
     needs: ClassVar[str] = "pip install cffi; a folder with libggml, in OPCONFORM_GGML_LIB or the option ggml_lib"
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
@@ -211,16 +212,16 @@ class GgmlBackend(Backend):
 
     def memory(self, case: Case, buffers: Buffers) -> Mapping[str, int]:
         """Bytes of a graph's intermediate results, as ggml's allocator plans them and as the device allocates them."""
-        if case.op not in GRAPHS:
+        if case.op not in self.graphs:
             return {}
         self._nodes = None
         return self._arena.weigh(self._build(case), buffers.plan)
 
     def stages(self, case: Case, buffers: Buffers) -> Mapping[str, np.ndarray] | None:
         """The intermediate results of a graph of many nodes, which keep their memory this time until it has run."""
-        if case.op not in GRAPHS:
+        if case.op not in self.graphs:
             return None
-        nodes = self._nodes = self._arena.compose(case, GRAPHS[case.op], shown=True)
+        nodes = self._nodes = self._arena.compose(case, self.graphs[case.op], shown=True)
         loaded = self._load(nodes, buffers)
         loaded.launch()
         loaded.fetch()
@@ -258,14 +259,14 @@ class GgmlBackend(Backend):
         return replace(CPU_NUMERICS, narrow_operands=True) if weights.itemsize == 2 else None
 
     def _build(self, case: Case) -> Nodes:
-        build = GRAPHS.get(case.op)
+        build = self.graphs.get(case.op)
         return self._arena.compose(case, build) if build else self._arena.build(case, OPS[case.op])
 
     def _refusal(self, case: Case) -> str | None:
-        if case.op not in OPS and case.op not in GRAPHS:
-            return f"the ggml backend does not know the op {case.op}; it has {', '.join({**OPS, **GRAPHS})}"
+        if case.op not in OPS and case.op not in self.graphs:
+            return f"the ggml backend does not know the op {case.op}; it has {', '.join({**OPS, **self.graphs})}"
         layouts = case.layouts
-        if case.op not in GRAPHS and (reason := self._refused_by_constructor(case, OPS[case.op], layouts)):
+        if case.op not in self.graphs and (reason := self._refused_by_constructor(case, OPS[case.op], layouts)):
             return reason
         for name, layout in layouts.items():
             if layout.dtype not in TYPES:

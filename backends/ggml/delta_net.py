@@ -70,11 +70,13 @@ def _normalised(nodes: Nodes) -> tuple[Tensor, Tensor]:
 
 def chunked(nodes: Nodes) -> None:
     """`gated_delta_net_chunk` as a graph of ggml's plain nodes."""
-    _Chunked(nodes).build()
+    Chunked(nodes).build()
 
 
-class _Chunked:
+class Chunked:
     """One case's graph. Every method makes the nodes of one step."""
+
+    largest = LARGEST_TENSOR
 
     def __init__(self, nodes: Nodes) -> None:
         case = nodes.case
@@ -88,10 +90,10 @@ class _Chunked:
         self.blockwise = case.params["form"] == "blockwise"
         side = BLOCK if self.blockwise else self.chunk
         largest = side * side * self.keys * self.chunks * self.batch * 4
-        if self.gates > 1 and largest > LARGEST_TENSOR:
+        if self.gates > 1 and largest > self.largest:
             raise RefusedError(
                 f"the decay between {side} tokens takes {largest} bytes as one tensor [K,C,C,N·H·B]; the ggml backend "
-                f"builds tensors of at most {LARGEST_TENSOR}"
+                f"builds tensors of at most {self.largest}"
             )
 
     def build(self) -> None:
@@ -100,14 +102,11 @@ class _Chunked:
         v, beta = self._in_chunks(nodes["v"]), self._in_chunks(nodes["beta"])  # [V,C,N,HB], [1,C,N,HB]
         gates = self._cumulated()  # [G,C,N,HB]
         k_beta, v_beta = make("mul", k, beta), make("mul", v, beta)
-        scores = self._blockwise if self.blockwise else self._whole
+        scores = self.in_blocks if self.blockwise else self._whole
         akk, aqk = scores(q, k, k_beta, gates)  # [C,C,N,HB], the column innermost
 
-        identity = make("diag", nodes.filled(1.0, self.chunk, 1, 1, 1))
-        unit_lower = make("add", akk, identity)
         grown = make("exp", gates)
-        u = make("solve_tri", unit_lower, v_beta, True, True, False)  # [V,C,N,HB]
-        w = make("solve_tri", unit_lower, make("mul", k_beta, grown), True, True, False)  # [K,C,N,HB]
+        u, w = self.solved(akk, v_beta, make("mul", k_beta, grown))  # [V,C,N,HB], [K,C,N,HB]
         nodes.show("u", u, self._by_chunk)
         nodes.show("w", w, self._by_chunk)
 
@@ -116,6 +115,16 @@ class _Chunked:
         self._walk(
             make("mul", q, grown), make("mul", k, make("exp", to_last)), aqk, w, u, make("exp", self._cont(last))
         )
+
+    def solved(self, akk: Tensor, *sides: Tensor) -> list[Tensor]:
+        """(I + Akk) x = b for each of the right-hand sides [n,C,N,HB]."""
+        make = self.nodes.make
+        unit_lower = make("add", akk, self.identity(self.chunk))
+        return [make("solve_tri", unit_lower, side, True, True, False) for side in sides]
+
+    def identity(self, n: int) -> Tensor:
+        """The n×n identity."""
+        return self.nodes.make("diag", self.nodes.filled(1.0, n, 1, 1, 1))
 
     def _walk(self, q_grown: Tensor, k_left: Tensor, aqk: Tensor, w: Tensor, u: Tensor, through: Tensor) -> None:
         """Chunk by chunk: v' = u − w S, out, and the next state. States are [K,V,1,HB], as ggml holds them."""
@@ -203,18 +212,23 @@ class _Chunked:
         nodes.show("Aqk", aqk, self._by_chunk)
         return akk, aqk
 
-    def _blockwise(self, q: Tensor, k: Tensor, k_beta: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
+    def in_blocks(self, q: Tensor, k: Tensor, k_beta: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         """The same from 16×16 blocks: only those on and below the diagonal are computed, and placed into zeros."""
-        blocks: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        akk, aqk = self.blocks(q, k, k_beta, gates)
+        return self.placed("Akk", akk), self.placed("Aqk", aqk)
+
+    def blocks(
+        self, q: Tensor, k: Tensor, k_beta: Tensor, gates: Tensor
+    ) -> tuple[dict[tuple[int, int], Tensor], dict[tuple[int, int], Tensor]]:
+        """The blocks of Akk and of Aqk by block row and block column."""
+        akk: dict[tuple[int, int], Tensor] = {}
+        aqk: dict[tuple[int, int], Tensor] = {}
         for i in range(self.chunk // BLOCK):
             for j in range(i + 1):
-                blocks[i, j] = self._block(q, k, k_beta, gates, i, j)
-        return tuple(  # type: ignore[return-value]
-            self._placed(name, {place: pair[index] for place, pair in blocks.items()})
-            for index, name in enumerate(("Akk", "Aqk"))
-        )
+                akk[i, j], aqk[i, j] = self._block(q, k, k_beta, gates, i, j)
+        return akk, aqk
 
-    def _placed(self, name: str, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
+    def placed(self, name: str, blocks: dict[tuple[int, int], Tensor]) -> Tensor:
         nodes = self.nodes
         whole = nodes.filled(0.0, self.chunk, self.chunk, self.chunks, self.batch)
         nb = nodes.nb(whole)
@@ -227,8 +241,8 @@ class _Chunked:
     def _block(self, q: Tensor, k: Tensor, k_beta: Tensor, gates: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
         """The blocks of Akk and Aqk in block row i and block column j: [16,16,N,HB], the column innermost."""
         nodes, make = self.nodes, self.nodes.make
-        rows = [self._tokens(x, i) for x in (k_beta, q)]
-        keys, row_gates, column_gates = self._tokens(k, j), self._tokens(gates, i), self._tokens(gates, j)
+        rows = [self.rows_of(x, i) for x in (k_beta, q)]
+        keys, row_gates, column_gates = self.rows_of(k, j), self.rows_of(gates, i), self.rows_of(gates, j)
         if self.gates == 1:
             decay = self._decay(row_gates, column_gates, masked=i == j)
             akk, aqk = (make("mul", make("mul_mat", keys, each), decay) for each in rows)
@@ -244,7 +258,8 @@ class _Chunked:
             akk, aqk = (make("mul_mat", faded, make("mul", each, since)) for each in rows)
         return (make("tri", akk, TRI_LOWER) if i == j else akk), aqk
 
-    def _tokens(self, x: Tensor, block: int) -> Tensor:
+    def rows_of(self, x: Tensor, block: int) -> Tensor:
+        """The 16 tokens of a block, packed."""
         return self._cont(self.nodes.part(x, 1, block * BLOCK, BLOCK))
 
     def _decay(self, rows: Tensor, columns: Tensor, masked: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass, replace
 from functools import cache
@@ -108,7 +109,7 @@ def read_case(text: bytes, max_bytes: int, folder: Path | None = None) -> Case:
         return checked(Case.from_json(plain, max_bytes))
     about = plain.pop("data")
     case = checked(Case.from_json(plain, max_bytes))
-    sizes = {name: layout.size * layout.type.itemsize for name, layout in case.inputs.items()}
+    sizes = {name: math.prod(layout.blocks) * layout.type.itemsize for name, layout in case.inputs.items()}
     raw, data, at = sidecar.get(about, folder, sum(sizes.values()), "case.data"), {}, 0
     for name, size in sizes.items():
         data[name] = raw[at : at + size]

@@ -19,6 +19,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Mask, Raw
 from opconform.harness.model.expected import Comparison
 from opconform.harness.model.findings import Finding, Kind
+from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 
@@ -59,7 +60,7 @@ def _findings(case: Case, comparison: Comparison) -> list[Finding]:
 
 
 def _untouched(case: Case, name: str, raw: Raw) -> Mask:
-    if case.inplace:
+    if case.inplace or case.outputs[name].type.block > 1:
         return np.zeros(raw.shape, bool)
     same: Mask = raw == unwritten(case.outputs[name].type)
     return same
@@ -73,18 +74,24 @@ def _sample(
     out = outputs[name]
     for axis, arguments in op.independent.items():
         length = out.shape[axis]
-        work = out.size * max(
-            (values[it].size // max(values[it].shape[at], 1) for it, at in arguments.items()), default=1
-        )
+        rows = [(case.inputs[it], at) for it, at in arguments.items()]
+        work = out.size * max((layout.size // max(layout.shape[at], 1) for layout, at in rows), default=1)
         if work <= WORK or length < 2 or len(op.outputs) > 1:
             continue
         kept = _indices(case, name, out, axis, max(4, length * WORK // work), seed)
         inputs = {it: np.take(raw, kept, arguments[it]) if it in arguments else raw for it, raw in values.items()}
         got = np.take(out, kept, axis)
-        layouts = {it: replace(layout, shape=inputs[it].shape).packed() for it, layout in case.inputs.items()}
+        layouts = {it: _taken(layout, arguments.get(it), len(kept)) for it, layout in case.inputs.items()}
         results = {name: replace(case.outputs[name], shape=got.shape).packed()}
         return replace(case, inputs=layouts, outputs=results, inplace=None, shares={}, data=None), inputs, {name: got}
     return None
+
+
+def _taken(layout: Layout, axis: int | None, count: int) -> Layout:
+    """The layout of so many indices along an axis, packed."""
+    if axis is None:
+        return layout.packed()
+    return replace(layout, shape=(*layout.shape[:axis], count, *layout.shape[axis + 1 :])).packed()
 
 
 def _indices(case: Case, name: str, out: Raw, axis: int, count: int, seed: int) -> np.ndarray:

@@ -322,10 +322,14 @@ class Approx:
         return rounding
 
     def mean(self) -> Approx:
-        """The sum of a row over the number of its elements. A running mean (Welford) rounds where a sum does not."""
+        """The sum of a row over the number of its elements. A running mean (Welford) rounds where a sum does not. Of no
+        elements it is NaN, as 0 / 0 is, and nothing is demanded."""
         n = self.value.shape[-1]
+        if not n:
+            none = np.full((*self.value.shape[:-1], 1), np.nan)
+            return self._made(none, none, none, rounded=True)
         exact = n < 2 and self.numerics.division_ulps <= 0.5  # a division by 1
-        return self.sum() if exact else self._summed(may_be_exact=False) / float(max(n, 1))
+        return self.sum() if exact else self._summed(may_be_exact=False) / float(n)
 
     def variance(self) -> Approx:
         """The mean of the squared distances from the mean, in two passes, or updated as Welford does.

@@ -60,8 +60,8 @@ class GraphNode:
 class SeenNode:
     """A node that was watched: as a case of the harness with the exact bytes of its inputs, and the elements of its
     outputs as the device left them; or `reason`, why it can be no case yet. line: what the library's own tools take to
-    test such a node. lost: what of the node's memory the case
-    does not keep."""
+    test such a node. lost: what of the node's memory the case does not keep. copies: how many of its sources are copies
+    of what another device computed; wrong_copies: those that have arrived changed, in words."""
 
     node: GraphNode
     reason: str = ""
@@ -70,6 +70,8 @@ class SeenNode:
     outputs: Mapping[str, Raw] = field(default_factory=dict)
     lost: tuple[str, ...] = ()
     line: str = ""
+    copies: int = 0
+    wrong_copies: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

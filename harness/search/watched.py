@@ -50,7 +50,7 @@ class Watched:
     model: one line on it. about: one line on the device. again: what `opconform watch` takes to watch the same model.
     whole: None where the time was up before there was a verdict. by_node: the end of the run node by node, if it died.
     piece: the file of the wrong piece. late: what the time did not suffice for. options: of the device, as the command
-    line takes them.
+    line takes them. copies: how many sources were copies of what another device computed; each was looked at.
     """
 
     target: str
@@ -67,6 +67,7 @@ class Watched:
     late: tuple[str, ...] = ()
     seconds: float = 0.0
     options: tuple[str, ...] = ()
+    copies: int = 0
 
     @property
     def judged(self) -> int:

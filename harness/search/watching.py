@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from opconform.harness.draw.known import case_path, checked, store, write_case
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.judge.nodes import judge_node
 from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.graph import Ended, SeenNode, WholeGraph
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import Numerics
@@ -40,6 +42,7 @@ class _Found:
 
     nodes: list[JudgedNode] = field(default_factory=list)
     wrong: dict[str, tuple[Case, JudgedNode, int]] = field(default_factory=dict)
+    copies: int = 0
 
 
 Progress = Callable[[str], None]
@@ -72,7 +75,7 @@ class Watching:
             result = replace(result, by_node=died)
         except LateError:
             late.append("judging every node")
-        result = replace(result, nodes=tuple(found.nodes))
+        result = replace(result, nodes=tuple(found.nodes), copies=found.copies)
         try:
             self._say("the whole graph")
             whole = watcher.whole()
@@ -100,6 +103,11 @@ class Watching:
 
     def _judge(self, seen: SeenNode, found: _Found, seed: int) -> None:
         node = seen.node
+        found.copies += seen.copies
+        if seen.wrong_copies:  # the node itself is judged on what has arrived, and right
+            detail = "; ".join(seen.wrong_copies)
+            found.nodes.append(JudgedNode(node, "wrong", kind=Kind.WRONG_VALUES, detail=detail, times=math.inf))
+            return
         if seen.case is None:
             found.nodes.append(JudgedNode(node, "not judged", seen.reason))
             return

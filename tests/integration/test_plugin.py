@@ -97,7 +97,7 @@ def test_a_case_by_file_or_id_runs_alone(pytester: pytest.Pytester, form: str) -
         ("--backend {Good}:7", "no such device; there are {Good}:0"),
         ("--backend {NotABackend}", "has no Backend class 'NotABackend'; it has Good, "),
         ("--backend {ListsNone}", "cannot run: no such device on this machine; plug one in"),
-        ("--backend {Good} --op nope", "no op 'nope'; there are acc, "),
+        ("--backend {Good} --op nope", "no op 'nope'; there are abs, acc, "),
         ("--backend {Good} --check nope", "no check 'nope' on request; there are deterministic, "),
         ("--backend {Good} --case nope", "no case 'nope': no such file, no known case"),
         ("--backend {Good} --case nope.json", "nope.json: No such file or directory"),

@@ -55,7 +55,7 @@ def entry(write: Write) -> Callable[..., Entry]:
     [
         ({"op": None, "link": None}, "'op' is missing\n{0}: 'link' is missing"),
         ({"hint": '"ne3"'}, "'hint' is not known; there are backend, op, case, reason,"),
-        ({"op": '"accc"'}, "op is 'accc'; there are acc, "),
+        ({"op": '"accc"'}, "op is 'accc'; there are abs, acc, "),
         ({"backend": '"ggmll:CPU"'}, "backend is 'ggmll:CPU'; there are "),
         ({"kind": '"WRONG"'}, "kind is 'WRONG'; there are WRONG VALUES, "),
         ({"kind": '["CRASH", 3]'}, "kind is 3; there are "),

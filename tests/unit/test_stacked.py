@@ -41,7 +41,7 @@ def test_the_families_are_computed_together() -> None:
 @pytest.mark.parametrize("numerics", [EXACT, LOOSE], ids=["exact", "loose"])
 @pytest.mark.parametrize("op", STACKED, ids=lambda op: op.name)
 def test_each_gets_what_it_gets_alone(op: Op, numerics: Numerics) -> None:
-    cases = drawn_cases(op.name, 240, 1 << 14)
+    cases = drawn_cases(op.name, 96, 1 << 14)
     for start in range(0, len(cases), VARIANTS):
         runs = [(case, inputs_of(case, op), numerics) for case in cases[start : start + VARIANTS]]
         for (case, raw, _), together in zip(runs, expectations(op, runs), strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.graph import Difference, GraphNode, Place, Together, WholeGraph, WrongPiece
+from opconform.harness.model.graph import Difference, GraphNode, Place, SeenNode, Together, WholeGraph, WrongPiece
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
+from opconform.harness.run.target import Target
+from opconform.harness.search.session import Session
+from opconform.harness.search.settings import Settings
 from opconform.harness.search.watched import JudgedNode, Watched, WrongCase
-from opconform.harness.search.watching import fitting
+from opconform.harness.search.watching import Watching, _Found, fitting
 from opconform.reports.watching import again_with, screen, watch_matrix
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
@@ -80,6 +84,30 @@ def test_a_node_whose_output_has_other_sizes_gets_those_of_its_input() -> None:
     assert fitting(Case("cont", {}, {"x": x}, {"out": out})).outputs["out"].shape == (1, 3, 2, 4)
     with pytest.raises(CaseError, match="out has shape"):
         fitting(Case("cont", {}, {"x": x}, {"out": Layout.contiguous("f32", (1, 1, 1, 23))}))
+
+
+class Recorded(Session):
+    """A session whose device is never opened."""
+
+    def __init__(self) -> None:
+        self.settings = Settings()
+
+    def runner(self, target: Target) -> Any:
+        return None
+
+
+def test_a_copy_between_devices_that_arrives_changed_is_a_wrong_node() -> None:
+    watching = Watching(Recorded(), None)  # type: ignore[arg-type]
+    found = _Found()
+    node = GraphNode(0, 7, "ffn_out-1", "MUL", 1, True, "CPU", place("ffn_out-1"), (place("CPU#ffn_inp-1#0"),))
+    text = "CPU#ffn_inp-1#0, which MUL reads, is not what ADD wrote"
+    watching._judge(SeenNode(node, "no reference", copies=1, wrong_copies=(text,)), found, 0)
+    assert [(it.state, it.kind, it.detail) for it in found.nodes] == [("wrong", Kind.WRONG_VALUES, text)]
+    right = WholeGraph(2, 0, Difference(0.0, 0.1, 4.0, "row 0 of the prompt"))
+    shown = replace(wrong_model(), nodes=tuple(found.nodes), cases=(), whole=right, together=(), copies=found.copies)
+    assert not shown.right
+    assert f"#7 MUL ffn_out-1, {text}" in " ".join(screen(shown).split())
+    assert "1 copies between devices followed" in screen(shown)
 
 
 # ---- the screen ------------------------------------------------------------------------------------------------------

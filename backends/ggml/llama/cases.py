@@ -45,7 +45,7 @@ class Captured:
 
 def captured(node: Node) -> Captured:
     """`node` as a case of the op that ggml's rows (ops.py) name. Raises `NotACase`."""
-    row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
+    row = _row(node)
     if row is None or row.op not in ops():
         raise NotACase(f"Opconform has no reference of {node.what} yet")
     words = memoryview(node.params).cast("i").tolist()
@@ -53,6 +53,14 @@ def captured(node: Node) -> Captured:
         return _packed(node, row, {**_implied(row), **row.read(words)})
     params = _finite(node, row.op, {**_implied(row), **row.read(words)})
     return capture(node, row.op, params, row.tensors)
+
+
+def _row(node: Node) -> Row | None:
+    """ggml's row of a node. The gated units are two of them: on one tensor, and on two (`swiglu_split`)."""
+    row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
+    if row is not None and node.source(len(row.tensors)) is not None:
+        return OPS.get(f"{row.op}_split", row)
+    return row
 
 
 def _finite(node: Node, op: str, params: Mapping[str, Param]) -> dict[str, Param]:
@@ -195,11 +203,12 @@ def _interleaved(one: Tensor, other: Tensor) -> bool:
 
 
 def _start(name: str, sources: Mapping[str, Tensor], shares: Mapping[str, str]) -> int:
-    """The byte of the buffer that the memory of an argument starts at, so that every offset stays as aligned as it
-    is."""
+    """The byte of the buffer that the memory of an argument starts at, so that every offset stays as aligned as it is.
+    An offset in whole blocks of a quantised type is hardly ever so: its memory starts with it."""
     owner = shares.get(name, name)
     together = [owner, *(other for other, at in shares.items() if at == owner)]
-    return min(sources[each].memory.start for each in together) // ALIGNMENT * ALIGNMENT
+    first, kind = min(sources[each].memory.start for each in together), DTYPES.get(sources[name].type)
+    return first if kind is not None and kind.block > 1 else first // ALIGNMENT * ALIGNMENT
 
 
 def _inplace(node: Node, sources: Mapping[str, Tensor], shares: Mapping[str, str], lost: list[str]) -> str | None:

@@ -36,7 +36,7 @@ class Copies:
         wrong = []
         for source in node.sources:
             maker = self._made.get(source.original)
-            content = _content(source)
+            content = _content(source) if maker else None
             if maker and content and maker[1][:2] == content[:2]:
                 self.followed += 1
                 if maker[1] != content:

@@ -123,7 +123,7 @@ class Observer:
         An output that is a view, or lies over a source, holds what is read or stays. Any other is the node's own from
         here on: what stood there has been read for the last time."""
         c, known = self._c, DTYPES.get(self._known("type", tensor.type))
-        if known is None or not tensor.buffer or tensor.view_src or not self._is_packed(tensor):
+        if known is None or known.block > 1 or not tensor.buffer or tensor.view_src or not self._is_packed(tensor):
             return
         mine = self._span(tensor)
         if any(source and mine.overlaps(self._span(source)) for source in tensor.src):

@@ -13,6 +13,7 @@ from opconform.backends.ggml.llama.architectures import ARCHITECTURES
 from opconform.backends.ggml.llama.bench import Bench, Setup
 from opconform.backends.ggml.llama.binding import folder_of
 from opconform.backends.ggml.llama.cases import NotACase, captured
+from opconform.backends.ggml.llama.copies import Copies
 from opconform.backends.ggml.llama.cut import cut_out
 from opconform.backends.ggml.llama.gguf import TYPES
 from opconform.backends.ggml.llama.pieces import ends_around
@@ -97,9 +98,13 @@ class ModelWatcher:
             decode, node, element, factor = self._request.spoil
             watches[decode] = replace(watches[decode], spoil=(node, element, factor))
 
+        copies = [Copies() for _ in self._script]
+
         def show(decode: int, node: Node) -> None:
+            before = copies[decode].followed
+            wrong = tuple(map(str, copies[decode].see(node)))
             if node.computes:
-                see(seen(decode, node))
+                see(replace(seen(decode, node), copies=copies[decode].followed - before, wrong_copies=wrong))
 
         with _for_users():
             run = self._bench.run(self._script, watches, show)

@@ -1,0 +1,128 @@
+"""ggml's test-backend-ops beside Opconform: the same ops on the same build and device, in one run, start-up included.
+
+    python benchmarks/peer.py --peer PATH/test-backend-ops --ggml-lib DIR [--device CPU]… [--op acc]… [--runs 3]
+
+The time is that of the whole process, and what counts are cases that were computed and judged. The two take turns, and
+the ratio is the median of the turns. benchmarks/README.md says how the peer's program is built.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from opconform.harness.judge.intervals import median
+
+#: Opconform's op and the peer's. Those that are compared unless --op says otherwise.
+OPS = {
+    "acc": "ACC",
+    "cumsum": "CUMSUM",
+    "solve_tri": "SOLVE_TRI",
+    "gated_delta_net": "GATED_DELTA_NET",
+    "l2_norm": "L2_NORM",
+    "sum_rows": "SUM_ROWS",
+    "ssm_conv": "SSM_CONV",
+    "pad": "PAD",
+}
+_JUDGED = re.compile(r"(\d+)/(\d+) tests passed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process: how many cases it judged, and the seconds from start to end."""
+
+    cases: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.cases / self.seconds
+
+
+def run_of_peer(program: Path, folder: Path, op: str, device: str) -> Run:
+    """The peer on one op. It loads the backends that lie in its working directory."""
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "GGML_VK_VISIBLE_DEVICES": "0"}
+    command = [str(program.resolve()), "test", "-o", op, "-b", device]
+    start = time.perf_counter()
+    found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    return Run(cases_of_peer(found.stdout + found.stderr), seconds)
+
+
+def cases_of_peer(text: str) -> int:
+    """How many cases its output says it has judged, on all devices that it ran."""
+    return sum(int(total) for _, total in _JUDGED.findall(text))
+
+
+def run_of_ours(python: str, folder: Path, op: str, device: str, examples: int) -> Run:
+    """Opconform on one op, with the interpreter `python`, which may be that of another commit."""
+    program = [python, "-c", "from opconform.cli import main; main()"]
+    chosen = ["--op", op, "--backend", f"ggml:{device}", "--ggml-lib", str(folder), "--max-examples", str(examples)]
+    options = ["--seed", "1", "--history", "none", "--database", "none", "--output", "json"]
+    command = [*program, "test", *chosen, *options]
+    start = time.perf_counter()
+    found = subprocess.run(command, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    try:
+        results = json.loads(found.stdout)["results"]
+    except ValueError:
+        sys.exit(f"{' '.join(command)} gave no JSON:\n{found.stderr[-2000:]}")
+    return Run(sum(each["tally"]["passed"] + each["tally"]["failed"] for each in results), seconds)
+
+
+@click.command()
+@click.option("--peer", type=click.Path(exists=True, path_type=Path), required=True, help="test-backend-ops")
+@click.option("--ggml-lib", type=click.Path(exists=True, path_type=Path), required=True, help="the libggml of both")
+@click.option("--device", "devices", multiple=True, default=("CPU", "Vulkan0"), show_default=True)
+@click.option("--op", "chosen", multiple=True, type=click.Choice(list(OPS)), help="only these ops")
+@click.option("--runs", default=3, show_default=True, help="turns of each")
+@click.option("--examples", default=1000, show_default=True, help="cases that Opconform draws: its default profile")
+@click.option("--python", default=sys.executable, help="the interpreter of the Opconform that is measured")
+def main(
+    peer: Path,
+    ggml_lib: Path,
+    devices: tuple[str, ...],
+    chosen: tuple[str, ...],
+    runs: int,
+    examples: int,
+    python: str,
+) -> None:
+    """Print cases a second of both, and the ratio with its range."""
+    print(f"{'device':9} {'op':16} {'peer':>8} {'ours':>8} {'ratio':>7} {'range':>13} {'peer s':>7} {'ours s':>7}")
+    ratios = []
+    for device in devices:
+        for op in chosen or OPS:
+            found = []
+            for _ in range(runs):
+                theirs = run_of_peer(peer, ggml_lib.resolve(), OPS[op], device)
+                ours = run_of_ours(python, ggml_lib, op, device, examples)
+                if theirs.cases:
+                    found.append((theirs, ours))
+            if not found:
+                print(f"{device:9} {op:16} the peer has judged no case")
+                continue
+            each = [ours.rate / theirs.rate for theirs, ours in found]
+            ratios.append(median(each))
+            rates = [median([run.rate for run in side]) for side in zip(*found)]
+            seconds = [median([run.seconds for run in side]) for side in zip(*found)]
+            print(
+                f"{device:9} {op:16} {rates[0]:8.0f} {rates[1]:8.0f} {ratios[-1]:7.1f} "
+                f"{min(each):6.1f}–{max(each):<6.1f} {seconds[0]:7.2f} {seconds[1]:7.2f}",
+                flush=True,
+            )
+    if ratios:
+        mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+        print(f"geometric mean {mean:.1f}, the least {min(ratios):.1f}")
+
+
+if __name__ == "__main__":
+    main()
