@@ -24,9 +24,9 @@ _APART = ("view", "group", "callback")  #: kinds that compute nothing of their o
 @click.command()
 @shared("--backend", "--ggml-lib", "--no-isolation")
 def coverage(values: dict[str, Any]) -> None:
-    """For every op that a backend's library itself names: tested, on which devices, or why not.
+    """Which of the ops that a backend's own library names are tested.
 
-    In brackets: how many of 32 drawn cases of each op the device takes.
+    For each of them: on which devices, or why not; in brackets, how many of 32 drawn cases of the op the device takes.
     """
     settings = settings_from(values)
     targets, missing = targets_of(values["backend"], settings)

@@ -246,17 +246,21 @@ class GgmlBackend(Backend):
         return list(names_in(self._library.c))
 
     def _weighed(self, case: Case) -> Numerics | None:
-        """Products with weights: the CPU rounds the other operand to the type that its dot product takes. A GPU may
-        round it to q8_1, and converts it to float16 where it is not contiguous (src/ggml-vulkan/ggml-vulkan.cpp,
-        ggml_vk_mul_mat_q_f16: quantize_y, y_non_contig)."""
-        weights = case.inputs["a"].type
-        if not self._is_cpu:
-            if weights.name == "f32":
-                return None
-            return replace(GPU_NUMERICS, narrow_operands=True, block_operands=32 if weights.block > 1 else 0)
-        if weights.block > 1:
-            return replace(CPU_NUMERICS, block_operands=256 if weights.block == 256 else 32)
-        return replace(CPU_NUMERICS, narrow_operands=True) if weights.itemsize == 2 else None
+        """Products with weights: the CPU rounds the other operand to the type that its dot product takes. Vulkan may
+        round it to q8_1, and converts it to float16 where its rows do not follow each other
+        (src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16: quantize_y, y_non_contig)."""
+        weights, b = case.inputs["a"].type, case.inputs["b"]
+        if self._is_cpu:
+            if weights.block > 1:
+                return replace(CPU_NUMERICS, block_operands=256 if weights.block == 256 else 32)
+            return replace(CPU_NUMERICS, narrow_operands=True) if weights.itemsize == 2 else None
+        blocks = 32 if weights.block > 1 else 0
+        if self._float16 or not self.device.startswith("Vulkan"):
+            return replace(GPU_NUMERICS, roundoff=_FLOAT16, block_operands=blocks)
+        apart = b.nb[:2] != (b.type.itemsize, b.type.itemsize * b.ne[0])
+        if weights.name == "f32" or not (apart or blocks):
+            return None
+        return replace(GPU_NUMERICS, narrow_operands=apart, block_operands=blocks)
 
     def _build(self, case: Case) -> Nodes:
         build = self.graphs.get(case.op)

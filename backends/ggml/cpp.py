@@ -259,6 +259,8 @@ def _fill(facts: Facts, names: Sequence[str]) -> dict[str, Any]:
     """How the memory of inputs is filled: their elements in their places; the gaps hold what is never read."""
     layouts = {name: facts.case.inputs[name] for name in names}
     first = layouts[names[0]]
+    if first.type.block > 1:
+        raise NoTestError(f"{names[0]} is quantised, and test cases with blocks are not written; repro.py has them")
     dtype, plain = first.type, len(names) == 1 and is_plain(first)
     end = first.size * dtype.itemsize if plain else max(layout.end for layout in layouts.values())
     memory = np.zeros(end, np.uint8)
@@ -271,11 +273,14 @@ def _fill(facts: Facts, names: Sequence[str]) -> dict[str, Any]:
             raw = np.where(bad, dtype.encode(np.full(raw.shape, _UNREAD)), raw)
         (layout.packed() if plain else layout).array(memory)[...] = raw
     flat = memory.view(dtype.native)
-    types = {"f32": "float", "f16": "uint16_t", "bf16": "uint16_t", "i32": "int32_t"}
+    whole = {f"i{bits}": f"int{bits}_t" for bits in (8, 16, 32, 64)}
+    types = {"f32": "float", "f64": "double", "f16": "uint16_t", "bf16": "uint16_t", **whole}
     if dtype.name == "f32":
         digits = [cpp_float(value) for value in flat]
+    elif dtype.name == "f64":
+        digits = [repr(float(value)) for value in flat]
     else:
-        digits = [str(int(value)) for value in (flat if dtype.name == "i32" else memory.view(np.uint16))]
+        digits = [str(int(value)) for value in (flat if dtype.name in whole else memory.view(np.uint16))]
     about = [] if plain else [f"{_UNREAD:g} stands between the elements, where nothing must be read"]
     about += [f"bits of {dtype.name}"] if dtype.name in ("f16", "bf16") else []
     owner = facts.case.shares.get(names[0], names[0])

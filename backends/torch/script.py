@@ -10,7 +10,16 @@ from opconform.harness.run.extract import CannotExtractError, source_of
 from opconform.harness.run.script import CannotWriteError, Script, ScriptRequest
 from opconform.harness.run.templates import script_of
 
-_TYPES = {"f32": "torch.float32", "f16": "torch.float16", "bf16": "torch.bfloat16", "i32": "torch.int32"}
+_TYPES = {
+    "f32": "torch.float32",
+    "f16": "torch.float16",
+    "bf16": "torch.bfloat16",
+    "f64": "torch.float64",
+    "i8": "torch.int8",
+    "i16": "torch.int16",
+    "i32": "torch.int32",
+    "i64": "torch.int64",
+}
 _IMPORTS = ("from __future__ import annotations", "import os", "from types import SimpleNamespace")
 
 

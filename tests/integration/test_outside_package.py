@@ -17,12 +17,12 @@ from opconform.cases.families import elementwise
 from opconform.harness.model.layouts import LayoutClass
 
 OPS = (
-    elementwise("sqr", "x²", lambda x: x * x, mistakes={"x is doubled": lambda x: x + x}),
-    elementwise("neg", "−x", lambda x: -x),
+    elementwise("square", "x²", lambda x: x * x, mistakes={"x is doubled": lambda x: x + x}),
+    elementwise("negative", "−x", lambda x: -x),
 )
-TORCH = {"sqr": lambda case, tensors: tensors["x"].square(), "neg": lambda case, tensors: -tensors["x"]}
+TORCH = {"square": lambda case, tensors: tensors["x"].square(), "negative": lambda case, tensors: -tensors["x"]}
 ROWS = (Wants("CPU", "x", LayoutClass.ROWS, "aborts unless rows are contiguous", "ggml-cpu/unary-ops.cpp"),)
-GGML = (Row("sqr", "ggml_sqr(x)", wants=ROWS), Row("neg", "ggml_neg(x)", wants=ROWS))
+GGML = (Row("square", "ggml_sqr(x)", wants=ROWS), Row("negative", "ggml_neg(x)", wants=ROWS))
 """
 ENTRY_POINTS = """
 [opconform.ops]
@@ -68,7 +68,7 @@ def test_its_op_is_searched(installed: dict[str, str], tmp_path: Path, backend: 
         pytest.fail(message) if os.environ.get("CI") == "true" else pytest.skip(message)
     done = opconform(
         installed,
-        *("test", "--op", "sqr,neg", "--backend", backend, "--max-examples", "64"),
+        *("test", "--op", "square,negative", "--backend", backend, "--max-examples", "64"),
         *("--report-dir", str(tmp_path), "--repro-dir", "none", "--history", "none"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -84,7 +84,7 @@ def test_a_fault_in_it_gets_the_hint_that_it_brings(installed: dict[str, str], t
         '        buffers.array("out")[...] = 2 * buffers.array("x")\n'
     )
     arguments = ("--max-examples", "64", "--report-dir", str(tmp_path), "--repro-dir", "none", "--history", "none")
-    done = opconform(installed, "test", "--op", "sqr", "--backend", f"{tmp_path}/doubling.py:Doubling", *arguments)
+    done = opconform(installed, "test", "--op", "square", "--backend", f"{tmp_path}/doubling.py:Doubling", *arguments)
     assert done.returncode == 1
     assert "x is doubled" in done.stdout
     assert re.search(r"\[squares\.py:\d+\]", done.stdout)  # where its formula stands

@@ -10,11 +10,18 @@ import numpy as np
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import EXACT
-from opconform.harness.model.ops import ops
+from opconform.harness.model.op import Op
 from tests.kernels.base import F32, Kernel
 from tests.kernels.formulas import Row, Single
 
 ONE = np.float32(1)
+
+
+def op_of(case: Case) -> Op:
+    """The op of a case."""
+    from opconform.harness.model.ops import ops  # where a bundle runs a kernel there are no ops to be found
+
+    return ops()[case.op]
 
 
 class Rows(Kernel):
@@ -31,7 +38,7 @@ class Rows(Kernel):
         if hasattr(self, case.op):
             super().run(case, buffers)
             return
-        row = Row.of(ops()[case.op])
+        row = Row.of(op_of(case))
         with np.errstate(all="ignore"):
             if row is not None:
                 self.by_formula(row, case, buffers)
@@ -55,7 +62,7 @@ class Rows(Kernel):
             for name, layout in case.inputs.items()
         }
         out = case.outputs["out"].type
-        expected = ops()[case.op].expect(case, read, EXACT)
+        expected = op_of(case).expect(case, read, EXACT)
         raw = out.encode(expected.value)
         if expected.exact is not None and expected.bits is not None:
             exact = expected.exact[..., :: out.block]
