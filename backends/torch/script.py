@@ -32,6 +32,8 @@ def torch_script(request: ScriptRequest, ops: Mapping[str, Callable[..., Any]]) 
         function = source_of(ops[request.op])
     except CannotExtractError:
         return None
+    if missing := [layout.dtype for layout in request.case.layouts.values() if layout.dtype not in _TYPES]:
+        raise CannotWriteError(f"torch has no {missing[0]}, and the script would have to bring a decoder of it")
     types = ", ".join(f'"{name}": {_TYPES[layout.dtype]}' for name, layout in request.case.layouts.items())
     parts = [
         {"params": dict(case.params), "names": {name: name + suffix for name in case.layouts}}

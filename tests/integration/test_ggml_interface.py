@@ -143,24 +143,19 @@ def test_a_node_holds_what_its_row_says(library: Library, arena: Arena, op: str)
 
 
 F32 = Layout.contiguous("f32", (1, 1, 1, 8))
-ROPE = """
-struct ggml_tensor * ggml_rope_multi(struct ggml_context * ctx, struct ggml_tensor * a, struct ggml_tensor * b,
-    struct ggml_tensor * c, int n_dims, int sections[4], int mode, int n_ctx_orig, float freq_base, float freq_scale,
-    float ext_factor, float attn_factor, float beta_fast, float beta_slow);
-"""
 
 
 @pytest.fixture
 def rope(library: Library) -> tuple[Binding, Row]:
-    """The loaded library with ggml_rope_multi, and a row for it."""
+    """The loaded library, and a row for its ggml_rope_multi."""
     return (
-        bound(library, HEADER + ROPE),
+        bound(library, HEADER),
         Row(
             "rope",
             "ggml_rope_multi(x, positions, factors?, n_dims, {s0 s1 s2 s3}, mode, 0, base, 1, 0, 1, 0, 0)",
             stored="0 n_dims mode 0 0 base",
             mixed=True,
-            declarations=Declarations.read(HEADER + ROPE),
+            declarations=Declarations.read(HEADER),
         ),
     )
 

@@ -107,6 +107,8 @@ def passing(runner: Runner, op: Op) -> list[Verdict]:
 
     draw()
     whole = [case for case in cases if all(layout.size for layout in case.layouts.values())]
+    if runner.target.spec == "torch":  # it has no blocks, and a script brings no decoder
+        whole = [case for case in whole if all(layout.type.block == 1 for layout in case.layouts.values())]
     found = [verdict for verdict in runner.verdicts(op, whole) if verdict.unsupported is None]
     assert not found or any(verdict.passed for verdict in found), f"{runner.target.device.id} fails {op.name}"
     return sorted((verdict for verdict in found if verdict.passed and _demands(verdict)), key=_plainness)
@@ -147,7 +149,7 @@ def test_the_script_of_every_op_runs_alone(api: str, tmp_path: Path) -> None:
                 assert "repro.py" in made, f"{verdict.case}: {made['issue.md'].decode()}"
                 file.write_bytes(made["repro.py"])
                 files[str(file)] = f"{verdict.case}"
-    assert len(files) > 30
+    assert len(files) > (20 if api in OWN_KERNELS else 60)
     environment = {name: value for name, value in os.environ.items() if name != "OPCONFORM_GGML_LIB"}
     ran = []
     for together in [[file] for file in files] if api in ALONE else [list(files)]:

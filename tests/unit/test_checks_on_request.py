@@ -61,7 +61,8 @@ def test_every_op_has_slices_to_run_alone_or_says_why_not(op: str) -> None:
     if op in ("acc", "set"):  # a view that lies in no corner crosses the slices of what it views
         assert "the view of a crosses its slices" in found
     else:
-        assert sum(isinstance(each, list) and each != [] for each in found) >= 10
+        alone = sum(isinstance(each, list) and each != [] for each in found)
+        assert alone >= 10 or {*map(type, found)} == {str}, found
 
 
 def test_a_view_that_has_a_block_of_each_slice_is_checked() -> None:
