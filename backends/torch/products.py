@@ -18,9 +18,10 @@ def wide(case: Case, tensors: Tensors, name: str) -> torch.Tensor:
     """An argument in float32. Blocks come as bytes."""
     import torch
 
-    layout, found = case.inputs[name], tensors[name]
-    if layout.type.block == 1:
+    found = tensors[name]
+    if found.dtype != torch.uint8:
         return found.float()
+    layout = case.inputs[name]
     raw = np.ascontiguousarray(found.cpu().numpy()).view(layout.type.raw)[..., 0]
     return torch.from_numpy(layout.type.decode(raw).astype(np.float32)).to(found.device)
 
@@ -50,7 +51,9 @@ def mul_mat_id(case: Case, tensors: Tensors) -> torch.Tensor:
 
 def get_rows(case: Case, tensors: Tensors) -> torch.Tensor:
     """The rows that b names, matrix by matrix."""
-    a = tensors["a"] if case.dtype == "i32" else wide(case, tensors, "a")
+    import torch
+
+    a = tensors["a"] if tensors["a"].dtype == torch.int32 else wide(case, tensors, "a")
     at = tensors["b"][0].long().unsqueeze(-1)
     return a.take_along_dim(at.expand(*at.shape[:-1], a.shape[-1]), 2)
 

@@ -107,17 +107,20 @@ def passing(runner: Runner, op: Op) -> list[Verdict]:
 
     draw()
     whole = [case for case in cases if all(layout.size for layout in case.layouts.values())]
-    if runner.target.spec == "torch":  # it has no blocks, and a script brings no decoder
-        whole = [case for case in whole if all(layout.type.block == 1 for layout in case.layouts.values())]
-    found = [verdict for verdict in runner.verdicts(op, whole) if verdict.unsupported is None]
+    # No script writes blocks, and torch's brings no decoder of them.
+    plain = [case for case in whole if all(layout.type.block == 1 for layout in case.outputs.values())]
+    if runner.target.spec == "torch":
+        plain = [case for case in plain if all(layout.type.block == 1 for layout in case.inputs.values())]
+    found = [verdict for verdict in runner.verdicts(op, plain) if verdict.unsupported is None]
     assert not found or any(verdict.passed for verdict in found), f"{runner.target.device.id} fails {op.name}"
     return sorted((verdict for verdict in found if verdict.passed and _demands(verdict)), key=_plainness)
 
 
 def _demands(verdict: Verdict) -> bool:
-    """Whether something is demanded of the result: nothing is of the logarithm of a negative number."""
+    """Whether a spoilt result is noticed: nothing is demanded of the logarithm of a negative number, and little of GELU
+    far below 0, where 1 + tanh loses all digits."""
     expected = Bench(verdict.case).expected(verdict.numerics)
-    return bool((np.isfinite(expected.bound) & ~np.isnan(expected.value)).any())
+    return bool(((expected.bound < 1) & ~np.isnan(expected.value)).any())
 
 
 def _plainness(verdict: Verdict) -> tuple[int, ...]:
@@ -160,7 +163,7 @@ def test_the_script_of_every_op_runs_alone(api: str, tmp_path: Path) -> None:
         assert ran[-1][0] == together[-1], done.stderr
     wrong = [(files[file], status, said) for file, status, said in ran if status != [0, 1]]
     assert [file for file, _, _ in ran] == list(files)
-    assert not wrong, wrong
+    assert not wrong, "\n".join(f"{case} {status} {said[-160:]!r}" for case, status, said in wrong)
 
 
 @pytest.mark.parametrize("form", ["one node", "l2norm", "chunk"])
