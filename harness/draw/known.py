@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from opconform.harness.model import sidecar
-from opconform.harness.model.case import DEFAULT_MAX_BYTES, MAX_RANK, Case, CaseError
+from opconform.harness.model.case import DEFAULT_MAX_BYTES, MAX_RANK, Case, CaseError, NoBlocksError
 from opconform.harness.model.files import read_regular
 from opconform.harness.model.ops import ops
 from opconform.harness.model.plain import parsed
@@ -41,7 +41,8 @@ class KnownCase:
 
 @cache
 def known_cases() -> dict[str, KnownCase]:
-    """Every packaged known case, by id. Raises `CaseError` naming the file for one that is not a case."""
+    """Every packaged known case, by id; without the package gguf, those of plain types. Raises `CaseError` naming the
+    file for one that is not a case."""
     found: dict[str, KnownCase] = {}
     for file in sorted(files("opconform.cases").joinpath("known").iterdir(), key=lambda file: file.name):
         if not file.name.endswith(".json"):
@@ -49,6 +50,8 @@ def known_cases() -> dict[str, KnownCase]:
         for entry in json.loads(file.read_text(encoding="utf-8")):
             try:
                 case = checked(Case.from_json(entry["case"], LARGEST))
+            except NoBlocksError:
+                continue
             except CaseError as error:
                 raise CaseError(f"{file.name}: {entry.get('id')}: {error}") from None
             found[entry["id"]] = KnownCase(entry["id"], entry["about"], entry["source"], case)

@@ -44,6 +44,10 @@ class CaseError(ValueError):
         super().__init__(printable(message, self.LONGEST))
 
 
+class NoBlocksError(CaseError):
+    """A case with a quantised type, where the package that decodes them is not installed."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One concrete problem.
@@ -301,7 +305,7 @@ def _layout(plain: object, where: str, max_bytes: int) -> Layout:
     its = DTYPES[dtype]
     itemsize = its.itemsize
     if its.block > 1 and not blocks.available():
-        raise CaseError(f"{where}.dtype is {dtype}; quantised types need the package gguf: {blocks.REMEDY}")
+        raise NoBlocksError(f"{where}.dtype is {dtype}; quantised types need the package gguf: {blocks.REMEDY}")
     if its.block > 1 and (not shape or shape[-1] % its.block):
         raise CaseError(f"{where}: the innermost size must be a multiple of {its.block}, the block of {dtype}")
     if any(step % itemsize for step in (*strides, offset)):

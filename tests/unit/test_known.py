@@ -13,6 +13,7 @@ import pytest
 
 from opconform.harness.draw import known
 from opconform.harness.draw.known import LARGEST, case_from_file, case_path, checked, find_case, known_cases, store
+from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.ops import ops
 from opconform.harness.model.usage import UsageError
@@ -160,3 +161,12 @@ def test_a_packaged_case_that_is_none_names_its_file(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(known, "files", lambda package: tmp_path)
     with pytest.raises(CaseError, match=r"^acc\.json: acc/bad: case\.op is 'nope'; there are abs, acc, "):
         known_cases.__wrapped__()
+
+
+def test_without_gguf_the_known_cases_of_plain_types_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = known_cases()
+    monkeypatch.setattr(blocks, "available", lambda: False)
+    plain = known_cases.__wrapped__()
+    left_out = everything.keys() - plain.keys()
+    assert "mul_mat/uneven" in left_out
+    assert all(any(it.type.block > 1 for it in everything[name].case.layouts.values()) for name in left_out)
