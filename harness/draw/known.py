@@ -73,6 +73,8 @@ def checked(case: Case) -> Case:
         if len(layout.shape) != MAX_RANK:
             raise CaseError(f"{name} has {len(layout.shape)} dimensions; it must have {MAX_RANK}")
     op.check(case)
+    if case.before is not None:
+        checked(case.before)
     return case
 
 

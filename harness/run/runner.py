@@ -150,14 +150,15 @@ class Runner:
             if reason is not None:
                 found[index] = Verdict(case, unsupported=reason)
                 continue
-            needed = Plan.of(case).size
+            first = [] if case.before is None else [(-1 - index, case.before)]
+            needed = sum(Plan.of(each).size for _, each in [*first, (index, case)])
             if batch and size + needed > _BATCH_BYTES:
                 worker = self._worker
                 found.update(self._run(op, batch, until_death, seconds))
                 batch, size = [], 0
                 if until_death and worker is not self._worker:
                     break
-            batch.append((index, case))
+            batch += [*first, (index, case)]
             size += needed
         if batch:
             found.update(self._run(op, batch, until_death, seconds))
@@ -167,6 +168,10 @@ class Runner:
         op.check(case)
         if case.nbytes > self.max_bytes:
             return f"takes {case.nbytes} bytes; --max-bytes allows {self.max_bytes}"
+        if case.before is not None:
+            reason = self._forbidden(op, case.before, beyond)
+            if reason is not None:
+                return reason
         traits = op.traits(case)
         for limit in self.limits(op):
             if limit.kind not in beyond and limit.forbids(case, traits):
@@ -228,6 +233,9 @@ class Runner:
         self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray, seconds: float
     ) -> Verdict:
         verdict = self._own_verdict(op, item, result, before, after, seconds)
+        if verdict.failed and item.case.before is not None:
+            detail = f"alone it is right; it is wrong right after {item.case.before}"
+            verdict = replace(verdict, findings=(Finding("history", Kind.STATE_KEPT, detail), *verdict.findings))
         if self._sanitizer is None or not result.log:
             return verdict
         findings = self._sanitizer.findings(result.log, item.case)
@@ -263,6 +271,10 @@ class Runner:
         traits = op.traits(case)
         limits = (limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind == "kernel")
         return Kind.SUPPORTS_OP_LIES if any(limit.forbids(case, traits) for limit in limits) else None
+
+    def fresh(self) -> None:
+        """Go on with a new worker, on which nothing has run."""
+        self._replace_worker()
 
     def _replace_worker(self) -> None:
         """Take the worker standing by, and start the next one, so that shrinking a crash does not wait for start-up."""

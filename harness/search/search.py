@@ -22,11 +22,11 @@ from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import VARIANTS, Variant, variants
+from opconform.harness.draw.variants import VARIANTS, Variant, between, variants
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
-from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
@@ -34,6 +34,7 @@ from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
+from opconform.harness.search.coverage import Coverage
 from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
@@ -135,6 +136,8 @@ class Search:
         self._listed = listed
         self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
         self._covered: Counter[str] = Counter()
+        self._coverage = Coverage()
+        self._values: dict[str, list[Param]] = {}  #: of each parameter, as problems were drawn
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
@@ -180,6 +183,7 @@ class Search:
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
+            coverage=self._coverage.covered,
         )
 
     def _smallest_of(self, verdict: Verdict, others: Sequence[Verdict]) -> tuple[Verdict, str]:
@@ -372,16 +376,23 @@ class Search:
 
     def _fails(self, problem: Problem, variant_seed: int) -> bool:
         if self._found is None:
-            drawn = variants(self._op, problem, variant_seed, self._freedom)
+            if not self._coverage.wants(problem):
+                return False
+            self._keep_values(problem)
+            drawn = variants(self._op, problem, variant_seed, self._freedom, self._coverage.choose, self._values)
             if not drawn:
                 limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
                 self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
-            verdicts = self._examine([variant.case(self._op, problem) for variant in drawn], until_death=True)
+            cases = [variant.case(self._op, problem) for variant in drawn]
+            verdicts = self._examine(cases, until_death=True)
+            for verdict in verdicts:
+                self._coverage.ran(verdict.case, refused=verdict.unsupported is not None)
             vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
             self._vacuous += vacuous
             self._drawn += len(drawn) - vacuous if drawn else 1
-            for variant, verdict in zip(drawn, verdicts):
+            for index, verdict in enumerate(verdicts):
                 if self._is_new(verdict):
+                    variant, verdict = self._alone(drawn[: index + 1], problem, verdict)
                     self._of = _Drawn(variant, problem)
                     self._begin_to_shrink(verdict)
                     self._simplify()
@@ -393,6 +404,40 @@ class Search:
             return False
         self._of.problem = problem
         return True
+
+    def _keep_values(self, problem: Problem) -> None:
+        for name, value in problem.params.items():
+            kept = self._values.setdefault(name, [])
+            if value in kept:
+                kept.remove(value)
+            kept.append(value)
+
+    def _alone(self, ran: Sequence[Variant], problem: Problem, verdict: Verdict) -> tuple[Variant, Verdict]:
+        """The last variant of those that ran one after the other, and its verdict; where it is right on a backend that
+        has run nothing yet, and wrong after one of the others, it says so, with as little between the two as can be."""
+        *others, variant = ran
+        if not others or verdict.findings[0].check == "process" or not self._passes_alone(verdict.case):
+            return variant, verdict
+        for before in dict.fromkeys((len(others) - 1, 0)):
+            after = replace(variant, after=others[before])
+            found = self._verdict_alone(after.case(self._op, problem))
+            if not found.failed:
+                continue
+            for nearer in between(others[before], variant):
+                candidate = replace(variant, after=nearer)
+                less = self._verdict_alone(candidate.case(self._op, problem))
+                if less.failed and self._passes_alone(less.case):
+                    return candidate, less
+            return after, found
+        return variant, verdict
+
+    def _passes_alone(self, case: Case) -> bool:
+        return self._verdict_alone(replace(case, before=None)).passed
+
+    def _verdict_alone(self, case: Case) -> Verdict:
+        """The verdict of a backend that has run nothing yet."""
+        self._runner.fresh()
+        return self._runner.verdicts(self._op, [case], time_limit=self._time_limit)[0]
 
     def _begin_to_shrink(self, verdict: Verdict) -> None:
         assert verdict.kind
@@ -423,6 +468,8 @@ class Search:
             self._found.cut = True
             return None
         try:
+            if case.before is not None:  # what it keeps of another candidate would tell nothing
+                self._runner.fresh()
             verdict = self._examine([case])[0]
             if verdict.passed and Kind.NOT_DETERMINISTIC in self._found.kinds:
                 again = self._examine([case] * _REPEATS)
@@ -459,7 +506,8 @@ class Search:
         """The verdict on the failure's case, made smaller by itself."""
         found = self._found
         assert found is not None
-        smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
+        if found.verdict.case.before is None:  # sizes of two cases do not change together there
+            smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
         verdict = found.verdict
         if self._time_limit is not None:
             self._time_limit = None
