@@ -54,7 +54,7 @@ def check(case: Case) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Up to two chunks and a few tokens, mostly few tokens, or several chunks; shrinks to one token in a chunk of 16, whole."""
+    """Up to two chunks and a few tokens, or several chunks; shrinks to one token in a chunk of 16, whole."""
     chunk = draw(st.sampled_from(freedom.choices("chunk", CHUNKS)))
     forms = ("whole", "blockwise") if chunk > BLOCK else ("whole",)
     form = draw(st.sampled_from(freedom.choices("form", forms)))
