@@ -55,12 +55,13 @@ def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
     form = draw(forms())
     if form == "many":
         count, n = draw(counts()), draw(few())
-        i3, i2 = draw(st.permutations((count, 1)))
+        i3, i2 = draw(st.permutations((count, draw(few()))))
         return (*within((i3, i2), itemsize * n * n, freedom), n, n)
     if form != "usual":
         n = draw(st.sampled_from((65, 129, 258, 321) if form == "tiles" else (385, 513)))
-        n = min(n, math.isqrt(max(freedom.max_bytes // 16 // itemsize, 1)))
-        return (1, 1, n, n)
+        beside = (draw(few()), draw(few())) if form == "tiles" else (1, 1)
+        n = min(n, math.isqrt(max(freedom.max_bytes // 16 // itemsize // (beside[0] * beside[1]), 1)))
+        return (*beside, n, n)
     outer = (draw(outer_sizes()), draw(outer_sizes()))
     largest = math.isqrt(max(freedom.max_bytes // 16 // itemsize // (outer[0] * outer[1]), 1))
     n = min(draw(inner_sizes(min(draw(scales()), 257))), largest)

@@ -200,9 +200,9 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     n = draw(st.sampled_from(freedom.choices("n", [size for size in EDGES if size <= largest])))
     k = draw({"usual": inner_sizes(33), "tiles": tile_sizes(), "long": lengths()}.get(form, few()))
     square = draw(st.integers(0, 3)) == 3  # sides that are mixed up show only where both have the same size
-    outer = (draw(outer_sizes()), draw(outer_sizes())) if form == "usual" else (1, 1)
+    outer = (draw(outer_sizes()), draw(outer_sizes())) if form == "usual" else (draw(few()), draw(few()))
     if form == "many":
-        i2, i3 = draw(st.permutations((draw(counts()), 1)))
+        i2, i3 = draw(st.permutations((draw(counts()), outer[0])))
         outer = (i2, i3)
     if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
         k = 0
@@ -211,7 +211,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
         outer = (i2, i3)
     else:
         n = min(within((n, n, *outer), 4, freedom)[:2])
-        k = min(k, max(freedom.max_bytes // 64 // n, 1)) if form == "long" else k
+        k = min(k, max(freedom.max_bytes // 64 // (n * outer[0] * outer[1]), 1)) if form == "long" else k
     k = n if square and k and form != "long" else k
     a_shape = (outer[1], outer[0], n, n)
     b_shape = (outer[1], outer[0], n, k) if left else (outer[1], outer[0], k, n)

@@ -182,7 +182,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     shapes = {row.inputs[0]: shape}
     for name in row.inputs[1:]:
         shapes[name] = shape
-        if draw(st.sampled_from(freedom.choices("repeats", (False, True)))):
+        if draw(st.sampled_from(freedom.choices("repeats", (False, False, True)))):
             shape, shapes[name] = draw(_repeatable(shape, DTYPES[dtype].itemsize, freedom))
     shapes[row.inputs[0]] = shape
     inplace = row.inplace and draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
@@ -199,7 +199,7 @@ def _repeatable(
     """
     whole, part = list(shape), [1] * len(shape)
     for axis, n in enumerate(shape):
-        kind = draw(st.sampled_from(("one", "whole", "part"))) if n > 1 else "whole"
+        kind = draw(st.sampled_from(("one", "whole", "part", "whole"))) if n > 1 else "whole"
         if kind == "whole":
             part[axis] = n
         elif kind == "part":
