@@ -94,5 +94,6 @@ OP = Op(
     traits=views.traits,
     alone=views.alone,
     hypotheses=hypotheses,
+    pointwise=True,
     sources=views.sources,
 )

@@ -77,5 +77,6 @@ OP = Op(
     traits=views.traits,
     alone=views.alone,
     hypotheses=hypotheses,
+    pointwise=True,
     sources=sources,
 )

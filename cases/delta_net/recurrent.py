@@ -90,8 +90,9 @@ _SNAPSHOTS = (1, 2, 3, 5, 1, 2, 3, 5, 1, 2, 3, 5, 8, 17, 33)
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """One to 33 tokens, now and then more; shrinks to one token, one head of size 1, no initial state."""
-    own = {"snapshots": draw(st.sampled_from(freedom.choices("snapshots", _SNAPSHOTS)))}
-    return draw(values.problems(freedom, _TOKENS, _LONG, own))
+    kept = draw(st.sampled_from(freedom.choices("snapshots", _SNAPSHOTS)))
+    enough = st.sampled_from((kept - 1, kept, kept + 1, 2 * kept))  # older snapshots are nobody's
+    return draw(values.problems(freedom, _TOKENS if kept < 8 else enough, _LONG, {"snapshots": kept}))
 
 
 OP = Op(

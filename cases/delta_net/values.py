@@ -27,7 +27,17 @@ PARAMS: Mapping[str, type] = {
 }
 
 #: From the plainest to the strangest; `shape_values` says what each means.
-RECIPES = ("small_int", "unit_keys", "normal", "slow_decay", "strong_decay", "signed_zero", "denormal", "wide")
+RECIPES = (
+    "small_int",
+    "unit_keys",
+    "normal",
+    "slow_decay",
+    "strong_decay",
+    "signed_zero",
+    "denormal",
+    "wide",
+    "growing",
+)
 
 _HEAD_SIZES = (1, 2, 3, 4, 5, 7, 8, 11, 13, 15, 16, 17)
 _LARGE_HEAD_SIZES = (16, 31, 32, 33, 64, 100, 128)
@@ -71,7 +81,9 @@ def problems(
     keys = draw(st.sampled_from(allowed))
     square = draw(st.sampled_from(freedom.choices("square", (True, False))))
     width = keys if square else draw(st.sampled_from(widths))
-    length = draw(few() if form in ("wide", "real", "many") else long if form == "tokens" else tokens)
+    kept = int(own.get("snapshots", 1))
+    short = form in ("wide", "real", "many") and kept < 8
+    length = draw(few() if short else long if form == "tokens" else tokens)
     numbers = [
         length,
         draw({"usual": outer_sizes(), "sequences": _SEQUENCES}.get(form, few())),
@@ -83,12 +95,13 @@ def problems(
     if form == "many":
         numbers[1:] = draw(st.permutations((draw(counts()), 1, 1)))
         numbers[3] = numbers[3] if numbers[3] in freedom.choices("heads_per_key", (numbers[3],)) else 1
-    kept = int(own.get("snapshots", 1))
     budget = min(_BUDGET if form == "usual" else _RARE_BUDGET, freedom.max_bytes // 16)
-    while _states(numbers, kept) * keys * width > budget and max(numbers) > 1:
-        largest = max(range(4), key=numbers.__getitem__)
+    while _states(numbers, kept) * keys * width > budget and max(numbers[1:]) + max(numbers[0] - kept, 0) > 1:
+        largest = max(range(0 if numbers[0] > kept else 1, 4), key=numbers.__getitem__)
         numbers[largest] = max(numbers[largest] // 2, 1)
     length, sequences, key_heads, shared = numbers
+    if kept > length and length in freedom.choices("snapshots", (length,)) and draw(st.integers(0, 7)):
+        own = {**own, "snapshots": length}  # older ones are nobody's: that is tried now and then
     heads = key_heads * shared
     layout = draw(st.sampled_from(freedom.choices("state_layout", ("kv", "vk"))))
     normalises = draw(st.sampled_from(freedom.choices("l2norm", (False, True))))
@@ -132,14 +145,18 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
     small_int: keys with one or two elements of ±1, β 0 or 1, gates 0 to −3 (decays 1 to ⅛): where no log gate but 0 is
     drawn the results are whole numbers. unit_keys: q and k of length 1, usual gates. normal: longer keys, so that
     I − βkkᵀ may grow. slow_decay: gates that are 0 or nearly so. strong_decay: gates over [−316, 0), so that
-    exp(−Σg) overflows float32. signed_zero, denormal, wide: v and state of that kind. Elsewhere β is in [0, 1] with
-    exact 0 and 1, one key in sixteen is 0, and gates are exactly 0, tiny, or usual.
+    exp(−Σg) overflows float32. signed_zero, denormal, wide: v and state of that kind. growing: β up to 2, as models
+    with negative eigenvalues have it, and token by token gates up to 0.3; a chunk has none above 0, for no form of it
+    may exponentiate a positive sum. Elsewhere β is in [0, 1] with exact 0 and 1, one key in sixteen is 0, and gates are
+    exactly 0, tiny, or usual.
     """
     _shape_keys(case, values, rng)
     _shape_gates(case, values, rng)
     beta = values["beta"]
     ends = rng.integers(0, 2, beta.shape).astype(np.float64)
     inside = rng.random(beta.shape)
+    if case.recipe == "growing":
+        ends, inside = 2 * ends, 2 * inside
     beta[...] = np.where((case.recipe == "small_int") | (rng.random(beta.shape) < 0.2), ends, inside)
 
 
@@ -189,6 +206,8 @@ def _shape_gates(case: Case, values: dict[str, F64], rng: np.random.Generator) -
             gates = -316.0 * rng.random(g.shape) ** 3
         tiny_share = 0.9 if case.recipe == "slow_decay" else 0.3
         gates = np.where(chosen < tiny_share, tiny, gates)
+        if case.recipe == "growing" and "chunk" not in case.params:
+            gates = np.where(rng.random(g.shape) < 0.4, 0.3 * rng.random(g.shape), gates)
         gates[rng.random(g.shape) < 0.15] = 0.0
     if case.params["gate"] == "decay":
         gates = np.exp(gates)

@@ -169,6 +169,7 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
         traits=row.traits,
         alone=row.alone,
         hypotheses=row.hypotheses,
+        pointwise=not row.along_rows,
     )
 
 

@@ -156,6 +156,7 @@ def gather(
         alone=alone,
         hypotheses=row.hypotheses,
         sources=row.sources,
+        pointwise=True,
         copies=copies,
     )
 

@@ -67,6 +67,43 @@ def _wide(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argume
     return np.ldexp(rng.uniform(-1, 1, shape), rng.integers(-span, span + 1, shape))
 
 
+def _edges(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Standard normal, and in every eighth place a number at an edge: the largest finite ones, those that f16 has last
+    and has no more (65504 and 65520, 2^-24 and 2^-25), and a power of two with its neighbours.
+    """
+    values = rng.standard_normal(shape)
+    edges = np.array([dtype.largest, 65504.0, 65519.0, 65520.0, 2.0**-24, 2.0**-25, dtype.smallest_normal, 0.0])
+    chosen = rng.choice(edges, shape) * rng.choice([1.0, -1.0], shape)
+    chosen = np.where(np.abs(chosen) > dtype.largest, dtype.largest, chosen)
+    return np.where(rng.random(shape) < 1 / 8, chosen, values)
+
+
+def _special(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """As `edges`, with infinities and NaN besides: one value in eight, or one in fifty, is none of the usual ones.
+
+    The bits of a NaN are drawn too (`_with_payloads`).
+    """
+    values = _edges(rng, shape, dtype, argument)
+    odd = rng.choice([np.inf, -np.inf, np.nan], shape)
+    return np.where(rng.random(shape) < rng.choice([1 / 8, 1 / 50]), odd, values)
+
+
+def _with_payloads(raw: Raw, dtype: DType, rng: np.random.Generator) -> Raw:
+    """The elements, each NaN with a sign and a payload of its own: any bits of the fraction but none at all. Those with
+    only the lowest bits set, which a conversion that cuts off turns into infinities, and with all bits set, which one
+    that rounds turns into zeros, are among them. None is what a gap or an output that was not written holds.
+    """
+    is_nan = np.isnan(dtype.decode(raw))
+    fraction = {"f32": 23, "f16": 10, "bf16": 7}[dtype.name]
+    exponent = ((1 << (8 * dtype.itemsize - 1 - fraction)) - 1) << fraction
+    payload = rng.integers(1, 1 << fraction, raw.shape)
+    payload = np.where(rng.random(raw.shape) < 1 / 3, 1, payload)
+    payload = np.where(rng.random(raw.shape) < 1 / 4, (1 << fraction) - 1, payload)
+    sign = np.where(payload == (1 << fraction) - 1, 0, rng.integers(0, 2, raw.shape)) << (8 * dtype.itemsize - 1)
+    bits = (sign | exponent | payload).astype(raw.dtype)
+    return np.where(is_nan, bits, raw)
+
+
 Recipe = Callable[[np.random.Generator, tuple[int, ...], DType, int], F64]
 
 RECIPES: dict[str, Recipe] = {
@@ -77,13 +114,24 @@ RECIPES: dict[str, Recipe] = {
     "signed_zero": _signed_zero,
     "denormal": _denormal,
     "wide": _wide,
+    "edges": _edges,
+    "special": _special,
 }
 INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
+FINITE_RECIPES = tuple(name for name in RECIPES if name != "special")
 
 
 def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
-    """The recipes that an op is tried with on elements of a type, the simplest first."""
-    return op.composite.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
+    """The recipes that an op is tried with on elements of a type, the simplest first.
+
+    Infinities and NaN are for ops of which each element of the output comes from a few elements: in a sum right kernels
+    carry them in other ways (a scan as a product of matrices makes NaN of what stands before an infinity).
+    """
+    if op.composite.recipes:
+        return op.composite.recipes
+    if not DTYPES[dtype].is_float:
+        return INTEGER_RECIPES
+    return tuple(RECIPES) if op.pointwise else FINITE_RECIPES
 
 
 def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
@@ -109,7 +157,10 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
                 _spoil_other_slices(values[name], layout, op.composite.batch_axes, case.keep)
     raw = {}
     for name, layout in case.inputs.items():
-        raw[name] = _as_stored(layout.type.encode(values[name]), layout)
+        elements = layout.type.encode(values[name])
+        if case.recipe == "special" and layout.type.is_float:
+            elements = _with_payloads(elements, layout.type, rng)
+        raw[name] = _as_stored(elements, layout)
     return raw
 
 

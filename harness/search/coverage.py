@@ -19,7 +19,7 @@ Trait = tuple[str, object]
 
 _SIZES = (0, 1, 8, 33, 257, 1025, 65535)  #: the largest size of each class but the last
 _EXPECTED = 8  #: a pair that chance would have drawn so often and that never came is none
-_PASSED_OVER = 3  #: problems in a row that show nothing new and are not run
+_PASSED_OVER = 1  #: how many problems in a row that show nothing new are not run
 
 
 def _size_class(size: int) -> str:

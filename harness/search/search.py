@@ -9,6 +9,7 @@ that fails. While it shrinks, a failure must stay of its kind: a wrong value is 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import sys
 import time
@@ -142,6 +143,7 @@ class Search:
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
+        self._problems = 0
         self._vacuous = 0  #: cases drawn that say nothing
         self._found: _Shrinking | None = None
         self._of: _Drawn | None = None
@@ -352,7 +354,8 @@ class Search:
         return in_time or not self._drawn
 
     def _draw_chunk(self, chunk: int, start: float) -> None:
-        needed = -(-(self._settings.examples - self._drawn) // VARIANTS)
+        each = self._drawn / self._problems if self._drawn else VARIANTS  # large problems make fewer cases
+        needed = math.ceil((self._settings.examples - self._drawn) / each)
         problems = min(_CHUNK, max(needed, _LEAST_CHUNK))
 
         @seed(self._settings.seed * 1_000_003 + chunk)
@@ -367,6 +370,7 @@ class Search:
         )
         @given(batches(self._op, self._freedom))
         def examine(drawn: tuple[Problem, int]) -> None:
+            self._problems += 1
             goes_on = self._found is not None or (self._time_left(start) and self._more_to_draw())
             if goes_on and self._fails(*drawn):
                 raise _Failed
