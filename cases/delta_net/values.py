@@ -101,7 +101,7 @@ def problems(
         numbers[largest] = max(numbers[largest] // 2, 1)
     length, sequences, key_heads, shared = numbers
     if kept > length and length in freedom.choices("snapshots", (length,)) and draw(st.integers(0, 7)):
-        own = {**own, "snapshots": length}  # older ones are nobody's: that is tried now and then
+        kept, own = length, {**own, "snapshots": length}  # older ones are nobody's: that is tried now and then
     heads = key_heads * shared
     layout = draw(st.sampled_from(freedom.choices("state_layout", ("kv", "vk"))))
     normalises = draw(st.sampled_from(freedom.choices("l2norm", (False, True))))
