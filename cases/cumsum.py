@@ -101,7 +101,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     form = draw(forms())
     if form == "usual":
         length = draw(inner_sizes(draw(scales())))
-        if length == 1 and draw(st.integers(0, 7)):  # the sum is x itself, or nothing
+        if length == 1 and draw(st.integers(0, 15)) < 15:  # the sum is x itself, or nothing
             length = 2
         ne = [draw(inner_sizes(9)), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
         ne[axis] = length

@@ -95,7 +95,10 @@ def rare_sizes(draw: st.DrawFn, form: str, axes: Sequence[int], inner: int, oute
     if form == "long":
         sizes[inner] = draw(lengths())
     elif form == "many":
-        sizes[draw(st.sampled_from(list(outer)))] = draw(counts())
+        axis = draw(st.sampled_from(list(outer)))
+        sizes = [1, 1, 1, 1]  # a case costs as much as it has elements
+        sizes[draw(st.sampled_from([other for other in range(4) if other != axis]))] = draw(few())
+        sizes[axis] = draw(counts())
     else:
         pairs = [(one, other) for one in axes for other in axes if one < other]
         one, other = draw(st.sampled_from(pairs))

@@ -88,13 +88,16 @@ def _special(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, arg
     return np.where(rng.random(shape) < rng.choice([1 / 8, 1 / 50]), odd, values)
 
 
+_FRACTIONS = {"f32": 23, "f16": 10, "bf16": 7}  #: bits
+
+
 def _with_payloads(raw: Raw, dtype: DType, rng: np.random.Generator) -> Raw:
     """The elements, each NaN with a sign and a payload of its own: any bits of the fraction but none at all. Those with
     only the lowest bits set, which a conversion that cuts off turns into infinities, and with all bits set, which one
     that rounds turns into zeros, are among them. None is what a gap or an output that was not written holds.
     """
     is_nan = np.isnan(dtype.decode(raw))
-    fraction = {"f32": 23, "f16": 10, "bf16": 7}[dtype.name]
+    fraction = _FRACTIONS[dtype.name]
     exponent = ((1 << (8 * dtype.itemsize - 1 - fraction)) - 1) << fraction
     payload = rng.integers(1, 1 << fraction, raw.shape)
     payload = np.where(rng.random(raw.shape) < 1 / 3, 1, payload)
@@ -118,6 +121,7 @@ RECIPES: dict[str, Recipe] = {
     "special": _special,
 }
 INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
+_FLOATS_ONLY = ("edges", "special")  #: an index is "normal" beside them
 FINITE_RECIPES = tuple(name for name in RECIPES if name != "special")
 
 
@@ -147,7 +151,10 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     recipe = RECIPES.get(case.recipe, _normal)
     rng = np.random.default_rng(case.seed)
     values = {
-        name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())
+        name: (recipe if layout.type.is_float or case.recipe not in _FLOATS_ONLY else _normal)(
+            rng, layout.shape, layout.type, index
+        )
+        for index, (name, layout) in enumerate(case.inputs.items())
     }
     if op.composite.shape_values is not None:
         op.composite.shape_values(case, values, rng)
@@ -158,7 +165,7 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     raw = {}
     for name, layout in case.inputs.items():
         elements = layout.type.encode(values[name])
-        if case.recipe == "special" and layout.type.is_float:
+        if case.recipe == "special" and layout.dtype in _FRACTIONS:
             elements = _with_payloads(elements, layout.type, rng)
         raw[name] = _as_stored(elements, layout)
     return raw
