@@ -61,11 +61,12 @@ def _measure(op: Op, target: Target, settings: Settings) -> list[str]:
         start = time.perf_counter()
         result = Search(op, runner, settings).run()
         wall = time.perf_counter() - start
-    if not result.tally.executed:
+    judged = result.tally.executed + result.tally.vacuous  # what a case that says nothing costs counts too
+    if not judged:
         return ["unsupported"]
     stages = astuple(runner.clock)
     shares = [(wall - sum(stages)) / wall, *(stage / wall for stage in stages)]
-    return [f"{result.tally.executed / wall:.0f}", *(f"{share:.0%}" for share in shares)]
+    return [f"{judged / wall:.0f}", *(f"{share:.0%}" for share in shares)]
 
 
 if __name__ == "__main__":

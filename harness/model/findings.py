@@ -40,10 +40,10 @@ class Kind(str, Enum):
     @classmethod
     def of(cls, text: str) -> Kind:
         """The kind that a file or a message calls `text`. Raises `ValueError`."""
-        for kind in cls:
-            if kind.value == text:
-                return kind
-        raise ValueError(f"{text!r} is no kind of failure; there are {', '.join(cls)}")
+        kind = cls._value2member_map_.get(text)
+        if not isinstance(kind, Kind):
+            raise ValueError(f"{text!r} is no kind of failure; there are {', '.join(cls)}")
+        return kind
 
     WRONG_VALUES = "WRONG VALUES", "wrong values", "returns wrong values", Severity.RESULT
     NAN_INF = (

@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,6 +64,9 @@ class StageError:
 
 #: The intermediates of a case by stage; None where the backend shows none.
 Shown = Mapping[str, F64] | None
+
+
+_KINDS: Mapping[str, Kind] = {kind.value: kind for kind in Kind}
 
 
 def packed(kind: str, content: Any, arrays: bytes = b"") -> bytes:
@@ -120,12 +124,17 @@ def of_absence(reason: Unavailable | UsageError) -> bytes:
 
 def of_answer(answer: Answer, number: int) -> bytes:
     """What became of the case of this `number` in its request. It is cut where it is longer than any reader wants."""
-    numerics = None if answer.numerics is None else asdict(answer.numerics)
-    plain = {field.name: getattr(answer, field.name) for field in fields(Answer)}
+    numerics = None if answer.numerics is None else _plain_numerics(answer.numerics)
+    plain = {name: getattr(answer, name) for name in _names(Answer)}
     for name in ("unsupported", "error", "log"):
         if plain[name] is not None:
             plain[name] = _cut(plain[name])
     return packed("answer", [number, {**plain, "numerics": numerics}])
+
+
+@cache
+def _plain_numerics(numerics: Numerics) -> dict[str, Any]:
+    return asdict(numerics)
 
 
 def of_reasons(reasons: Sequence[str | None]) -> bytes:
@@ -135,7 +144,7 @@ def of_reasons(reasons: Sequence[str | None]) -> bytes:
 
 def of_numerics(found: Sequence[Numerics | None]) -> bytes:
     """What `Backend.numerics` says of several cases."""
-    return packed("numerics", [None if each is None else asdict(each.checked()) for each in found])
+    return packed("numerics", [None if each is None else _plain_numerics(each.checked()) for each in found])
 
 
 def of_stages(shown: Shown | StageError) -> bytes:
@@ -160,36 +169,43 @@ def _cut(text: str) -> str:
 # ---- the harness's side ---------------------------------------------------------------------------------------------
 
 
-def _demand(holds: bool, says: str) -> None:
+@cache
+def _names(kind: type) -> frozenset[str]:
+    """The fields of a dataclass."""
+    return frozenset(field.name for field in fields(kind))
+
+
+def _demand(holds: bool, says: str, *values: object) -> None:
+    """Raises `NonsenseError` where it does not hold; the text is made only then, for every case has a message."""
     if not holds:
-        raise NonsenseError(says)
+        raise NonsenseError(says.format(*values))
 
 
 def text_of(value: Any, what: str) -> str:
     """A text without lone surrogates, which nothing can print. Raises `NonsenseError`."""
-    _demand(isinstance(value, str), f"{what} is {value!r:.80}, not a text")
+    _demand(isinstance(value, str), "{} is {!r:.80}, not a text", what, value)
     return str(value[: 2 * _LONGEST].encode("utf-8", "backslashreplace").decode())
 
 
 def _number(value: Any, what: str) -> float:
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
-    _demand(good, f"{what} is {value!r:.80}, not a number from 0 on")
+    _demand(good, "{} is {!r:.80}, not a number from 0 on", what, value)
     return float(value)
 
 
-def _record(value: Any, what: str, names: Sequence[str]) -> dict[str, Any]:
-    _demand(isinstance(value, dict) and set(value) == set(names), f"{what} is {value!r:.80}")
+def _record(value: Any, what: str, kind: type) -> dict[str, Any]:
+    _demand(isinstance(value, dict) and value.keys() == _names(kind), "{} is {!r:.80}", what, value)
     found: dict[str, Any] = value
     return found
 
 
 def _list(value: Any, what: str, each: Callable[[Any, str], T]) -> list[T]:
-    _demand(isinstance(value, list), f"{what} are {value!r:.80}, not a list")
+    _demand(isinstance(value, list), "{} are {!r:.80}, not a list", what, value)
     return [each(item, what) for item in value]
 
 
 def _numerics(value: Any) -> Numerics:
-    plain = _record(value, "the arithmetic", [field.name for field in fields(Numerics)])
+    plain = _record(value, "the arithmetic", Numerics)
     try:
         return Numerics(**plain).checked()
     except ValueError as error:
@@ -200,8 +216,8 @@ def devices_in(content: Any) -> list[Device]:
     """The devices of a message. Raises `NonsenseError`, also for two of one id."""
 
     def device(value: Any, what: str) -> Device:
-        plain = _record(value, "a device", [field.name for field in fields(Device)])
-        _demand(isinstance(plain["versions"], dict), f"the versions are {plain['versions']!r:.80}, not a mapping")
+        plain = _record(value, "a device", Device)
+        _demand(isinstance(plain["versions"], dict), "the versions are {!r:.80}, not a mapping", plain["versions"])
         return Device(
             id=text_of(plain["id"], "the id of a device"),
             description=text_of(plain["description"], "the description of a device"),
@@ -215,7 +231,7 @@ def devices_in(content: Any) -> list[Device]:
     found = _list(content, "its devices", device)
     for one in found:
         _demand(one.id != "", "a device has an empty id")
-        _demand(sum(other.id == one.id for other in found) == 1, f"two devices have the id {one.id!r}")
+        _demand(sum(other.id == one.id for other in found) == 1, "two devices have the id {!r}", one.id)
     return found
 
 
@@ -223,21 +239,21 @@ def limits_in(content: Any) -> tuple[Limit, ...]:
     """The limits of a message. Raises `NonsenseError`."""
 
     def limit(value: Any, what: str) -> Limit:
-        plain = _record(value, "a limit", [field.name for field in fields(Limit)])
+        plain = _record(value, "a limit", Limit)
         allowed, pinned = plain["allowed"], plain["pinned"]
         _demand(
-            isinstance(allowed, dict) and set(allowed) in ({"class"}, {"values"}), f"a limit allows {allowed!r:.80}"
+            isinstance(allowed, dict) and set(allowed) in ({"class"}, {"values"}), "a limit allows {!r:.80}", allowed
         )
         if "class" in allowed:
-            _demand(allowed["class"] in list(LayoutClass), f"{allowed['class']!r:.80} is no class of layouts")
+            _demand(allowed["class"] in list(LayoutClass), "{!r:.80} is no class of layouts", allowed["class"])
             allows: LayoutClass | tuple[Any, ...] = LayoutClass(allowed["class"])
         else:
             scalars = isinstance(allowed["values"], list) and all(
                 item is None or isinstance(item, (bool, int, float, str)) for item in allowed["values"]
             )
-            _demand(scalars, f"a limit allows {allowed['values']!r:.80}")
+            _demand(scalars, "a limit allows {!r:.80}", allowed["values"])
             allows = tuple(allowed["values"])
-        _demand(plain["kind"] in ("api", "kernel", "bug"), f"{plain['kind']!r:.80} is no kind of limit")
+        _demand(plain["kind"] in ("api", "kernel", "bug"), "{!r:.80} is no kind of limit", plain["kind"])
         texts = {name: text_of(plain[name], f"a limit's {name}") for name in ("op", "subject", "reason", "source")}
         return Limit(
             **texts,
@@ -253,7 +269,7 @@ def limits_in(content: Any) -> tuple[Limit, ...]:
 def absence_in(kind: str, content: Any) -> Unavailable | UsageError | None:
     """Why there is no backend or device, if that is what a message says. Raises `NonsenseError`."""
     if kind == "unavailable":
-        _demand(isinstance(content, list) and len(content) == 3, f"it is not available for {content!r:.80}")
+        _demand(isinstance(content, list) and len(content) == 3, "it is not available for {!r:.80}", content)
         reason, remedy, hardware = content
         return Unavailable(text_of(reason, "the reason"), text_of(remedy, "the remedy"), hardware is True)
     return UsageError(text_of(content, "a usage error")) if kind == "usage" else None
@@ -261,15 +277,16 @@ def absence_in(kind: str, content: Any) -> Unavailable | UsageError | None:
 
 def answer_in(content: Any, number: int) -> Answer:
     """What a message says of the case of this `number`. Raises `NonsenseError`, also where it is about another one."""
-    _demand(isinstance(content, list) and len(content) == 2, f"an answer is {content!r:.80}")
-    _demand(content[0] == number, f"the answer to case {content[0]!r:.20} came instead of that to case {number}")
-    plain = _record(content[1], "an answer", [field.name for field in fields(Answer)])
-    _demand(plain["kind"] in list(Kind), f"{plain['kind']!r:.80} is no kind of failure")
+    _demand(isinstance(content, list) and len(content) == 2, "an answer is {!r:.80}", content)
+    _demand(content[0] == number, "the answer to case {!r:.20} came instead of that to case {}", content[0], number)
+    plain = _record(content[1], "an answer", Answer)
+    kind = plain["kind"]
+    _demand(isinstance(kind, str) and kind in _KINDS, "{!r:.80} is no kind of failure", kind)
     unsupported, error, numerics = plain["unsupported"], plain["error"], plain["numerics"]
     return Answer(
         unsupported=None if unsupported is None else text_of(unsupported, "the reason for not supporting a case"),
         error=None if error is None else text_of(error, "an error"),
-        kind=Kind.of(plain["kind"]),
+        kind=_KINDS[kind],
         seconds=_number(plain["seconds"], "the time of a case"),
         numerics=None if numerics is None else _numerics(numerics),
         log=text_of(plain["log"], "a checker's log"),
@@ -280,14 +297,14 @@ def answer_in(content: Any, number: int) -> Answer:
 def numerics_in(content: Any, count: int) -> list[Numerics | None]:
     """What a message says of the arithmetic of so many cases. Raises `NonsenseError`."""
     found = _list(content, "the arithmetics", lambda value, what: None if value is None else _numerics(value))
-    _demand(len(found) == count, f"{len(found)} arithmetics came of {count} cases")
+    _demand(len(found) == count, "{} arithmetics came of {} cases", len(found), count)
     return found
 
 
 def reasons_in(content: Any, count: int) -> list[str | None]:
     """What a message says of `count` cases: None where a case is supported. Raises `NonsenseError`."""
     found = _list(content, "the reasons", lambda value, what: None if value is None else text_of(value, what))
-    _demand(len(found) == count, f"there are {len(found)} reasons for {count} cases")
+    _demand(len(found) == count, "there are {} reasons for {} cases", len(found), count)
     return found
 
 
@@ -302,14 +319,14 @@ def stages_in(kind: str, content: Any, arrays: bytes) -> Shown | StageError:
         count = 1
         for size in shape:
             count *= size
-        _demand(start + 8 * count <= len(arrays), f"the stage {name!r:.40} is larger than what was sent")
+        _demand(start + 8 * count <= len(arrays), "the stage {!r:.40} is larger than what was sent", name)
         found[name] = np.frombuffer(arrays, np.float64, count, start).reshape(shape)
         start += 8 * count
     return found
 
 
 def _stage(value: Any) -> tuple[str, tuple[int, ...]]:
-    _demand(isinstance(value, list) and len(value) == 2 and isinstance(value[1], list), f"a stage is {value!r:.80}")
+    _demand(isinstance(value, list) and len(value) == 2 and isinstance(value[1], list), "a stage is {!r:.80}", value)
     sizes = all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value[1])
-    _demand(sizes and len(value[1]) <= 32, f"the shape of a stage is {value[1]!r:.80}")
+    _demand(sizes and len(value[1]) <= 32, "the shape of a stage is {!r:.80}", value[1])
     return text_of(value[0], "the name of a stage"), tuple(value[1])
