@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from opconform.harness.model.buffers import unwritten
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, DType, Mask, Raw
 from opconform.harness.model.layouts import Layout, LayoutClass
@@ -104,6 +105,7 @@ def _with_payloads(raw: Raw, dtype: DType, rng: np.random.Generator) -> Raw:
     payload = np.where(rng.random(raw.shape) < 1 / 4, (1 << fraction) - 1, payload)
     sign = np.where(payload == (1 << fraction) - 1, 0, rng.integers(0, 2, raw.shape)) << (8 * dtype.itemsize - 1)
     bits = (sign | exponent | payload).astype(raw.dtype)
+    bits = np.where(bits == unwritten(dtype), raw.dtype.type(exponent | 1), bits)
     return np.where(is_nan, bits, raw)
 
 

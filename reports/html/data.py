@@ -75,6 +75,11 @@ class Entry:
         return sum((result.tally.unsupported for result in self.results), Counter())
 
     @property
+    def covered(self) -> str:
+        """What share of the pairs of traits has run, of each shard; "" in a history that does not have it."""
+        return ", ".join(str(result.coverage) for result in self.results if result.coverage.possible)
+
+    @property
     def bugs(self) -> tuple[KnownBug, ...]:
         return tuple(dict.fromkeys(bug for result in self.results for bug in result.known_bugs))
 
