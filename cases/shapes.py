@@ -43,7 +43,7 @@ def rows(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     if form != "usual":
         return within(draw(rare_sizes(form, range(4), 0, (1, 2, 3))), itemsize, freedom)[::-1]
     ne = [draw(inner_sizes(draw(scales()))), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    if freedom.choices("empty", (True,)) and draw(st.integers(0, 15)) == 15:
         ne[draw(st.integers(0, 3))] = 0
     return within(ne, itemsize, freedom)[::-1]
 
@@ -65,7 +65,7 @@ def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
     outer = (draw(outer_sizes()), draw(outer_sizes()))
     largest = math.isqrt(max(freedom.max_bytes // 16 // itemsize // (outer[0] * outer[1]), 1))
     n = min(draw(inner_sizes(min(draw(scales()), 257))), largest)
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    if freedom.choices("empty", (True,)) and draw(st.integers(0, 15)) == 15:
         n = 0
     return (outer[1], outer[0], n, n)
 

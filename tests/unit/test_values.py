@@ -46,7 +46,11 @@ def test_another_seed_gives_other_values(recipe: str) -> None:
 
 @pytest.mark.parametrize(
     ("recipe", "dtype"),
-    [(recipe, dtype) for dtype in DTYPES for recipe in (INTEGER_RECIPES if dtype == "i32" else RECIPES)],
+    [
+        (recipe, name)
+        for name, dtype in DTYPES.items()
+        for recipe in (FINITE_RECIPES if dtype.is_float else INTEGER_RECIPES)
+    ],
 )
 def test_every_recipe_gives_finite_values_of_every_type(recipe: str, dtype: str) -> None:
     layout = Layout.contiguous(dtype, (2, 3, 17, 33))
