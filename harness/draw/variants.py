@@ -27,6 +27,7 @@ _TWINS = (2, 5)  #: which of them are twins of the one before
 _FEWER = ((1 << 14, 8), (1 << 16, 4), (1 << 18, 3))  #: of a problem of more elements fewer: time goes into other shapes
 _LEAST = 2
 _TRIES = 4  #: how many variants are drawn for one that shows something new
+_TRIES_OF_FEW = 16  #: the same for a large problem, of which the best of all is taken: each one has to show much
 
 
 def _inversions(order: tuple[int, ...]) -> int:
@@ -253,7 +254,7 @@ def variants(
         tried: list[Variant] = []
         cases: list[Case] = []
         chosen = -1
-        while len(tried) < _TRIES and (chosen < 0 or count < VARIANTS):  # of a large problem the best of all
+        while len(tried) < (_TRIES if count == VARIANTS else _TRIES_OF_FEW) and (chosen < 0 or count < VARIANTS):
             drawn = draw.variant(packed=index == 0)
             if drawn is None:
                 return found

@@ -19,7 +19,7 @@ Trait = tuple[str, object]
 
 _SIZES = (0, 1, 8, 33, 257, 1025, 65535)  #: the largest size of each class but the last
 _EXPECTED = 8  #: a pair that chance would have drawn so often and that never came is none
-_PASSED_OVER = 1  #: how many problems in a row that show nothing new are not run
+_PASSED_OVER = 3  #: how many problems in a row that show nothing new are not run
 
 
 def _size_class(size: int) -> str:
@@ -138,7 +138,7 @@ class Coverage:
         return best if news[best] else -1
 
     def ran(self, case: Case, refused: bool) -> None:
-        """A case of the problem at hand ran, or the device refused it."""
+        """A case of the problem at hand ran; or the device refused it, or it says nothing."""
         traits = self._of(case)
         table = self._refused if refused else self._ran
         for number in _bits(traits):

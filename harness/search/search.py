@@ -390,7 +390,7 @@ class Search:
             cases = [variant.case(self._op, problem) for variant in drawn]
             verdicts = self._examine(cases, until_death=True)
             for verdict in verdicts:
-                self._coverage.ran(verdict.case, refused=verdict.unsupported is not None)
+                self._coverage.ran(verdict.case, verdict.unsupported is not None or bool(verdict.vacuous))
             vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
             self._vacuous += vacuous
             self._drawn += len(drawn) - vacuous if drawn else 1

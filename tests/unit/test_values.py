@@ -101,7 +101,7 @@ def test_an_unknown_recipe_is_refused_with_the_list() -> None:
 def test_elements_that_share_an_address_hold_one_value(op: str) -> None:
     """What a backend reads from memory is what the reference is given."""
     shared = 0
-    for case in drawn_cases(op, 400, 1 << 14):
+    for case in drawn_cases(op, 800, 1 << 14):
         values, plan = inputs_of(case, OPS[op]), Plan.of(case)
         buffers = Buffers(case, np.zeros(plan.size, np.uint8), plan)
         buffers.fill(values)
