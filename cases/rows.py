@@ -57,6 +57,14 @@ OPS = (
         bound="γ_{n−1}·Σ|x_j| over the n elements of the row",
     ),
     row_op(
+        "mean",
+        "the mean of each row",
+        Approx.mean,
+        to_one=True,
+        mistakes={"the sum of each row is returned, not its mean": Approx.sum},
+        bound="γ_n·Σ|x_j|/n over the n elements of the row",
+    ),
+    row_op(
         "l2_norm",
         "x / max(‖x‖, eps) or x / √(Σx² + eps), row by row",
         lambda x, p: _over_norm(x, (x * x).sum(), p),

@@ -122,7 +122,7 @@ def report_command(run: str | None, history: str, out: Path | None) -> None:
     report = report_of(path, run)
     out = out or path.parent / "report.html"
     write_report(report, out)
-    failing = len({shown.pair for shown in report.failures})
+    failing = sum(entry.state.outcome == "failed" for entry in report.entries.values())
     click.echo(f"{out}  {failing} of {len(report.entries)} pairs of op and device fail")
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,19 +23,26 @@ from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.target import Target
 from opconform.harness.run.watching import WatchRequest
+from opconform.harness.search.observer import Observers
+from opconform.harness.search.result import Result, Tally, model_result
 from opconform.harness.search.session import Session, targets_of
 from opconform.harness.search.settings import positive
-from opconform.harness.search.watching import Watched, Watching
+from opconform.harness.search.watched import Watched
+from opconform.harness.search.watching import Watching
 from opconform.harness.search.watching import capture as capture_nodes
 from opconform.options import settings_from
-from opconform.reports.watching import again_with, capture_screen, screen, to_json, watch_matrix
+from opconform.reports.history import recorders
+from opconform.reports.repro.observer import bundle_writers
+from opconform.reports.repro.piece import write_piece_issue
+from opconform.reports.run import Run, about_devices
+from opconform.reports.watching import again_with, capture_screen, screen, watch_matrix
 
 ALL = "all"
 
 
 #: The options that say which model runs, and what it decodes: name, type, default, help.
 _MODEL = (
-    ("--arch", str, "", "a tiny model with random weights, or all of them, one by one"),
+    ("--arch", str, "", "a tiny model with random weights: one, several with commas between, or all"),
     ("--type", str, "f32", "of the tiny model's weights"),
     ("--tokens", int, 70, "of the prompt"),
     ("--sequences", int, 3, "that are decoded together"),
@@ -51,9 +61,9 @@ def _model_options(command: Any) -> Any:
 @click.command()
 @click.argument("model", required=False, default="")
 @_model_options
-@click.option("--minutes", type=float, metavar="M", help="stop searching after so long, and report what there is")
+@click.option("--minutes", type=float, metavar="M", help="share so long among the models; report what there is")
 @click.option("--output", type=click.Choice(("console", "json")), default="console", help="what goes to stdout")
-@shared("--backend", "--ggml-lib", "--seed", "--max-bytes", "--report-dir")
+@shared("--backend", "--ggml-lib", "--seed", "--max-bytes", "--report-dir", "--repro-dir", "--history")
 def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, output: str, **chosen: Any) -> None:
     """Judge a running model, node by node and as a whole, and name what is wrong.
 
@@ -63,35 +73,82 @@ def watch(values: dict[str, Any], model: str, arch: str, minutes: float | None, 
     seed = values["seed"] or 0
     settings = settings_from({**values, "seed": seed, "also_seconds": 0})
     targets, _ = targets_of(values["backend"], settings)
-    until = None if minutes is None else time.monotonic() + 60 * positive("--minutes", minutes)
-    request = replace(_request(model, chosen, seed), until=until)
-    several = len(targets) > 1 or arch == ALL
-    found: list[tuple[str, str, Watched | str]] = []
-    with Session(settings) as session:
-        for target in targets:
-            for name in _architectures(arch, target) or [""]:
-                label = name or model
-                asked = replace(request, architecture=name, device=target.device.id, options=target.options)
-                try:
-                    result = Watching(session, target, _progress(label, target)).watch(asked, _again(asked, minutes))
-                except (UsageError, Unavailable) as error:
-                    if not several:
-                        raise
-                    found.append((label, target.label, str(error)))
-                    continue
-                found.append((label, target.label, result))
-                if not several or not result.right:
-                    text = screen(result, again_with(result, _options_of(target)))
-                    click.echo(text + "\n", err=output == "json")
-    if several:
+    end = None if minutes is None else time.monotonic() + 60 * positive("--minutes", minutes)
+    request = _request(model, chosen, seed)
+    todo = [(target, name) for target in targets for name in _architectures(arch, target) or [""]]
+    several = len(todo) > 1
+    found: list[Found] = []
+    stopped = False
+    pairs = [(_title(replace(request, architecture=name)), target.label) for target, name in todo]
+    history = Observers(recorders(Run(settings, "search", about_devices(targets), pairs)))
+    with contextlib.closing(history), Session(settings, bundle_writers(settings)) as session:
+        try:
+            for number, (target, name) in enumerate(todo):
+                until = None if end is None else _share(end, len(todo) - number)
+                device = target.device.id
+                asked = replace(request, architecture=name, device=device, options=target.options, until=until)
+                result = _watched(session, target, asked, minutes, several)
+                found.append((name or model, target.label, result))
+                if not isinstance(result, Watched) or result.nodes or result.whole:
+                    history.watched(_recorded(result, asked, target))  # else the time was up: it did not finish
+                if isinstance(result, Watched) and not (several and result.right):
+                    click.echo(screen(result, again_with(result)) + "\n", err=output == "json")
+        except KeyboardInterrupt:
+            stopped = True
+    if several and found:
         click.echo(watch_matrix(found), err=output == "json")
     if output == "json":
         plain = [
-            {"model": label, "target": target, **({"error": it} if isinstance(it, str) else {"found": to_json(it)})}
+            {"model": label, "target": target, **({"error": it} if isinstance(it, str) else {"found": it.to_json()})}
             for label, target, it in found
         ]
         click.echo(json.dumps({"opconform": __version__, "watched": plain}, indent=1))
+    if stopped:
+        click.echo(f"stopped by Ctrl-C after {len(found)} of {len(todo)} models", err=True)
+        sys.exit(128 + signal.SIGINT)
     _finish(found)
+
+
+def _share(end: float, left: int) -> float:
+    """When a model's time is up, where so many are left to share the time until `end`."""
+    now = time.monotonic()
+    return now + max(end - now, 0.0) / left
+
+
+#: What came of a model on a target, by the names of both; a text says why it could not be run.
+Found = tuple[str, str, Watched | str]
+
+
+def _watched(
+    session: Session, target: Target, request: WatchRequest, minutes: float | None, several: bool
+) -> Watched | str:
+    """What came of one model. Raises `UsageError` and `Unavailable` where it is the only one."""
+    label = request.architecture or request.model
+    try:
+        result = Watching(session, target, _progress(label, target)).watch(request, _again(request, minutes))
+    except (UsageError, Unavailable) as error:
+        if not several:
+            raise
+        return str(error)
+    try:
+        write_piece_issue(result)
+    except OSError as error:  # what was found must still be shown
+        click.echo(f"the issue of the piece could not be written: {error}", err=True)
+    return result
+
+
+def _title(request: WatchRequest) -> str:
+    """What a model is called in a history, among the ops."""
+    if not request.architecture:
+        return f"watch {Path(request.model).name}"
+    return f"watch {request.architecture}" + (f" {request.type}" if request.type != WatchRequest("").type else "")
+
+
+def _recorded(found: Watched | str, request: WatchRequest, target: Target) -> Result:
+    if isinstance(found, Watched):
+        return model_result(found, _title(request))
+    tally = Tally(unsupported=Counter({found: 1}))
+    return Result(_title(request), target.label, target.about, tally, build=target.build.name)
 
 
 @click.command()
@@ -109,7 +166,7 @@ def capture(
     seed = values["seed"] or 0
     settings = settings_from({**values, "seed": seed, "also_seconds": 0, "report_dir": out})
     targets, _ = targets_of(values["backend"], settings)
-    if len(targets) > 1 or arch == ALL:
+    if len(targets) > 1 or arch == ALL or "," in arch:
         raise UsageError("opconform capture takes one model and one device")
     (target,) = targets
     request = replace(_request(model, chosen, seed), architecture=arch, device=target.device.id, options=target.options)
@@ -151,9 +208,9 @@ def _natural(name: str, value: int) -> int:
 
 
 def _architectures(arch: str, target: Target) -> list[str]:
-    """The architectures that `arch` names: one, or all that the target's backend makes models of."""
+    """The architectures that `arch` names: some, or all that the target's backend makes models of."""
     if arch != ALL:
-        return [arch] if arch else []
+        return [name.strip() for name in arch.split(",") if name.strip()]
     known = backend_class(target.spec).architectures()
     if not known:
         raise UsageError(f"the backend {target.spec} runs no models")
@@ -178,11 +235,7 @@ def _again(request: WatchRequest, minutes: float | None) -> str:
     return " ".join([*words, *(["--minutes", f"{minutes:g}"] if minutes is not None else [])])
 
 
-def _options_of(target: Target) -> list[str]:
-    return [f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in target.options.items()]
-
-
-def _finish(found: Sequence[tuple[str, str, Watched | str]]) -> None:
+def _finish(found: Sequence[Found]) -> None:
     ran = [result for _, _, result in found if isinstance(result, Watched)]
     if not ran:
         click.echo("nothing was run: that is a failure, not a pass", err=True)

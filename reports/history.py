@@ -89,9 +89,13 @@ class Recorder(Observer):
         self._shrinking: set[tuple[str, str]] = set()
 
     def begins(self, op: Op, target: Target) -> None:
+        self._opened()
+
+    def _opened(self) -> bool:
         if not self._open and not self._stopped:
             self._guarded(self._begin)
             self._open = not self._stopped
+        return self._open
 
     def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
         if self._open and verdicts:
@@ -103,7 +107,11 @@ class Recorder(Observer):
     def result(self, op: Op, target: Target, result: Result) -> None:
         self._shrinking.discard((op.name, target.label))
         if self._open:
-            self._guarded(self._keep_result, op, target, result)
+            self._guarded(self._keep_result, result)
+
+    def watched(self, result: Result) -> None:
+        if self._opened():
+            self._guarded(self._keep_result, result)
 
     def close(self) -> None:
         if self._open:
@@ -127,7 +135,7 @@ class Recorder(Observer):
     def _keep_verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
         raise NotImplementedError
 
-    def _keep_result(self, op: Op, target: Target, result: Result) -> None:
+    def _keep_result(self, result: Result) -> None:
         raise NotImplementedError
 
     def _end(self) -> None:
@@ -167,12 +175,12 @@ class History(Recorder):
         with transaction(self._db):
             self._db.executemany(_INSERT_CASE, values)
 
-    def _keep_result(self, op: Op, target: Target, result: Result) -> None:
+    def _keep_result(self, result: Result) -> None:
         tally, failure = result.tally, result.failure
         values = (
             *(self._run.id, result.op, result.target, result.device),
             *(tally.passed, tally.failed, tally.unsupported.total(), json.dumps(dict(tally.unsupported))),
-            *("" if failure is None else failure.kind, "" if failure is None else failure.case.id),
+            *(result.kind, result.case_id),
             "" if failure is None else _case_text(failure.case),
             *(json.dumps(result.failed_known), json.dumps([[bug.id, bug.still_fails] for bug in result.known_bugs])),
             *(tally.seconds, tally.executed / tally.seconds if tally.seconds > 0 else None),
@@ -256,7 +264,7 @@ class EventLog(Recorder):
         shrinking = ',"shrinking":true' if key in self._shrinking else ""
         self._write("".join([f"{head}{_about(verdict)}{shrinking}}}\n" for verdict in verdicts]))
 
-    def _keep_result(self, op: Op, target: Target, result: Result) -> None:
+    def _keep_result(self, result: Result) -> None:
         self._event("result", {**result.to_json()})
 
     def _end(self) -> None:

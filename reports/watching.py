@@ -7,17 +7,17 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from opconform.harness.model.graph import Difference, GraphNode, Together, WholeGraph, WrongPiece
+from opconform.harness.model.graph import Difference, Ended, GraphNode, Together, WholeGraph, WrongPiece
 from opconform.harness.model.text import printable
-from opconform.harness.search.watching import Captured, JudgedNode, Watched, WrongCase
+from opconform.harness.search.watched import JudgedNode, Watched, WrongCase
+from opconform.harness.search.watching import Captured
 from opconform.reports.console import text_of
 from opconform.reports.screen import wrapped
 
@@ -25,18 +25,19 @@ _LABEL = 15
 _NAMES = 6  #: nodes that are named in one line
 _STRIP = 88  #: marks in a row of the strip
 _MARKS = {"right": "·", "wrong": "X", "not judged": "?"}
+_SEVERITY = ("wrong", "not judged", "right")
 
 
 def screen(found: Watched, again: Sequence[str] = ()) -> str:
     """One screen: the verdict in three lines, the nodes by layer, the wrong piece, what was not judged, and how to see
     it again."""
-    lines = [f"{verdict(found)}  {found.model} on {found.target}  ({found.about})", ""]
-    lines += _line("whole graph", _whole(found.whole) if found.whole else "no verdict: the time was up")
-    lines += _line("node by node", _nodes(found))
-    lines += _line("sequences", _sequences(found.together))
+    lines = [f"{found.verdict}  {found.model} on {found.target}  ({found.about})", ""]
+    lines += _line("whole graph", whole_words(found.whole) if found.whole else "no verdict: the time was up")
+    lines += _line("node by node", nodes_words(found))
+    lines += _line("sequences", sequences_words(found.together))
     piece = found.whole.piece if found.whole else None
     if piece is not None or (found.whole and found.whole.switches):
-        lines += ["", *_piece(piece, found.whole)] if found.whole else []
+        lines += ["", *_piece(piece, found.whole, found.by_node)] if found.whole else []
     if found.piece:
         lines += _line("", f"kept without the model in {found.piece}")
     for case in found.cases:
@@ -51,22 +52,12 @@ def screen(found: Watched, again: Sequence[str] = ()) -> str:
     return "\n".join(printable(line.rstrip()) for line in lines)
 
 
-def verdict(found: Watched) -> str:
-    """The verdict in a word."""
-    whole = [found.whole.by_node, *found.whole.ended] if found.whole else []
-    died = [end for end in (found.by_node, *whole) if end is not None]
-    if died:
-        return str(died[0].kind)
-    if found.right:
-        return "RIGHT" if not found.late else "RIGHT AS FAR AS IT CAME"
-    return "WRONG" if found.nodes or found.whole else "NOTHING RAN"
-
-
 def _line(label: str, text: str) -> list[str]:
     return wrapped(label, text, _LABEL)
 
 
-def _whole(whole: WholeGraph, what: str = "logits") -> str:
+def whole_words(whole: WholeGraph, what: str = "logits") -> str:
+    """The verdict on the whole graph, in a line."""
     if whole.by_node is not None:
         return f"{whole.by_node.kind}  also node by node, so that nothing can be compared: {whole.by_node}"
     said = f"{what} off by {_off(whole.worst)}" if whole.worst else ""
@@ -84,7 +75,8 @@ def _off(difference: Difference) -> str:
     return f"{off} on a scale of {difference.scale:.2g}, where rounding explains {difference.threshold:.2g}"
 
 
-def _nodes(found: Watched) -> str:
+def nodes_words(found: Watched) -> str:
+    """How many nodes were judged, and which are wrong, in a line."""
     states = Counter(node.state for node in found.nodes)
     count = f"{found.judged} judged"
     sampled = sum(node.sampled for node in found.nodes)
@@ -97,7 +89,8 @@ def _nodes(found: Watched) -> str:
     return f"{count}{wrong}{rest}{named}{died}"
 
 
-def _sequences(together: Sequence[Together]) -> str:
+def sequences_words(together: Sequence[Together]) -> str:
+    """What came of several sequences, and of a prompt in parts, in a line."""
     said = []
     for each in together:
         what = f"{each.sequences} {each.way}" if each.sequences > 1 else each.way
@@ -117,7 +110,7 @@ def _mixed(sequence: int, difference: Difference, whose: int | None) -> str:
     return f"sequence {sequence} is off by {_off(difference)}, at {difference.where}{has}"
 
 
-def _piece(piece: WrongPiece | None, whole: WholeGraph) -> list[str]:
+def _piece(piece: WrongPiece | None, whole: WholeGraph, by_node: Ended | None) -> list[str]:
     lines = []
     if piece is not None:
         lines += _line("smallest piece", f"{piece.where}: {' '.join(piece.ops)}")
@@ -126,6 +119,10 @@ def _piece(piece: WrongPiece | None, whole: WholeGraph) -> list[str]:
         if piece.ended:
             lines += _line("", f"{piece.ended.kind}  {piece.ended}")
         lines += graph(piece)
+    elif by_node is not None and by_node.last is not None:
+        one = f"node {by_node.last}" if by_node.first == by_node.last else f"nodes {by_node.first}..{by_node.last}"
+        lines += _line("smallest piece", f"{one} of decode {by_node.decode}: {by_node.node}")
+        lines += _line("because", f"it was in flight, node by node, when {by_node.detail}")
     elif whole.asked:
         lines += _line("smallest piece", "none: it is right where the backend is asked about every node, and goes on")
     elif not whole.late:
@@ -142,26 +139,34 @@ def graph(piece: WrongPiece) -> list[str]:
         if not node.computes:
             continue
         reads = ", ".join(source.name for source in node.sources)
-        marks = [text for text in piece.because if f"output of {node.what} " in text]
-        mark = "  <- lies over what is still read" if marks else ""
-        lines.append(f"{'':{_LABEL + 3}}{node}  reads {reads}{mark}")
+        over = ", ".join(name for index, name in piece.overlaps if index == node.index)
+        mark = f"  <- lies over {over}" if over else ""
+        lines += _line("", f"{node}  reads {reads}{mark}")
     return lines
 
 
 def _case(found: WrongCase) -> list[str]:
-    node, judged = found.node.node, found.node
-    many = f" ({found.nodes} such nodes)" if found.nodes > 1 else ""
-    times = "" if not math.isfinite(judged.times) else f", up to {judged.times:.3g} times the bound"
-    lines = _line(str(judged.kind), f"{node}{_departures(node)}{many}: {judged.detail}{times}")
+    judged = found.node
+    lines = _line(str(judged.kind), case_words(found))
     if judged.lower:
         lines += _line("", f"judged with {judged.lower}, as the backend declares for it")
+    return [*lines, *_line("", f"{_alone(found)}; {found.path}")]
+
+
+def case_words(found: WrongCase) -> str:
+    """What is wrong with a node, in a line."""
+    judged = found.node
+    many = f" ({found.nodes} such nodes)" if found.nodes > 1 else ""
+    times = "" if not math.isfinite(judged.times) else f", up to {judged.times:.3g} times the bound"
+    return f"{judged.node}{_departures(judged.node)}{many}: {judged.detail}{times}"
+
+
+def _alone(found: WrongCase) -> str:
     alone = {
         "fails": "alone it fails too",
         "passes": "alone it passes: it is wrong in the graph only",
     }.get(found.alone, f"alone it was not run: {found.alone}")
-    if found.recipe:
-        alone += f", with drawn values as well (recipe {found.recipe})"
-    return [*lines, *_line("", f"{alone}; {found.path}")]
+    return alone + (f", with drawn values as well (recipe {found.recipe})" if found.recipe else "")
 
 
 def _departures(node: GraphNode) -> str:
@@ -169,38 +174,50 @@ def _departures(node: GraphNode) -> str:
     return f", {'; '.join(said)}" if said else ""
 
 
-def strip(nodes: Sequence[JudgedNode]) -> list[str]:
-    """The nodes by layer, one mark each: right, wrong, not judged. Decodes with the same nodes share a strip."""
+@dataclass(frozen=True)
+class Strip:
+    """The nodes of decodes that are alike, by layer, each with the worst that became of it; None is the layer of those
+    that are of none. decodes: in words."""
+
+    decodes: str
+    layers: Mapping[int | None, Sequence[JudgedNode]]
+
+    @property
+    def states(self) -> set[str]:
+        return {judged.state for marks in self.layers.values() for judged in marks}
+
+
+def strips(nodes: Sequence[JudgedNode]) -> list[Strip]:
+    """The nodes by layer. Decodes with the same nodes share a strip."""
     groups: dict[tuple[str, ...], list[list[JudgedNode]]] = {}
     for decode in dict.fromkeys(judged.node.decode for judged in nodes):
         mine = [judged for judged in nodes if judged.node.decode == decode]
         groups.setdefault(tuple(judged.node.name for judged in mine), []).append(mine)
-    lines = []
+    found = []
     for decodes in groups.values():
-        numbers = [mine[0].node.decode for mine in decodes]
-        lines += _line("nodes by layer", f"{_decodes(numbers)} ({_legend(decodes)})")
-        layers: dict[int | None, list[str]] = {}
-        layer: int | None = None
+        layers: dict[int | None, list[JudgedNode]] = {}
         for column in zip(*decodes):
-            layer = column[0].node.layer if column[0].node.layer is not None else layer
-            own = column[0].node.layer
-            layers.setdefault(own, []).append(_worst(column))
-        for number, marks in layers.items():
-            label = "–" if number is None else str(number)
-            text = "".join(marks)
+            layers.setdefault(column[0].node.layer, []).append(_worst(column))
+        found.append(Strip(_decodes([mine[0].node.decode for mine in decodes]), layers))
+    return found
+
+
+def strip(nodes: Sequence[JudgedNode]) -> list[str]:
+    """The nodes by layer, one mark each: right, wrong, not judged."""
+    lines = []
+    for each in strips(nodes):
+        legend = ", ".join(f"{mark} {state}" for state, mark in _MARKS.items() if state in each.states)
+        lines += _line("nodes by layer", f"{each.decodes} ({legend})")
+        for layer, marks in each.layers.items():
+            label = "–" if layer is None else str(layer)
+            text = "".join(_MARKS[judged.state] for judged in marks)
             for start in range(0, len(text), _STRIP):
                 lines.append(f"  {'' if start else label:>{_LABEL}} {text[start : start + _STRIP]}")
     return lines
 
 
-def _worst(column: Iterable[JudgedNode]) -> str:
-    states = {judged.state for judged in column}
-    return _MARKS[next(state for state in ("wrong", "not judged", "right") if state in states)]
-
-
-def _legend(decodes: Sequence[Sequence[JudgedNode]]) -> str:
-    present = {judged.state for mine in decodes for judged in mine}
-    return ", ".join(f"{mark} {state}" for state, mark in _MARKS.items() if state in present)
+def _worst(column: Iterable[JudgedNode]) -> JudgedNode:
+    return min(column, key=lambda judged: _SEVERITY.index(judged.state))
 
 
 def _decodes(numbers: Sequence[int]) -> str:
@@ -235,9 +252,9 @@ def declared(nodes: Iterable[JudgedNode]) -> list[str]:
     return [f"{', '.join(f'{what} x{n}' for what, n in ops.items())}: {lower}" for lower, ops in found.items()]
 
 
-def again_with(found: Watched, options: Sequence[str]) -> list[str]:
-    """The commands that show it again; `options` are those of the device."""
-    tail = " ".join(["--backend", shlex.quote(found.target), *options])
+def again_with(found: Watched) -> list[str]:
+    """The commands that show it again."""
+    tail = " ".join(["--backend", shlex.quote(found.target), *found.options])
     files = [found.piece] if found.piece and found.whole and not found.whole.right else []
     files += [case.path for case in found.cases if case.alone == "fails"]
     lines = [f"opconform replay {shlex.quote(os.path.normpath(path))} {tail}" for path in files[:_NAMES]]
@@ -247,23 +264,7 @@ def again_with(found: Watched, options: Sequence[str]) -> list[str]:
 def piece_screen(name: str, target: str, whole: WholeGraph) -> str:
     """What came of a piece that was computed without its model."""
     head = f"{'right' if whole.right else 'FAILED'}  {name} on {target}"
-    return "\n".join(printable(line) for line in [head, *_line("in one go", _whole(whole, "outputs"))])
-
-
-def to_json(found: Watched) -> dict[str, Any]:
-    """All that was found, as JSON data; numbers that JSON lacks stand as text."""
-    plain: dict[str, Any] = _jsonable({**asdict(found), "verdict": verdict(found), "right": found.right})
-    return plain
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(value)
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
-    return value
+    return "\n".join(printable(line) for line in [head, *_line("in one go", whole_words(whole, "outputs"))])
 
 
 def watch_matrix(found: Sequence[tuple[str, str, Watched | str]]) -> str:
@@ -286,7 +287,7 @@ def _cell(found: Watched | str | None, notes: dict[str, int]) -> str:
         return "–"
     if isinstance(found, str):
         return f"not run [{notes.setdefault(found, len(notes) + 1)}]"
-    said = [verdict(found).lower() if found.right else verdict(found), f"{found.judged} of {len(found.nodes)} judged"]
+    said = [found.verdict.lower() if found.right else found.verdict, f"{found.judged} of {len(found.nodes)} judged"]
     if found.wrong:
         said.append(f"{len(found.wrong)} wrong nodes")
     if found.whole and not found.whole.right:

@@ -12,6 +12,8 @@
 #   EXTRA_GGML      more ggml builds, as NAME=FOLDER with blanks between; each is tested as --backend ggml@NAME, so that its
 #                   results have a history of their own. Keep the name when the build changes: then it is compared
 #   KNOWN_FAILURES  the expected failures; default known_failures.toml where there is one
+#   WATCH           minutes for tiny models of every architecture, watched on each device of each ggml build; default a
+#                   third of BUDGET, 0 leaves them out. It comes on top of BUDGET
 #   NIGHTLY_DIR     where everything goes; default opconform-out/nightly
 #   NIGHTLY_ARGS    more options for `opconform test`, such as "--op acc,set"
 #   OPCONFORM       the command; default .venv/bin/opconform
@@ -43,12 +45,25 @@ search() {
   done
 }
 
+# watch NAME OPTION…: a tiny model of every architecture on each device of a ggml build. What is wrong is again for
+# `opconform compare` to judge.
+watch() {
+  local name=$1 share
+  shift
+  share=$(awk "BEGIN { print ${WATCH:-$BUDGET / 3} / (1 + ${#extra[@]}) }")
+  if [[ $share == 0 ]]; then return; fi
+  printf '\n== models on %s\n' "$name"
+  "$opconform" watch --arch all "$@" --minutes "$share" --report-dir "$out" --history "$out/shard-watch-$name.sqlite" ||
+    (($? == 1)) || exit 2
+}
+
 # run_all: the searches of every build; they leave $out/shard-*.sqlite.
 run_all() {
   local shards=${SHARDS:-2} lib=${GGML_LIB:-${OPCONFORM_GGML_LIB:-}} more extra build seed end left
   read -ra more <<<"${NIGHTLY_ARGS:-}"
   read -ra extra <<<"${EXTRA_GGML:-}"
   [[ ${BUDGET:=30} =~ ^[0-9]+(\.[0-9]+)?$ ]] || wrong "BUDGET is '$BUDGET'; it must be a number of minutes"
+  [[ ${WATCH:-0} =~ ^[0-9]+(\.[0-9]+)?$ ]] || wrong "WATCH is '$WATCH'; it must be a number of minutes"
   [[ $shards =~ ^[1-9][0-9]*$ ]] || wrong "SHARDS is '$shards'; it must be a whole number"
   for build in "${extra[@]}"; do
     [[ $build == ?*=?* ]] || wrong "EXTRA_GGML has '$build'; write NAME=FOLDER"
@@ -61,6 +76,10 @@ run_all() {
   search main ${lib:+--ggml-lib "$lib"}
   for build in "${extra[@]}"; do
     search "${build%%=*}" --backend "ggml@${build%%=*}" --ggml-lib "${build#*=}"
+  done
+  if [[ $lib ]]; then watch main --backend ggml --ggml-lib "$lib"; fi
+  for build in "${extra[@]}"; do
+    watch "${build%%=*}" --backend "ggml@${build%%=*}" --ggml-lib "${build#*=}"
   done
 }
 

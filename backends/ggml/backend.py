@@ -30,7 +30,9 @@ from opconform.harness.run.watching import Watcher, WatchRequest
 
 #: ggml promises nothing about denormals: a build may set the CPU's flush-to-zero bits, shaders and CUDA's fast math
 #: flush as they like. Vulkan and OpenCL promise neither a rounding mode nor a division better than 2.5 ulp. The norm of
-#: Vulkan and CUDA takes the variance in one pass (vulkan-shaders/norm.comp, ggml-cuda/norm.cu).
+#: Vulkan and CUDA takes the variance in one pass (vulkan-shaders/norm.comp, ggml-cuda/norm.cu). Vulkan's erf is the
+#: formula 7.1.26 of Abramowitz and Stegun, off by 1.5e-7 before it is rounded (vulkan-shaders/unary.comp); the errors
+#: of log, sin, cos and tanh are those of the Vulkan specification, "Precision of core SPIR-V instructions".
 CPU_NUMERICS = Numerics(flushes_denormals=True)
 GPU_NUMERICS = Numerics(
     flushes_denormals=True,
@@ -38,6 +40,11 @@ GPU_NUMERICS = Numerics(
     division_ulps=2.5,
     exp_ulps_per_unit=2.0,
     sqrt_ulps=5.0,
+    log_absolute=2.0**-21,
+    tanh_absolute=1e-5,
+    erf_absolute=2.0**-20,
+    sin_absolute=2.0**-11,
+    sin_within_pi=True,
     one_pass_variance=True,
 )
 
@@ -53,6 +60,9 @@ _CPU_HALF = {
     "two_part": replace(CPU_NUMERICS, narrow_operands=True),
     "flash": replace(CPU_NUMERICS, narrow_operands=True, narrow_sums=True),
 }
+
+#: The CPU looks up these in tables of float16 (src/ggml-cpu/vec.h, GGML_GELU_FP16 and GGML_GELU_QUICK_FP16).
+_TABLED = ("gelu", "gelu_quick")
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 
@@ -184,6 +194,8 @@ class GgmlBackend(Backend):
 
     def numerics(self, case: Case) -> Numerics | None:
         """Lower where matrix products round their operands to 16 bits, or flash attention adds up in float16."""
+        if case.op in _TABLED and self._is_cpu:
+            return replace(CPU_NUMERICS, half_tables=True)
         if case.op not in _PRODUCTS:
             return None
         if self._is_cpu:

@@ -90,7 +90,6 @@ DECLARATIONS = Declarations.read((Path(__file__).parent / "declarations.h").read
 #: Every enumerator's number.
 CONSTANTS: Mapping[str, int] = {name: number for enum in DECLARATIONS.enums.values() for name, number in enum.items()}
 
-#: The element types that ggml has and a case can have, by a case's name for them.
-TYPES: Mapping[str, int] = {
-    name: number for name, number in DECLARATIONS.choices["ggml_type"].items() if name in DTYPES
-}
+_NUMBERS = DECLARATIONS.choices["ggml_type"]
+#: The element types that ggml has and a case can have, by a case's name for them, which is ggml's (q4_K).
+TYPES: Mapping[str, int] = {name: _NUMBERS[name.lower()] for name in DTYPES if name.lower() in _NUMBERS}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.ops import OPS, UNARY, UNARY_INPLACE
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -58,7 +58,11 @@ CONSTRUCTORS: tuple[Limit, ...] = (
             op, "x", LayoutClass.ROWS, f"ggml_{op} asserts contiguous rows",
             "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_rows)",
         )
-        for op in ("exp", "silu")
+        for op in ("exp", "silu", *UNARY_INPLACE, *UNARY)
+    ),
+    *(
+        Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
+        for op in (*UNARY, "leaky_relu")
     ),
     *FRESH_OUTPUTS,
 )  # fmt: skip
@@ -292,7 +296,7 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for op in ("exp", "silu", "norm")
+        for op in ("exp", "silu", "norm", "leaky_relu", *UNARY_INPLACE, *UNARY)
     ),
     (
         range(7836),
@@ -317,7 +321,34 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 _CPU_BINARY, kind="kernel", device="CPU",
             ),
         )
-        for op in ("add", "mul")
+        for op in ("add", "mul", "sub", "div")
+    ),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "x", LayoutClass.CONTIGUOUS, f"the CPU's {op.upper()} aborts unless only rows are padded",
+                "src/ggml-cpu/unary-ops.cpp, apply_unary_op (ggml_is_contiguous_1)", kind="kernel", device="CPU",
+            ),
+        )
+        for op in ("sqr", "sqrt", "log", "sin", "cos")
+    ),
+    *(
+        (
+            range(7836),
+            Limit(
+                op, "x", LayoutClass.CONTIGUOUS, f"Vulkan's {op.upper()} aborts unless x's matrices are contiguous",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
+            ),
+        )
+        for op in ("leaky_relu",)
+    ),
+    (
+        range(8121),
+        Limit(
+            "step", "recipe", ("small_int", "index", "normal", "wide"), "Vulkan's STEP is 1 at 0",
+            "src/ggml-vulkan/vulkan-shaders/step.comp", kind="bug", device="Vulkan", pinned="step/vulkan-zero",
+        ),
     ),
     *(
         (
@@ -327,7 +358,7 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml.c, ggml_unary_impl (ggml_is_contiguous_1)",
             ),
         )
-        for op in ("exp", "silu")
+        for op in ("exp", "silu", *UNARY_INPLACE, *UNARY)
     ),
     (
         range(8121),

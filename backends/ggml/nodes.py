@@ -6,7 +6,7 @@ Sizes and strides are innermost first here, as ggml has them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -115,7 +115,8 @@ class Nodes:
             tensor = self.call("ggml_new_tensor_4d", number, *ne, name=name)
             self.owners.append((tensor, name))
             return tensor
-        owner = self.call("ggml_new_tensor_1d", number, layout.end // layout.type.itemsize, name=f"{name}_memory")
+        elements = layout.end // layout.type.itemsize * layout.type.block
+        owner = self.call("ggml_new_tensor_1d", number, elements, name=f"{name}_memory")
         self.owners.append((owner, name))
         view = self.strided(owner, layout.offset, ne, four_nb(layout), name)
         self.views.append(view)
@@ -221,7 +222,7 @@ Build = Callable[[Nodes], None]
 
 def is_plain(layout: Layout) -> bool:
     """Whether ggml itself would lay a tensor out so."""
-    packed = contiguous_strides(layout.shape, layout.type.itemsize)
+    packed = contiguous_strides(layout.blocks, layout.type.itemsize)
     return layout.size == 0 or (layout.offset == 0 and layout.strides == packed)
 
 
@@ -232,7 +233,7 @@ def four_ne(layout: Layout) -> tuple[int, ...]:
 
 def four_nb(layout: Layout) -> tuple[int, ...]:
     """Four byte strides, innermost first."""
-    ne, nb = four_ne(layout), layout.nb
+    ne, nb = four_ne(replace(layout, shape=layout.blocks)), layout.nb
     while len(nb) < 4:
         nb = (*nb, nb[-1] * max(ne[len(nb) - 1], 1) if nb else layout.type.itemsize)
     return nb

@@ -16,6 +16,25 @@ LARGEST_PARAM = 2**30 - 1
 
 _ROWS_OF_A = Wants("CPU", "a", ROWS, "aborts unless a's nb0 is the element size", "src/ggml-cpu/binary-ops.cpp")
 
+_ROWS_OF_X = Wants("CPU", "x", ROWS, "aborts unless x's nb0 is the element size", "src/ggml-cpu/unary-ops.cpp")
+_ROUND = (
+    Wants(
+        "Vulkan",
+        "recipe",
+        ("small_int", "index", "normal", "signed_zero", "denormal"),
+        "adds 0.5 in float32 and rounds down: odd numbers from 2^23 to 2^24 become even ones, 0.49999997 becomes 1",
+        f"{SHADERS}/unary.comp, op_round",
+        "round/vulkan-large-odd",
+    ),
+)
+
+#: ggml's unary ops beside exp and silu, with an in-place form and without one.
+UNARY_INPLACE = (
+    *("abs", "neg", "sgn", "step", "tanh", "elu", "relu", "sigmoid", "gelu", "gelu_quick", "gelu_erf"),
+    *("expm1", "softplus", "floor", "ceil", "round", "trunc"),
+)
+UNARY = ("hardsigmoid", "hardswish")
+
 TABLE = (
     Row("acc", "ggml_acc(a, b, nb1, nb2, nb3, offset)", "ggml_acc_inplace", stored="nb1 nb2 nb3 offset inplace"),
     Row("set", "ggml_set(a, b, nb1, nb2, nb3, offset)", "ggml_set_inplace", stored="nb1 nb2 nb3 offset inplace"),
@@ -31,6 +50,34 @@ TABLE = (
     Row("cont", "ggml_cont(x)"),
     Row("add", "ggml_add(a, b)", "ggml_add_inplace", wants=(_ROWS_OF_A,)),
     Row("mul", "ggml_mul(a, b)", "ggml_mul_inplace", wants=(_ROWS_OF_A,)),
+    Row("sub", "ggml_sub(a, b)", "ggml_sub_inplace", wants=(_ROWS_OF_A,)),
+    Row("div", "ggml_div(a, b)", "ggml_div_inplace", wants=(_ROWS_OF_A,)),
+    *(
+        Row(op, f"ggml_{op}(x)", f"ggml_{op}_inplace", wants=(_ROWS_OF_X,))
+        for op in ("sqr", "sqrt", "log", "sin", "cos")
+    ),
+    *(
+        Row(op, f"ggml_{op}(x)", f"ggml_{op}_inplace", stored="", wants=_ROUND if op == "round" else ())
+        for op in UNARY_INPLACE
+    ),
+    *(Row(op, f"ggml_{op}(x)", stored="") for op in UNARY),
+    Row(
+        "leaky_relu",
+        "ggml_leaky_relu(x, slope, false)",
+        wants=(
+            Wants(
+                "CPU",
+                "x",
+                CONTIGUOUS,
+                "ignores nb2 and nb3 of x",
+                "src/ggml-cpu/ops.cpp",
+                "leaky_relu/cpu-outer-stride",
+            ),
+        ),
+    ),
+    Row(
+        "mean", "ggml_mean(x)", wants=(Wants("CPU", "x", ROWS, "ignores nb0", "src/ggml-cpu/ops.cpp", "mean/cpu-step"),)
+    ),
     Row(
         "scale",
         "ggml_scale_bias(x, scale, bias)",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from opconform.backends.rows import rows_of
-from opconform.backends.torch import delta_net, mla, ops, small_ops
+from opconform.backends.torch import activations, delta_net, mla, ops, small_ops
 from opconform.harness.model.buffers import Buffers, Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 _INVERTED = Numerics(inverted_blocks=128)
 REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/cpu)"
 
+#: torch takes roots from Intel's MKL where it has that ("Vector Mathematical Functions", HA: below 1 ulp); its own
+#: vectors compute erf by formula 7.1.26 of Abramowitz and Stegun (ATen/cpu/vec/vec512/vec512_float.h), which is off by
+#: 1.5e-7 before it is rounded.
+CPU_NUMERICS = Numerics(sqrt_ulps=1.0, erf_absolute=2.0**-20)
+
 #: What computes an op: the case's tensors by argument name to the output, or to outputs and stages by name.
 Computes = Callable[[Case, Mapping[str, "torch.Tensor"]], "torch.Tensor | dict[str, torch.Tensor]"]
 
@@ -33,6 +38,7 @@ _OPS: Mapping[str, Computes] = {
     "cumsum": ops.cumsum,
     "solve_tri": ops.solve_tri,
     **small_ops.OPS,
+    **activations.OPS,
     "gated_delta_net": delta_net.gated_delta_net,
     "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
     "mla_absorbed": mla.mla_absorbed,
@@ -62,7 +68,7 @@ class TorchBackend(Backend):
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
         """The CPU, then every CUDA (or ROCm) device, then Apple's GPU. Raises `Unavailable` where torch is missing."""
         torch = _torch()
-        found = [Device("cpu", f"CPU ({platform.machine()})", _cpu_versions(torch))]
+        found = [Device("cpu", f"CPU ({platform.machine()})", _cpu_versions(torch), CPU_NUMERICS)]
         if torch.cuda.is_available():
             for index in range(torch.cuda.device_count()):
                 name = f"cuda:{index}" if index else "cuda"

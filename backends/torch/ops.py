@@ -19,7 +19,16 @@ def dtypes() -> dict[str, torch.dtype]:
     """torch's name for each of our element types."""
     import torch
 
-    return {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "i32": torch.int32}
+    return {
+        "f32": torch.float32,
+        "f16": torch.float16,
+        "bf16": torch.bfloat16,
+        "f64": torch.float64,
+        "i8": torch.int8,
+        "i16": torch.int16,
+        "i32": torch.int32,
+        "i64": torch.int64,
+    }
 
 
 def acc(case: Case, tensors: Tensors) -> torch.Tensor:

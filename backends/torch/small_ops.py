@@ -123,6 +123,21 @@ def rms_norm(case: Case, tensors: Tensors) -> torch.Tensor:
     return x * (x.square().mean(-1, keepdim=True) + float(case.params["eps"])).rsqrt()
 
 
+def sub(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a − b, b repeated over a."""
+    return tensors["a"] - repeated(tensors)
+
+
+def div(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a / b, b repeated over a."""
+    return tensors["a"] / repeated(tensors)
+
+
+def mean(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The mean of each row."""
+    return tensors["x"].mean(-1, keepdim=True)
+
+
 OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
     "tri": tri,
     "diag": diag,
@@ -132,6 +147,9 @@ OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
     "ssm_conv": ssm_conv,
     "add": add,
     "mul": mul,
+    "sub": sub,
+    "div": div,
+    "mean": mean,
     "scale": scale,
     "clamp": clamp,
     "exp": exp,

@@ -54,13 +54,14 @@ class _Row:
         self, formula: Formula, part: int | None, case: Case, raw: Mapping[str, Raw], numerics: Numerics
     ) -> Expected:
         """What `formula` gives on the elements `raw`, where sums take `part` elements of each row."""
-        shape = case.inputs[self.inputs[0]].shape
+        shape, out = case.inputs[self.inputs[0]].shape, case.outputs["out"]
+        stacked = raw[self.inputs[0]].shape[: -len(shape)]
         arguments = [
             Approx.of(layout.type.decode(_repeated(raw[name], shape)), layout.type, numerics, part)
             for name, layout in case.inputs.items()
         ]
         found = formula(*arguments, case.params) if self.params else formula(*arguments)
-        return found.stored(case.outputs["out"].type, case.outputs["out"].shape)
+        return found.stored(out.type, (*stacked, *out.shape))
 
     def check(self, case: Case) -> None:
         """Raises `CaseError` for parameters beyond their limits and for shapes that do not fit together."""
@@ -170,6 +171,7 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
         alone=row.alone,
         hypotheses=row.hypotheses,
         pointwise=not row.along_rows,
+        stacks=True,
     )
 
 
@@ -215,9 +217,10 @@ def _repeatable(
 
 def _repeated(raw: Raw, shape: tuple[int, ...]) -> Raw:
     """An argument's elements, repeated as often as `shape` has them."""
-    if raw.shape == shape:
+    its = raw.shape[-len(shape) :]
+    if its == shape:
         return raw
-    return np.tile(raw, [n // max(m, 1) for n, m in zip(shape, raw.shape)])
+    return np.tile(raw, [n // max(m, 1) for n, m in zip(shape, its)])
 
 
 def _repeated_otherwise(image: Image, name: str, shape: tuple[int, ...]) -> Iterator[Hypothesis]:

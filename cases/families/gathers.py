@@ -52,10 +52,10 @@ def flat(layout: Layout) -> Places:
     return np.arange(layout.size, dtype=np.int64).reshape(layout.shape)
 
 
-def picked(raw: Raw, source: Places) -> Raw:
-    """The elements of `raw` at the flat indices `source`, and +0 where that is -1."""
-    with_zero = np.append(raw.reshape(-1), raw.dtype.type(0))
-    found: Raw = with_zero[source]
+def picked(flat: Raw, source: Places) -> Raw:
+    """The elements at the indices `source` of the last axis, and +0 where that is -1."""
+    with_zero = np.concatenate([flat, np.zeros((*flat.shape[:-1], 1), flat.dtype)], axis=-1)
+    found: Raw = with_zero[..., source]
     return found
 
 
@@ -158,6 +158,7 @@ def gather(
         sources=row.sources,
         pointwise=True,
         copies=copies,
+        stacks=True,
     )
 
 
@@ -189,7 +190,9 @@ def _dtypes(freedom: Freedom, types: tuple[str, ...]) -> list[str]:
 def _gathered(
     source: Places, conversion: Conversion, case: Case, raw: Mapping[str, Raw], numerics: Numerics
 ) -> Expected:
-    elements = picked(raw["x"], source)
+    x = raw["x"]
+    stacked = x.shape[: x.ndim - len(case.inputs["x"].shape)]
+    elements = picked(x.reshape(*stacked, -1), source)
     return conversion(elements, case.inputs["x"].type, case.outputs["out"].type, numerics)
 
 

@@ -17,7 +17,7 @@ from random import Random
 
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES
-from opconform.harness.model.layouts import Layout, LayoutClass, contiguous_strides
+from opconform.harness.model.layouts import Layout, LayoutClass, blocks_of, contiguous_strides
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of, slices
@@ -62,11 +62,11 @@ class Departure:
         """This departure as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
         if self == PACKED:
             return Layout.contiguous(dtype, sizes)
-        itemsize = DTYPES[dtype].itemsize
+        itemsize, raw = DTYPES[dtype].itemsize, blocks_of(sizes, DTYPES[dtype].block)
         nb, extent = [0] * 4, itemsize * self.step
         for axis in self.order:
             nb[axis] = extent
-            extent = extent * max(sizes[3 - axis], 1) + self.pads[axis] * itemsize
+            extent = extent * max(raw[3 - axis], 1) + self.pads[axis] * itemsize
         for axis in self.repeat:
             nb[axis] = 0
         return Layout(dtype, sizes, tuple(reversed(nb)), self.offset * itemsize)
@@ -282,8 +282,8 @@ class _Draw:
         self._op, self._problem, self._freedom, self._random = op, problem, freedom, random
         shapes = problem.shapes
         names = [name for name in (*shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
-        self._widest = {name: freedom.widest(name, name in shapes and name != problem.inplace) for name in names}
-        self._recipes = recipes_of(op, problem.dtype)
+        self._widest = {name: _widest(name, problem, freedom) for name in names}
+        self._recipes = freedom.choices("recipe", recipes_of(op, problem.dtype))
         self._packs = [name for group in op.composite.packs for name in group]
         widths = [self._widest.get(name, LayoutClass.PACKED) for name in self._packs if name in shapes]
         self._may_pack = bool(self._packs) and min(widths, default=LayoutClass.PACKED) >= LayoutClass.ROWS
@@ -370,6 +370,12 @@ class _Draw:
         except (CaseError, ArithmeticError, LookupError):
             return False
         return True
+
+
+def _widest(name: str, problem: Problem, freedom: Freedom) -> LayoutClass:
+    """The widest layout class for an argument. The blocks of a quantised row always stand side by side."""
+    widest = freedom.widest(name, name in problem.shapes and name != problem.inplace)
+    return min(widest, LayoutClass.ROWS) if DTYPES[problem.dtype_of(name)].block > 1 else widest
 
 
 def _nearer(variant: Variant, problem: Problem) -> Iterator[Variant]:

@@ -54,11 +54,11 @@ def _spread(layout: Layout) -> list[int]:
 def _misplacements(layout: Layout) -> Iterator[tuple[str, tuple[int, ...], int]]:
     """Wrong strides and offsets that a kernel may take for those of `layout`, with words for `{}`'s place."""
     size, rank, nb = layout.type.itemsize, len(layout.shape), layout.nb
-    packed = contiguous_strides(layout.shape, size)
+    packed = contiguous_strides(layout.blocks, size)
     yield "the byte offset of {} is dropped", layout.strides, 0
     yield "{} is {} as if it were packed", packed, layout.offset
     for k in _spread(layout):
-        inner = nb[k - 1] * layout.ne[k - 1] if k else size
+        inner = nb[k - 1] * layout.blocks[::-1][k - 1] if k else size
         ignored = (*nb[:k], inner, *nb[k + 1 :])[::-1]
         yield f"the stride nb{k} of {{}} is ignored: i{k} is {{}} as if packed", ignored, layout.offset
     yield "{} is {} as if it were packed and at offset 0", packed, 0
@@ -97,7 +97,7 @@ def _together(image: Image) -> Iterator[Hypothesis]:
     inputs, raw = image.case.inputs, image.raw
 
     def packed() -> Reading:
-        strides = {name: contiguous_strides(layout.shape, layout.type.itemsize) for name, layout in inputs.items()}
+        strides = {name: contiguous_strides(layout.blocks, layout.type.itemsize) for name, layout in inputs.items()}
         return image.with_inputs(**{name: image.read(name, strides[name], inputs[name].offset) for name in inputs})
 
     if len(inputs) > 1 and any(not layout.is_contiguous for layout in inputs.values()):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.layouts import Layout
+from opconform.harness.model.layouts import Layout, blocks_of
 from opconform.harness.model.op import Op
 
 LARGEST_PROBE = 1 << 18  #: bytes of a probe
@@ -63,10 +63,11 @@ def _growths(case: Case) -> Iterator[Growth]:
 def resized(layout: Layout, ne: tuple[int, ...]) -> Layout:
     """`layout` with other sizes: its order of dimensions, gaps, repetitions and offset stay."""
     nb, extent, reach = list(layout.nb), layout.type.itemsize, layout.type.itemsize
+    before, after = (blocks_of(shape, layout.type.block)[::-1] for shape in (layout.shape, ne[::-1]))
     for k in sorted(range(len(ne)), key=lambda k: (layout.nb[k], k)):
         if layout.nb[k]:
             nb[k] = reach + max(layout.nb[k] - extent, 0)
-            extent, reach = layout.nb[k] * max(layout.ne[k], 1), nb[k] * max(ne[k], 1)
+            extent, reach = layout.nb[k] * max(before[k], 1), nb[k] * max(after[k], 1)
     return Layout(layout.dtype, tuple(ne[::-1]), tuple(nb[::-1]), layout.offset)
 
 
@@ -109,6 +110,6 @@ def _moved(layout: Layout, offset: int, gaps: int, at_all: bool) -> Layout:
     nb, room, inner = list(layout.nb), 0, None
     for k in sorted(range(len(nb)), key=lambda k: (layout.nb[k], k)):
         if layout.nb[k]:
-            room = 0 if inner is None else room * layout.ne[inner] + gaps * layout.type.itemsize
+            room = 0 if inner is None else room * layout.blocks[::-1][inner] + gaps * layout.type.itemsize
             nb[k], inner = nb[k] + room, k
     return replace(layout, strides=tuple(nb[::-1]), offset=layout.offset + offset * layout.type.itemsize)

@@ -87,6 +87,8 @@ def _non_finite(run: Run) -> Mask:
 def _unwritten(run: Run) -> Mask:
     dtype = run.case.outputs[run.comparison.name].type
     untouched: Mask = run.comparison.raw == unwritten(dtype)
+    if dtype.block > 1:
+        untouched = np.repeat(untouched, dtype.block, axis=-1)
     return run.comparison.wrong & untouched & (run.case.inplace is None)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from opconform.harness.judge.checks import ALWAYS, Run, run_intact
 from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.judge.vacuous import vacuous
-from opconform.harness.model.buffers import Buffers
+from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Comparison, Expected
@@ -73,13 +73,14 @@ def judge(
     after: np.ndarray,
     numerics: Numerics,
     expected: Expected | None = None,
+    plan: Plan | None = None,
 ) -> Verdict:
     """The verdict on one finished run.
 
     `before` and `after` are the arena's bytes as the backend got and left them; the output's elements in `after` are
-    overwritten here. `values` are the raw elements of the inputs; `expected` is computed unless it is given.
+    overwritten here. `values` are the raw elements of the inputs; `expected` and `plan` are made unless they are given.
     """
-    left = Buffers(case, after)
+    left = Buffers(case, after, plan)
     expected = expected or expectation(case, op, values, numerics)
     comparisons = tuple(
         compare(case, op, values, expected, np.array(left.raw(name)), numerics, name) for name in op.outputs

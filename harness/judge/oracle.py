@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,11 +12,45 @@ from opconform.harness.model.expected import Comparison, Expected
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 
+#: Cases up to this size are computed together: the calls of NumPy cost more than what they compute.
+_SMALL_BYTES = 1 << 15
+
 
 def expectation(case: Case, op: Op, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """The reference and its bound for the raw inputs of `case`; NaN and overflow pass through in silence."""
     with np.errstate(all="ignore"):
         return op.expect(case, raw, numerics)
+
+
+def expectations(op: Op, runs: Sequence[tuple[Case, Mapping[str, Raw], Numerics]]) -> list[Expected]:
+    """The reference and its bound for each run. Small cases that differ in their values alone are computed together."""
+    groups: dict[object, list[int]] = {}
+    for index, (case, _, numerics) in enumerate(runs):
+        groups.setdefault(_what_counts(op, case, numerics) or index, []).append(index)
+    found: dict[int, Expected] = {}
+    for group in groups.values():
+        case, raw, numerics = runs[group[0]]
+        if len(group) == 1:
+            found[group[0]] = expectation(case, op, raw, numerics)
+            continue
+        stacked = {name: np.stack([runs[index][1][name] for index in group]) for name in raw}
+        together = expectation(case, op, stacked, numerics)
+        found.update((index, _one_of(together, place)) for place, index in enumerate(group))
+    return [found[index] for index in range(len(runs))]
+
+
+def _what_counts(op: Op, case: Case, numerics: Numerics) -> object:
+    """What the reference of a case follows from beside its values; None where it is better computed alone."""
+    if not op.stacks or case.nbytes > _SMALL_BYTES:
+        return None
+    sizes = tuple((layout.dtype, layout.shape) for layout in case.layouts.values())
+    return sizes, tuple(case.params.items()), numerics
+
+
+def _one_of(together: Expected, place: int) -> Expected:
+    exact = None if together.exact is None else together.exact[place]
+    bits = None if together.bits is None else together.bits[place]
+    return Expected(together.value[place], together.bound[place], exact, bits)
 
 
 def compare(

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opconform.harness.model.dtypes import F32, F64, DType, Mask
+from opconform.harness.model.dtypes import F16, F32, F64, DType, Mask
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import Numerics, holds_sum, quanta
 
@@ -51,6 +51,7 @@ class Approx:
 
     value, low, high: float64 arrays of one shape. `low` and `high` are `value` itself where nothing has been rounded.
     off: how far the ends are from the value, where both are as far; None where that is found by subtraction.
+    rounded: whether an operation has been carried out; elements of arguments, and numbers, may be known exactly.
     part: how many elements of a row its sums, means and maxima take; None for all of them. Only hypotheses about wrong
     kernels set it.
     """
@@ -61,6 +62,7 @@ class Approx:
     numerics: Numerics
     part: int | None = None
     off: F64 | None = None
+    rounded: bool = False
 
     @classmethod
     def of(cls, values: F64, dtype: DType, numerics: Numerics, part: int | None = None) -> Approx:
@@ -86,7 +88,8 @@ class Approx:
 
     def either(self, other: Approx) -> Approx:
         """The same value where right kernels compute it in one of two ways."""
-        return self._made(self.value, np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+        low, high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        return self._made(self.value, low, high, other.rounded)
 
     def besides(self, *terms: Approx) -> Approx:
         """The same value where some right kernels compute it as a sum of these terms, which they round."""
@@ -97,7 +100,8 @@ class Approx:
     @staticmethod
     def where(condition: Mask, one: Approx, other: Approx) -> Approx:
         """`one` where the condition holds, else `other`. The condition must be one on exact arguments."""
-        return one._made(*(np.where(condition, *ends) for ends in zip(one._ends, other._ends)))
+        value, low, high = (np.where(condition, *ends) for ends in zip(one._ends, other._ends))
+        return one._made(value, low, high, other.rounded)
 
     # --- arithmetic ---
 
@@ -118,10 +122,11 @@ class Approx:
         if its._is_zero:
             return self
         value = self.value + its.value
-        if self._is_exact and its._is_exact:
-            relative = self._unless(holds_sum(self.value, its.value))
+        exact = self._exact_with(its)
+        relative = self.numerics.u if exact is False else self._unless(exact & holds_sum(self.value, its.value))
+        if exact is True:
             return self._rounded(value, value, value, relative, denormal=0.0)
-        return self._rounded(value, self.low + its.low, self.high + its.high, self.numerics.u, denormal=0.0)
+        return self._rounded(value, self.low + its.low, self.high + its.high, relative, denormal=0.0)
 
     __radd__ = __add__
 
@@ -135,13 +140,15 @@ class Approx:
         """One rounding."""
         its = self._lifted(other)
         value = self.value * its.value
-        if self._is_exact and its._is_exact:
-            held = value.astype(np.float32) == value  # float64 holds every product of two float32 numbers
-            return self._rounded(value, value, value, self._unless(held))
+        exact = self._exact_with(its)
+        # Float64 holds every product of two float32 numbers.
+        relative = self.numerics.u if exact is False else self._unless(exact & (value.astype(np.float32) == value))
+        if exact is True:
+            return self._rounded(value, value, value, relative)
         if its is self:
             least, most = abs(self)._ends[1:]
-            return self._rounded(value, least * least, most * most, self.numerics.u)
-        return self._rounded(value, *_products(self, its), self.numerics.u)
+            return self._rounded(value, least * least, most * most, relative)
+        return self._rounded(value, *_products(self, its), relative)
 
     __rmul__ = __mul__
 
@@ -153,13 +160,14 @@ class Approx:
         """
         its, numerics = self._lifted(other), self.numerics
         value, roundings = self.value / its.value, numerics.division_roundings
-        inverse = its._inverse()
-        if (np.abs(inverse.value) < _TINY).any():
-            inverse = inverse._rounded(*inverse._ends, roundings * numerics.u)
-            return self._rounded(value, *_products(self, inverse), numerics.u)
-        if self._is_exact and its._is_exact:
-            return self._rounded(value, value, value, numerics.gamma(roundings + 1))
-        return self._rounded(value, *_products(self, inverse), numerics.gamma(roundings + 1))
+        inverse, relative = its._inverse(), numerics.gamma(roundings + 1)
+        ends = (value, value) if self._is_exact and its._is_exact else _products(self, inverse)
+        found = self._rounded(value, *ends, relative)
+        tiny = np.abs(inverse.value) < _TINY
+        if not tiny.any():
+            return found
+        inverse = inverse._rounded(*inverse._ends, roundings * numerics.u)
+        return Approx.where(tiny, self._rounded(value, *_products(self, inverse), numerics.u), found)
 
     def __rtruediv__(self, other: float) -> Approx:
         return self._lifted(other) / self
@@ -169,8 +177,9 @@ class Approx:
         inverse = 1 / self.value
         if self._is_exact:
             return self._made(inverse, inverse, inverse)
-        low = np.where(self.high == 0, -np.inf, 1 / self.high)
-        high = np.where(self.low == 0, np.inf, 1 / self.low)
+        exact = self._exact_at
+        low = np.where((self.high == 0) & ~exact, -np.inf, 1 / self.high)
+        high = np.where((self.low == 0) & ~exact, np.inf, 1 / self.low)
         both = (self.low < 0) & (self.high > 0)
         return self._made(inverse, np.where(both, np.nan, low), np.where(both, np.nan, high))
 
@@ -232,6 +241,9 @@ class Approx:
         value, numerics = function(self.value), self.numerics
         reach = np.maximum(self.high - self.value, self.value - self.low)
         low, high = np.maximum(value - reach, -1.0), np.minimum(value + reach, 1.0)
+        if numerics.sin_within_pi:
+            beyond = np.abs(self.value) > np.pi
+            low, high = np.where(beyond, np.nan, low), np.where(beyond, np.nan, high)
         return self._rounded(value, low, high, numerics.ulps(numerics.sin_ulps), numerics.sin_absolute)
 
     # --- comparisons, which round nothing ---
@@ -244,11 +256,26 @@ class Approx:
         """The greater of the two, element by element."""
         return self._compared(self._lifted(other), np.maximum)
 
+    def stepped(self, function: Callable[[F64], F64]) -> Approx:
+        """A function that never falls and whose results are numbers that float32 holds: floor, sign."""
+        if self._is_exact:
+            value = function(self.value)
+            return self._made(value, value, value)
+        value, low, high = (function(ends) for ends in self._ends)
+        return self._made(value, low, high)
+
+    def tabled(self) -> Approx:
+        """The same, but rounded to float16 where the device looks such values up in a table (`half_tables`)."""
+        if not self.numerics.half_tables:
+            return self
+        low, high = (F16.decode(F16.encode(end)) for end in (self.low, self.high))
+        return self._made(self.value, np.minimum(self.low, low), np.maximum(self.high, high))
+
     def _compared(self, other: Approx, chosen: Callable[[F64, F64], F64]) -> Approx:
         value = chosen(self.value, other.value)
         if self._is_exact and other._is_exact:
             return self._made(value, value, value)
-        return self._made(value, chosen(self.low, other.low), chosen(self.high, other.high))
+        return self._made(value, chosen(self.low, other.low), chosen(self.high, other.high), other.rounded)
 
     # --- along a row: the last axis, which keeps one place ---
 
@@ -279,7 +306,7 @@ class Approx:
         free = ~(magnitude + step <= F32.largest)
         step = np.where(free, np.nan, step)
         least = np.where(low >= 0, np.maximum(low - step, 0.0), low - step)
-        return Approx(value, least, high + step, numerics, self.part, step if low is value else None)
+        return Approx(value, least, high + step, numerics, self.part, step if low is value else None, rounded=True)
 
     def _rounds_in_sum(self, magnitude: F64) -> Mask:
         """The rows whose sum may round (see `Numerics.rounds`): all in which a term is not exact are among them."""
@@ -308,7 +335,8 @@ class Approx:
 
     def largest(self) -> Approx:
         """The greatest element of a row."""
-        return self._made(*(ends.max(-1, keepdims=True) for ends in self._taken._ends))
+        value, low, high = (ends.max(-1, keepdims=True) for ends in self._taken._ends)
+        return self._made(value, low, high)
 
     def through(self, dtype: DType) -> Approx:
         """The value once it has been stored in a narrower type; a kernel that does so on its way is wrong."""
@@ -363,6 +391,23 @@ class Approx:
         return self.low is self.value and self.high is self.value
 
     @property
+    def _exact_at(self) -> Mask:
+        """The elements that are known exactly: none after an operation, which may have rounded.
+
+        Each element is looked at by itself, so that its bound is that which it has in any other tensor.
+        """
+        if self.rounded or self._is_exact:
+            return np.array(not self.rounded)
+        exact: Mask = (self.low == self.value) & (self.high == self.value)
+        return exact
+
+    def _exact_with(self, its: Approx) -> Mask | bool:
+        """Where both numbers are known exactly; True for everywhere, and False for nowhere."""
+        if self._is_exact and its._is_exact:
+            return True
+        return False if self.rounded or its.rounded else self._exact_at & its._exact_at
+
+    @property
     def _is_zero(self) -> bool:
         """Whether this is the constant 0, which nobody adds."""
         return self._is_exact and self.value.ndim == 0 and self.value == 0
@@ -375,10 +420,11 @@ class Approx:
         if self._is_exact:
             value = self.value[..., : self.part]
             return self._made(value, value, value)
-        return self._made(*(ends[..., : self.part] for ends in self._ends))
+        value, low, high = (ends[..., : self.part] for ends in self._ends)
+        return self._made(value, low, high)
 
-    def _made(self, value: F64, low: F64, high: F64) -> Approx:
-        return Approx(value, low, high, self.numerics, self.part)
+    def _made(self, value: F64, low: F64, high: F64, rounded: bool = False) -> Approx:
+        return Approx(value, low, high, self.numerics, self.part, rounded=rounded or self.rounded)
 
     def _unless(self, held: Mask) -> float | F64:
         """The relative error of an operation on exact numbers: none where float32 holds the result."""
@@ -426,7 +472,7 @@ class Approx:
         if beyond.any():
             below, above = np.where(np.isinf(low), low, below), np.where(np.isinf(high), high, above)
             below, above = _overflowed(below, above, numerics)
-        return self._made(value, below, above)
+        return self._made(value, below, above, rounded=True)
 
 
 def _step(end: F64, relative: float | F64, absolute: float | F64, least: float | F64) -> F64:

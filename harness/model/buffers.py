@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +22,26 @@ from opconform.harness.model.layouts import Layout
 GUARD = 256
 ALIGNMENT = 256  # at least as strict as any device's storage buffer offset alignment
 #: Signalling NaNs: arithmetic sets their quiet bit, so that only what was never written still looks like this.
-_UNWRITTEN = {"f32": 0x7F80DEAD, "f16": 0x7CAD, "bf16": 0x7F9E, "i32": 0x5BADC0DE}
+_UNWRITTEN = {
+    "f32": 0x7F80DEAD,
+    "f16": 0x7CAD,
+    "bf16": 0x7F9E,
+    "f64": 0x7FF0DEADBEEFDEAD,
+    "i8": 0x5B,
+    "i16": 0x5BAD,
+    "i32": 0x5BADC0DE,
+    "i64": 0x5BADC0DE5BADC0DE,
+}
+_UNWRITTEN_BYTE = b"\x5b"  #: of a block
 _INTEGER_POISON = 0xA5
 _PATTERN = ((np.arange(1 << 16, dtype=np.uint32) * 167 + 91) % 251).astype(np.uint8)
 
 
-def unwritten(dtype: DType) -> int:
-    """The raw value that every output element holds before the run: a NaN with a payload of its own."""
+def unwritten(dtype: DType) -> Any:
+    """The raw value that every output element holds before the run: a NaN with a payload of its own, a number that
+    hardly any kernel writes of integers and blocks."""
+    if dtype.block > 1:
+        return np.frombuffer(_UNWRITTEN_BYTE * dtype.itemsize, dtype.raw)[0]
     return _UNWRITTEN[dtype.name]
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from opconform.harness.model import blocks
 from opconform.harness.model.dtypes import DTYPES, Mask
-from opconform.harness.model.layouts import MARKED, Layout
+from opconform.harness.model.layouts import MARKED, Layout, blocks_of
 from opconform.harness.model.text import printable
 
 FORMAT = "opconform-case/1"
@@ -83,7 +84,7 @@ class Case:
         """The element type of the first output."""
         return next(iter(self.outputs.values())).dtype
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """The memory that the arguments take, without guards."""
         ends = {name: layout.end for name, layout in self.layouts.items()}
@@ -319,11 +320,18 @@ def _layout(plain: object, where: str, max_bytes: int) -> Layout:
     fields.nothing_left()
     if len(shape) > MAX_RANK or len(shape) != len(strides):
         raise CaseError(f"{where} has {len(shape)} sizes and {len(strides)} strides; both must be at most {MAX_RANK}")
-    itemsize = DTYPES[dtype].itemsize
+    its = DTYPES[dtype]
+    itemsize = its.itemsize
+    if its.block > 1 and not blocks.available():
+        raise CaseError(f"{where}.dtype is {dtype}; quantised types need the package gguf: {blocks.REMEDY}")
+    if its.block > 1 and (not shape or shape[-1] % its.block):
+        raise CaseError(f"{where}: the innermost size must be a multiple of {its.block}, the block of {dtype}")
     if any(step % itemsize for step in (*strides, offset)):
         raise CaseError(f"{where}: strides and offset are bytes and must be multiples of {itemsize} for {dtype}")
     layout = Layout(dtype, shape, strides, offset)
-    packed = math.prod(max(size, 1) for size in shape) * itemsize  # an empty tensor, too, must be one NumPy can make
+    packed = (
+        math.prod(max(size, 1) for size in blocks_of(shape, its.block)) * itemsize
+    )  # an empty tensor, too, must be one NumPy can make
     if max(layout.end, packed) > max_bytes:
         raise CaseError(f"{where} takes {max(layout.end, packed)} bytes; --max-bytes allows {max_bytes}")
     return layout
@@ -381,7 +389,7 @@ def _any_twice(layouts: Sequence[Layout]) -> bool:
     taken = np.zeros(length, dtype=bool)
     for layout in layouts:
         strides = tuple(stride // size for stride in layout.strides)
-        mine: Mask = np.ndarray(layout.shape, bool, taken.data, layout.offset // size, strides)
+        mine: Mask = np.ndarray(layout.blocks, bool, taken.data, layout.offset // size, strides)
         if mine.any():
             return True
         mine[...] = True
@@ -395,7 +403,7 @@ def _data(plain: dict[str, Any], inputs: Mapping[str, Layout]) -> dict[str, byte
 
 
 def _bytes(text: object, layout: Layout, where: str) -> bytes:
-    wanted = layout.size * layout.type.itemsize
+    wanted = math.prod(layout.blocks) * layout.type.itemsize
     if not isinstance(text, str):
         raise CaseError(f"{where} is {_kind(text)}; it must be base64 text")
     try:

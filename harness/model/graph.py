@@ -112,13 +112,15 @@ class Difference:
 @dataclass(frozen=True)
 class WrongPiece:
     """Nodes of one decode that a backend computes wrong together, and right one by one. because: what may be the cause,
-    a line each; `difference` and `ended` are what comes of it."""
+    a line each; overlaps: the index of a node whose output lies over what the piece still reads, and the name of that;
+    `difference` and `ended` are what comes of it."""
 
     decode: int
     nodes: tuple[GraphNode, ...]
     because: tuple[str, ...]
     difference: Difference | None = None
     ended: Ended | None = None
+    overlaps: tuple[tuple[int, str], ...] = ()
 
     @property
     def ops(self) -> tuple[str, ...]:

@@ -68,9 +68,14 @@ class Image:
         and, beyond the argument's memory, more of it."""
         slot = self._buffers.plan.slots[name]
         memory = self._buffers.memory[slot.start - GUARD : slot.start + slot.size + GUARD]
+        size = slot.layout.type.itemsize
+        place = addresses(slot.layout.blocks, strides, offset + GUARD)
+        if slot.layout.type.block > 1:  # a guard is no whole number of blocks
+            found = memory[np.clip(place[..., None] + np.arange(size), 0, memory.size - 1)]
+            blocks: Raw = np.ascontiguousarray(found).view(slot.layout.type.raw)[..., 0]
+            return blocks
         elements: Raw = memory.view(slot.layout.type.raw)
-        index = addresses(slot.layout.shape, strides, offset + GUARD) // slot.layout.type.itemsize
-        return elements[np.clip(index, 0, elements.size - 1)]
+        return elements[np.clip(place // size, 0, elements.size - 1)]
 
     def written(self, strides: tuple[int, ...], offset: int) -> Places:
         """Which element of the result each element of the output holds once a kernel has written with these strides
@@ -78,7 +83,7 @@ class Image:
         layout = self.case.outputs[self.out]
         size = layout.type.itemsize
         wrong, right = (
-            addresses(layout.shape, *place) // size for place in ((strides, offset), (layout.strides, layout.offset))
+            addresses(layout.blocks, *place) // size for place in ((strides, offset), (layout.strides, layout.offset))
         )
         memory = np.full(int(np.max(right, initial=0)) + 1, -1, dtype=np.int64)
         inside = wrong < memory.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -40,12 +41,18 @@ def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
     return tuple(reversed(strides))
 
 
+def blocks_of(shape: tuple[int, ...], block: int) -> tuple[int, ...]:
+    """`shape` in blocks, which stand along the innermost axis."""
+    return shape if block == 1 or not shape else (*shape[:-1], -(-shape[-1] // block))
+
+
 @dataclass(frozen=True)
 class Layout:
     """A tensor's place in memory.
 
     `shape` and `strides` (bytes) are outermost first, as in NumPy; `ne` and `nb` are the same innermost first, as in
-    ggml. `offset` is in bytes from the start of the tensor's memory.
+    ggml. `offset` is in bytes from the start of the tensor's memory. Sizes count elements; of a quantised type the
+    innermost stride is that from block to block.
     """
 
     dtype: str
@@ -56,7 +63,8 @@ class Layout:
     @classmethod
     def contiguous(cls, dtype: str, shape: tuple[int, ...], offset: int = 0) -> Layout:
         """The packed layout of `shape` (outermost first), `offset` bytes into its memory."""
-        return cls(dtype, shape, contiguous_strides(shape, DTYPES[dtype].itemsize), offset)
+        its = DTYPES[dtype]
+        return cls(dtype, shape, contiguous_strides(blocks_of(shape, its.block), its.itemsize), offset)
 
     @property
     def type(self) -> DType:
@@ -73,6 +81,11 @@ class Layout:
         return self.strides[::-1]
 
     @cached_property
+    def blocks(self) -> tuple[int, ...]:
+        """The sizes in raw elements, outermost first: `shape`, but blocks of a quantised type along the last axis."""
+        return blocks_of(self.shape, self.type.block)
+
+    @cached_property
     def size(self) -> int:
         """The number of elements."""
         count = 1
@@ -85,13 +98,13 @@ class Layout:
         """Bytes from the start of the memory to just past the last element."""
         if self.size == 0:
             return self.offset
-        last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.strides))
+        last = sum((extent - 1) * stride for extent, stride in zip(self.blocks, self.strides))
         return self.offset + last + self.type.itemsize
 
     @cached_property
     def kind(self) -> LayoutClass:
         """The narrowest class that this layout belongs to."""
-        spread = [(n, s) for n, s in zip(self.shape, self.strides) if n > 1]
+        spread = [(n, s) for n, s in zip(self.blocks, self.strides) if n > 1]
         if any(stride == 0 for _, stride in spread) or self.overlaps:
             return LayoutClass.BROADCAST
         if self.shape and self.strides[-1] != self.type.itemsize:
@@ -118,7 +131,7 @@ class Layout:
         if self.size <= 1:
             return False
         extent = self.type.itemsize
-        for stride, size in sorted((s, n) for n, s in zip(self.shape, self.strides) if n > 1):
+        for stride, size in sorted((s, n) for n, s in zip(self.blocks, self.strides) if n > 1):
             if stride < extent:
                 return self._shares_addresses()
             extent = stride * (size - 1) + extent
@@ -127,18 +140,19 @@ class Layout:
     def _shares_addresses(self) -> bool:
         itemsize = self.type.itemsize
         span = (self.end - self.offset) // itemsize
-        if self.size > span or span > MARKED:
+        count = math.prod(self.blocks)
+        if count > span or span > MARKED:
             return True
         reached = np.zeros(span, dtype=bool)
         strides = tuple(stride // itemsize for stride in self.strides)
-        np.ndarray(self.shape, bool, reached.data, 0, strides)[...] = True
-        return int(np.count_nonzero(reached)) < self.size
+        np.ndarray(self.blocks, bool, reached.data, 0, strides)[...] = True
+        return int(np.count_nonzero(reached)) < count
 
     def packed(self) -> Layout:
         """The contiguous layout of the same shape at offset 0."""
         return Layout.contiguous(self.dtype, self.shape)
 
     def array(self, memory: np.ndarray, dtype: np.dtype | None = None) -> np.ndarray:
-        """The elements as a strided view of `memory` (uint8, starting at the tensor's own start)."""
-        view: np.ndarray = np.ndarray(self.shape, dtype or self.type.raw, memory.data, self.offset, self.strides)
+        """The raw elements as a strided view of `memory` (uint8, starting at the tensor's own start)."""
+        view: np.ndarray = np.ndarray(self.blocks, dtype or self.type.raw, memory.data, self.offset, self.strides)
         return view

@@ -15,10 +15,10 @@ class Limit:
     """Something a backend does not take: data, with the reason a person can act on and where that is written.
 
     `subject` is an argument's name (then `allowed` is the widest `LayoutClass`), "dtype", "empty", "aligned"
-    (`Case.aligned`), a parameter or a trait of the op (then `allowed` lists the values). `kind`: "api" is refused by
-    the interface itself; "kernel" is a precondition that the kernel only asserts, which --strict-supports tries all the
-    same; "bug" is a wrong answer that is known and pinned by the known case `pinned`, which every run tries again.
-    `device` is a prefix of the device ids it holds for.
+    (`Case.aligned`), "recipe" (of values on which a kernel is known to be wrong), a parameter or a trait of the op
+    (then `allowed` lists the values). `kind`: "api" is refused by the interface itself; "kernel" is a precondition that
+    the kernel only asserts, which --strict-supports tries all the same; "bug" is a wrong answer that is known and
+    pinned by the known case `pinned`, which every run tries again. `device` is a prefix of the device ids it holds for.
     """
 
     op: str
@@ -40,6 +40,8 @@ class Limit:
             return case.layouts[self.subject].kind > self.allowed
         if self.subject == "dtype":
             return case.dtype not in self.allowed
+        if self.subject == "recipe":
+            return case.recipe not in self.allowed
         if self.subject == "aligned":
             return case.aligned not in self.allowed
         if self.subject == "empty":

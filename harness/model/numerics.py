@@ -43,10 +43,14 @@ class Numerics:
     tanh_ulps, tanh_absolute, erf_ulps, erf_absolute: tanh and erf; the absolute error counts if it is more (WebGPU, as
     Vulkan inherits tanh from the quotient of two differences of exponentials: 1e-5).
     sin_ulps, sin_absolute: sin and cos; the absolute error counts if it is more (Vulkan: 2^-11 from −π to π).
+    sin_within_pi: nothing is promised of sin and cos beyond ±π (Vulkan).
     roundoff: the unit roundoff of an operation in the compute precision, before `any_rounding`.
     narrow_operands: a product with an f16 or bf16 tensor first rounds its other operand to that type, and adds up in
     float32 (ggml's matrix products and attention on the CPU).
     narrow_sums: attention adds up the weighted rows of an f16 tensor in f16 (ggml's on the CPU).
+    half_tables: GELU is looked up in a table of float16, by x rounded to float16 (ggml's on the CPU).
+    block_operands: a product with a quantised tensor first rounds its other operand to 8 bits in blocks of so many
+    elements, with one scale a block; 0 for none (ggml's q8_0, q8_1 and q8_K).
     one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
     inverted_blocks: triangular solves may invert diagonal blocks of up to so many rows and multiply with the inverses
     (rocBLAS, MAGMA and cuBLAS do); 0 for substitution.
@@ -71,10 +75,13 @@ class Numerics:
     erf_absolute: float = 0.0
     sin_ulps: float = 4.0
     sin_absolute: float = 0.0
+    sin_within_pi: bool = False
     one_pass_variance: bool = False
     inverted_blocks: int = 0
     delta_chunk: int = 0
     subtracted_sums: bool = False
+    half_tables: bool = False
+    block_operands: int = 0
 
     def checked(self) -> Numerics:
         """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
@@ -135,6 +142,9 @@ class Numerics:
         said = [f"u = 2^{math.log2(self.roundoff):g}"] if self.conversions else []
         said += ["operands of products rounded to 16 bits"] if self.narrow_operands else []
         said += ["sums of f16 in f16"] if self.narrow_sums else []
+        said += ["GELU from a table of 16 bits"] if self.half_tables else []
+        if self.block_operands:
+            said.append(f"operands of quantised products rounded to 8 bits in blocks of {self.block_operands}")
         said += ["variances in one pass"] if self.one_pass_variance else []
         return ", ".join(said)
 
@@ -199,7 +209,7 @@ def holds_sum(a: F64, b: F64) -> Mask:
 
 
 #: Fields below whose usual value the compute precision itself is lower.
-_PRECISION = ("roundoff", "narrow_operands", "narrow_sums")
+_PRECISION = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands")
 _IN_WORDS = (*_PRECISION, "one_pass_variance")  #: fields that `Numerics.lower` has words for
 
 

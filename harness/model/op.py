@@ -110,6 +110,8 @@ class Op:
     and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
     a model is judged at some indices along the first of them.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    stacks: whether `expect` also takes inputs with one more axis before their own, for several cases that differ in
+    their values alone, and gives its arrays with that axis.
     composite: what only few ops have.
     """
 
@@ -130,6 +132,7 @@ class Op:
     independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     pointwise: bool = False
     copies: bool = False
+    stacks: bool = False
     free: str = "float32 cannot hold what some order of computing meets on its way there, or the reference is NaN"
     composite: Composite = field(default_factory=Composite)
 

@@ -57,6 +57,10 @@ def _decoded(kind: Any, plain: Any, where: str, own: Own) -> Any:
         if plain is None and type(None) in arguments:
             return None
         return _decoded(next(one for one in arguments if one is not type(None)), plain, where, own)
+    if origin is typing.Literal:
+        if isinstance(plain, str) and plain in arguments:
+            return plain
+        raise _fault(where, plain, f"one of {', '.join(map(str, arguments))}")
     if origin is tuple:
         return _tuple(arguments, plain, where, own)
     if isinstance(origin, type) and issubclass(origin, Mapping):

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from opconform.harness.model import blocks
 from opconform.harness.model.buffers import unwritten
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, DType, Mask, Raw
@@ -69,9 +70,9 @@ def _wide(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argume
 
 
 def _edges(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
-    """Standard normal, and in every eighth place a number at an edge: those that f16 has last and has no more (65504 and
-    65520, 2^-24 and 2^-25), the smallest normal one, 0. The largest finite ones are in `special`: a sum of them may
-    overflow, and nothing could be demanded of it.
+    """Standard normal, and in every eighth place a number at an edge: those that f16 has last and has no more (65504
+    and 65520, 2^-24 and 2^-25), the smallest normal one, 0. The largest finite ones are in `special`: a sum of them
+    may overflow, and nothing could be demanded of it.
     """
     values = rng.standard_normal(shape)
     edges = np.array([65504.0, 65519.0, 65520.0, 2.0**-24, 2.0**-25, dtype.smallest_normal, 0.0])
@@ -81,8 +82,8 @@ def _edges(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argum
 
 
 def _special(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
-    """As `edges`, with infinities, NaN and the largest finite numbers besides: one value in eight, or one in fifty, is none
-    of the usual ones.
+    """As `edges`, with infinities, NaN and the largest finite numbers besides: one value in eight, or one in fifty, is
+    none of the usual ones.
 
     The bits of a NaN are drawn too (`_with_payloads`).
     """
@@ -91,7 +92,7 @@ def _special(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, arg
     return np.where(rng.random(shape) < rng.choice([1 / 8, 1 / 50]), odd, values)
 
 
-_FRACTIONS = {"f32": 23, "f16": 10, "bf16": 7}  #: bits
+_FRACTIONS = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}  #: bits
 
 
 def _with_payloads(raw: Raw, dtype: DType, rng: np.random.Generator) -> Raw:
@@ -125,7 +126,7 @@ RECIPES: dict[str, Recipe] = {
     "special": _special,
 }
 INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
-_FLOATS_ONLY = ("edges", "special")  #: an index is "normal" beside them
+_FLOATS_ONLY = ("edges", "special")  #: an index, or a block, is "normal" beside them
 FINITE_RECIPES = tuple(name for name in RECIPES if name != "special")
 
 
@@ -155,7 +156,7 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     recipe = RECIPES.get(case.recipe, _normal)
     rng = np.random.default_rng(case.seed)
     values = {
-        name: (recipe if layout.type.is_float or case.recipe not in _FLOATS_ONLY else _normal)(
+        name: (recipe if _has_edges(layout) or case.recipe not in _FLOATS_ONLY else _normal)(
             rng, layout.shape, layout.type, index
         )
         for index, (name, layout) in enumerate(case.inputs.items())
@@ -167,16 +168,26 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
             if layout.type.is_float:
                 _spoil_other_slices(values[name], layout, op.composite.batch_axes, case.keep)
     raw = {}
-    for name, layout in case.inputs.items():
-        elements = layout.type.encode(values[name])
+    for number, (name, layout) in enumerate(case.inputs.items()):
+        if layout.type.block > 1 and case.seed % 2:  # of two seeds one draws the blocks themselves
+            own = np.random.default_rng((case.seed, number))
+            found = blocks.drawn(layout.dtype, own, layout.blocks, widest=case.recipe == "wide")
+        else:
+            found = layout.type.encode(values[name])
         if case.recipe == "special" and layout.dtype in _FRACTIONS:
-            elements = _with_payloads(elements, layout.type, rng)
-        raw[name] = _as_stored(elements, layout)
+            found = _with_payloads(found, layout.type, rng)
+        raw[name] = _as_stored(found, layout)
     return raw
+
+
+def _has_edges(layout: Layout) -> bool:
+    return layout.type.is_float and layout.type.block == 1
 
 
 def index_coded(layout: Layout) -> Raw | None:
     """Elements that name their own flat index, from 1; None where the type cannot hold so many numbers."""
+    if layout.type.block > 1:
+        return None
     if layout.size > min(1 / layout.type.unit_roundoff if layout.type.is_float else layout.type.largest, 2**31 - 1):
         return None
     codes = layout.type.encode(np.arange(1.0, layout.size + 1).reshape(layout.shape))
@@ -251,7 +262,7 @@ def _as_stored(raw: Raw, layout: Layout) -> Raw:
 
 
 def _from_bytes(data: bytes, layout: Layout) -> Raw:
-    return np.frombuffer(data, dtype=layout.type.raw).reshape(layout.shape)
+    return np.frombuffer(data, dtype=layout.type.raw).reshape(layout.blocks)
 
 
 def data_of(values: dict[str, Raw]) -> dict[str, bytes]:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from opconform.harness.judge.judging import Verdict, judge
-from opconform.harness.judge.oracle import expectation
+from opconform.harness.judge.oracle import expectations
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.dtypes import Raw
+from opconform.harness.model.expected import Expected
 from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
@@ -143,22 +144,23 @@ class Runner:
         """
         seconds = self.time_limit if time_limit is None else min(time_limit, self.time_limit)
         found: dict[int, Verdict] = {}
-        batch: list[tuple[int, Case]] = []
+        batch: list[tuple[int, Case, Plan]] = []
         size = 0
         for index, case in enumerate(cases):
             reason = self._forbidden(op, case, set(beyond))
             if reason is not None:
                 found[index] = Verdict(case, unsupported=reason)
                 continue
-            first = [] if case.before is None else [(-1 - index, case.before)]
-            needed = sum(Plan.of(each).size for _, each in [*first, (index, case)])
+            ran = [(index, case)] if case.before is None else [(-1 - index, case.before), (index, case)]
+            planned = [(number, each, Plan.of(each)) for number, each in ran]
+            needed = sum(plan.size for _, _, plan in planned)
             if batch and size + needed > _BATCH_BYTES:
                 worker = self._worker
                 found.update(self._run(op, batch, until_death, seconds))
                 batch, size = [], 0
                 if until_death and worker is not self._worker:
                     break
-            batch += [*first, (index, case)]
+            batch += planned
             size += needed
         if batch:
             found.update(self._run(op, batch, until_death, seconds))
@@ -178,7 +180,9 @@ class Runner:
                 return limit.reason
         return None
 
-    def _run(self, op: Op, batch: Sequence[tuple[int, Case]], until_death: bool, seconds: float) -> dict[int, Verdict]:
+    def _run(
+        self, op: Op, batch: Sequence[tuple[int, Case, Plan]], until_death: bool, seconds: float
+    ) -> dict[int, Verdict]:
         """Verdicts of a batch that fits in the arena, by index; a worker that dies is replaced and the rest goes on."""
         found: dict[int, Verdict] = {}
         left = list(batch)
@@ -190,13 +194,16 @@ class Runner:
                     if found:
                         break  # what is known already must not be lost with the device
                     raise
-            prepared = self._prepare(op, [case for _, case in left])
+            prepared = self._prepare(op, [(case, plan) for _, case, plan in left])
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
             answers = self._exchange(prepared, seconds)
             arena = self._worker.arena(0)
-            for (index, _), item, result in zip(left, prepared, answers):
+            expected = self._expected(op, prepared, answers)
+            for place, ((index, _, _), item, result) in enumerate(zip(left, prepared, answers)):
                 window = slice(item.offset, item.offset + item.plan.size)
-                found[index] = self._verdict(op, item, result, before[window], arena[window], seconds)
+                found[index] = self._verdict(
+                    op, item, result, before[window], arena[window], seconds, expected.get(place)
+                )
             if isinstance(answers[-1], Died):
                 self._replace_worker()
                 if until_death:
@@ -204,11 +211,22 @@ class Runner:
             left = left[len(answers) :]
         return found
 
-    def _prepare(self, op: Op, cases: Sequence[Case]) -> list[Prepared]:
+    def _expected(self, op: Op, prepared: Sequence[Prepared], answers: Sequence[Answer | Died]) -> dict[int, Expected]:
+        """The references of the cases that came back, by their place in the batch."""
+        start = time.perf_counter()
+        back = {
+            place: (item.case, item.values, result.numerics or self.numerics)
+            for place, (item, result) in enumerate(zip(prepared, answers))
+            if isinstance(result, Answer) and result.unsupported is None and result.error is None
+        }
+        found = dict(zip(back, expectations(op, list(back.values()))))
+        self.clock.reference += time.perf_counter() - start
+        return found
+
+    def _prepare(self, op: Op, cases: Sequence[tuple[Case, Plan]]) -> list[Prepared]:
         start = time.perf_counter()
         prepared, offset = [], 0
-        for case in cases:
-            plan = Plan.of(case)
+        for case, plan in cases:
             prepared.append(Prepared(case, inputs_of(case, op), plan, offset))
             offset += plan.size
         arena = self._worker.arena(offset)
@@ -230,9 +248,16 @@ class Runner:
         return answers
 
     def _verdict(
-        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray, seconds: float
+        self,
+        op: Op,
+        item: Prepared,
+        result: Answer | Died,
+        before: np.ndarray,
+        after: np.ndarray,
+        seconds: float,
+        expected: Expected | None,
     ) -> Verdict:
-        verdict = self._own_verdict(op, item, result, before, after, seconds)
+        verdict = self._own_verdict(op, item, result, before, after, seconds, expected)
         if verdict.failed and item.case.before is not None:
             detail = f"alone it is right; it is wrong right after {item.case.before}"
             verdict = replace(verdict, findings=(Finding("history", Kind.STATE_KEPT, detail), *verdict.findings))
@@ -244,7 +269,14 @@ class Runner:
         return replace(verdict, findings=(*findings, *verdict.findings)) if findings else verdict
 
     def _own_verdict(
-        self, op: Op, item: Prepared, result: Answer | Died, before: np.ndarray, after: np.ndarray, seconds: float
+        self,
+        op: Op,
+        item: Prepared,
+        result: Answer | Died,
+        before: np.ndarray,
+        after: np.ndarray,
+        seconds: float,
+        expected: Expected | None,
     ) -> Verdict:
         if isinstance(result, Died):
             finding = Finding("process", self._blame(op, item.case) or result.kind, result.detail)
@@ -257,11 +289,8 @@ class Runner:
             return Verdict(item.case, (finding,), stderr=result.error, seconds=result.seconds)
         start = time.perf_counter()
         numerics = result.numerics or self.numerics
-        expected = expectation(item.case, op, item.values, numerics)
-        middle = time.perf_counter()
-        verdict = judge(item.case, op, item.values, before, after, numerics, expected)
-        self.clock.reference += middle - start
-        self.clock.judging += time.perf_counter() - middle
+        verdict = judge(item.case, op, item.values, before, after, numerics, expected, item.plan)
+        self.clock.judging += time.perf_counter() - start
         return replace(verdict, seconds=result.seconds)
 
     def _blame(self, op: Op, case: Case) -> Kind | None:
@@ -293,7 +322,7 @@ class Runner:
 
         None where the backend shows none, a `StageError` where they cannot be had.
         """
-        (item,) = self._prepare(op, [case])
+        (item,) = self._prepare(op, [(case, Plan.of(case))])
         shown = self._worker.stages(case if case.data is None else replace(case, data=None), self.time_limit)
         if isinstance(shown, StageError) and isinstance(self._worker, Worker) and not self._worker.is_alive():
             self._replace_worker()

@@ -33,6 +33,9 @@ class Observer:
     def result(self, op: Op, target: Target, result: Result) -> None:
         """One op on one device is done."""
 
+    def watched(self, result: Result) -> None:
+        """A model on one device is done."""
+
     def lost(self, op: Op, target: Target, reason: str) -> None:
         """One op on one device cannot run, or not any more."""
 
@@ -63,6 +66,9 @@ class Observers(Observer):
 
     def result(self, op: Op, target: Target, result: Result) -> None:
         self._tell(lambda observer: observer.result(op, target, result))
+
+    def watched(self, result: Result) -> None:
+        self._tell(lambda observer: observer.watched(result))
 
     def lost(self, op: Op, target: Target, reason: str) -> None:
         self._tell(lambda observer: observer.lost(op, target, reason))

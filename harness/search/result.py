@@ -10,6 +10,7 @@ from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.plain import decoded
 from opconform.harness.search.coverage import Covered
+from opconform.harness.search.watched import Watched
 
 
 @dataclass
@@ -112,7 +113,8 @@ class KnownFailure:
 
 @dataclass(frozen=True)
 class Result:
-    """One op on one device: `target` is what `--backend` takes, `device` one line on the device.
+    """One op on one device: `target` is what `--backend` takes, `device` one line on the device. Or a model there: then
+    `op` is its name, and `watched` what came of it.
 
     build: the short name of the device's build. free: where the op leaves elements free, in words. failed_known: ids of
     known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without
@@ -132,12 +134,27 @@ class Result:
     build: str = ""
     free: str = ""
     coverage: Covered = field(default_factory=Covered)
+    watched: Watched | None = None
 
     @property
     def known(self) -> bool:
         """Whether it fails in expected ways only."""
         listed = any(known.fate == "fails" and not known.expired for known in self.known_failures)
         return self.failure is None and (listed or self.tally.known > 0)
+
+    @property
+    def kind(self) -> str:
+        """What heads the report of what is wrong; nothing where all is right."""
+        if self.failure is not None:
+            return self.failure.kind
+        return "" if self.watched is None or self.watched.right else self.watched.verdict
+
+    @property
+    def case_id(self) -> str:
+        """The id of the failing case."""
+        if self.failure is not None:
+            return self.failure.case.id
+        return "" if self.watched is None or not self.watched.cases else self.watched.cases[0].case
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -156,9 +173,24 @@ class Result:
             "free": self.free,
             "coverage": asdict(self.coverage),
         }
+        if self.watched is not None:
+            plain["watched"] = self.watched.to_json()
         return plain
 
     @classmethod
     def from_json(cls, plain: Any) -> Result:
         """The result that `to_json` gave. Raises `ValueError`, one line, for anything else."""
         return decoded(cls, plain, "result", {Failure: lambda value, _: Failure.from_json(value)})
+
+
+def model_result(watched: Watched, name: str) -> Result:
+    """What came of watching a model as a result of its own, beside those of ops. Its cases are the nodes that were
+    judged, the whole graph, and each way to compute several sequences."""
+    wholes = [] if watched.whole is None else [watched.whole.right]
+    wholes += [each.right for each in watched.together if not each.error]
+    right = sum(node.state == "right" for node in watched.nodes)
+    reasons = Counter(node.reason for node in watched.nodes if node.state == "not judged")
+    reasons.update(each.error for each in watched.together if each.error)
+    wrong = len(watched.wrong) + len(wholes) - sum(wholes) + (watched.by_node is not None)
+    tally = Tally(right + sum(wholes), wrong, reasons, seconds=watched.seconds)
+    return Result(name, watched.target, watched.about, tally, build=watched.build, watched=watched)

@@ -134,7 +134,7 @@ def _plainer_layouts(layout: Layout) -> Iterator[Layout]:
     yield layout.packed()
     if layout.offset:
         yield replace(layout, offset=0)
-    packed = contiguous_strides(layout.shape, size)
+    packed = contiguous_strides(layout.blocks, size)
     if layout.strides != packed:
         yield replace(layout, strides=packed)
     order = sorted(range(rank), key=lambda k: (layout.nb[k], k))
@@ -155,7 +155,7 @@ def _gaps(layout: Layout, order: Sequence[int]) -> list[int]:
     for k in order:
         if layout.nb[k]:
             gaps[k] = max(layout.nb[k] - extent, 0)
-            extent = layout.nb[k] * max(layout.ne[k], 1)
+            extent = layout.nb[k] * max(layout.blocks[::-1][k], 1)
     return gaps
 
 
@@ -165,7 +165,7 @@ def _laid(layout: Layout, order: Iterable[int], gaps: Sequence[int]) -> Layout:
     for k in order:
         if layout.nb[k]:
             nb[k] = extent + gaps[k]
-            extent = nb[k] * max(layout.ne[k], 1)
+            extent = nb[k] * max(layout.blocks[::-1][k], 1)
     return replace(layout, strides=tuple(nb[::-1]))
 
 

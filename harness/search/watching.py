@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from opconform.harness.draw.known import case_path, checked, store, write_case
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.judge.nodes import judge_node
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.findings import Kind
-from opconform.harness.model.graph import Ended, GraphNode, SeenNode, Together, WholeGraph
+from opconform.harness.model.graph import Ended, SeenNode, WholeGraph
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.ops import ops
@@ -30,80 +29,9 @@ from opconform.harness.run.registry import backend_class
 from opconform.harness.run.target import Target
 from opconform.harness.run.watching import LateError, Watcher, WatchRequest
 from opconform.harness.search.session import Session
+from opconform.harness.search.watched import JudgedNode, State, Watched, WrongCase
 
 MOST_CASES = 16  #: distinct wrong nodes that are replayed and kept
-
-State = Literal["right", "wrong", "not judged"]
-
-
-@dataclass(frozen=True)
-class JudgedNode:
-    """A node with what became of it. reason: why it was not judged. kind and detail: what is wrong; times: how far the
-    worst element is off, in terms of its bound. case: the id of the case that it is. sampled: whether a part of its
-    output was judged. lower: what the backend declares below float32's precision for it."""
-
-    node: GraphNode
-    state: State
-    reason: str = ""
-    kind: Kind | None = None
-    detail: str = ""
-    times: float = 0.0
-    case: str = ""
-    sampled: bool = False
-    lower: str = ""
-
-
-@dataclass(frozen=True)
-class WrongCase:
-    """A distinct wrong node as a case. nodes: how many are such. path: its file. alone: what became of the same case
-    without the graph: "fails", "passes", or why it was not run. recipe: whether it fails with drawn values too, so that
-    the file needs none."""
-
-    case: str
-    node: JudgedNode
-    nodes: int
-    path: str
-    alone: str
-    recipe: str = ""
-
-
-@dataclass(frozen=True)
-class Watched:
-    """What came of watching one model on one device.
-
-    model: one line on it. about: one line on the device. again: what `opconform watch` takes to watch the same model.
-    whole: None where the time was up before there was a verdict. by_node: the end of the run node by node, if it died.
-    piece: the file of the wrong piece. late: what the time did not suffice for.
-    """
-
-    target: str
-    build: str
-    about: str
-    model: str
-    again: str
-    nodes: tuple[JudgedNode, ...] = ()
-    by_node: Ended | None = None
-    cases: tuple[WrongCase, ...] = ()
-    whole: WholeGraph | None = None
-    piece: str = ""
-    together: tuple[Together, ...] = ()
-    late: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-    @property
-    def judged(self) -> int:
-        return sum(node.state != "not judged" for node in self.nodes)
-
-    @property
-    def wrong(self) -> list[JudgedNode]:
-        return [node for node in self.nodes if node.state == "wrong"]
-
-    @property
-    def right(self) -> bool:
-        """Whether something ran, and nothing is wrong with it."""
-        whole_right = self.whole is None or self.whole.right
-        ran = bool(self.nodes) and (self.whole is not None or bool(self.judged))
-        return ran and whole_right and not self.wrong and not self.by_node and all(it.right for it in self.together)
 
 
 @dataclass
@@ -136,7 +64,8 @@ class Watching:
 
     def _watched(self, watcher: Watcher, request: WatchRequest, again: str) -> Watched:
         target, found, late = self._target, _Found(), []
-        result = Watched(target.label, target.build.name, target.about, watcher.about, again)
+        options = tuple(f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in target.options.items())
+        result = Watched(target.label, target.build.name, target.about, watcher.about, again, options=options)
         try:
             self._say("node by node")
             died = watcher.by_node(lambda seen: self._judge(seen, found, request.seed))
@@ -165,7 +94,7 @@ class Watching:
         return replace(result, cases=cases, late=tuple(late))
 
     def _stored_piece(self, piece: Piece) -> Path:
-        return write_piece(piece, Path(self._session.settings.report_dir) / "pieces")
+        return write_piece(piece, Path(self._session.settings.report_dir) / "pieces" / piece.id)
 
     # ---- nodes
 

@@ -14,6 +14,7 @@ from opconform.harness.explain.failure import Failure
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.result import KnownBug, Result
 from opconform.harness.search.settings import Settings
+from opconform.harness.search.watched import Watched
 from opconform.reports.commands import commands
 from opconform.reports.records import About, RunRow
 from opconform.reports.repro.place import bundle_of
@@ -78,6 +79,11 @@ class Entry:
     def covered(self) -> str:
         """What share of the pairs of traits has run, of each shard; "" in a history that does not have it."""
         return ", ".join(str(result.coverage) for result in self.results if result.coverage.possible)
+
+    @property
+    def watched(self) -> Watched | None:
+        """What came of watching, where it is a model."""
+        return next((result.watched for result in self.results if result.watched), None)
 
     @property
     def bugs(self) -> tuple[KnownBug, ...]:
@@ -163,7 +169,7 @@ def _entry(db: sqlite3.Connection, pair: Pair, group: Sequence[RunRow]) -> Entry
     own = [run for run in group if run.build(pair.target) == pair.build]
     found = [(run, result) for run in own for result in results_of(db, run, pair)]
     failures = [_shown(pair, result.failure, _settings(run)) for run, result in found if result.failure is not None]
-    if state.kind and not failures:
+    if state.kind and not failures and not any(result.watched for _, result in found):
         failures = [_lost(db, pair, own, state)]
     once = {shown.case_id: shown for shown in failures}
     return Entry(pair, state, tuple(own), tuple(result for _, result in found), tuple(once.values()))

@@ -29,6 +29,7 @@ from opconform.harness.model.usage import UsageError
 from opconform.harness.model.version import VERSION
 from opconform.reports.html.charts import spark, strip, trend
 from opconform.reports.html.data import Entry, Report
+from opconform.reports.html.models import model_of
 from opconform.reports.repro.picture import picture
 from opconform.reports.run import now
 from opconform.reports.screen import clean, places, twin
@@ -100,6 +101,8 @@ def html(report: Report) -> str:
     """The page as text."""
     failures = report.failures
     numbers = {(shown.pair, shown.case_id): index + 1 for index, shown in enumerate(failures)}
+    watched = [model_of(pair, entry.watched) for pair, entry in report.entries.items() if entry.watched]
+    models = {model.pair: index + 1 for index, model in enumerate(watched)}
     style = _style()
     return (
         _environment()
@@ -113,7 +116,8 @@ def html(report: Report) -> str:
             failures=failures,
             numbers=numbers,
             opened=_OPEN,
-            cells={pair: _cell(entry, report, numbers) for pair, entry in report.entries.items()},
+            models=watched,
+            cells={pair: _cell(entry, report, numbers, models) for pair, entry in report.entries.items()},
             totals=_totals(report),
             known=[known for entry in report.entries.values() for known in _known(entry)],
             reasons=_reasons(report),
@@ -196,10 +200,12 @@ def _times(worst: Worst) -> str:
     return f"{worst.times:.3g} times the bound" if math.isfinite(worst.times) else "no error is allowed here"
 
 
-def _cell(entry: Entry, report: Report, numbers: dict[tuple[Pair, str], int]) -> Cell:
+def _cell(entry: Entry, report: Report, numbers: Mapping[tuple[Pair, str], int], models: Mapping[Pair, int]) -> Cell:
     outcome, link = entry.state.outcome, ""
     if entry.failures:
         link = f"#failure-{numbers[entry.pair, entry.failures[0].case_id]}"
+    elif entry.pair in models:
+        link = f"#model-{models[entry.pair]}"
     elif outcome in ("known", "unsupported"):
         link = f"#{outcome}"
     last = max(run.started for run in report.runs)

@@ -3,17 +3,44 @@ kernels replace."""
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.ops import ops
 from tests.kernels.base import F32, Kernel
+from tests.kernels.formulas import Row, Single
 
 ONE = np.float32(1)
 
 
 class Rows(Kernel):
-    """add, mul, scale, clamp, exp, silu and the norms, every operation rounded to float32, the result to its type."""
+    """add, mul, scale, clamp, exp, silu and the norms, every operation rounded to float32, the result to its type; and
+    every other row of a table of formulas by its formula."""
+
+    #: The arithmetic of a formula.
+    arithmetic: ClassVar[type[Single]] = Single
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if hasattr(self, case.op):
+            super().run(case, buffers)
+            return
+        row = Row.of(ops()[case.op])
+        assert row is not None, f"no kernel and no formula for {case.op}"
+        with np.errstate(all="ignore"):
+            self.by_formula(row, case, buffers)
+
+    def by_formula(self, row: Row, case: Case, buffers: Buffers) -> None:
+        """A row that has no method here."""
+        shape = next(iter(case.inputs.values())).shape
+        read = (self.read(buffers, name) for name in case.inputs)
+        arguments = [
+            self.arithmetic.holding(np.tile(x, [n // max(m, 1) for n, m in zip(shape, x.shape)])) for x in read
+        ]
+        found = row.formula(*arguments, *([case.params] if case.params else [])).value
+        self.stored(case, buffers, np.broadcast_to(found, case.outputs["out"].shape).astype(self.arithmetic.kept))
 
     # --- one operation at a time ---
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cffi import FFI
+from gguf import GGMLQuantizationType
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -170,7 +171,9 @@ def test_cffi_reads_the_same_functions_and_enumerators() -> None:
     assert [name for name, _ in ffi.typeof("struct ggml_tensor").fields] == [
         name for _, name, _ in DECLARATIONS.structs["ggml_tensor"]
     ]
-    assert TYPES == {"f32": 0, "f16": 1, "bf16": 30, "i32": 26}
+    assert {"f32": 0, "f16": 1, "bf16": 30, "i32": 26, "q4_0": 2}.items() <= TYPES.items()
+    numbers = {name.lower(): number for name, number in TYPES.items()}
+    assert numbers.items() <= {it.name.lower(): int(it) for it in GGMLQuantizationType}.items()
 
 
 #: Methods of `Nodes` that take a function's name without its prefix.

@@ -158,5 +158,5 @@ def test_a_packaged_case_that_is_none_names_its_file(monkeypatch: pytest.MonkeyP
     plain = {"id": "acc/bad", "about": "a", "source": "s", "case": {**acc(3).to_json(), "op": "nope"}}
     (tmp_path / "known" / "acc.json").write_text(json.dumps([plain]))
     monkeypatch.setattr(known, "files", lambda package: tmp_path)
-    with pytest.raises(CaseError, match=r"^acc\.json: acc/bad: case\.op is 'nope'; there are acc, "):
+    with pytest.raises(CaseError, match=r"^acc\.json: acc/bad: case\.op is 'nope'; there are abs, acc, "):
         known_cases.__wrapped__()

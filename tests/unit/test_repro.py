@@ -35,6 +35,7 @@ from opconform.reports.repro.picture import picture
 from opconform.reports.repro.scripts import asked, script
 from tests.judge import Bench, drawn_cases
 from tests.kernels import correct, delta, delta_wrong, mla, small_odd, small_wrong, wrong
+from tests.kernels.formula_rows import wrong_kernels
 from tests.kernels.row_wrong import ROW_WRONG
 from tests.repro_samples import FLUSHING, described, module_of, one_failure, target
 from tests.samples import acc, spec
@@ -47,7 +48,7 @@ from tests.samples import acc, spec
 def test_a_script_demands_what_the_oracle_demands(op: str, numerics: Numerics) -> None:
     """For right and wrong results alike, over drawn layouts, values and parameters."""
     where = target(numerics=numerics)
-    own = (correct.Correct, *(each.kernel for each in ROW_WRONG if each.op == op))
+    own = (correct.Correct, *(each.kernel for each in ROW_WRONG if each.op == op), *wrong_kernels(op))
     kernels = [kernel("0", {}) for kernel in KERNELS.get(op, own)]
     outcomes = set()
     for case in drawn_cases(op, 25, 1 << 14, 3):

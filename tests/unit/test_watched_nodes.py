@@ -20,8 +20,9 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
-from opconform.harness.search.watching import JudgedNode, Watched, WrongCase, fitting
-from opconform.reports.watching import again_with, screen, verdict, watch_matrix
+from opconform.harness.search.watched import JudgedNode, Watched, WrongCase
+from opconform.harness.search.watching import fitting
+from opconform.reports.watching import again_with, screen, watch_matrix
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -111,7 +112,13 @@ def wrong_model() -> Watched:
     pieces = tuple(it.node for it in prompt[3:])
     because = ("the output of SCALE lies over ffn_moe_logits-1, which the piece still reads",)
     off = Difference(8.06, 0.0075, 4.0, "row 40 of the prompt")
-    whole = WholeGraph(2, 2, off, piece=WrongPiece(0, pieces, because, off), switches={"GGML_VK_DISABLE_FUSION": True})
+    whole = WholeGraph(
+        2,
+        2,
+        off,
+        piece=WrongPiece(0, pieces, because, off, None, ((21, "ffn_moe_logits-1"),)),
+        switches={"GGML_VK_DISABLE_FUSION": True},
+    )
     whole = replace(whole, asked=False)
     return Watched(
         target="ggml:Vulkan0",
@@ -119,6 +126,7 @@ def wrong_model() -> Watched:
         about="llvmpipe (build b8121)",
         model="kimi-linear, 2.87 million weights in 2 layers",
         again="--arch kimi-linear",
+        options=("--ggml-lib lib",),
         nodes=(*prompt, *steps),
         cases=(WrongCase("mul_mat-1", bad, 8, "out/cases/mul_mat-1.json", "fails", "small_int"),),
         whole=whole,
@@ -129,7 +137,7 @@ def wrong_model() -> Watched:
 
 def test_the_screen_of_a_wrong_model() -> None:
     found = wrong_model()
-    text = screen(found, again_with(found, ["--ggml-lib lib"])) + "\n"
+    text = screen(found, again_with(found)) + "\n"
     assert text == (SNAPSHOTS / "watched.txt").read_text(encoding="utf-8")
     assert max(map(len, text.splitlines())) <= 110
 
@@ -139,12 +147,12 @@ def test_a_model_is_right_only_where_something_ran() -> None:
     right = WholeGraph(2, 0, Difference(0.0, 0.1, 4.0, "row 0 of the prompt"))
     fine = replace(found, nodes=found.nodes[:2], cases=(), whole=right, together=())
     assert fine.right
-    assert verdict(fine) == "RIGHT"
+    assert fine.verdict == "RIGHT"
     assert not replace(fine, nodes=()).right
     assert not replace(fine, whole=None, nodes=found.nodes[:1]).right  # nothing was judged
     assert not replace(fine, together=found.together).right
-    assert verdict(replace(fine, late=("several sequences",))) == "RIGHT AS FAR AS IT CAME"
-    assert verdict(found) == "WRONG"
+    assert replace(fine, late=("several sequences",)).verdict == "RIGHT AS FAR AS IT CAME"
+    assert found.verdict == "WRONG"
 
 
 def test_the_matrix_of_models_and_devices() -> None:

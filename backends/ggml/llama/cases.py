@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from opconform.backends.ggml.limits import CONSTRUCTORS
 from opconform.backends.ggml.llama.records import Node, Tensor
@@ -16,6 +19,8 @@ from opconform.harness.model.layouts import Layout
 from opconform.harness.model.ops import ops
 
 OUT = "out"
+_LARGE = 1e30  #: the largest number that a case has for a parameter
+_UNLIMITED: Mapping[str, Sequence[str]] = {"clamp": ("min", "max")}  #: parameters by op that are limits
 
 
 class NotACase(Exception):
@@ -24,18 +29,18 @@ class NotACase(Exception):
 
 @dataclass(frozen=True)
 class Captured:
-    """A node as a case, with the exact bytes of its inputs; the elements of its output as the device left them (C
+    """A node as a case, with the exact bytes of its inputs; the elements of its outputs as the device left them (C
     order, outermost dimension first); and in words what of the node's memory the case does not keep."""
 
     case: Case
     values: Mapping[str, Raw]
-    output: Raw
+    outputs: Mapping[str, Raw]
     lost: tuple[str, ...] = ()
 
     @property
-    def outputs(self) -> Mapping[str, Raw]:
-        """The elements of each output, by name."""
-        return {OUT: self.output}
+    def output(self) -> Raw:
+        """The elements of the first output, and most often the only one."""
+        return next(iter(self.outputs.values()))
 
 
 def captured(node: Node) -> Captured:
@@ -43,10 +48,33 @@ def captured(node: Node) -> Captured:
     row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
     if row is None or row.op not in ops():
         raise NotACase(f"Opconform has no reference of {node.what} yet")
-    if row.results:
-        raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
     words = memoryview(node.params).cast("i").tolist()
-    return capture(node, row.op, {**_implied(row), **row.read(words)}, row.tensors)
+    if row.results:
+        return _packed(node, row, {**_implied(row), **row.read(words)})
+    params = _finite(node, row.op, {**_implied(row), **row.read(words)})
+    return capture(node, row.op, params, row.tensors)
+
+
+def _finite(node: Node, op: str, params: Mapping[str, Param]) -> dict[str, Param]:
+    """The parameters with a large number in place of a limit at infinity, where the node reads no larger one: so its
+    result is the same, and other APIs take the case."""
+    found = dict(params)
+    for name in _UNLIMITED.get(op, ()):
+        value = found.get(name)
+        if isinstance(value, float) and math.isinf(value) and _largest(node) <= _LARGE:
+            found[name] = math.copysign(_LARGE, value)
+    return found
+
+
+def _largest(node: Node) -> float:
+    """The largest magnitude that a node reads; infinite where that is not known."""
+    source = node.source(0)
+    if source is None or source.data is None or source.type not in DTYPES:
+        return math.inf
+    layout = _layout(source, source.memory.start, source.name)
+    with np.errstate(invalid="ignore"):
+        found = float(np.max(np.abs(layout.type.decode(layout.array(source.data))), initial=0.0))
+    return math.inf if math.isnan(found) else found
 
 
 def _implied(row: Row) -> dict[str, Param]:
@@ -80,7 +108,39 @@ def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequenc
     values = {name: _elements(source, name) for name, source in sources.items()}
     case = Case(op, dict(params), inputs, {OUT: output}, recipe="small_int", inplace=inplace, shares=shares)
     data = {name: raw.tobytes() for name, raw in values.items()}
-    return Captured(case.with_data(data), values, _elements(node, OUT), tuple(lost))
+    return Captured(case.with_data(data), values, {OUT: _elements(node, OUT)}, tuple(lost))
+
+
+def _packed(node: Node, row: Row, params: Mapping[str, Param]) -> Captured:
+    """A node with several outputs in one tensor, one after another: the gated delta rule's, whose constructor has no
+    choice in the rest of the case's parameters. q, k and v come with their own sizes, the state in any."""
+    if row.op != "gated_delta_net":
+        raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
+    v = node.source(row.tensors.index("v"))
+    if v is None or node.data is None:
+        raise NotACase("the bytes of v or of the output were not read")
+    size, heads, _, sequences = v.ne
+    kept = int(params.get("snapshots", 1))
+    state = (sequences, heads, size, size)
+    own: dict[str, Param] = {"heads": "tiled", "state_layout": "vk", "gate": "log", "l2norm": False, "eps": 1e-6}
+    own |= {"scale": 1 / math.sqrt(size), "snapshots": kept}
+    found = capture(node, row.op, {**params, **own}, row.tensors)
+    inputs = dict(found.case.inputs)
+    if "state" in inputs:
+        given = inputs["state"]
+        if not given.is_contiguous or given.size != math.prod(state):
+            raise NotACase(f"the state of {node.what} is not packed")
+        inputs["state"] = Layout.contiguous(given.dtype, state, given.offset)
+    shapes = dict(zip(row.results, (v.ne[::-1], (kept * sequences, *state[1:]))))
+    flat, outputs = found.output.reshape(-1), {}
+    if flat.size != sum(map(math.prod, shapes.values())):
+        raise NotACase(f"{node.what} has {flat.size} elements of output, not those of {', '.join(row.results)}")
+    for name, shape in shapes.items():
+        outputs[name], flat = flat[: math.prod(shape)].reshape(shape), flat[math.prod(shape) :]
+    layouts = {name: Layout.contiguous(node.type, shape) for name, shape in shapes.items()}
+    values = {name: raw.reshape(inputs[name].shape) for name, raw in found.values.items()}
+    case = replace(found.case, inputs=inputs, outputs=layouts, inplace=None)
+    return Captured(case, values, outputs, found.lost)
 
 
 def _layout(tensor: Tensor, start: int, name: str) -> Layout:

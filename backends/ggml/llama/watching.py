@@ -207,9 +207,10 @@ def whole_graph(found: whole.Whole, of: str = "") -> WholeGraph:
         else WrongPiece(
             piece.decode,
             tuple(graph_node(piece.decode, node) for node in piece.nodes),
-            tuple(map(str, piece.overlaps)),
+            tuple(dict.fromkeys(map(str, piece.overlaps))),
             _difference(piece.difference, of) if piece.difference else None,
             piece.died.in_decode(piece.decode) if piece.died else None,
+            tuple(dict.fromkeys((overlap.writer.index, overlap.source.name) for overlap in piece.overlaps)),
         )
     )
     return WholeGraph(
