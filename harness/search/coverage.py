@@ -18,8 +18,9 @@ from opconform.harness.model.op import Problem
 Trait = tuple[str, object]
 
 _SIZES = (0, 1, 8, 33, 257, 1025, 65535)  #: the largest size of each class but the last
+_TILE = 31  #: kernels hold squares of 32 or 64 elements in shared memory
 _EXPECTED = 8  #: a pair that chance would have drawn so often and that never came is none
-_PASSED_OVER = 3  #: how many problems in a row that show nothing new are not run
+_PASSED_OVER = 2  #: how many problems in a row that show nothing new are not run
 
 
 def _size_class(size: int) -> str:
@@ -50,7 +51,7 @@ def _value_class(value: Param) -> object:
 
 
 def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Trait]:
-    """Which dimensions are above 1, and how long the longest is, and where."""
+    """Which dimensions are above 1, how long the longest is, and where, and whether another is as long as a tile."""
     for name, shape in shapes.items():
         for k, size in enumerate(reversed(shape)):
             yield f"{name} ne{k}", "1" if size == 1 else "above 1"
@@ -58,6 +59,8 @@ def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Trait]:
     sizes = [(size, -axis) for shape in shapes.values() for axis, size in enumerate(shape)]
     longest, axis = max(sizes, default=(0, 0))
     yield "longest", f"{_size_class(longest)} along ne{3 + axis}" if longest > 33 else _size_class(longest)
+    seconds = (sorted(shape)[-2] if len(shape) > 1 else 0 for shape in shapes.values())
+    yield "two long axes", max(seconds, default=0) > _TILE
 
 
 def problem_traits(problem: Problem) -> Iterator[Trait]:
