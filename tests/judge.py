@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -85,6 +85,33 @@ class Bench:
             if not all(twin.has_bits_of(out, np.array(left.raw(out)), other.raw(out)) for out in self.case.outputs):
                 return check.finding(twin)
         return None
+
+
+_KEPT_BYTES = 1 << 15  #: of a case whose bench is kept: with its references it takes ten times as much
+
+
+class Benches:
+    """The benches of drawn cases, to be gone through several times. Those of large cases are made anew each time: kept,
+    a thousand of them would be gigabytes."""
+
+    def __init__(self, cases: Sequence[Case]) -> None:
+        self._cases = cases
+        self._kept: dict[int, Bench] = {}
+
+    def __iter__(self) -> Iterator[Bench]:
+        for index, case in enumerate(self._cases):
+            bench = self._kept.get(index)
+            if bench is None:
+                bench = Bench(case)
+                if case.nbytes <= _KEPT_BYTES:
+                    self._kept[index] = bench
+            yield bench
+
+
+@lru_cache(maxsize=1)
+def drawn_benches(op: str, count: int, max_bytes: int, number: int = 0) -> Benches:
+    """The benches of `drawn_cases`; those of one op at a time are kept."""
+    return Benches(drawn_cases(op, count, max_bytes, number))
 
 
 @lru_cache(maxsize=4)  # ten thousand cases are tens of megabytes

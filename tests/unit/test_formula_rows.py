@@ -4,19 +4,17 @@ ones are caught."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import pytest
 
-from tests.judge import Bench, drawn_cases
+from tests.judge import Bench, Benches, drawn_benches
 from tests.kernels.formula_rows import by_formula, right_kernels, wrong_kernels
 
 CASES, MAX_BYTES = 240, 1 << 16
 
 
-@cache
-def benches(op: str) -> tuple[Bench, ...]:
-    return tuple(Bench(case) for case in drawn_cases(op, CASES, MAX_BYTES))
+def benches(op: str) -> Benches:
+    return drawn_benches(op, CASES, MAX_BYTES)
 
 
 def test_most_rows_need_no_kernels_of_their_own() -> None:

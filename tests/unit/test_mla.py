@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
@@ -35,7 +34,7 @@ from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.harness.search.search import Search
 from opconform.harness.search.settings import Settings
-from tests.judge import Bench, drawn_cases
+from tests.judge import Bench, Benches, drawn_benches, drawn_cases
 from tests.kernels import mla
 from tests.kernels.mla import FAULTS, Fault, Mla
 
@@ -296,9 +295,8 @@ def runner_of(kernel: type[Mla]) -> Runner:
 # --- wrong kernels ---
 
 
-@cache
-def benches() -> tuple[Bench, ...]:
-    return tuple(Bench(case) for case in drawn_cases("mla_absorbed", 1000, SMALL))
+def benches() -> Benches:
+    return drawn_benches("mla_absorbed", 1000, SMALL)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=str)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from functools import lru_cache
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import pytest
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
 from opconform.harness.search.settings import PROFILES
-from tests.judge import OPS, Bench, drawn_cases
+from tests.judge import OPS, Bench, Benches, drawn_benches
 from tests.kernels.correct import Correct
 from tests.kernels.row_wrong import ROW_WRONG
 from tests.kernels.small_wrong import SMALL_WRONG
@@ -22,9 +22,8 @@ MAX_BYTES = 1 << 22
 NAMED = 60  #: how many failures are looked at for their kind
 
 
-@lru_cache(maxsize=1)  # an op has up to hundreds of megabytes of them
-def all_benches(op: str) -> tuple[Bench, ...]:
-    return tuple(Bench(case) for case in drawn_cases(op, CASES, MAX_BYTES))
+def all_benches(op: str) -> Benches:
+    return drawn_benches(op, CASES, MAX_BYTES)
 
 
 def kind_of(bench: Bench, wrong: Wrong, kernel: Correct) -> str:
@@ -59,7 +58,7 @@ def test_the_right_kernel_passes_the_same_cases(op: str) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_the_right_kernel_passes_the_checks_on_request(op: str, check: str) -> None:
     kernel = Correct()
-    for bench in all_benches(op)[:300]:
+    for bench in itertools.islice(all_benches(op), 300):
         assert bench.twin_finding(kernel, check) is None, bench.case
 
 
