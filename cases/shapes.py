@@ -74,7 +74,7 @@ def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
 def tensors(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     """Shapes like `rows`, with the long axis in any place: once strides are permuted, it is worth as much in each."""
     shape = draw(rows(freedom, itemsize))
-    turned = draw(st.integers(0, 3))
+    turned = draw(st.sampled_from((0, 1, 2, 3, 0, 0)))
     return (*shape[turned:], *shape[:turned])
 
 
