@@ -44,7 +44,7 @@ OPS = (
         "scale · x + bias",
         lambda x, p: x * p["scale"] + p["bias"],
         params={
-            "scale": choice(1.0, 2.0, -0.5, 0.1, 1e-3, without=1.0),
+            "scale": choice(2.0, -0.5, 0.1, 1e-3, 16.0, without=1.0),
             "bias": choice(0.0, 1.0, -0.3, 0.0, without=0.0),
         },
         mistakes={"bias is added before x is scaled": lambda x, p: (x + p["bias"]) * p["scale"]},
@@ -54,7 +54,7 @@ OPS = (
         "x, but at least min and at most max",
         lambda x, p: x.maximum(p["min"]).minimum(p["max"]),
         params={
-            "min": choice(-1.0, 0.0, -10.0, 0.5, without=-1e30),
+            "min": choice(-0.5, 0.0, 0.25, 0.0, 0.5, without=-1e30),
             "max": choice(1.0, 6.0, 100.0, 0.75, without=1e30),
         },
         mistakes={"x is cut at ±max": lambda x, p: x.maximum(-p["max"]).minimum(p["max"])},

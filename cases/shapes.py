@@ -48,13 +48,16 @@ def rows(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     return within(ne, itemsize, freedom)[::-1]
 
 
+_WIDTHS = st.sampled_from((2, 3, 1))  #: of many matrices
+
+
 @st.composite
 def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     """Shapes of square matrices, up to 257 wide, in two outer dimensions, now and then many of them or a larger one;
     shrinks to one element."""
     form = draw(forms())
     if form == "many":
-        count, n = draw(counts()), draw(few())
+        count, n = draw(counts()), draw(_WIDTHS)
         i3, i2 = draw(st.permutations((count, draw(few()))))
         return (*within((i3, i2), itemsize * n * n, freedom), n, n)
     if form != "usual":
@@ -64,7 +67,10 @@ def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
         return (*beside, n, n)
     outer = (draw(outer_sizes()), draw(outer_sizes()))
     largest = math.isqrt(max(freedom.max_bytes // 16 // itemsize // (outer[0] * outer[1]), 1))
-    n = min(draw(inner_sizes(min(draw(scales()), 257))), largest)
+    n = draw(inner_sizes(min(draw(scales()), 257)))
+    if n == 1 and draw(st.integers(0, 15)) < 15:  # a matrix of one element is its own diagonal and its own triangle
+        n = 2
+    n = min(n, largest)
     if freedom.choices("empty", (True,)) and draw(st.integers(0, 15)) == 15:
         n = 0
     return (outer[1], outer[0], n, n)

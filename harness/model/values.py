@@ -28,11 +28,14 @@ def _small_int(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, a
 
 
 def _index(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
-    """Each element names its own flat index, from 1; the sign says which argument it stands in."""
+    """Each element names its own flat index, from 1; the sign says which argument it stands in. Other float arguments
+    than the first hold twice as much, or a sum of two arguments would be 0 everywhere."""
     size = int(np.prod(shape))
     limit = int(min(1 / dtype.unit_roundoff if dtype.is_float else dtype.largest, 2**31 - 1))
     places = (np.arange(size) % limit + 1).astype(np.float64).reshape(shape)
-    return places if argument == 0 else -places
+    if argument == 0:
+        return places
+    return -2 * places if dtype.is_float else -places
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
