@@ -60,6 +60,19 @@ class Prepared:
     offset: int
 
 
+@dataclass
+class Returned:
+    """What came back of a case: the worker's answer, and the case's memory before and after. `numerics` is what the
+    device promises for it; `expected` is there where the backend returned."""
+
+    item: Prepared
+    answer: Answer | Died
+    before: np.ndarray
+    after: np.ndarray
+    numerics: Numerics
+    expected: Expected | None = None
+
+
 @dataclass(frozen=True)
 class Timer:
     """A case that stands loaded on a device. `about` says by what clock it is timed."""
@@ -214,13 +227,9 @@ class Runner:
             prepared = self._prepare(op, [(case, plan) for _, case, plan in left])
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
             answers = self._exchange(prepared, seconds)
-            arena = self._worker.arena(0)
-            expected = self._expected(op, prepared, answers)
-            for place, ((index, _, _), item, result) in enumerate(zip(left, prepared, answers)):
-                window = slice(item.offset, item.offset + item.plan.size)
-                found[index] = self._verdict(
-                    op, item, result, before[window], arena[window], seconds, expected.get(place)
-                )
+            returned = self._returned(op, prepared, answers, before)
+            for (index, _, _), back in zip(left, returned):
+                found[index] = self._verdict(op, back, seconds)
             if isinstance(answers[-1], Died):
                 self._replace_worker()
                 if until_death:
@@ -228,15 +237,24 @@ class Runner:
             left = left[len(answers) :]
         return found
 
-    def _expected(self, op: Op, prepared: Sequence[Prepared], answers: Sequence[Answer | Died]) -> dict[int, Expected]:
-        """The references of the cases that came back, by their place in the batch."""
+    def _returned(
+        self, op: Op, prepared: Sequence[Prepared], answers: Sequence[Answer | Died], before: np.ndarray
+    ) -> list[Returned]:
+        """What came back of the cases that were answered, with the references of those that were computed."""
+        arena, found = self._worker.arena(0), list[Returned]()
+        for item, answer in zip(prepared, answers):
+            window = slice(item.offset, item.offset + item.plan.size)
+            own = answer.numerics if isinstance(answer, Answer) else None
+            found.append(Returned(item, answer, before[window], arena[window], own or self.numerics))
         start = time.perf_counter()
-        back = {
-            place: (item.case, item.values, result.numerics or self.numerics)
-            for place, (item, result) in enumerate(zip(prepared, answers))
-            if isinstance(result, Answer) and result.unsupported is None and result.error is None
-        }
-        found = dict(zip(back, expectations(op, list(back.values()))))
+        computed = [
+            back
+            for back in found
+            if isinstance(back.answer, Answer) and back.answer.unsupported is None and back.answer.error is None
+        ]
+        runs = [(back.item.case, back.item.values, back.numerics) for back in computed]
+        for back, expected in zip(computed, expectations(op, runs)):
+            back.expected = expected
         self.clock.reference += time.perf_counter() - start
         return found
 
@@ -264,48 +282,30 @@ class Runner:
         self.clock.transport += time.perf_counter() - start - inside
         return answers
 
-    def _verdict(
-        self,
-        op: Op,
-        item: Prepared,
-        result: Answer | Died,
-        before: np.ndarray,
-        after: np.ndarray,
-        seconds: float,
-        expected: Expected | None,
-    ) -> Verdict:
-        verdict = self._own_verdict(op, item, result, before, after, seconds, expected)
-        if self._sanitizer is None or not result.log:
+    def _verdict(self, op: Op, back: Returned, seconds: float) -> Verdict:
+        verdict, answer = self._own_verdict(op, back, seconds), back.answer
+        if self._sanitizer is None or not answer.log:
             return verdict
-        findings = self._sanitizer.findings(result.log, item.case)
-        if isinstance(result, Died):  # its end heads the report, and what led to it follows
+        findings = self._sanitizer.findings(answer.log, back.item.case)
+        if isinstance(answer, Died):  # its end heads the report, and what led to it follows
             return replace(verdict, findings=(*verdict.findings, *findings))
         return replace(verdict, findings=(*findings, *verdict.findings)) if findings else verdict
 
-    def _own_verdict(
-        self,
-        op: Op,
-        item: Prepared,
-        result: Answer | Died,
-        before: np.ndarray,
-        after: np.ndarray,
-        seconds: float,
-        expected: Expected | None,
-    ) -> Verdict:
-        if isinstance(result, Died):
-            finding = Finding("process", self._blame(op, item.case) or result.kind, result.detail)
-            return Verdict(item.case, (finding,), stderr=result.stderr, seconds=seconds)
-        if result.unsupported is not None:
-            return Verdict(item.case, unsupported=result.unsupported)
-        if result.error is not None:
-            lines = result.error.splitlines()
-            finding = Finding("process", self._blame(op, item.case) or result.kind, lines[-1])
-            return Verdict(item.case, (finding,), stderr=result.error, seconds=result.seconds)
+    def _own_verdict(self, op: Op, back: Returned, seconds: float) -> Verdict:
+        item, answer = back.item, back.answer
+        if isinstance(answer, Died):
+            finding = Finding("process", self._blame(op, item.case) or answer.kind, answer.detail)
+            return Verdict(item.case, (finding,), stderr=answer.stderr, seconds=seconds)
+        if answer.unsupported is not None:
+            return Verdict(item.case, unsupported=answer.unsupported)
+        if answer.error is not None:
+            lines = answer.error.splitlines()
+            finding = Finding("process", self._blame(op, item.case) or answer.kind, lines[-1])
+            return Verdict(item.case, (finding,), stderr=answer.error, seconds=answer.seconds)
         start = time.perf_counter()
-        numerics = result.numerics or self.numerics
-        verdict = judge(item.case, op, item.values, before, after, numerics, expected, item.plan)
+        verdict = judge(item.case, op, item.values, back.before, back.after, back.numerics, back.expected, item.plan)
         self.clock.judging += time.perf_counter() - start
-        return replace(verdict, seconds=result.seconds)
+        return replace(verdict, seconds=answer.seconds)
 
     def _blame(self, op: Op, case: Case) -> Kind | None:
         """Whether the device said yes to a case that its kernel's own precondition forbids."""
