@@ -39,23 +39,9 @@ class Sample:
 
 def drawn(op: Op) -> Sample:
     """A sample of an op; the same each time."""
-    from hypothesis import HealthCheck, Phase, given, seed, settings  # a quarter of a second
+    from opconform.harness.draw.sample import examples  # Hypothesis takes a quarter of a second
 
-    problems: list[Problem] = []
-
-    @seed(0)
-    @settings(
-        max_examples=_DRAWN,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(op.problems(Freedom()))
-    def draw(problem: Problem) -> None:
-        problems.append(problem)
-
-    draw()
+    problems = examples(op.problems(Freedom()), _DRAWN)
     return Sample(problems, _in_symbols(op, problems))
 
 

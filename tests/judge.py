@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import VARIANTS, variants
+from opconform.harness.draw.sample import cases_drawn
+from opconform.harness.draw.variants import VARIANTS
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, judge
 from opconform.harness.judge.oracle import compare, expectation
@@ -21,7 +20,7 @@ from opconform.harness.model.expected import Comparison, Expected
 from opconform.harness.model.findings import Finding
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import EXACT, Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Backend
@@ -117,23 +116,5 @@ def drawn_benches(op: str, count: int, max_bytes: int, number: int = 0) -> Bench
 @lru_cache(maxsize=4)  # ten thousand cases are tens of megabytes
 def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[Case, ...]:
     """`count` cases of an op from its own strategy and the harness' variants; the same for the same arguments."""
-    freedom, its = Freedom(max_bytes=max_bytes), ops()[op]
-    found: list[Case] = []
-
-    @seed(number)
-    @settings(
-        max_examples=2 * math.ceil(count / VARIANTS) + 1,  # some problems do not fit, and have no variants
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(batches(its, freedom))
-    def draw(drawn: tuple[Problem, int]) -> None:
-        if len(found) >= count:
-            return
-        problem, variant_seed = drawn
-        found.extend(variant.case(its, problem) for variant in variants(its, problem, variant_seed, freedom))
-
-    draw()
-    return tuple(found[:count])
+    problems = 2 * math.ceil(count / VARIANTS) + 1  # some do not fit, and have no variants
+    return tuple(cases_drawn(ops()[op], Freedom(max_bytes=max_bytes), problems, number)[:count])

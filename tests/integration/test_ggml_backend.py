@@ -8,19 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from opconform.backends.ggml import GgmlBackend
 from opconform.backends.ggml.arena import Arena
 from opconform.backends.ggml.library import REMEDY, VARIABLE, Library, load
 from opconform.harness.draw.known import known_cases
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import variants
+from opconform.harness.draw.sample import cases_drawn
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.limits import Freedom, Limit
-from opconform.harness.model.op import Problem
 from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.process import Worker
 from tests.judge import OPS, Bench
@@ -86,23 +83,7 @@ def worker() -> Iterator[Callable[[str, str], tuple[Worker, tuple[Limit, ...]]]]
 def drawn(op: str, limits: tuple[Limit, ...], number: int) -> list[Case]:
     """Cases that `limits` leave, small ones; the same for the same number."""
     freedom = Freedom(tuple(limit for limit in limits if limit.op == op), SMALL)
-    cases: list[Case] = []
-
-    @seed(number)
-    @settings(
-        max_examples=12,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(batches(OPS[op], freedom))
-    def draw(found: tuple[Problem, int]) -> None:
-        problem, variant_seed = found
-        cases.extend(variant.case(OPS[op], problem) for variant in variants(OPS[op], problem, variant_seed, freedom))
-
-    draw()
-    return cases
+    return cases_drawn(OPS[op], freedom, 12, number)
 
 
 def cumsum_of(x: Layout) -> Case:

@@ -8,20 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from opconform.backends.ggml import GgmlBackend
 from opconform.backends.ggml.library import FLOAT16_VARIABLE, REMEDY, VARIABLE
 from opconform.harness.draw.known import known_cases
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import variants
+from opconform.harness.draw.sample import cases_drawn
 from opconform.harness.explain.stages import judged_stages
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Problem
 from opconform.harness.model.ops import ops
 from opconform.harness.run.process import devices_of
 from opconform.harness.run.runner import Runner
@@ -73,23 +70,7 @@ def numerics_of(backend: GgmlBackend, case: Case) -> Numerics:
 
 def drawn(op: str, freedom: Freedom, number: int) -> list[Case]:
     """Small cases; the same for the same number."""
-    its, cases = ops()[op], []
-
-    @seed(number)
-    @settings(
-        max_examples=8,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(batches(its, freedom))
-    def draw(found: tuple[Problem, int]) -> None:
-        problem, variant_seed = found
-        cases.extend(variant.case(its, problem) for variant in variants(its, problem, variant_seed, freedom))
-
-    draw()
-    return cases
+    return cases_drawn(ops()[op], freedom, 8, number)
 
 
 def packed(shape: tuple[int, ...], dtype: str = "f32") -> Layout:

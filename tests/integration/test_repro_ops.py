@@ -13,19 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from opconform.backends.ggml import cpp
 from opconform.backends.kernels.table import KERNELS
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import variants
+from opconform.harness.draw.sample import cases_drawn
 from opconform.harness.explain.facts import Facts
 from opconform.harness.judge.judging import Verdict
-from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import devices_of
@@ -90,22 +87,7 @@ def opened(api: str) -> Iterator[Runner]:
 def passing(runner: Runner, op: Op) -> list[Verdict]:
     """Cases that the device gets right: few, the ones with most to get wrong first: shared memory, several types, all
     of the optional arguments."""
-    freedom, cases = Freedom(runner.limits(op), 1 << 12), list[Case]()
-
-    @seed(5)
-    @settings(
-        max_examples=PROBLEMS,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(batches(op, freedom))
-    def draw(drawn: tuple[Problem, int]) -> None:
-        problem, variant_seed = drawn
-        cases.extend(variant.case(op, problem) for variant in variants(op, problem, variant_seed, freedom))
-
-    draw()
+    cases = cases_drawn(op, Freedom(runner.limits(op), 1 << 12), PROBLEMS, 5)
     whole = [case for case in cases if all(layout.size for layout in case.layouts.values())]
     # No script writes blocks, and torch's brings no decoder of them.
     plain = [case for case in whole if all(layout.type.block == 1 for layout in case.outputs.values())]
