@@ -23,6 +23,7 @@ from opconform.reports.screen import wrapped
 
 _LABEL = 15
 _NAMES = 6  #: nodes that are named in one line
+_GRAPH = 24  #: computing nodes of a piece that are shown one by one
 _STRIP = 88  #: marks in a row of the strip
 _MARKS = {"right": "·", "wrong": "X", "not judged": "?"}
 _SEVERITY = ("wrong", "not judged", "right")
@@ -31,7 +32,7 @@ _SEVERITY = ("wrong", "not judged", "right")
 def screen(found: Watched, again: Sequence[str] = ()) -> str:
     """One screen: the verdict in three lines, the nodes by layer, the wrong piece, what was not judged, and how to see
     it again."""
-    lines = [f"{found.verdict}  {found.model} on {found.target}  ({found.about})", ""]
+    lines = [f"{found.verdict}  {found.model} on {found.target}, build {found.build}", ""]
     lines += _line("whole graph", whole_words(found.whole) if found.whole else "no verdict: the time was up")
     lines += _line("node by node", nodes_words(found))
     lines += _line("sequences", sequences_words(found.together))
@@ -40,6 +41,7 @@ def screen(found: Watched, again: Sequence[str] = ()) -> str:
         lines += ["", *_piece(piece, found.whole, found.by_node)] if found.whole else []
     if found.piece:
         lines += _line("", f"kept without the model in {found.piece}")
+        lines += _line("", "the text to send to its maintainers: issue.md, beside it")
     for case in found.cases:
         lines += ["", *_case(case)]
     lines += ["", *strip(found.nodes)]
@@ -47,8 +49,9 @@ def screen(found: Watched, again: Sequence[str] = ()) -> str:
     lines += [line for text in declared(found.nodes) for line in _line("declared", text)]
     for late in found.late:
         lines += _line("no time for", late)
+    lines += _line("device", found.about)
     if again:
-        lines += ["", *(line for i, text in enumerate(again) for line in _line("" if i else "again with", text))]
+        lines += ["", "  again with", *(f"    {command}" for command in again)]  # whole lines, to be pasted
     return "\n".join(printable(line.rstrip()) for line in lines)
 
 
@@ -81,14 +84,16 @@ def nodes_words(found: Watched) -> str:
     count = f"{found.judged} judged"
     sampled = sum(node.sampled for node in found.nodes)
     count += f" ({sampled} of them on a sample)" if sampled else ""
-    wrong = f", {states['wrong']} WRONG" if states["wrong"] else ", all right" if found.judged else ""
+    wrong = ", all right" if found.judged else ""
     rest = f", {states['not judged']} not judged" if states["not judged"] else ""
     names = [f"{case.node.node}" for case in found.cases]
     names += [f"{node.node}, {node.detail}" for node in found.wrong if not node.case]
-    named = f": {'; '.join(names[:_NAMES])}{' …' if len(names) > _NAMES else ''}" if names else ""
+    if states["wrong"]:
+        named = f" ({'; '.join(names[:_NAMES])}{' …' if len(names) > _NAMES else ''})" if names else ""
+        wrong = f", {states['wrong']} WRONG{named}"
     died = f"; then {found.by_node.kind} {found.by_node}" if found.by_node else ""
     copies = f"; {found.copies} copies between devices followed" if found.copies else ""
-    return f"{count}{wrong}{rest}{named}{copies}{died}"
+    return f"{count}{wrong}{rest}{copies}{died}"
 
 
 def sequences_words(together: Sequence[Together]) -> str:
@@ -115,7 +120,7 @@ def _mixed(sequence: int, difference: Difference, whose: int | None) -> str:
 def _piece(piece: WrongPiece | None, whole: WholeGraph, by_node: Ended | None) -> list[str]:
     lines = []
     if piece is not None:
-        lines += _line("smallest piece", f"{piece.where}: {' '.join(piece.ops)}")
+        lines += _line(*piece_words(piece))
         for number, because in enumerate(piece.because):
             lines += _line("" if number else "because", because)
         if piece.ended:
@@ -134,10 +139,18 @@ def _piece(piece: WrongPiece | None, whole: WholeGraph, by_node: Ended | None) -
     return lines
 
 
+def piece_words(piece: WrongPiece) -> tuple[str, str]:
+    """What a wrong piece is called, and its nodes, in a line."""
+    if not piece.late:
+        return "smallest piece", f"{piece.where}: {' '.join(piece.ops)}"
+    ops = " ".join(piece.ops) if len(piece.ops) <= _GRAPH else f"{len(piece.ops)} ops"
+    return "wrong piece", f"{piece.where}: {ops}; the time was up, so a part of it may do"
+
+
 def graph(piece: WrongPiece) -> list[str]:
     """The nodes of a piece, one a line, with what they read; what an output lies over is marked."""
-    lines = []
-    for node in piece.nodes:
+    lines: list[str] = []
+    for node in piece.nodes if len(piece.ops) <= _GRAPH else ():
         if not node.computes:
             continue
         reads = ", ".join(source.name for source in node.sources)

@@ -90,7 +90,8 @@ class Watched:
         whole = [self.whole.by_node, *self.whole.ended] if self.whole else []
         died = [end for end in (self.by_node, *whole) if end is not None]
         if died:
-            return str(died[0].kind)
+            wrong = self.wrong or (self.whole and self.whole.worst and self.whole.worst.wrong)
+            return f"WRONG, {died[0].kind}" if wrong else str(died[0].kind)
         if self.right:
             return "RIGHT" if not self.late else "RIGHT AS FAR AS IT CAME"
         return "WRONG" if self.nodes or self.whole else "NOTHING RAN"

@@ -94,7 +94,7 @@ class Watching:
             late.append("several sequences")
         self._say("wrong nodes as cases")
         cases = tuple(self._kept(*each) for each in list(found.wrong.values())[:MOST_CASES])
-        return replace(result, cases=cases, late=tuple(late))
+        return replace(result, cases=cases, late=tuple(dict.fromkeys(late)))
 
     def _stored_piece(self, piece: Piece) -> Path:
         return write_piece(piece, Path(self._session.settings.report_dir) / "pieces" / piece.id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from opconform.backends.ggml.library import REMEDY, VARIABLE
 from opconform.backends.ggml.llama.architectures import ARCHITECTURES
 from opconform.harness.draw.known import case_from_file
 from opconform.harness.model.findings import Kind
+from opconform.harness.model.graph import SeenNode
+from opconform.harness.run.registry import backend_class
 from opconform.harness.run.watching import WatchRequest
 from opconform.harness.search.session import Session, targets_of
 from opconform.harness.search.settings import Settings
@@ -58,7 +61,7 @@ def test_a_right_model_ends_with_0_and_says_what_was_not_judged(tmp_path: Path) 
     lines = out.splitlines()
     assert lines[0].startswith("RIGHT  kimi-linear, ")
     assert "whole graph     right" in out
-    assert "2 together: as alone; its prompt in two parts: as in one" in out
+    assert "2 together: as alone; a prompt in two parts: as in one" in out
     assert "WRONG" not in out
     assert not list(tmp_path.rglob("*.json"))
 
@@ -151,3 +154,23 @@ def test_a_piece_of_nodes_that_a_build_lacks_is_one_line(tmp_path: Path) -> None
     status, _, err = opconform("replay", str(changed), *arguments, cwd=tmp_path)
     assert status == 2
     assert "this build has no op NO_SUCH_OP" in err
+
+
+def test_a_crash_that_does_not_come_back_is_told_and_the_run_goes_on_behind_it(tmp_path: Path) -> None:
+    request = WatchRequest("CPU", {"ggml_lib": folder_in(VARIABLE)}, architecture="llama", tokens=5, steps=1)
+    with backend_class("ggml").watcher(request) as watcher:
+        seen: list[tuple[int, int]] = []
+
+        def kill_once(node: SeenNode) -> None:
+            if not seen:
+                os.kill(watcher._bench.model().worker.pid, signal.SIGSEGV)  # type: ignore[attr-defined]
+            seen.append((node.node.decode, node.node.index))
+
+        ended = watcher.by_node(kill_once)
+        assert ended
+        assert ended.kind == Kind.CRASH
+        assert ended.times == "1 of 2 runs"
+        assert seen == sorted(set(seen))
+        again: list[tuple[int, int]] = []
+        assert watcher.by_node(lambda node: again.append((node.node.decode, node.node.index))) is None
+        assert again == seen

@@ -16,7 +16,16 @@ from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.graph import Difference, GraphNode, Place, SeenNode, Together, WholeGraph, WrongPiece
+from opconform.harness.model.graph import (
+    Difference,
+    Ended,
+    GraphNode,
+    Place,
+    SeenNode,
+    Together,
+    WholeGraph,
+    WrongPiece,
+)
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
@@ -181,6 +190,34 @@ def test_a_model_is_right_only_where_something_ran() -> None:
     assert not replace(fine, together=found.together).right
     assert replace(fine, late=("several sequences",)).verdict == "RIGHT AS FAR AS IT CAME"
     assert found.verdict == "WRONG"
+
+
+def test_a_crash_and_what_is_wrong_besides_stand_in_the_verdict() -> None:
+    end = Ended(
+        Kind.CRASH,
+        "the process ended with signal SIGSEGV",
+        decode=1,
+        first=4,
+        last=4,
+        node="ADD x",
+        times="1 of 2 runs",
+    )
+    found = replace(wrong_model(), by_node=end)
+    assert found.verdict == "WRONG, CRASH"
+    assert "then CRASH in decode 1, the process ended with signal SIGSEGV, node 4 in flight (ADD x), 1 of 2 runs" in (
+        " ".join(screen(found).split())
+    )
+    assert replace(found, nodes=found.nodes[:2], cases=(), whole=None, together=()).verdict == "CRASH"
+
+
+def test_a_piece_that_was_not_cut_down_is_told_as_such() -> None:
+    found = wrong_model()
+    assert found.whole
+    assert found.whole.piece
+    long = replace(found.whole.piece, late=True, nodes=found.whole.piece.nodes * 20)
+    text = " ".join(screen(replace(found, whole=replace(found.whole, piece=long, late=True), piece="")).split())
+    assert "wrong piece nodes 20..21 of layer 1: 40 ops; the time was up, so a part of it may do" in text
+    assert "#20 SIGMOID" not in text
 
 
 def test_the_matrix_of_models_and_devices() -> None:

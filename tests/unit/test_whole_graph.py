@@ -14,6 +14,7 @@ from opconform.backends.ggml.llama.records import NO_BUFFER, Memory, Node
 from opconform.backends.ggml.llama.scripts import script
 from opconform.backends.ggml.llama.session import Died, Watch
 from opconform.harness.model.findings import Kind
+from opconform.harness.run.watching import LateError
 
 SCRIPT = script(256, 3, steps=1)
 NODES = tuple(
@@ -109,6 +110,34 @@ def test_a_fault_that_needs_an_earlier_decode_is_found() -> None:
     found = compared(lambda run, pieces: (0, 1.0 if together(pieces[0], 0, 7) and together(pieces[1], 1, 2) else 0))
     assert found.piece
     assert (found.piece.decode, found.piece.ops) == (1, ("OP1", "OP2"))
+
+
+def test_when_the_time_is_up_the_shortest_wrong_piece_so_far_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def off(run: int, pieces: Pieces) -> Sequence[float]:
+        if pieces[0] is not None and max(map(len, pieces[0])) > 1 and not together(pieces[0], *range(8)):
+            tried.append(run)
+            if len(tried) > 1:
+                raise LateError
+        return (1.0 if together(pieces[0], 1, 2) else 0, 0)
+
+    found = compared(off)
+    assert found.late
+    assert found.wrong_times == 2
+    assert found.piece
+    assert found.piece.late
+    assert found.piece.ops == ("OP0", "OP1", "OP2", "OP3")
+
+
+def test_without_time_for_the_first_try_there_is_a_verdict_and_no_piece() -> None:
+    def off(run: int, pieces: Pieces) -> Sequence[float]:
+        if run > 1 + whole.NOISY_RUNS + whole.TIMES + whole.CONFIRMING_RUNS:
+            raise LateError
+        return (1.0 if pieces[0] is None else 0, 0)
+
+    found = compared(off)
+    assert (found.late, found.wrong_times, found.piece) == (True, 2, None)
 
 
 def test_a_race_shows_itself_now_and_then() -> None:
