@@ -294,6 +294,8 @@ def watch_matrix(found: Sequence[tuple[str, str, Watched | str]]) -> str:
     for name in dict.fromkeys(name for name, _, _ in found):
         table.add_row(Text(printable(name)), *(Text(_cell(cells.get((name, target)), notes)) for target in targets))
     lines = [text_of(table), *(f"[{number}] {printable(note)}" for note, number in notes.items())]
+    nodes = [node for _, _, each in found if isinstance(each, Watched) for node in each.nodes]
+    lines += [printable(line) for reason in not_judged(nodes) for line in _line("not judged", reason)]
     return "\n".join(lines)
 
 

@@ -65,6 +65,13 @@ class Watching:
             result = self._watched(watcher, request, again)
         return replace(result, seconds=time.monotonic() - start)
 
+    def nodes(self, request: WatchRequest) -> tuple[JudgedNode, ...]:
+        """Judge the nodes of one model, and nothing else of it. Raises `UsageError`, `Unavailable` and `LateError`."""
+        found = _Found()
+        with backend_class(self._target.spec).watcher(request) as watcher:
+            watcher.by_node(lambda seen: self._judge(seen, found, request.seed))
+        return tuple(found.nodes)
+
     def _watched(self, watcher: Watcher, request: WatchRequest, again: str) -> Watched:
         target, found, late = self._target, _Found(), []
         options = tuple(f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in target.options.items())

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 import zlib
 from collections import Counter
 from dataclasses import replace
@@ -42,6 +42,12 @@ def opconform(*arguments: str, cwd: Path) -> tuple[int, str, str]:
     command = [sys.executable, "-c", "from opconform.cli import main; main()"]
     found = subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=cwd, timeout=500)
     return found.returncode, found.stdout, found.stderr
+
+
+def seconds_of_children() -> float:
+    """What the processes that have ended took of a processor: wall time says little on a busy machine."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def watched(folder: str, request: WatchRequest, out: Path) -> Watched:
@@ -136,11 +142,11 @@ def test_what_cannot_be_watched_is_one_line_of_usage(arguments: list[str], says:
 def test_a_wrong_piece_replays_without_its_model(variable: str, expected: int, tmp_path: Path) -> None:
     """The routing of a mixture of experts on Vulkan: wrong on llama.cpp b8121, mended by its pull request 19768."""
     arguments = ["--backend", "ggml:Vulkan0", "--ggml-lib", folder_in(variable)]
-    start = time.process_time()
+    start = seconds_of_children()
     status, out, err = opconform("replay", str(PIECE), *arguments, cwd=tmp_path)
     assert status == expected, out + err
     assert ("FAILED" in out) == bool(expected)
-    assert time.process_time() - start < 5
+    assert seconds_of_children() - start < 5
 
 
 def test_a_piece_of_nodes_that_a_build_lacks_is_one_line(tmp_path: Path) -> None:

@@ -224,5 +224,6 @@ def test_the_matrix_of_models_and_devices() -> None:
     found = [("llama", "ggml:CPU", wrong_model()), ("mamba", "ggml:CPU", "no device"), ("llama", "x:y", "no")]
     text = watch_matrix(found)  # type: ignore[arg-type]
     assert "wrong as a whole" in text
+    assert "not judged      GET_ROWS x3: Opconform has no reference of it yet" in text
     assert "not run [1]" in text
     assert "[2] no device" in text
