@@ -37,8 +37,8 @@ def screen(found: Watched, again: Sequence[str] = ()) -> str:
     lines += _line("node by node", nodes_words(found))
     lines += _line("sequences", sequences_words(found.together))
     piece = found.whole.piece if found.whole else None
-    if piece is not None or (found.whole and found.whole.switches):
-        lines += ["", *_piece(piece, found.whole, found.by_node)] if found.whole else []
+    if found.whole and (piece is not None or found.whole.switches or found.by_node):
+        lines += ["", *_piece(piece, found.whole, found.by_node)]
     if found.piece:
         lines += _line("", f"kept without the model in {found.piece}")
         lines += _line("", "the text to send to its maintainers: issue.md, beside it")

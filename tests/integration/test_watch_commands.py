@@ -130,6 +130,10 @@ def test_a_file_that_is_no_model_is_one_line_of_usage(content: bytes | None, say
         (["--arch", "llama", "m.gguf", "--backend", "ggml:CPU"], "a model file, or --arch"),
         (["--arch", "llama"], "needs --backend"),
         (["--arch", "llama", "--backend", "ggml:CPU", "--tokens", "0"], "--tokens is 0"),
+        (
+            ["--arch", "llama", "--backend", "ggml:CPU", "--tokens", "255"],
+            "more than the 256 tokens that the model was",
+        ),
     ],
 )
 def test_what_cannot_be_watched_is_one_line_of_usage(arguments: list[str], says: str, tmp_path: Path) -> None:

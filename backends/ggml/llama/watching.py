@@ -59,6 +59,12 @@ class ModelWatcher:
         with _for_users():
             self._bench = Bench(setup)
             model = self._bench.model()
+        if 0 < model.longest < request.tokens + request.steps:
+            self._bench.close()
+            raise UsageError(
+                f"a prompt of {request.tokens} tokens and {request.steps} steps are more than the "
+                f"{model.longest} tokens that the model was trained for"
+            )
         self._vocabulary = model.vocabulary
         self.about = f"{model.header.architecture}, {_millions(model.weights)} weights in {model.layers} layers"
         self._script: Script = script(model.vocabulary, request.tokens, 1, request.steps, seed=request.seed)
