@@ -173,7 +173,8 @@ def case_words(found: WrongCase) -> str:
     judged = found.node
     many = f" ({found.nodes} such nodes)" if found.nodes > 1 else ""
     times = "" if not math.isfinite(judged.times) else f", up to {judged.times:.3g} times the bound"
-    return f"{judged.node}{_departures(judged.node)}{many}: {judged.detail}{times}"
+    cause = f"; likely cause: {found.hint}" if found.hint else ""
+    return f"{judged.node}{_departures(judged.node)}{many}: {judged.detail}{times}{cause}"
 
 
 def _alone(found: WrongCase) -> str:

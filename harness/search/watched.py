@@ -33,7 +33,7 @@ class JudgedNode:
 class WrongCase:
     """A distinct wrong node as a case. nodes: how many are such. path: its file. alone: what became of the same case
     without the graph: "fails", "passes", or why it was not run. recipe: whether it fails with drawn values too, so that
-    the file needs none."""
+    the file needs none. hint: what would explain all that the case alone returns."""
 
     case: str
     node: JudgedNode
@@ -41,6 +41,7 @@ class WrongCase:
     path: str
     alone: str
     recipe: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)

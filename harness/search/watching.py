@@ -155,11 +155,12 @@ class Watching:
             unsupported = next(iter(result.tally.unsupported), None)
             path = store(case, settings.report_dir)
             return WrongCase(case.id, judged, count, str(path), unsupported or "passes")
+        hint = result.failure.hint
         for recipe in recipes_of(op, case.dtype):
             drawn = replace(case, recipe=recipe, data=None)
             if self._runner.verdicts(op, [drawn], beyond=("bug",))[0].failed:
-                return WrongCase(drawn.id, judged, count, str(store(drawn, settings.report_dir)), "fails", recipe)
-        return WrongCase(case.id, judged, count, str(case_path(settings.report_dir, case.id)), "fails")
+                return WrongCase(drawn.id, judged, count, str(store(drawn, settings.report_dir)), "fails", recipe, hint)
+        return WrongCase(case.id, judged, count, str(case_path(settings.report_dir, case.id)), "fails", hint=hint)
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,17 @@ def wrong_model() -> Watched:
         again="--arch kimi-linear",
         options=("--ggml-lib lib",),
         nodes=(*prompt, *steps),
-        cases=(WrongCase("mul_mat-1", bad, 8, "out/cases/mul_mat-1.json", "fails", "small_int"),),
+        cases=(
+            WrongCase(
+                "mul_mat-1",
+                bad,
+                8,
+                "out/cases/mul_mat-1.json",
+                "fails",
+                "small_int",
+                "b is rounded to f16 before it is used",
+            ),
+        ),
         whole=whole,
         piece="out/pieces/piece-sigmoid-scale-1.json",
         together=(Together("together", 3, ((1, Difference(9.0, 0.2, 4.0, "the token at 3 of sequence 1"), 0),)),),
