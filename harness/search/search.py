@@ -8,21 +8,17 @@ that fails. While it shrinks, a failure must stay of its kind: a wrong value is 
 
 from __future__ import annotations
 
-import contextlib
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import VARIANTS, Variant, cases_of
+from opconform.harness.draw.problems import Problems
+from opconform.harness.draw.variants import Variant, cases_of
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
@@ -42,8 +38,7 @@ from opconform.harness.search.settings import RACE_RUNS, Settings
 from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
-_CHUNK = 32  #: problems drawn between two looks at the clock
-_LEAST_CHUNK = 4  #: the first problem of a chunk is always the simplest, of which some ops can show nothing
+_CHUNK = 32  #: problems that a shard draws before it leaves as many to the next
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
@@ -51,32 +46,6 @@ _LEAST_SECONDS = 1.0
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
 _MAY_BECOME = {Kind.SLICES_MIXED: {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NAN_INF}}
-
-
-class _Failed(Exception):
-    """Raised inside Hypothesis to say that an example fails."""
-
-
-#: The names of the module of Hypothesis that keeps the literals; older versions have no such module.
-_LITERALS: dict[str, Any] = getattr(sys.modules.get("hypothesis.internal.conjecture.providers"), "__dict__", {})
-_OURS: dict[str, Any] = {"_get_local_constants": _LITERALS.get("Constants"), "CONSTANTS_CACHE": {}}
-
-
-@contextlib.contextmanager
-def _the_same_everywhere() -> Iterator[None]:
-    """Keep Hypothesis from mixing the literals of whatever source files are loaded into its draws.
-
-    They differ between the command line, pytest and a worker of xdist, and a seed must draw the same cases in all.
-    """
-    theirs = {name: _LITERALS[name] for name in _OURS if name in _LITERALS}
-    if len(theirs) < len(_OURS):  # this version of Hypothesis does no such thing
-        yield
-        return
-    _LITERALS.update(_OURS)
-    try:
-        yield
-    finally:
-        _LITERALS.update(theirs)
 
 
 @dataclass
@@ -138,6 +107,7 @@ class Search:
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
+        self._random = random.Random(settings.seed)
         self._drawn = 0
         self._vacuous = 0  #: cases drawn that say nothing
         self._found: _Shrinking | None = None
@@ -332,8 +302,10 @@ class Search:
         if self._freedom.choices("dtype", self._op.dtypes):
             index, count = self._settings.shard
             chunk = index - 1
+            problems = Problems(self._op.problems(self._freedom), self._fails)
+            problems.simplest()
             while not self._found and self._time_left(start) and self._more_to_draw():
-                self._draw_chunk(chunk, start)
+                self._draw_chunk(problems, chunk, start)
                 chunk += count
         return self._shrunk()
 
@@ -347,32 +319,17 @@ class Search:
         in_time = self._settings.seconds is None or time.monotonic() - start < self._settings.seconds
         return in_time or not self._drawn
 
-    def _draw_chunk(self, chunk: int, start: float) -> None:
-        needed = -(-(self._settings.examples - self._drawn) // VARIANTS)
-        problems = min(_CHUNK, max(needed, _LEAST_CHUNK))
+    def _draw_chunk(self, problems: Problems, chunk: int, start: float) -> None:
+        """Draw a chunk's problems, which its number tells: shards of one search take chunks in turn."""
+        self._random = random.Random(self._settings.seed * 1_000_003 + chunk)
+        for _ in range(_CHUNK):
+            if self._found or not (self._time_left(start) and self._more_to_draw()):
+                return
+            problems.next(self._random)
 
-        @seed(self._settings.seed * 1_000_003 + chunk)
-        @settings(
-            max_examples=problems,
-            phases=(Phase.generate, Phase.shrink),
-            database=None,
-            deadline=None,
-            report_multiple_bugs=False,
-            verbosity=Verbosity.quiet,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(batches(self._op, self._freedom))
-        def examine(drawn: tuple[Problem, int]) -> None:
-            goes_on = self._found is not None or (self._time_left(start) and self._more_to_draw())
-            if goes_on and self._fails(*drawn):
-                raise _Failed
-
-        with contextlib.suppress(_Failed), _the_same_everywhere():
-            examine()
-
-    def _fails(self, problem: Problem, variant_seed: int) -> bool:
+    def _fails(self, problem: Problem) -> bool:
         if self._found is None:
-            drawn = cases_of(self._op, problem, variant_seed, self._freedom)
+            drawn = cases_of(self._op, problem, self._random.getrandbits(16), self._freedom)
             if not drawn:
                 limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
                 self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1

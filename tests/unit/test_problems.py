@@ -1,0 +1,92 @@
+"""Problems are drawn cheaply and shrunk by Hypothesis; the same seed draws the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from opconform.harness.draw.problems import Problems
+from opconform.harness.model.op import Problem
+
+
+def _of(sizes: tuple[int, ...]) -> Problem:
+    return Problem({}, "f32", {"a": sizes}, sizes)
+
+
+_PROBLEMS = st.lists(st.integers(1, 1000), min_size=4, max_size=4).map(tuple).map(_of)
+
+
+def _hears(
+    told: list[tuple[int, ...]], fails: Callable[[Problem], bool] = lambda problem: False
+) -> Callable[[Problem], bool]:
+    def hear(problem: Problem) -> bool:
+        told.append(problem.out_shape)
+        return fails(problem)
+
+    return hear
+
+
+def _told(count: int, seed: int, fails: Callable[[Problem], bool] = lambda problem: False) -> list[tuple[int, ...]]:
+    told: list[tuple[int, ...]] = []
+    problems, random = Problems(_PROBLEMS, _hears(told, fails)), Random(seed)
+    for _ in range(count):
+        problems.next(random)
+    return told
+
+
+def test_a_seed_draws_the_same_problems_and_another_one_others() -> None:
+    assert _told(20, 1) == _told(20, 1)
+    assert not set(_told(20, 1)) & set(_told(20, 2))
+
+
+def test_the_simplest_problem_comes_when_it_is_asked_for() -> None:
+    told: list[tuple[int, ...]] = []
+    Problems(_PROBLEMS, _hears(told)).simplest()
+    assert told == [(1, 1, 1, 1)]
+
+
+def test_what_fails_is_shrunk() -> None:
+    failing: list[tuple[int, ...]] = []
+
+    def fails(problem: Problem) -> bool:
+        if problem.out_shape[2] < 17:
+            return False
+        failing.append(problem.out_shape)
+        return True
+
+    told = _told(1, 3, fails)
+    assert failing[-1] == (1, 1, 17, 1)
+    assert len(told) > len(failing)
+
+
+def test_an_op_that_draws_much_gets_the_bytes_it_needs() -> None:
+    @st.composite
+    def long(draw: st.DrawFn) -> Problem:
+        return _of((len([draw(st.integers(0, 2**64)) for _ in range(500)]), 1, 1, 1))
+
+    told: list[tuple[int, ...]] = []
+    Problems(long(), _hears(told)).next(Random(1))
+    assert told == [(500, 1, 1, 1)]
+
+
+def test_a_strategy_that_rejects_everything_is_an_error() -> None:
+    @st.composite
+    def none(draw: st.DrawFn) -> Problem:
+        assume(draw(st.just(False)))
+        raise AssertionError
+
+    with pytest.raises(ValueError, match="rejects them all"):
+        Problems(none(), lambda problem: False).next(Random(1))
+
+
+def test_an_error_of_the_op_is_raised_as_it_is() -> None:
+    @st.composite
+    def broken(draw: st.DrawFn) -> Problem:
+        raise KeyError(draw(st.just("shape")))
+
+    with pytest.raises(KeyError, match="shape"):
+        Problems(broken(), lambda problem: False).next(Random(1))
