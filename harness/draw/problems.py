@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
@@ -26,15 +27,20 @@ class _Failed(Exception):
     """Raised inside Hypothesis to say that an example fails."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A problem, and the bytes that it was read from."""
+
+    problem: Problem
+    source: bytes
+
+
 class Problems:
-    """The problems of a strategy, each told to `fails`.
+    """The problems of a strategy."""
 
-    `fails` says whether a problem fails. After the first that does it is asked about smaller and smaller ones.
-    """
-
-    def __init__(self, strategy: SearchStrategy[Problem], fails: Callable[[Problem], bool]) -> None:
-        self._told = 0
+    def __init__(self, strategy: SearchStrategy[Problem]) -> None:
         self._bytes = _LEAST_BYTES
+        self._hear: Callable[[Problem], bool]
 
         @settings(
             phases=(Phase.reuse, Phase.shrink),
@@ -46,34 +52,44 @@ class Problems:
         )
         @given(strategy)
         def examine(problem: Problem) -> None:
-            self._told += 1
-            if fails(problem):
+            if self._hear(problem):
                 raise _Failed
 
         test: Any = examine  # Hypothesis gives it an attribute that its types do not name
         self._shrink: Callable[[], None] = test
         self._read: Callable[[bytes], object] = test.hypothesis.fuzz_one_input
 
-    def simplest(self) -> None:
-        """Tell the problem in which every choice is the first one, which is where shrinking would end."""
-        self._tell(lambda: bytes(self._bytes))
+    def simplest(self) -> Drawn:
+        """The problem in which every choice is the first one, which is where shrinking would end."""
+        return self._drawn(lambda: bytes(self._bytes))
 
-    def next(self, random: Random) -> None:
-        """Tell one more problem; the same for a generator in the same state.
+    def next(self, random: Random) -> Drawn:
+        """One more problem; the same for a generator in the same state.
 
         Raises ValueError where the strategy rejects whatever it draws.
         """
-        self._tell(lambda: random.randbytes(self._bytes))
+        return self._drawn(lambda: random.randbytes(self._bytes))
 
-    def _tell(self, source: Callable[[], bytes]) -> None:
-        told, tries = self._told, 0
-        try:
-            while self._told == told:
-                if (tries := tries + 1) > _TRIES:
-                    raise ValueError(f"none of {_TRIES} problems drawn was one: the op's strategy rejects them all")
-                self._read(source())
-                if self._told == told and self._bytes < _MOST_BYTES:
-                    self._bytes *= 2  # it may have come to the end of the bytes
-        except _Failed:
-            with contextlib.suppress(_Failed):
-                self._shrink()
+    def _drawn(self, source: Callable[[], bytes]) -> Drawn:
+        found: list[Problem] = []
+
+        def hear(problem: Problem) -> bool:
+            found.append(problem)
+            return False
+
+        self._hear = hear
+        for _ in range(_TRIES):
+            read = source()
+            self._read(read)
+            if found:
+                return Drawn(found[0], read)
+            self._bytes = min(2 * self._bytes, _MOST_BYTES)  # it may have come to the end of the bytes
+        raise ValueError(f"none of {_TRIES} problems drawn was one: the op's strategy rejects them all")
+
+    def shrink(self, drawn: Drawn, fails: Callable[[Problem], bool]) -> None:
+        """Ask `fails` about smaller and smaller problems, beginning with the one drawn, as long as they fail."""
+        self._hear = fails
+        with contextlib.suppress(_Failed):
+            self._read(drawn.source)  # what fails goes into the database
+        with contextlib.suppress(_Failed):
+            self._shrink()
