@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,7 +40,8 @@ _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 class Clock:
     """Seconds spent in each stage, for the throughput table. Generation of problems is not in it.
 
-    values: inputs drawn and laid out. transport: to the worker and back. backend: inside `Backend.supports` and `run`.
+    values: inputs drawn and laid out. transport, backend: seconds that the worker is waited for, to take messages and
+    to bring them back, and while it is inside `Backend.supports` and `run`. It computes while the harness goes on.
     """
 
     values: float = 0.0
@@ -71,6 +72,11 @@ class Returned:
     after: np.ndarray
     numerics: Numerics
     expected: Expected | None = None
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether the backend took the case and came to its end."""
+        return isinstance(self.answer, Answer) and self.answer.unsupported is None and self.answer.error is None
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,7 @@ class Runner:
             raise
         self._all_limits = tuple(limit for limit in limits if target.device.id.startswith(limit.device))
         self._limits_of: dict[str, tuple[Limit, ...]] = {}
+        self._as_promised = True  #: whether the last cases were computed with the device's own arithmetic
 
     def __enter__(self) -> Runner:
         return self
@@ -171,10 +178,12 @@ class Runner:
         beyond: Iterable[str] = (),
         until_death: bool = False,
         time_limit: float | None = None,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> list[Verdict]:
         """Run and judge `cases`, in order. `beyond` lists kinds of limits that do not hold this time; with
         `until_death` the cases after one that killed its worker are left out (several that hang take minutes).
-        `time_limit` is the seconds that a case may take this time, where it is less than the runner's.
+        `time_limit` is the seconds that a case may take this time, where it is less than the runner's. `meanwhile` is
+        called while the backend computes, each time that cases have been sent to it.
 
         Raises `CaseError` for a case that its op does not know.
         """
@@ -190,14 +199,14 @@ class Runner:
             plan = Plan.of(case)
             if batch and size + plan.size > _BATCH_BYTES:
                 worker = self._worker
-                found.update(self._run(op, batch, until_death, seconds))
+                found.update(self._run(op, batch, until_death, seconds, meanwhile))
                 batch, size = [], 0
                 if until_death and worker is not self._worker:
                     break
             batch.append((index, case, plan))
             size += plan.size
         if batch:
-            found.update(self._run(op, batch, until_death, seconds))
+            found.update(self._run(op, batch, until_death, seconds, meanwhile))
         return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
 
     def _forbidden(self, op: Op, case: Case, beyond: set[str]) -> str | None:
@@ -211,7 +220,12 @@ class Runner:
         return None
 
     def _run(
-        self, op: Op, batch: Sequence[tuple[int, Case, Plan]], until_death: bool, seconds: float
+        self,
+        op: Op,
+        batch: Sequence[tuple[int, Case, Plan]],
+        until_death: bool,
+        seconds: float,
+        meanwhile: Callable[[], None],
     ) -> dict[int, Verdict]:
         """Verdicts of a batch that fits in the arena, by index; a worker that dies is replaced and the rest goes on."""
         found: dict[int, Verdict] = {}
@@ -226,36 +240,14 @@ class Runner:
                     raise
             prepared = self._prepare(op, [(case, plan) for _, case, plan in left])
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
-            answers = self._exchange(prepared, seconds)
-            returned = self._returned(op, prepared, answers, before)
+            returned = self._exchange(op, prepared, before, seconds, meanwhile)
             for (index, _, _), back in zip(left, returned):
                 found[index] = self._verdict(op, back, seconds)
-            if isinstance(answers[-1], Died):
+            if isinstance(returned[-1].answer, Died):
                 self._replace_worker()
                 if until_death:
                     break
-            left = left[len(answers) :]
-        return found
-
-    def _returned(
-        self, op: Op, prepared: Sequence[Prepared], answers: Sequence[Answer | Died], before: np.ndarray
-    ) -> list[Returned]:
-        """What came back of the cases that were answered, with the references of those that were computed."""
-        arena, found = self._worker.arena(0), list[Returned]()
-        for item, answer in zip(prepared, answers):
-            window = slice(item.offset, item.offset + item.plan.size)
-            own = answer.numerics if isinstance(answer, Answer) else None
-            found.append(Returned(item, answer, before[window], arena[window], own or self.numerics))
-        start = time.perf_counter()
-        computed = [
-            back
-            for back in found
-            if isinstance(back.answer, Answer) and back.answer.unsupported is None and back.answer.error is None
-        ]
-        runs = [(back.item.case, back.item.values, back.numerics) for back in computed]
-        for back, expected in zip(computed, expectations(op, runs)):
-            back.expected = expected
-        self.clock.reference += time.perf_counter() - start
+            left = left[len(returned) :]
         return found
 
     def _prepare(self, op: Op, cases: Sequence[tuple[Case, Plan]]) -> list[Prepared]:
@@ -270,17 +262,62 @@ class Runner:
         self.clock.values += time.perf_counter() - start
         return prepared
 
-    def _exchange(self, prepared: Sequence[Prepared], seconds: float) -> list[Answer | Died]:
+    def _exchange(
+        self,
+        op: Op,
+        prepared: Sequence[Prepared],
+        before: np.ndarray,
+        seconds: float,
+        meanwhile: Callable[[], None],
+    ) -> list[Returned]:
+        """What came back of the cases that were answered, with the references of those that were computed.
+
+        References that follow from what the device promises are computed while the worker is busy.
+        """
         start = time.perf_counter()
         cases = [
             (item.case if item.case.data is None else replace(item.case, data=None), item.offset) for item in prepared
         ]
-        answers = list(self._worker.run(cases, seconds))
-        inside = sum(result.seconds for result in answers if isinstance(result, Answer))
-        self.slowest = max([self.slowest, *(result.seconds for result in answers if isinstance(result, Answer))])
-        self.clock.backend += inside
-        self.clock.transport += time.perf_counter() - start - inside
-        return answers
+        coming = self._worker.run(cases, seconds)
+        self.clock.transport += time.perf_counter() - start
+        meanwhile()
+        runs = [(item.case, item.values, self.numerics) for item in prepared]
+        expected = self._expected(op, runs) if self._as_promised else [None] * len(runs)
+        start = time.perf_counter()
+        answers = list(coming)
+        waited = time.perf_counter() - start
+        inside = [answer.seconds for answer in answers if isinstance(answer, Answer)]
+        self.slowest = max([self.slowest, *inside])
+        self.clock.backend += min(sum(inside), waited)
+        self.clock.transport += max(waited - sum(inside), 0)
+        returned = self._returned(prepared, answers, before, expected)
+        left = [back for back in returned if back.is_computed and back.expected is None]
+        for back, late in zip(left, self._expected(op, [(b.item.case, b.item.values, b.numerics) for b in left])):
+            back.expected = late
+        return returned
+
+    def _returned(
+        self,
+        prepared: Sequence[Prepared],
+        answers: Sequence[Answer | Died],
+        before: np.ndarray,
+        expected: Sequence[Expected | None],
+    ) -> list[Returned]:
+        """What came back, with references where the arithmetic is what the device promises."""
+        arena, found = self._worker.arena(0), list[Returned]()
+        for item, answer, early in zip(prepared, answers, expected):
+            window = slice(item.offset, item.offset + item.plan.size)
+            own = answer.numerics if isinstance(answer, Answer) else None
+            reference = early if own is None else None
+            found.append(Returned(item, answer, before[window], arena[window], own or self.numerics, reference))
+        self._as_promised = all(back.numerics == self.numerics for back in found)
+        return found
+
+    def _expected(self, op: Op, runs: Sequence[tuple[Case, dict[str, Raw], Numerics]]) -> Sequence[Expected]:
+        start = time.perf_counter()
+        expected = expectations(op, runs)
+        self.clock.reference += time.perf_counter() - start
+        return expected
 
     def _verdict(self, op: Op, back: Returned, seconds: float) -> Verdict:
         verdict, answer = self._own_verdict(op, back, seconds), back.answer

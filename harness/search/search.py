@@ -8,21 +8,18 @@ that fails. While it shrinks, a failure must stay of its kind: a wrong value is 
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import random
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import VARIANTS, Variant, cases_of
+from opconform.harness.draw.problems import Drawn, Problems
+from opconform.harness.draw.variants import Variant, cases_of
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
@@ -42,8 +39,7 @@ from opconform.harness.search.settings import RACE_RUNS, Settings
 from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
-_CHUNK = 32  #: problems drawn between two looks at the clock
-_LEAST_CHUNK = 4  #: the first problem of a chunk is always the simplest, of which some ops can show nothing
+_CHUNK = 32  #: problems that a shard draws before it leaves as many to the next
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
@@ -51,32 +47,6 @@ _LEAST_SECONDS = 1.0
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
 _MAY_BECOME = {Kind.SLICES_MIXED: {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NAN_INF}}
-
-
-class _Failed(Exception):
-    """Raised inside Hypothesis to say that an example fails."""
-
-
-#: The names of the module of Hypothesis that keeps the literals; older versions have no such module.
-_LITERALS: dict[str, Any] = getattr(sys.modules.get("hypothesis.internal.conjecture.providers"), "__dict__", {})
-_OURS: dict[str, Any] = {"_get_local_constants": _LITERALS.get("Constants"), "CONSTANTS_CACHE": {}}
-
-
-@contextlib.contextmanager
-def _the_same_everywhere() -> Iterator[None]:
-    """Keep Hypothesis from mixing the literals of whatever source files are loaded into its draws.
-
-    They differ between the command line, pytest and a worker of xdist, and a seed must draw the same cases in all.
-    """
-    theirs = {name: _LITERALS[name] for name in _OURS if name in _LITERALS}
-    if len(theirs) < len(_OURS):  # this version of Hypothesis does no such thing
-        yield
-        return
-    _LITERALS.update(_OURS)
-    try:
-        yield
-    finally:
-        _LITERALS.update(theirs)
 
 
 @dataclass
@@ -96,8 +66,34 @@ class _Shrinking:
         return verdict is not None and verdict.kind in self.kinds
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """A problem drawn, and its cases with the variants that they were made by."""
+
+    drawn: Drawn
+    cases: list[tuple[Variant, Case]]
+
+
+class _Supply:
+    """Batches in their order. The next one can be drawn while the backend computes the one before it."""
+
+    def __init__(self, batches: Iterator[_Batch]) -> None:
+        self._batches = batches
+        self._prepared: list[_Batch] = []
+
+    def prepare(self) -> None:
+        """Draw the next batch, unless it is drawn already."""
+        if not self._prepared:
+            self._prepared.append(next(self._batches))
+
+    def take(self) -> _Batch:
+        """The next batch."""
+        self.prepare()
+        return self._prepared.pop()
+
+
 @dataclass
-class _Drawn:
+class _Failing:
     """What was drawn of the failing case."""
 
     variant: Variant
@@ -141,7 +137,7 @@ class Search:
         self._drawn = 0
         self._vacuous = 0  #: cases drawn that say nothing
         self._found: _Shrinking | None = None
-        self._of: _Drawn | None = None
+        self._of: _Failing | None = None
 
     def run(self) -> Result:
         """Known cases first, then failures of earlier runs, then the search. The smallest failure is the result's."""
@@ -291,10 +287,14 @@ class Search:
                 return now_and_then(other, f"right at first, then wrong in run {done + 1}")
         return verdict
 
-    def _examine(self, cases: Sequence[Case], until_death: bool = False) -> list[Verdict]:
+    def _examine(
+        self, cases: Sequence[Case], until_death: bool = False, meanwhile: Callable[[], None] = lambda: None
+    ) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
         verdicts = []
-        found = self._runner.verdicts(self._op, cases, until_death=until_death, time_limit=self._time_limit)
+        found = self._runner.verdicts(
+            self._op, cases, until_death=until_death, time_limit=self._time_limit, meanwhile=meanwhile
+        )
         for verdict in found:
             if verdict.passed:
                 verdict = related(self._runner, self._op, verdict, self._checks, self._time_limit)
@@ -330,12 +330,25 @@ class Search:
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
         if self._freedom.choices("dtype", self._op.dtypes):
-            index, count = self._settings.shard
-            chunk = index - 1
+            problems = Problems(self._op.problems(self._freedom))
+            supply = _Supply(self._batches(problems))
             while not self._found and self._time_left(start) and self._more_to_draw():
-                self._draw_chunk(chunk, start)
-                chunk += count
+                batch = supply.take()
+                if self._fails(batch, meanwhile=supply.prepare):
+                    problems.shrink(batch.drawn, self._fails_still)
         return self._shrunk()
+
+    def _batches(self, problems: Problems) -> Iterator[_Batch]:
+        """Problems with their cases, without end: the simplest, then those of the seed. Shards of one search take
+        chunks in turn."""
+        drawn = problems.simplest()
+        yield _Batch(drawn, cases_of(self._op, drawn.problem, self._settings.seed, self._freedom))
+        first, step = self._settings.shard
+        for chunk in itertools.count(first - 1, step):
+            source = random.Random(self._settings.seed * 1_000_003 + chunk)
+            for _ in range(_CHUNK):
+                drawn = problems.next(source)
+                yield _Batch(drawn, cases_of(self._op, drawn.problem, source.getrandbits(16), self._freedom))
 
     def _more_to_draw(self) -> bool:
         """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
@@ -347,47 +360,26 @@ class Search:
         in_time = self._settings.seconds is None or time.monotonic() - start < self._settings.seconds
         return in_time or not self._drawn
 
-    def _draw_chunk(self, chunk: int, start: float) -> None:
-        needed = -(-(self._settings.examples - self._drawn) // VARIANTS)
-        problems = min(_CHUNK, max(needed, _LEAST_CHUNK))
+    def _fails(self, batch: _Batch, meanwhile: Callable[[], None]) -> bool:
+        """Judge a batch. Where a case fails, its variant is what is shrunk, made as plain as it can be."""
+        problem, drawn = batch.drawn.problem, batch.cases
+        if not drawn:
+            limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
+            self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
+        verdicts = self._examine([case for _, case in drawn], until_death=True, meanwhile=meanwhile)
+        vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
+        self._vacuous += vacuous
+        self._drawn += len(drawn) - vacuous if drawn else 1
+        for (variant, _), verdict in zip(drawn, verdicts):
+            if self._is_new(verdict):
+                self._of = _Failing(variant, problem)
+                self._begin_to_shrink(verdict)
+                self._simplify()
+                return True
+        return False
 
-        @seed(self._settings.seed * 1_000_003 + chunk)
-        @settings(
-            max_examples=problems,
-            phases=(Phase.generate, Phase.shrink),
-            database=None,
-            deadline=None,
-            report_multiple_bugs=False,
-            verbosity=Verbosity.quiet,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(batches(self._op, self._freedom))
-        def examine(drawn: tuple[Problem, int]) -> None:
-            goes_on = self._found is not None or (self._time_left(start) and self._more_to_draw())
-            if goes_on and self._fails(*drawn):
-                raise _Failed
-
-        with contextlib.suppress(_Failed), _the_same_everywhere():
-            examine()
-
-    def _fails(self, problem: Problem, variant_seed: int) -> bool:
-        if self._found is None:
-            drawn = cases_of(self._op, problem, variant_seed, self._freedom)
-            if not drawn:
-                limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
-                self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
-            verdicts = self._examine([case for _, case in drawn], until_death=True)
-            vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
-            self._vacuous += vacuous
-            self._drawn += len(drawn) - vacuous if drawn else 1
-            for (variant, _), verdict in zip(drawn, verdicts):
-                if self._is_new(verdict):
-                    self._of = _Drawn(variant, problem)
-                    self._begin_to_shrink(verdict)
-                    self._simplify()
-                    break
-            else:
-                return False
+    def _fails_still(self, problem: Problem) -> bool:
+        """Whether the variant fails in the same way with a smaller problem."""
         assert self._of is not None
         if not self._fails_alike(self._of.variant.case(self._op, problem)):
             return False
