@@ -162,6 +162,13 @@ TABLE = (
         "sum",
         "ggml_sum(x)",
         wants=(
+            Wants(
+                "Vulkan",
+                "empty",
+                (False,),
+                "divides by the size of an empty x: SIGFPE",
+                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_sum",
+            ),
             _cpu_ignores("sum", "nb0", ROWS),
             Wants(
                 "Vulkan",
