@@ -448,6 +448,10 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         pinned="solve_tri/lavapipe-unread-triangle",
     ),
     Limit(
+        "*", "many_rows", (False,), "lavapipe takes a millisecond for a row, or seconds for what a grid holds of them",
+        "measured with CONT, RMS_NORM and ARGMAX on Mesa 22.3.6", kind="kernel", device="Vulkan",
+    ),
+    Limit(
         "mla_absorbed", "form", ("two_part", "concat"),
         "lavapipe compiles the flash attention of every pair of head sizes for 2 s (16/8) to half a minute (576/512); "
         "the CPU device has it in no time",
