@@ -174,3 +174,13 @@ def test_more_noise_decides_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     doubtful = 1 + whole.NOISY_RUNS + whole.TIMES + 2
     found = compared(lambda run, pieces: (1.0 if pieces[0] is None or run == doubtful else 0, 0))
     assert found.right
+
+
+def test_a_buffer_that_cannot_run_an_operation_ends_as_a_verdict_with_the_tensors_name() -> None:
+    """What ggml-backend.cpp says before it aborts, with the rest of its backtrace behind it."""
+    text = "pre-allocated tensor (cache_k_l0 (view)) in a buffer (Vulkan0) that cannot run the operation (SET_ROWS)"
+    died = Died(Kind.CRASH, "signal SIGABRT", f"loading\nggml-backend.cpp:894: {text}\nno backtrace\n", None)
+    assert died.last_words.endswith(text)
+    found = compared(lambda run, pieces: (died,))
+    assert found.by_node is died
+    assert text in str(died.in_decode(0))
