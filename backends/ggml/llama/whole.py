@@ -241,7 +241,8 @@ def _search(
         if found:
             first, last = found
             inside = tuple(node for node in nodes[decode] if first <= node.index <= last)
-            return Piece(decode, inside, *tries.seen[found], overlaps(nodes[decode], first, last), late)
+            because = () if late else overlaps(nodes[decode], first, last)  # there are many in a long piece
+            return Piece(decode, inside, *tries.seen[found], because, late)
     return None
 
 
