@@ -179,7 +179,7 @@ def test_a_crash_that_does_not_come_back_is_told_and_the_run_goes_on_behind_it(t
         ended = watcher.by_node(kill_once)
         assert ended
         assert ended.kind == Kind.CRASH
-        assert ended.times == "1 of 2 runs"
+        assert ended.times == "1 time of 2"
         assert seen == sorted(set(seen))
         again: list[tuple[int, int]] = []
         assert watcher.by_node(lambda node: again.append((node.node.decode, node.node.index))) is None

@@ -210,11 +210,11 @@ def test_a_crash_and_what_is_wrong_besides_stand_in_the_verdict() -> None:
         first=4,
         last=4,
         node="ADD x",
-        times="1 of 2 runs",
+        times="1 time of 2",
     )
     found = replace(wrong_model(), by_node=end)
     assert found.verdict == "WRONG, CRASH"
-    assert "then CRASH in decode 1, the process ended with signal SIGSEGV, node 4 in flight (ADD x), 1 of 2 runs" in (
+    assert "then CRASH in decode 1, the process ended with signal SIGSEGV, node 4 in flight (ADD x), 1 time of 2" in (
         " ".join(screen(found).split())
     )
     assert replace(found, nodes=found.nodes[:2], cases=(), whole=None, together=()).verdict == "CRASH"
