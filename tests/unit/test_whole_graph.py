@@ -164,6 +164,20 @@ def test_a_piece_that_kills_the_worker_is_found_too() -> None:
     assert found.piece.difference is None
 
 
+def test_a_death_that_comes_and_goes_has_no_piece() -> None:
+    """The worker dies in each run up to the last one of the search, and never again."""
+    last = 1 + whole.NOISY_RUNS + whole.TIMES + 24
+
+    def off(run: int, pieces: Pieces) -> Sequence[float | Died]:
+        return (DEAD,) if run <= last and together(pieces[0], 3, 4) else (0, 0)
+
+    assert compared(off).piece
+    counted = FakeBench(off)
+    whole.compare(counted, SCRIPT)  # type: ignore[arg-type]
+    last = counted.runs - 2
+    assert compared(off).piece is None
+
+
 def test_a_death_node_by_node_is_told_where_it_stays() -> None:
     assert compared(lambda run, pieces: (DEAD,)).by_node is DEAD
     assert compared(lambda run, pieces: (DEAD,) if run == 1 else (0, 0)).right  # once is the driver's own

@@ -238,11 +238,13 @@ def _search(
             found, late = tries.least(), True
             if found is None:
                 raise
-        if found:
+        if found and (late or tries.stays(found)):
             first, last = found
             inside = tuple(node for node in nodes[decode] if first <= node.index <= last)
-            because = () if late else overlaps(nodes[decode], first, last)  # there are many in a long piece
-            return Piece(decode, inside, *tries.seen[found], because, late)
+            wrong, died = tries.seen[found]
+            # There are many overlaps in a long piece, and a death has other causes.
+            because = () if late or died else overlaps(nodes[decode], first, last)
+            return Piece(decode, inside, wrong, died, because, late)
     return None
 
 
@@ -282,6 +284,11 @@ class _Tries:
             self.seen[first, last] = self._tried(Watch(ends=ends, told=False))
         found, died = self.seen[first, last]
         return died is not None or (found is not None and found.wrong)
+
+    def stays(self, place: tuple[int, int]) -> bool:
+        """Whether a piece goes wrong once more. A death that comes and goes leads the search anywhere."""
+        del self.seen[place]
+        return self.wrong(*place)
 
     def least(self) -> tuple[int, int] | None:
         """The shortest piece that has gone wrong so far."""
