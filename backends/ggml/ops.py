@@ -66,9 +66,11 @@ _VK_PRODUCTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16"
 
 
 def _converted_b(op: str, pinned: str) -> Wants:
-    """A b that is not contiguous is copied first: into float16, and as if no stride were 0."""
+    """A b whose rows are apart is copied into float16 first (not by ggml_vk_mul_mat_vec_q_f16), and as if no stride
+    were 0."""
     does = "makes float16 of a b that is not contiguous"
-    return Wants("Vulkan", "b", CONTIGUOUS, does, f"{_VK_PRODUCTS}: y_non_contig", f"{op}/{pinned}")
+    source = f"{_VK_PRODUCTS}: y_non_contig, ggml_vk_dim01_contiguous"
+    return Wants("Vulkan", "b", CONTIGUOUS, does, source, f"{op}/{pinned}")
 
 
 _PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
