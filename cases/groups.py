@@ -139,7 +139,8 @@ def _with_positions(case: Case, raw: Mapping[str, Raw], numerics: Numerics, down
         parts[..., 2] = found[across][:, :, None, :]
     sums = Approx.of(parts.reshape(1, count, queries, places, 3), case.inputs["a"].type, numerics).sum()
     stored = sums.stored(case.outputs["out"].type, (1, count, queries, places, 1))
-    exact, bits = (None if it is None else it[..., 0] for it in (stored.exact, stored.bits))
+    exact = None if stored.exact is None else stored.exact[..., 0]
+    bits = None if stored.bits is None else stored.bits[..., 0]
     return Expected(stored.value[..., 0], stored.bound[..., 0], exact, bits)
 
 

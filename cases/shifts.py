@@ -268,7 +268,7 @@ def _turned(case: Case) -> Places:
     _, height, width, _ = case.outputs["out"].shape
     right = _image(case)
     side = min(height, width)
-    found = right.copy()
+    found: Places = right.copy()
     found[:, :side, :side] = right[:, :side, :side].swapaxes(1, 2)
     return found
 
@@ -284,7 +284,8 @@ def _relative(case: Case) -> Places:
 def _by_distance(case: Case, sign: int) -> Places:
     _, n, _, channels = case.outputs["out"].shape
     i2, i1 = np.ogrid[:n, :n]
-    return ((n - 1 + sign * (i1 - i2))[None, :, :, None] * channels + np.arange(channels)).astype(np.int64)
+    found: Places = (n - 1 + sign * (i1 - i2))[None, :, :, None] * channels + np.arange(channels)
+    return found
 
 
 def _check_relative(case: Case) -> None:

@@ -311,12 +311,16 @@ _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pul
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
-    (
-        range(8121),
-        Limit(
-            "pad", "x", LayoutClass.ROWS, "the CPU's PAD aborts unless x's nb0 is the element size",
-            "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
-        ),
+    (range(10361), Limit("fill", "dtype", ("f32",), "ggml_fill asserts that x is f32", "src/ggml.c, ggml_fill_impl")),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "x", LayoutClass.ROWS, "the CPU's PAD aborts unless x's nb0 is the element size",
+                "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
+            ),
+        )
+        for op in ("pad", "pad_circular")
     ),
     *(
         (

@@ -240,7 +240,7 @@ class Row:
         for word in self._stored:
             if size := _SIZE.fullmatch(word):
                 n = (*case.layouts[size[1]].ne, 1, 1, 1)[int(size[2])]
-                words[word] = -(-n // int(case.params[size[3]])) if size[3] else n
+                words[word] = -(-n // max(int(case.params[size[3]]), 1)) if size[3] else n
             elif whole := _WHOLE.fullmatch(word):
                 words[word] = int(case.params[whole[1]])
         for argument in self.arguments:
