@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opconform.backends.ggml import delta_net, mla
+from opconform.backends.ggml import delta_net, mla, training
 from opconform.backends.ggml.nodes import Build
 
 GRAPHS: Mapping[str, Build] = {
     "gated_delta_net": delta_net.recurrent,
     "gated_delta_net_chunk": delta_net.chunked,
     "mla_absorbed": mla.attend,
+    "opt_step_adamw": training.adamw,
+    "opt_step_sgd": training.sgd,
 }

@@ -19,7 +19,7 @@ _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 
-SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai")
+SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai", "swiglu_clamp")
 
 #: A constructor makes its output itself, unless it is given one to write into. Those that give several results in one
 #: tensor have them copied to where the outputs stand.
@@ -65,8 +65,20 @@ CONSTRUCTORS: tuple[Limit, ...] = (
     ),
     *(
         Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
-        for op in (*UNARY, "leaky_relu", *SPLIT)
+        for op in (*UNARY, "leaky_relu", "xielu", "silu_back", "rope_back", *SPLIT)
     ),
+    *(
+        Limit(op, "repeats", (False,), f"the kernels of {op} want arguments of one shape", "src/ggml-cpu/ops.cpp")
+        for op in ("silu_back", "rms_norm_back", "soft_max_back")
+    ),
+    *(
+        Limit(
+            op, "x", LayoutClass.PACKED, "ggml_set_param, which marks the weights, asserts that they are no view",
+            "src/ggml.c, ggml_set_param",
+        )
+        for op in ("opt_step_adamw", "opt_step_sgd")
+    ),
+    Limit("add1", "a", LayoutClass.CONTIGUOUS, "ggml_add1 asserts that only rows are padded", "src/ggml.c, ggml_add1"),
     *(
         Limit(op, "repeats", (False,), "ggml's gated units want a and b of one shape", "src/ggml.c, ggml_glu_impl")
         for op in SPLIT
@@ -169,6 +181,22 @@ DEVICES: tuple[Limit, ...] = (
     Limit("diag", "dtype", ("f32",), "Vulkan's diag takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    *(
+        Limit(
+            op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants a contiguous {name}", _VK_SUPPORTS, device="Vulkan"
+        )
+        for op, names in (
+            ("silu_back", ("grad",)),
+            ("rms_norm_back", ("dz",)),
+            ("soft_max_back", ("dy", "y")),
+            ("cross_entropy_loss", ("x", "labels")),
+            ("cross_entropy_loss_back", ("grad", "x", "labels")),
+        )
+        for name in names
+    ),
+    Limit(
+        "get_rows_back", "source", ("f32",), "Vulkan's get_rows_back adds up f32 only", _VK_SUPPORTS, device="Vulkan"
+    ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
 
@@ -318,7 +346,19 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for op in ("exp", "silu", "norm", "leaky_relu", *UNARY_INPLACE, *UNARY)
+        for op in ("exp", "silu", "norm", "leaky_relu", "xielu", *UNARY_INPLACE, *UNARY)
+    ),
+    *(
+        (
+            range(7836),
+            Limit(
+                op, name, LayoutClass.PACKED, f"Vulkan's {op.upper()} aborts unless {name} is packed, which b6673 only "
+                "asserts", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
+            ),
+        )
+        for op, name in (
+            ("silu_back", "grad"), ("rms_norm_back", "dz"), ("soft_max_back", "dy"), ("soft_max_back", "y"),
+        )
     ),
     (
         range(7836),
