@@ -23,8 +23,11 @@ def _xielu(x: Approx, p: dict[str, Any]) -> Approx:
 
     ggml's constructor computes ln(1 + e^alpha) in float32.
     """
-    n, q = (math.log1p(math.exp(float(p[name]))) for name in ("alpha_n", "alpha_p"))
-    return _two_sided(x, float(p["beta"]) + n, q, p)
+    return _two_sided(x, float(p["beta"]) + _softplus(p["alpha_n"]), _softplus(p["alpha_p"]), p)
+
+
+def _softplus(alpha: Any) -> float:
+    return math.log1p(math.exp(float(alpha)))
 
 
 def _two_sided(x: Approx, n: float, q: float, p: dict[str, Any]) -> Approx:
@@ -66,7 +69,7 @@ OPS = (
         },
         mistakes={
             "beta is not added to the factor below 0": lambda x, p: _two_sided(
-                x, *(math.log1p(math.exp(float(p[name]))) for name in ("alpha_n", "alpha_p")), p
+                x, _softplus(p["alpha_n"]), _softplus(p["alpha_p"]), p
             ),
             "alpha is taken as it is, not ln(1 + e^alpha)": lambda x, p: _two_sided(
                 x, float(p["beta"]) + float(p["alpha_n"]), float(p["alpha_p"]), p

@@ -30,7 +30,8 @@ def _argument(case: Case, raw: Mapping[str, Raw], name: str, numerics: Numerics)
 
 
 def _reshaped(x: Approx, shape: tuple[int, ...]) -> Approx:
-    return Approx(*(ends.reshape(shape) for ends in (x.value, x.low, x.high)), x.numerics, rounded=x.rounded)
+    value, low, high = (ends.reshape(shape) for ends in (x.value, x.low, x.high))
+    return Approx(value, low, high, x.numerics, rounded=x.rounded)
 
 
 def _otherwise(function: Callable[..., Expected], **wrong: Any) -> Expect:

@@ -120,6 +120,16 @@ GRAPHS: tuple[Limit, ...] = (
         Limit("gated_delta_net", name, LayoutClass.CONTIGUOUS, "ggml_gated_delta_net asserts contiguity", _DELTA_NET)
         for name in ("g", "beta", "state")
     ),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, f"ggml_{op} asserts contiguity", f"src/ggml.c, ggml_{op}")
+        for op, names in (
+            ("rwkv_wkv6", ("k", "v", "r", "tf", "td", "state")),
+            ("rwkv_wkv7", ("r", "w", "k", "v", "a", "b", "state")),
+            ("gated_linear_attn", ("k", "v", "q", "g", "state")),
+            ("ssm_scan", ("state", "x", "dt", "a", "b", "c")),
+        )
+        for name in names
+    ),
     Limit("gated_delta_net", "heads", ("tiled",), "ggml_gated_delta_net shares heads as h % H_k", _DELTA_NET_CPU),
     Limit("gated_delta_net", "state_layout", ("vk",), "ggml_gated_delta_net holds states as [V,K]", _DELTA_NET_CPU),
     Limit("gated_delta_net", "square", (True,), "ggml_gated_delta_net wants K = V", _DELTA_NET),
@@ -175,6 +185,25 @@ DEVICES: tuple[Limit, ...] = (
         _VK_SUPPORTS,
         device="Vulkan",
     ),
+    Limit(
+        "gated_linear_attn",
+        "head_size",
+        (64,),
+        "Vulkan's gated_linear_attn has heads of 64 only",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    *(
+        Limit(
+            "ssm_scan",
+            subject,
+            allowed,
+            f"Vulkan's ssm_scan has these only for {subject}",
+            _VK_SUPPORTS,
+            device="Vulkan",
+        )
+        for subject, allowed in (("form", ("mamba2",)), ("d_state", (128, 256)), ("head_dim", (16, 32, 64)))
+    ),
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
@@ -191,6 +220,8 @@ DEVICES: tuple[Limit, ...] = (
             ("soft_max_back", ("dy", "y")),
             ("cross_entropy_loss", ("x", "labels")),
             ("cross_entropy_loss_back", ("grad", "x", "labels")),
+            ("dsv4_hc_pre", ("x", "weights")),
+            ("dsv4_hc_post", ("x", "residual", "post", "comb")),
         )
         for name in names
     ),
@@ -462,6 +493,12 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
 
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
+    Limit(
+        "ssm_scan", "whole", (True,),
+        "Vulkan's SSM_SCAN has no check for rows beyond the last: where subgroups have 8 threads, as on lavapipe, "
+        "states of 256 take 32 rows at once, and only a multiple of 16 is asked for",
+        "src/ggml-vulkan/vulkan-shaders/ssm_scan.comp", kind="bug", device="Vulkan", pinned="ssm_scan/vulkan-rows",
+    ),
     Limit(
         "mul_mat_id", "one_token", (True,),
         "on lavapipe some of many tokens get another expert's product; whether ggml or Mesa is to blame is not known",

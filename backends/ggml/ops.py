@@ -94,6 +94,11 @@ def _pos_offset(op: str) -> Wants:
     return Wants("Vulkan", "aligned", (True,), does, source, f"{op}/vulkan-pos-offset")
 
 
+def _heads_of_64(op: str) -> Wants:
+    does, source = "takes every head for one of 64", f"{SHADERS}/{op.removeprefix('rwkv_')}.comp"
+    return Wants("Vulkan", "head_size", (64,), does, source, f"{op}/vulkan-head-size")
+
+
 def _step_wants(op: str) -> tuple[Wants, ...]:
     """What the optimiser steps want of the arguments beside the weights, which are packed."""
     source = f"{_CPU_OPS}, ggml_compute_forward_{op}_f32; {SHADERS}/{op}.comp"
@@ -457,6 +462,55 @@ TABLE = (
             _pos_offset("rope"),
         ),
     ),
+    Row(
+        "rwkv_wkv6",
+        "ggml_rwkv_wkv6(k, v, r, tf, td, state)",
+        results=("out", "state_out"),
+        wants=(_heads_of_64("rwkv_wkv6"), _MISALIGNED),
+    ),
+    Row(
+        "rwkv_wkv7",
+        "ggml_rwkv_wkv7(r, w, k, v, a, b, state)",
+        results=("out", "state_out"),
+        wants=(
+            Wants(
+                "CPU",
+                "head_size",
+                (64, 128),
+                "reads and writes beyond heads whose size is no multiple of its loop's step (64 with AVX-512)",
+                f"{_CPU_OPS}, ggml_compute_forward_rwkv_wkv7_f32",
+                "rwkv_wkv7/cpu-head-size",
+            ),
+            _heads_of_64("rwkv_wkv7"),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "gated_linear_attn",
+        "ggml_gated_linear_attn(k, v, q, g, state, scale)",
+        results=("out", "state_out"),
+        wants=(_MISALIGNED,),
+    ),
+    Row(
+        "ssm_scan",
+        "ggml_ssm_scan(state, x, dt, a, b, c, ids, 1)",
+        results=("out", "state_out"),
+        mixed=True,
+        wants=(
+            *_cpu_rows("ids"),
+            Wants("Vulkan", "ids", ROWS, "ignores nb0 of ids", f"{SHADERS}/ssm_scan.comp", "ssm_scan/vulkan-ids-step"),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "lightning_indexer",
+        "ggml_lightning_indexer(q, k, weights, mask)",
+        mixed=True,
+        wants=_cpu_rows("q", "k", "weights", "mask"),
+    ),
+    Row("dsv4_hc_comb", "ggml_dsv4_hc_comb(mixes, scale, base, eps, n_iter)"),
+    Row("dsv4_hc_pre", "ggml_dsv4_hc_pre(x, weights)"),
+    Row("dsv4_hc_post", "ggml_dsv4_hc_post(x, residual, post, comb)"),
     Row("gated_delta_net", "ggml_gated_delta_net(q, k, v, g, beta, state, snapshots)", results=("out", "state_out")),
 )
 #: Every op with its row, those that other packages register among them.
