@@ -121,6 +121,11 @@ def _waves(theta: F64, off: F64, like: Approx, scale: F64) -> tuple[Approx, Appr
     return made[0], made[1]
 
 
+def back(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """ROPE by the negative angle, with the same magnitude: the transpose of a rotation (`expect` has the bound)."""
+    return _turned(case, raw, numerics, {})
+
+
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """Pairs (x, y) become (x·cos θ − y·sin θ, x·sin θ + y·cos θ), times a magnitude; other channels keep their bits.
 
@@ -140,7 +145,7 @@ def _turned(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mappi
     first, second = _pairs(params, theta.shape[1])
     x, y = (Approx.of(np.ascontiguousarray(values[..., place]), layout.type, numerics) for place in (first, second))
     cos, sin = _waves(theta[None, :, None], off[None, :, None], x, np.asarray(magnitude))
-    if wrong.get("backwards"):
+    if bool(wrong.get("backwards")) != (case.op == "rope_back"):
         sin = -sin
     one = (x * cos - y * sin).stored(layout.type, x.value.shape)
     other = (x * sin + y * cos).stored(layout.type, x.value.shape)
@@ -275,7 +280,8 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         if params[name] != neutral:
             yield Hypothesis(says, partial(image.with_expect, _otherwise({name: neutral})))
     yield Hypothesis("the factors are left out", partial(image.with_expect, _otherwise({"unfactored": True})))
-    yield Hypothesis("it turns backwards", partial(image.with_expect, _otherwise({"backwards": True})))
+    says = "it turns forwards" if image.case.op == "rope_back" else "it turns backwards"
+    yield Hypothesis(says, partial(image.with_expect, _otherwise({"backwards": True})))
     pos = image.raw["pos"]
     first = np.broadcast_to(pos[..., :1], pos.shape)
     yield Hypothesis("every token has the first one's position", partial(image.with_inputs, pos=first))
@@ -288,10 +294,10 @@ def _otherwise(wrong: Mapping[str, Any]) -> Expect:
 
 
 _FLOATS = ("freq_base", "freq_scale", "ext_factor", "attn_factor", "beta_fast", "beta_slow")
-OPS = (
+OPS = tuple(
     Op(
-        name="rope",
-        summary="pairs of channels turned by position · base^(−2i/n)",
+        name=name,
+        summary=summary,
         inputs=("x", "pos", "factors"),
         params={
             **dict.fromkeys(("n_dims", "mode", "n_ctx_orig"), int),
@@ -301,7 +307,7 @@ OPS = (
         dtypes=("f32", "f16"),
         argument_dtypes={"pos": ("i32",), "factors": ("f32",)},
         problems=problems,
-        expect=expect,
+        expect=reference,
         bound="(|x| + |y|)·(δθ + the error of cos and sin) and the rounding of each step; the bits of other channels",
         check=check,
         traits=traits,
@@ -312,5 +318,9 @@ OPS = (
             recipes=("small_int", "normal", "signed_zero", "denormal", "wide"),
             shape_values=place,
         ),
-    ),
+    )
+    for name, reference, summary in (
+        ("rope", expect, "pairs of channels turned by position · base^(−2i/n)"),
+        ("rope_back", back, "pairs of channels turned back by position · base^(−2i/n): the gradient of x through ROPE"),
+    )
 )
