@@ -175,6 +175,8 @@ def check(case: Case) -> None:
     sections = [int(params[f"s{k}"]) for k in range(4)]
     if mode not in (NORMAL, NEOX) and (min(sections) < 0 or not 0 < sum(sections) <= x[3] or not sections[0]):
         raise CaseError(f"sections are {sections}; they must be from 0 on, the first above 0, {x[3]} together at most")
+    if mode == VISION and any(sections[2:]) and sum(sections[:2]) < n:
+        raise CaseError(f"sections are {sections}; the mode of vision has two: the others must be 0, or out of reach")
     if params["ext_factor"] and min(float(params[it]) for it in ("n_ctx_orig", "beta_fast", "beta_slow")) <= 0:
         raise CaseError("with ext_factor, n_ctx_orig, beta_fast and beta_slow must be above 0")
     if "factors" in case.inputs and (case.inputs["factors"].shape[3] < n // 2 or case.inputs["factors"].shape[2] != 1):

@@ -174,6 +174,7 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
         traits=row.traits,
         alone=row.alone,
         hypotheses=row.hypotheses,
+        pointwise=not row.along_rows,
         stacks=True,
     )
 
@@ -185,10 +186,12 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     params = draw(drawn_params(freedom, row.params))
     dtype = draw(st.sampled_from(freedom.choices("dtype", row.dtypes)))
     shape = draw((rows if row.along_rows else tensors)(freedom, DTYPES[dtype].itemsize))
+    if row.along_rows and shape[-1] == 1 and draw(st.integers(0, 15)) < 15:  # rows of one are their own sums
+        shape = (*shape[:-1], 2)
     shapes = {row.inputs[0]: shape}
     for name in row.inputs[1:]:
         shapes[name] = (1, 1, 1, 1) if name in row.scalars else shape
-        if name not in row.scalars and draw(st.sampled_from(freedom.choices("repeats", (False, True)))):
+        if name not in row.scalars and draw(st.sampled_from(freedom.choices("repeats", (False, False, True)))):
             shape, shapes[name] = draw(_repeatable(shape, DTYPES[dtype].itemsize, freedom))
     shapes[row.inputs[0]] = shape
     inplace = row.inplace and draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
@@ -205,7 +208,7 @@ def _repeatable(
     """
     whole, part = list(shape), [1] * len(shape)
     for axis, n in enumerate(shape):
-        kind = draw(st.sampled_from(("one", "whole", "part"))) if n > 1 else "whole"
+        kind = draw(st.sampled_from(("one", "whole", "part", "whole"))) if n > 1 else "whole"
         if kind == "whole":
             part[axis] = n
         elif kind == "part":
