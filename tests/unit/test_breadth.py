@@ -43,6 +43,7 @@ WITHOUT_TORCH = (
     *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post"),
 )
 CASES, MAX_BYTES = 160, 1 << 18
+MORE_CASES = {"swiglu_clamp": 400}  #: of ops whose b is rarely drawn as a part of a
 
 
 class Torch(Backend):
@@ -104,7 +105,7 @@ class InHalf(Torch):
 
 @cache
 def benches(op: str) -> tuple[Bench, ...]:
-    return tuple(Bench(case) for case in drawn_cases(op, CASES, MAX_BYTES))
+    return tuple(Bench(case) for case in drawn_cases(op, MORE_CASES.get(op, CASES), MAX_BYTES))
 
 
 def torch_benches(op: str) -> Iterator[Bench]:
