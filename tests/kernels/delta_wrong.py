@@ -195,8 +195,8 @@ class DropsDiagonalOf32(DropsDiagonal):
 class Wrong:
     """A wrong kernel, for one op, and what must be said of it.
 
-    kind: what heads the report on the smallest failure (or one of several). stage: what the stage report on it begins with (or one of
-    several), hint: the fault that it names; "" where there is none to tell.
+    kind: what heads the report on the smallest failure. stage: what the stage report on it begins with. Either may be
+    one of several. hint: the fault that it names; "" where there is none to tell.
     """
 
     op: str
