@@ -206,6 +206,7 @@ TABLE = (
         "sum",
         "ggml_sum(x)",
         wants=(
+            Wants("Vulkan", "empty", (False,), "divides by the size of an empty x: SIGFPE", f"{_VK_OPS}, ggml_vk_sum"),
             _cpu_ignores("sum", "nb0", ROWS),
             Wants(
                 "Vulkan",
