@@ -97,6 +97,23 @@ CONSTRUCTORS: tuple[Limit, ...] = (
     Limit("out_prod", "a", LayoutClass.ROWS, "ggml_out_prod asserts that a is not transposed", "src/ggml.c"),
     Limit("set_rows", "a", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
     Limit("set_rows", "b", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
+    Limit("roll", "x", LayoutClass.ROWS, "ggml_roll asserts x's nb0", "src/ggml.c, ggml_roll"),
+    *(
+        Limit(op, "dtype", ("f32",), f"ggml_{op} takes f32 only", f"src/ggml.c, ggml_{op}")
+        for op in ("pad_reflect_1d", "win_part", "win_unpart", "add_rel_pos")
+    ),
+    Limit(
+        "pad_reflect_1d", "x", LayoutClass.CONTIGUOUS, "ggml_pad_reflect_1d asserts that x is contiguous", "src/ggml.c"
+    ),
+    Limit(
+        "get_rel_pos", "types", ("f16-f16", "bf16-f16", "f32-f16"), "ggml_get_rel_pos makes f16",
+        "src/ggml.c, ggml_get_rel_pos",
+    ),
+    Limit("fill", "x", LayoutClass.CONTIGUOUS, "ggml_fill asserts that x is contiguous", "src/ggml.c, ggml_fill_impl"),
+    *(
+        Limit("add_rel_pos", name, LayoutClass.CONTIGUOUS, f"ggml_add_rel_pos wants {name} contiguous", "src/ggml.c")
+        for name in ("a", "pw", "ph")
+    ),
     *FRESH_OUTPUTS,
 )  # fmt: skip
 
@@ -178,6 +195,16 @@ ONE_SNAPSHOT = Limit(
 #: What a device's supports_op refuses.
 DEVICES: tuple[Limit, ...] = (
     Limit(
+        "cpy",
+        "shortens_nan",
+        (False,),
+        "rounds a NaN to bf16 like a number: one whose upper bits are those of infinity becomes infinite, or -0",
+        "src/ggml-vulkan/vulkan-shaders/types.glsl, fp32_to_bf16",
+        kind="bug",
+        device="Vulkan",
+        pinned="cpy/vulkan-nan",
+    ),
+    Limit(
         "gated_delta_net",
         "head_size",
         (16, 32, 64, 128),
@@ -207,7 +234,10 @@ DEVICES: tuple[Limit, ...] = (
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
-    Limit("diag", "dtype", ("f32",), "Vulkan's diag takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    *(
+        Limit(op, "dtype", ("f32",), f"Vulkan's {op} takes f32 only", _VK_SUPPORTS, device="Vulkan")
+        for op in ("diag", "roll", "pad_circular")
+    ),
     Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     *(
@@ -350,12 +380,16 @@ _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pul
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
-    (
-        range(8121),
-        Limit(
-            "pad", "x", LayoutClass.ROWS, "the CPU's PAD aborts unless x's nb0 is the element size",
-            "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
-        ),
+    (range(10361), Limit("fill", "dtype", ("f32",), "ggml_fill asserts that x is f32", "src/ggml.c, ggml_fill_impl")),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "x", LayoutClass.ROWS, "the CPU's PAD aborts unless x's nb0 is the element size",
+                "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
+            ),
+        )
+        for op in ("pad", "pad_circular")
     ),
     *(
         (
@@ -523,6 +557,10 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         "triangle, so that a NaN or infinity there spoils them (so do a dozen lines of GLSL without ggml)",
         "src/ggml-vulkan/vulkan-shaders/solve_tri.comp on Mesa 22.3.6", kind="bug", device="Vulkan",
         pinned="solve_tri/lavapipe-unread-triangle",
+    ),
+    Limit(
+        "*", "many_rows", (False,), "lavapipe takes a millisecond for a row, or seconds for what a grid holds of them",
+        "measured with CONT, RMS_NORM and ARGMAX on Mesa 22.3.6", kind="kernel", device="Vulkan",
     ),
     Limit(
         "mla_absorbed", "form", ("two_part", "concat"),

@@ -46,6 +46,7 @@ _MISALIGNED = Wants(
     "src/ggml-vulkan/ggml-vulkan-push-constants.h, init_pushconst_tensor_offsets",
 )
 _CPU_OPS = "src/ggml-cpu/ops.cpp"
+_VK_OPS = "src/ggml-vulkan/ggml-vulkan.cpp"
 
 
 def _cpu_rows(*names: str, source: str = _CPU_OPS) -> tuple[Wants, ...]:
@@ -61,6 +62,10 @@ def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> W
     return Wants("CPU", name, allowed, f"ignores {what} of {name}", _CPU_OPS, f"{op}/cpu-strides")
 
 
+def _cpu_packed(op: str, name: str = "x") -> Wants:
+    return Wants("CPU", name, CONTIGUOUS, f"reads {name} as if it were packed", _CPU_OPS, f"{op}/cpu-strides")
+
+
 _ROPE = f"{_CPU_OPS}, ggml_compute_forward_rope_flt; src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl"
 _SOFT_MAX = f"{_CPU_OPS}, ggml_compute_forward_soft_max_f32; src/ggml-vulkan/vulkan-shaders/soft_max.comp"
 _ADD_ID = "src/ggml-vulkan/vulkan-shaders/add_id.comp"
@@ -70,9 +75,11 @@ _VK_PRODUCTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16"
 
 
 def _converted_b(op: str, pinned: str) -> Wants:
-    """A b that is not contiguous is copied first: into float16, and as if no stride were 0."""
+    """A b whose rows are apart is copied into float16 first (not by ggml_vk_mul_mat_vec_q_f16), and as if no stride
+    were 0."""
     does = "makes float16 of a b that is not contiguous"
-    return Wants("Vulkan", "b", CONTIGUOUS, does, f"{_VK_PRODUCTS}: y_non_contig", f"{op}/{pinned}")
+    source = f"{_VK_PRODUCTS}: y_non_contig, ggml_vk_dim01_contiguous"
+    return Wants("Vulkan", "b", CONTIGUOUS, does, source, f"{op}/{pinned}")
 
 
 def _vk_reads_packed(op: str, name: str) -> Wants:
@@ -460,6 +467,69 @@ TABLE = (
             *_cpu_rows("x"),
             *_packed_angles("rope"),
             _pos_offset("rope"),
+        ),
+    ),
+    Row(
+        "roll",
+        "ggml_roll(x, shift0, shift1, shift2, shift3)",
+        wants=(Wants("CPU", "dtype", ("f32",), "aborts for every type but f32", _CPU_OPS),),
+    ),
+    Row("pad_reflect_1d", "ggml_pad_reflect_1d(x, p0, p1)"),
+    Row(
+        "pad_circular",
+        "ggml_pad_ext_circular(x, lp0, rp0, lp1, rp1, lp2, rp2, lp3, rp3)",
+        stored="lp0 rp0 lp1 rp1 lp2 rp2 lp3 rp3 1",
+        wants=(
+            Wants("CPU", "dtype", ("f32",), "aborts for every type but f32", _CPU_OPS),
+            *(
+                Wants(
+                    device,
+                    "once",
+                    (True,),
+                    "reads before x where more is put before x than x has",
+                    f"{_CPU_OPS}, ggml_wrap_around; {SHADERS}/pad.comp, wrap_around",
+                    "pad_circular/twice-around",
+                )
+                for device in ("CPU", "Vulkan")
+            ),
+        ),
+    ),
+    Row("win_part", "ggml_win_part(x, w)", stored="x.ne1/w x.ne2/w w", wants=(_cpu_packed("win_part"),)),
+    Row("win_unpart", "ggml_win_unpart(x, w0, h0, w)", stored="w", wants=(_cpu_packed("win_unpart"),)),
+    Row(
+        "get_rel_pos",
+        "ggml_get_rel_pos(x, out.ne1, out.ne1)",
+        mixed=True,
+        wants=(
+            _cpu_packed("get_rel_pos"),
+            Wants("CPU", "types", ("f16-f16", "bf16-f16"), "aborts for every type but f16 and bf16", _CPU_OPS),
+            Wants(
+                "CPU",
+                "types",
+                ("f16-f16", "f32-f16"),
+                "copies the bits of bf16 into an output of f16",
+                f"{_CPU_OPS}, ggml_compute_forward_get_rel_pos",
+                "get_rel_pos/cpu-bf16",
+            ),
+        ),
+    ),
+    Row("add_rel_pos", "ggml_add_rel_pos(a, pw, ph)", "ggml_add_rel_pos_inplace", stored="inplace"),
+    Row("arange", "ggml_arange(start, stop, step)"),
+    Row("fill", "ggml_fill(x, value)", "ggml_fill_inplace", wants=(_MISALIGNED,)),
+    Row(
+        "timestep_embedding",
+        "ggml_timestep_embedding(x, dim, max_period)",
+        wants=(
+            *_cpu_rows("x"),
+            Wants(
+                "Vulkan",
+                "x",
+                CONTIGUOUS,
+                "ignores nb0 of x",
+                f"{SHADERS}/timestep_embedding.comp",
+                "timestep_embedding/vulkan-step",
+            ),
+            _MISALIGNED,
         ),
     ),
     Row(

@@ -126,7 +126,7 @@ class Variant:
             taken_over = inputs[problem.inplace] if problem.inplace and name == op.outputs[0] else None
             outputs[name] = taken_over or self._departure(name).layout(problem.dtype_of(name), sizes)
         keep = None
-        count = max(slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values())
+        count = max((slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values()), default=1)
         if self.keep is not None and count > 1 and DTYPES[problem.dtype].is_float:
             keep = self.keep % count
         params = {**problem.params, **self.params} if self.params else problem.params

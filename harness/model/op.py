@@ -128,6 +128,7 @@ class Op:
     and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
     a model is judged at some indices along the first of them.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    shape_only: the arguments whose elements are not read: their shape alone matters.
     indices: the arguments that hold places in others; a case whose numbers lie outside is none.
     flops: how many operations on floating-point numbers a case takes; 0 for an op that only moves elements.
     moves: bytes that a case must read and write; by default each element of every argument once.
@@ -153,6 +154,7 @@ class Op:
     independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     pointwise: bool = False
     copies: bool = False
+    shape_only: tuple[str, ...] = ()
     indices: Mapping[str, Index] = field(default_factory=dict)
     flops: Callable[[Case], int] = field(default=lambda case: 0)
     moves: Callable[[Case], int] | None = None

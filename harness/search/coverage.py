@@ -19,7 +19,7 @@ from opconform.harness.model.op import Problem
 Trait = tuple[str, object]
 
 _SIZES = (0, 1, 8, 33, 257, 1025, 65535)  #: the largest size of each class but the last
-_TILE = 31  #: kernels hold squares of 32 or 64 elements in shared memory
+_TILES = (31, 65)  #: kernels hold squares of 32 or 64 elements in shared memory
 _EXPECTED = 8  #: a pair that chance would have drawn so often and that never came is none
 _PASSED_OVER = 2  #: how many problems in a row that show nothing new are not run
 _IN_VAIN = 32  #: after so many in a row there is little left that is new, and each problem is run
@@ -65,7 +65,8 @@ def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Trait]:
     longest, axis = max(sizes, default=(0, 0))
     yield "longest", f"{_size_class(longest)} along ne{3 + axis}" if longest > 33 else _size_class(longest)
     seconds = (sorted(shape)[-2] if len(shape) > 1 else 0 for shape in shapes.values())
-    yield "two long axes", max(seconds, default=0) > _TILE
+    second = max(seconds, default=0)
+    yield "two long axes", sum(second > tile for tile in _TILES)
 
 
 def problem_traits(problem: Problem) -> Iterator[Trait]:

@@ -26,7 +26,7 @@ from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.limits import Freedom
+from opconform.harness.model.limits import MANY_ROWS, Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
@@ -43,9 +43,7 @@ from opconform.harness.search.smaller import smallest
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems that a shard draws before it leaves as many to the next
 _DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
-_USUAL_ROWS = 256  #: a problem of more rows may take long
-_LARGE_SECONDS = 1.0  #: those of a search may take so long, whatever the others take
-_QUICK_EXAMPLES, _QUICK_ROWS = 500, 1 << 14  #: a run of fewer cases has no problem of more rows
+_FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
@@ -106,15 +104,6 @@ def _rows(problem: Problem) -> int:
 
 
 @dataclass
-class _Large:
-    """What problems of very many rows have taken; the rows of the largest problem yet, and what one of them took."""
-
-    seconds: float = 0.0
-    rows: int = 0
-    per_row: float = 0.0
-
-
-@dataclass
 class _Failing:
     """What was drawn of the failing case."""
 
@@ -160,8 +149,6 @@ class Search:
         self._tally = Tally()
         self._drawn = 0
         self._vacuous = 0  #: cases drawn that say nothing
-        self._large = _Large()
-        self._usual_seconds = 0.0  #: of all other problems
         self._found: _Shrinking | None = None
         self._of: _Failing | None = None
 
@@ -380,15 +367,14 @@ class Search:
                     yield self._batch(drawn, source.getrandbits(16))
 
     def _is_affordable(self, problem: Problem) -> bool:
-        """Whether a problem of very many rows may be run: on some devices (software drivers) it takes seconds. They get
-        half of the time that the others have taken, or `_LARGE_SECONDS`; a run of few cases has none of the largest."""
+        """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases
+        not as many as exceed a grid, which would take most of its time."""
         rows = _rows(problem)
-        if rows <= _USUAL_ROWS:
+        if rows <= MANY_ROWS:
             return True
-        if self._settings.examples < _QUICK_EXAMPLES and rows > _QUICK_ROWS:
+        if self._settings.examples < _FEW_EXAMPLES and rows > _ROWS_OF_FEW:
             return False
-        spent = self._large
-        return spent.seconds + spent.per_row * rows <= max(_LARGE_SECONDS, self._usual_seconds / 2)
+        return bool(self._freedom.choices("many_rows", (True,)))
 
     def _batch(self, drawn: Drawn, number: int) -> _Batch:
         """The cases of the problem at hand: of those that can be made of it the ones that show most that is new. One
@@ -425,9 +411,7 @@ class Search:
         if not drawn:
             limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
             self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
-        began = time.monotonic()
         verdicts = self._examine([ready for _, ready in drawn], until_death=True, meanwhile=meanwhile)
-        self._spent(_rows(problem), time.monotonic() - began)
         for traits, verdict in zip(batch.traits, verdicts):
             self._coverage.ran(traits, refused=verdict.unsupported is not None or bool(verdict.vacuous))
         vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
@@ -441,14 +425,6 @@ class Search:
                 self._simplify()
                 return True
         return False
-
-    def _spent(self, rows: int, seconds: float) -> None:
-        if rows > _USUAL_ROWS:
-            self._large.seconds += seconds
-        else:
-            self._usual_seconds += seconds
-        if rows >= self._large.rows:  # what the largest takes says most of what a larger one will
-            self._large.rows, self._large.per_row = rows, seconds / max(rows, 1)
 
     def _fails_still(self, problem: Problem) -> bool:
         """Whether the variant fails in the same way with a smaller problem."""

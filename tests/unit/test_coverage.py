@@ -31,7 +31,7 @@ def run(coverage: Coverage, its: Problem, *cases: Case, refused: bool = False) -
     coverage.wants(its)
     for each in cases:
         coverage.choose([each])
-        coverage.ran(each, refused)
+        coverage.ran(coverage.takes(each), refused)
 
 
 def test_one_case_covers_the_pairs_of_its_traits() -> None:
@@ -52,7 +52,7 @@ def test_what_was_drawn_and_did_not_run_is_a_pair_that_is_not_covered() -> None:
     assert found.pairs == whole.pairs
     assert found.possible > whole.possible
     assert 0.5 < found.share < 1
-    coverage.ran(case(its, offset=4), refused=False)
+    coverage.ran(coverage.takes(case(its, offset=4)), refused=False)
     assert coverage.covered.share == 1
 
 
@@ -94,10 +94,39 @@ def test_of_several_cases_that_with_most_new_pairs_is_chosen() -> None:
     assert coverage.choose([case(its), case(its, offset=4), case(its, step=2, offset=64, recipe="wide")]) == 2
 
 
-def test_a_problem_that_shows_nothing_new_is_passed_over_once() -> None:
+def test_what_is_refused_each_time_is_not_drawn_again_but_now_and_then() -> None:
+    coverage, its = Coverage(), problem(3)
+    for _ in range(4):
+        run(coverage, its, case(its, step=2), refused=True)
+        run(coverage, its, case(its))
+    assert not coverage.refuses(case(its))
+    assert [coverage.refuses(case(its, step=2)) for _ in range(64)].count(False) == 2
+    run(coverage, its, case(its, step=2))  # it was something else
+    assert not any(coverage.refuses(case(its, step=2)) for _ in range(64))
+
+
+def test_a_problem_that_is_refused_each_time_is_passed_over() -> None:
+    coverage, its, other = Coverage(), problem(3, axis=1), problem(3)
+    run(coverage, other, case(other))
+    for _ in range(3):
+        coverage.meets(its)
+        coverage.ran(coverage.takes(case(its)), refused=True)
+    assert [coverage.wants(its) for _ in range(16)].count(True) == 0
+    assert coverage.wants(problem(5, exclusive=True))
+
+
+def test_after_many_problems_that_show_nothing_new_each_one_is_run() -> None:
     coverage, its = Coverage(), problem(3)
     run(coverage, its, case(its))
-    assert [coverage.wants(its) for _ in range(4)] == [False, True, False, True]
+    asked = [coverage.wants(its) for _ in range(60)]
+    assert not all(asked[:20])
+    assert all(asked[-20:])
+
+
+def test_a_problem_that_shows_nothing_new_is_passed_over_twice() -> None:
+    coverage, its = Coverage(), problem(3)
+    run(coverage, its, case(its))
+    assert [coverage.wants(its) for _ in range(4)] == [False, False, True, False]
     assert coverage.wants(problem(3, exclusive=True))
 
 
