@@ -61,7 +61,7 @@ NO_SLICES = {
     *("reglu", "rope", "set_rows", "soft_max", "sum", "swiglu", "top_k"),
     *("cross_entropy_loss", "cross_entropy_loss_back", "diag_mask_zero", "get_rows_back", "opt_step_adamw"),
     *("opt_step_sgd", "rope_back", "rwkv_wkv6", "rwkv_wkv7", "gated_linear_attn", "ssm_scan", "lightning_indexer"),
-    *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post"),
+    *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post", "flash_attn_ext"),
 }
 
 
