@@ -97,6 +97,7 @@ CONSTRUCTORS: tuple[Limit, ...] = (
         "get_rel_pos", "types", ("f16-f16", "bf16-f16", "f32-f16"), "ggml_get_rel_pos makes f16",
         "src/ggml.c, ggml_get_rel_pos",
     ),
+    Limit("col2im_1d", "x", LayoutClass.CONTIGUOUS, "ggml_col2im_1d asserts that x is contiguous", "src/ggml.c"),
     Limit("fill", "x", LayoutClass.CONTIGUOUS, "ggml_fill asserts that x is contiguous", "src/ggml.c, ggml_fill_impl"),
     *(
         Limit("add_rel_pos", name, LayoutClass.CONTIGUOUS, f"ggml_add_rel_pos wants {name} contiguous", "src/ggml.c")
@@ -189,6 +190,35 @@ DEVICES: tuple[Limit, ...] = (
     ),
     Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    Limit("im2col", "types", ("f32-f32", "f32-f16"), "Vulkan's im2col takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants {name} contiguous", _VK_SUPPORTS, device="Vulkan")
+        for op, names in (
+            *((op, ("x",)) for op in ("im2col", "pool_1d", "pool_2d")),
+            *((op, ("kernel", "x")) for op in ("conv_2d", "conv_3d", "conv_transpose_2d")),
+        )
+        for name in names
+    ),
+    *(
+        Limit(op, "source", ("f32",), f"Vulkan's {op} takes f32 only", _VK_SUPPORTS, device="Vulkan")
+        for op in ("pool_1d", "pool_2d")
+    ),
+    Limit(
+        "conv_transpose_1d",
+        "weights",
+        ("f32",),
+        "Vulkan's conv_transpose_1d takes f32 only",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    Limit(
+        "conv_2d",
+        "kernel",
+        LayoutClass.CONTIGUOUS,
+        "the CPU's conv_2d wants the kernel contiguous",
+        "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op",
+        device="CPU",
+    ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
 
