@@ -132,6 +132,8 @@ def _columns_shape(kernel: tuple[int, ...], x: tuple[int, ...], params: Params) 
             raise CaseError(f"x has {x[1]} channels and the kernel {kernel[1]}; they must be as many")
         height = check_window("ne1 of x", window(params, 1, kernel[2]), x[2])
         return (x[0], height, width, kernel[1] * kernel[2] * kernel[3])
+    if params["p1"]:
+        raise CaseError(f"p1 is {params['p1']}; without is_2d there is no axis that it could pad, and it must be 0")
     if x[0] != 1 or kernel[2] != x[2]:
         raise CaseError(f"x has shape {x} and the kernel {kernel}; ne3 of x must be 1, and ne1 the same of both")
     return (1, x[1], width, kernel[2] * kernel[3])
@@ -150,6 +152,7 @@ def _columns_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
         x = (images, channels, sizes[1], sizes[0])
     else:
         kernel, x = (1, outs, channels, windows[0].kernel), (1, images, channels, sizes[0])
+        params["p1"] = 0
     out = _columns_shape(kernel, x, params)
     return Problem(params, dtype, {"kernel": kernel, "x": x}, out, dtypes={"kernel": "f16", "x": came})
 
@@ -530,6 +533,7 @@ def pool_2d_back(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expe
     rows), or in parts of 1 / (k0·k1) to all that it has.
 
     A sum of m terms in any order, each of them divided first for a mean: the roundings are carried through (`Approx`).
+    Which element is the largest of some that are NaN, nothing says: nothing is demanded of such a plane.
     """
     return _spread(case, raw, numerics)
 
@@ -562,6 +566,9 @@ def _spread(case: Case, raw: Mapping[str, Raw], numerics: Numerics, last: bool =
     if case.params["kind"] == "avg":
         parts = parts / float(taken.shape[-1])
     total = parts.sum().stored(out.type, (len(planes), plane, 1))
+    if case.params["kind"] == "max":
+        free = np.isnan(planes).any(-1)[:, None, None]
+        total = Expected(np.where(free, np.nan, total.value), total.bound, total.exact, total.bits)
     return _shaped(total, out.shape)
 
 

@@ -341,6 +341,15 @@ _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pul
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
+    (
+        range(10361),
+        Limit(
+            "conv_transpose_2d", "single", (True,),
+            "the CPU's CONV_TRANSPOSE_2D leaves all images but the first 0",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_transpose_2d_impl", kind="bug", device="CPU",
+            pinned="conv_transpose_2d/cpu-batch",
+        ),
+    ),
     (range(10361), Limit("fill", "dtype", ("f32",), "ggml_fill asserts that x is f32", "src/ggml.c, ggml_fill_impl")),
     *(
         (
