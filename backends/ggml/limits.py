@@ -350,6 +350,28 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
             pinned="conv_transpose_2d/cpu-batch",
         ),
     ),
+    (
+        range(10361),
+        Limit(
+            "conv_2d_dw", "weights", ("f32",), "the CPU's CONV_2D_DW reads a kernel of f16 as f32",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_2d_dw_whcn", kind="bug", device="CPU",
+            pinned="conv_2d_dw/cpu-half-kernel",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "conv_transpose_2d", "weights", ("f16",), "the CPU's CONV_TRANSPOSE_2D aborts for every kernel but f16",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_transpose_2d", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "im2col", "types", ("f32-f32", "f32-f16"), "the CPU's IM2COL aborts for an x of f16",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_im2col_f16", kind="kernel", device="CPU",
+        ),
+    ),
     (range(10361), Limit("fill", "dtype", ("f32",), "ggml_fill asserts that x is f32", "src/ggml.c, ggml_fill_impl")),
     *(
         (

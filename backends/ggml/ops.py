@@ -38,6 +38,17 @@ UNARY = ("hardsigmoid", "hardswish")
 #: The gated units with their numbers (enum ggml_glu_op).
 GATES = {"reglu": 0, "geglu": 1, "swiglu": 2, "geglu_erf": 4, "geglu_quick": 5}
 
+#: UPSCALE's modes: numbers of enum ggml_scale_mode, with the bits of enum ggml_scale_flag.
+SCALES = {
+    "nearest": 0,
+    "bilinear": 1,
+    "bicubic": 2,
+    "bilinear+antialias": 1 | 1 << 9,
+    "nearest+align_corners": 1 << 8,
+    "bilinear+align_corners": 1 | 1 << 8,
+    "bicubic+align_corners": 2 | 1 << 8,
+}
+
 _MISALIGNED = Wants(
     "Vulkan",
     "aligned",
@@ -404,6 +415,11 @@ TABLE = (
         ),
     ),
     Row(
+        "upscale",
+        "ggml_interpolate(x, out.ne0, out.ne1, out.ne2, out.ne3, mode)",
+        words={"mode": SCALES},
+    ),
+    Row(
         "im2col",
         "ggml_im2col(kernel, x, s0, s1, p0, p1, d0, d1, is_2d, out.type)",
         stored="s0 s1 p0 p1 d0 d1 is_2d",
@@ -459,6 +475,17 @@ TABLE = (
                 "CPU", "x", CONTIGUOUS, "aborts for an x that is neither contiguous nor channel by channel", _CPU_OPS
             ),
             _cpu_packed("conv_2d_dw", "kernel"),
+            Wants(
+                "Vulkan", "x", CONTIGUOUS, "aborts for an x that is neither contiguous nor channel by channel", _VK_OPS
+            ),
+            Wants(
+                "Vulkan",
+                "kernel",
+                CONTIGUOUS,
+                "reads the kernel as if it were packed",
+                f"{SHADERS}/conv2d_dw.comp",
+                "conv_2d_dw/cpu-strides-kernel",
+            ),
             _MISALIGNED,
         ),
     ),

@@ -110,6 +110,28 @@ def timestep_embedding(case: Case, tensors: Tensors) -> torch.Tensor:
     return found[None, None]
 
 
+def upscale(case: Case, tensors: Tensors) -> torch.Tensor:
+    """torch's own interpolation of planes; the outer axes, and what it does not have, by whole numbers."""
+    import torch
+
+    x, out, mode = tensors["x"], tensors["out"], str(case.params["mode"])
+    kind, _, more = mode.partition("+")
+    for axis in range(2 if kind != "nearest" else 4):
+        n, m = x.shape[axis], out.shape[axis]
+        if axis > 1 and more and n > 1 and m > 1:
+            n, m = n - 1, m - 1
+        at = torch.arange(out.shape[axis], device=x.device) * n // m
+        x = x.index_select(axis, at.clamp(max=x.shape[axis] - 1))
+    if kind == "nearest":
+        return x
+    if more == "antialias" and x.shape[3] == out.shape[3] == 1:  # torch 2.13 is wrong for images of one column
+        x = x.expand(-1, -1, -1, 2).contiguous()
+        found = torch.nn.functional.interpolate(x, (out.shape[2], 2), mode=kind, antialias=True)
+        return found[..., :1]
+    flags = {"align_corners": more == "align_corners", "antialias": more == "antialias"}
+    return torch.nn.functional.interpolate(x, tuple(out.shape[2:]), mode=kind, **flags)
+
+
 # --- windows ---
 
 
@@ -264,6 +286,7 @@ OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
     "arange": arange,
     "fill": fill,
     "timestep_embedding": timestep_embedding,
+    "upscale": upscale,
     "im2col": im2col,
     "im2col_3d": im2col_3d,
     "im2col_back": im2col_back,
