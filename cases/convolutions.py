@@ -64,7 +64,8 @@ def _convolved(
 
 def _turned(found: Expected, shape: tuple[int, ...]) -> Expected:
     """[image, place, out] in the shape of the output, where the places come last."""
-    return Expected(*(np.ascontiguousarray(it.swapaxes(-1, -2)).reshape(shape) for it in (found.value, found.bound)))
+    value, bound = (np.ascontiguousarray(it.swapaxes(-1, -2)).reshape(shape) for it in (found.value, found.bound))
+    return Expected(value, bound)
 
 
 def _planes(case: Case, params: Params, number: int, turned: bool = False) -> Places:
@@ -210,8 +211,9 @@ def _faults(image: Image) -> Iterator[Hypothesis]:
     if np.prod(kernel[-number:]) > 1:
         wrong = partial(_TURNED[case.op], turned=True)
         yield Hypothesis("the kernel is turned round", partial(image.with_expect, wrong))
-        first = np.zeros_like(image.raw["kernel"])
-        first[(..., *(slice(0, 1),) * number)] = image.raw["kernel"][(..., *(slice(0, 1),) * number)]
+        first = np.zeros_like(image.raw["kernel"]).reshape(*kernel[:-number], -1)
+        first[..., 0] = image.raw["kernel"].reshape(first.shape)[..., 0]
+        first = first.reshape(kernel)
         yield Hypothesis("only the first tap is used", partial(image.with_inputs, kernel=first))
     if case.op != "conv_3d" and case.inputs["x"].shape[1] > 1:
         spread = np.ascontiguousarray(np.broadcast_to(image.raw["x"][:, :1], image.raw["x"].shape))
