@@ -94,6 +94,7 @@ OP = Op(
     traits=views.traits,
     alone=views.alone,
     hypotheses=hypotheses,
+    pointwise=True,
     sources=views.sources,
     flops=lambda case: case.inputs["b"].size,
     moves=views.moves,

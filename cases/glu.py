@@ -123,6 +123,11 @@ def _oai(a: Approx, b: Approx, alpha: float, limit: float) -> Approx:
     return x / (1 + (x * -alpha).exp()) * (y + 1.0)
 
 
+def _clamped(a: Approx, b: Approx, limit: float) -> Approx:
+    """x / (1 + e^−x) · y, x = min(a, limit), y = b between −limit and limit."""
+    return activations.silu(a.minimum(limit)) * b.maximum(-limit).minimum(limit)
+
+
 OPS = (
     *(_packed(name, gate) for name, gate in GATES.items()),
     *(_split(name, gate) for name, gate in GATES.items()),
@@ -138,6 +143,20 @@ OPS = (
         dtypes=("f32",),
         mistakes={
             "1 is not added to b": lambda a, b, p: _oai(a, b - 1.0, float(p["alpha"]), float(p["limit"])),
+        },
+    ),
+    elementwise(
+        "swiglu_clamp",
+        "x / (1 + e^−x) · y, x = min(a, limit), y = b between −limit and limit",
+        lambda a, b, p: _clamped(a, b, float(p["limit"])),
+        inputs=("a", "b"),
+        params={"limit": choice(10.0, 7.0, 1.0, 2.5, without=1e30, least=0.0)},
+        mistakes={
+            "b is not cut off": lambda a, b, p: activations.silu(a.minimum(float(p["limit"]))) * b,
+            "a is not cut off": lambda a, b, p: (
+                activations.silu(a) * b.maximum(-float(p["limit"])).minimum(float(p["limit"]))
+            ),
+            "a is cut off below too": lambda a, b, p: _clamped(a.maximum(-float(p["limit"])), b, float(p["limit"])),
         },
     ),
 )

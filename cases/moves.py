@@ -1,4 +1,5 @@
-"""Ops that move or mask elements of more than one argument, or by their place: CONCAT and DIAG_MASK_INF."""
+"""Ops that move or mask elements of more than one argument, or by their place: CONCAT, DIAG_MASK_INF and
+DIAG_MASK_ZERO."""
 
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def _joined(names: tuple[str, str], axis: int | None = None) -> Expect:
     return wrong
 
 
-# --- DIAG_MASK_INF ---
+# --- DIAG_MASK_INF and DIAG_MASK_ZERO ---
 
 
 def diag_mask_inf(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -93,10 +94,15 @@ def diag_mask_inf(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Exp
     return _masked(case, raw, int(case.params["n_past"]))
 
 
+def diag_mask_zero(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """x where i0 ≤ n_past + i1, else +0: every bit counts."""
+    return _masked(case, raw, int(case.params["n_past"]))
+
+
 def _masked(case: Case, raw: Mapping[str, Raw], past: int) -> Expected:
     x = case.inputs["x"]
     row, column = np.ogrid[: x.shape[2], : x.shape[3]]
-    least = x.type.encode(np.full((), -np.inf))
+    least = x.type.encode(np.full((), -np.inf if case.op == "diag_mask_inf" else 0.0))
     return _bits(case, np.where(column > past + row, least, raw["x"]).astype(x.type.raw))
 
 
@@ -148,17 +154,23 @@ OPS = (
         hypotheses=_concat_faults,
         copies=True,
     ),
-    Op(
-        name="diag_mask_inf",
-        summary="x, but −infinity right of the diagonal moved by n_past",
-        inputs=("x",),
-        params={"n_past": int},
-        dtypes=("f32",),
-        problems=_mask_problems,
-        expect=diag_mask_inf,
-        bound="the bits of x, or −infinity",
-        check=_check_mask,
-        traits=lambda case: {"aligned": is_aligned(case), "inplace": case.inplace is not None},
-        hypotheses=_mask_faults,
+    *(
+        Op(
+            name=name,
+            summary=f"x, but {filler} right of the diagonal moved by n_past",
+            inputs=("x",),
+            params={"n_past": int},
+            dtypes=("f32",),
+            problems=_mask_problems,
+            expect=expect,
+            bound=f"the bits of x, or {filler}",
+            check=_check_mask,
+            traits=lambda case: {"aligned": is_aligned(case), "inplace": case.inplace is not None},
+            hypotheses=_mask_faults,
+        )
+        for name, expect, filler in (
+            ("diag_mask_inf", diag_mask_inf, "−infinity"),
+            ("diag_mask_zero", diag_mask_zero, "+0"),
+        )
     ),
 )

@@ -121,6 +121,11 @@ def _waves(theta: F64, off: F64, like: Approx, scale: F64) -> tuple[Approx, Appr
     return made[0], made[1]
 
 
+def back(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """ROPE by the negative angle, with the same magnitude: the transpose of a rotation (`expect` has the bound)."""
+    return _turned(case, raw, numerics, {})
+
+
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """Pairs (x, y) become (x·cos θ − y·sin θ, x·sin θ + y·cos θ), times a magnitude; other channels keep their bits.
 
@@ -140,7 +145,7 @@ def _turned(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mappi
     first, second = _pairs(params, theta.shape[1])
     x, y = (Approx.of(np.ascontiguousarray(values[..., place]), layout.type, numerics) for place in (first, second))
     cos, sin = _waves(theta[None, :, None], off[None, :, None], x, np.asarray(magnitude))
-    if wrong.get("backwards"):
+    if bool(wrong.get("backwards")) != (case.op == "rope_back"):
         sin = -sin
     one = (x * cos - y * sin).stored(layout.type, x.value.shape)
     other = (x * sin + y * cos).stored(layout.type, x.value.shape)
@@ -170,6 +175,8 @@ def check(case: Case) -> None:
     sections = [int(params[f"s{k}"]) for k in range(4)]
     if mode not in (NORMAL, NEOX) and (min(sections) < 0 or not 0 < sum(sections) <= x[3] or not sections[0]):
         raise CaseError(f"sections are {sections}; they must be from 0 on, the first above 0, {x[3]} together at most")
+    if mode == VISION and any(sections[2:]) and sum(sections[:2]) < n:
+        raise CaseError(f"sections are {sections}; the mode of vision has two: the others must be 0, or out of reach")
     if params["ext_factor"] and min(float(params[it]) for it in ("n_ctx_orig", "beta_fast", "beta_slow")) <= 0:
         raise CaseError("with ext_factor, n_ctx_orig, beta_fast and beta_slow must be above 0")
     if "factors" in case.inputs and (case.inputs["factors"].shape[3] < n // 2 or case.inputs["factors"].shape[2] != 1):
@@ -273,7 +280,8 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         if params[name] != neutral:
             yield Hypothesis(says, partial(image.with_expect, _otherwise({name: neutral})))
     yield Hypothesis("the factors are left out", partial(image.with_expect, _otherwise({"unfactored": True})))
-    yield Hypothesis("it turns backwards", partial(image.with_expect, _otherwise({"backwards": True})))
+    says = "it turns forwards" if image.case.op == "rope_back" else "it turns backwards"
+    yield Hypothesis(says, partial(image.with_expect, _otherwise({"backwards": True})))
     pos = image.raw["pos"]
     first = np.broadcast_to(pos[..., :1], pos.shape)
     yield Hypothesis("every token has the first one's position", partial(image.with_inputs, pos=first))
@@ -286,10 +294,10 @@ def _otherwise(wrong: Mapping[str, Any]) -> Expect:
 
 
 _FLOATS = ("freq_base", "freq_scale", "ext_factor", "attn_factor", "beta_fast", "beta_slow")
-OPS = (
+OPS = tuple(
     Op(
-        name="rope",
-        summary="pairs of channels turned by position · base^(−2i/n)",
+        name=name,
+        summary=summary,
         inputs=("x", "pos", "factors"),
         params={
             **dict.fromkeys(("n_dims", "mode", "n_ctx_orig"), int),
@@ -299,7 +307,7 @@ OPS = (
         dtypes=("f32", "f16"),
         argument_dtypes={"pos": ("i32",), "factors": ("f32",)},
         problems=problems,
-        expect=expect,
+        expect=reference,
         bound="(|x| + |y|)·(δθ + the error of cos and sin) and the rounding of each step; the bits of other channels",
         check=check,
         traits=traits,
@@ -310,5 +318,9 @@ OPS = (
             recipes=("small_int", "normal", "signed_zero", "denormal", "wide"),
             shape_values=place,
         ),
-    ),
+    )
+    for name, reference, summary in (
+        ("rope", expect, "pairs of channels turned by position · base^(−2i/n)"),
+        ("rope_back", back, "pairs of channels turned back by position · base^(−2i/n): the gradient of x through ROPE"),
+    )
 )

@@ -23,6 +23,7 @@ from opconform.reports.screen import wrapped
 
 _LABEL = 15
 _NAMES = 6  #: nodes that are named in one line
+_GRAPH = 24  #: computing nodes of a piece that are shown one by one
 _STRIP = 88  #: marks in a row of the strip
 _MARKS = {"right": "·", "wrong": "X", "not judged": "?"}
 _SEVERITY = ("wrong", "not judged", "right")
@@ -31,15 +32,16 @@ _SEVERITY = ("wrong", "not judged", "right")
 def screen(found: Watched, again: Sequence[str] = ()) -> str:
     """One screen: the verdict in three lines, the nodes by layer, the wrong piece, what was not judged, and how to see
     it again."""
-    lines = [f"{found.verdict}  {found.model} on {found.target}  ({found.about})", ""]
+    lines = [f"{found.verdict}  {found.model} on {found.target}, build {found.build}", ""]
     lines += _line("whole graph", whole_words(found.whole) if found.whole else "no verdict: the time was up")
     lines += _line("node by node", nodes_words(found))
     lines += _line("sequences", sequences_words(found.together))
     piece = found.whole.piece if found.whole else None
-    if piece is not None or (found.whole and found.whole.switches):
-        lines += ["", *_piece(piece, found.whole, found.by_node)] if found.whole else []
+    if found.whole and (piece is not None or found.whole.switches or found.by_node):
+        lines += ["", *_piece(piece, found.whole, found.by_node)]
     if found.piece:
         lines += _line("", f"kept without the model in {found.piece}")
+        lines += _line("", "the text to send to its maintainers: issue.md, beside it")
     for case in found.cases:
         lines += ["", *_case(case)]
     lines += ["", *strip(found.nodes)]
@@ -47,8 +49,9 @@ def screen(found: Watched, again: Sequence[str] = ()) -> str:
     lines += [line for text in declared(found.nodes) for line in _line("declared", text)]
     for late in found.late:
         lines += _line("no time for", late)
+    lines += _line("device", found.about)
     if again:
-        lines += ["", *(line for i, text in enumerate(again) for line in _line("" if i else "again with", text))]
+        lines += ["", "  again with", *(f"    {command}" for command in again)]  # whole lines, to be pasted
     return "\n".join(printable(line.rstrip()) for line in lines)
 
 
@@ -62,12 +65,16 @@ def whole_words(whole: WholeGraph, what: str = "logits") -> str:
         return f"{whole.by_node.kind}  also node by node, so that nothing can be compared: {whole.by_node}"
     said = f"{what} off by {_off(whole.worst)}" if whole.worst else ""
     if whole.right:
-        return f"right  as node by node ({said}, {whole.times} times of {whole.times})"
+        return f"right  as node by node ({said}, {_times(whole.times, whole.times)})"
     if whole.ended:
         died = whole.ended[0]
-        return f"{died.kind}  {len(whole.ended)} times of {whole.times}, {died}"
+        return f"{died.kind}  {_times(len(whole.ended), whole.times)}, {died}"
     worst = f", at {whole.worst.where}" if whole.worst else ""
-    return f"WRONG  {said}{worst}, {whole.wrong_times} times of {whole.times}"
+    return f"WRONG  {said}{worst}, {_times(whole.wrong_times, whole.times)}"
+
+
+def _times(count: int, of: int) -> str:
+    return f"{count} time{'' if count == 1 else 's'} of {of}"
 
 
 def _off(difference: Difference) -> str:
@@ -81,14 +88,16 @@ def nodes_words(found: Watched) -> str:
     count = f"{found.judged} judged"
     sampled = sum(node.sampled for node in found.nodes)
     count += f" ({sampled} of them on a sample)" if sampled else ""
-    wrong = f", {states['wrong']} WRONG" if states["wrong"] else ", all right" if found.judged else ""
+    wrong = ", all right" if found.judged else ""
     rest = f", {states['not judged']} not judged" if states["not judged"] else ""
     names = [f"{case.node.node}" for case in found.cases]
     names += [f"{node.node}, {node.detail}" for node in found.wrong if not node.case]
-    named = f": {'; '.join(names[:_NAMES])}{' …' if len(names) > _NAMES else ''}" if names else ""
+    if states["wrong"]:
+        named = f" ({'; '.join(names[:_NAMES])}{' …' if len(names) > _NAMES else ''})" if names else ""
+        wrong = f", {states['wrong']} WRONG{named}"
     died = f"; then {found.by_node.kind} {found.by_node}" if found.by_node else ""
     copies = f"; {found.copies} copies between devices followed" if found.copies else ""
-    return f"{count}{wrong}{rest}{named}{copies}{died}"
+    return f"{count}{wrong}{rest}{copies}{died}"
 
 
 def sequences_words(together: Sequence[Together]) -> str:
@@ -115,7 +124,7 @@ def _mixed(sequence: int, difference: Difference, whose: int | None) -> str:
 def _piece(piece: WrongPiece | None, whole: WholeGraph, by_node: Ended | None) -> list[str]:
     lines = []
     if piece is not None:
-        lines += _line("smallest piece", f"{piece.where}: {' '.join(piece.ops)}")
+        lines += _line(*piece_words(piece))
         for number, because in enumerate(piece.because):
             lines += _line("" if number else "because", because)
         if piece.ended:
@@ -134,10 +143,18 @@ def _piece(piece: WrongPiece | None, whole: WholeGraph, by_node: Ended | None) -
     return lines
 
 
+def piece_words(piece: WrongPiece) -> tuple[str, str]:
+    """What a wrong piece is called, and its nodes, in a line."""
+    if not piece.late:
+        return "smallest piece", f"{piece.where}: {' '.join(piece.ops)}"
+    ops = " ".join(piece.ops) if len(piece.ops) <= _GRAPH else f"{len(piece.ops)} ops"
+    return "wrong piece", f"{piece.where}: {ops}; the time was up, so a part of it may do"
+
+
 def graph(piece: WrongPiece) -> list[str]:
     """The nodes of a piece, one a line, with what they read; what an output lies over is marked."""
-    lines = []
-    for node in piece.nodes:
+    lines: list[str] = []
+    for node in piece.nodes if len(piece.ops) <= _GRAPH else ():
         if not node.computes:
             continue
         reads = ", ".join(source.name for source in node.sources)
@@ -160,7 +177,8 @@ def case_words(found: WrongCase) -> str:
     judged = found.node
     many = f" ({found.nodes} such nodes)" if found.nodes > 1 else ""
     times = "" if not math.isfinite(judged.times) else f", up to {judged.times:.3g} times the bound"
-    return f"{judged.node}{_departures(judged.node)}{many}: {judged.detail}{times}"
+    cause = f"; likely cause: {found.hint}" if found.hint else ""
+    return f"{judged.node}{_departures(judged.node)}{many}: {judged.detail}{times}{cause}"
 
 
 def _alone(found: WrongCase) -> str:
@@ -281,6 +299,8 @@ def watch_matrix(found: Sequence[tuple[str, str, Watched | str]]) -> str:
     for name in dict.fromkeys(name for name, _, _ in found):
         table.add_row(Text(printable(name)), *(Text(_cell(cells.get((name, target)), notes)) for target in targets))
     lines = [text_of(table), *(f"[{number}] {printable(note)}" for note, number in notes.items())]
+    nodes = [node for _, _, each in found if isinstance(each, Watched) for node in each.nodes]
+    lines += [printable(line) for reason in not_judged(nodes) for line in _line("not judged", reason)]
     return "\n".join(lines)
 
 

@@ -66,6 +66,7 @@ _CPU_HALF = {
 #: The ops whose kernels on the CPU round what is multiplied with weights of 16 bits to their type, and with quantised
 #: ones to q8_0, q8_1 (blocks of 32) or q8_K (256): src/ggml-cpu/ggml-cpu.c, type_traits_cpu: vec_dot_type.
 _WEIGHED = ("mul_mat", "mul_mat_id")
+_MOST_COLUMNS = 8  #: of b without batches, for which Vulkan has kernels of their own (mul_mat_vec_max_cols)
 
 #: Convolutions whose windows the CPU rounds to the type of a kernel of 16 bits (src/ggml-cpu/ops.cpp: they are matrix
 #: products, or dot products of that type).
@@ -253,9 +254,8 @@ class GgmlBackend(Backend):
 
     def _weighed(self, case: Case) -> Numerics | None:
         """Products with weights: the CPU rounds the other operand to the type that its dot product takes. Vulkan may
-        round it to q8_1, and converts it to float16 where its rows do not follow each other
-        (src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16: quantize_y, y_non_contig)."""
-        weights, b = case.inputs["a"].type, case.inputs["b"]
+        round it to q8_1, and copies it to 16 bits in some products of matrices (`copies_to_16_bits`)."""
+        weights = case.inputs["a"].type
         if self._is_cpu:
             if weights.block > 1:
                 return replace(CPU_NUMERICS, block_operands=256 if weights.block == 256 else 32)
@@ -263,10 +263,10 @@ class GgmlBackend(Backend):
         blocks = 32 if weights.block > 1 else 0
         if self._float16 or not self.device.startswith("Vulkan"):
             return replace(GPU_NUMERICS, roundoff=_FLOAT16, block_operands=blocks)
-        apart = b.nb[:2] != (b.type.itemsize, b.type.itemsize * b.ne[0])
-        if weights.name == "f32" or not (apart or blocks):
+        narrow = weights.name != "f32" and copies_to_16_bits(case)
+        if not (narrow or blocks):
             return None
-        return replace(GPU_NUMERICS, narrow_operands=apart, block_operands=blocks)
+        return replace(GPU_NUMERICS, narrow_operands=narrow, block_operands=blocks)
 
     def _convolved(self, case: Case) -> Numerics | None:
         """Convolutions: Vulkan's put both operands into float16 where it has matrices of that type."""
@@ -317,6 +317,28 @@ class GgmlBackend(Backend):
             if layout.dtype != out and not row.mixed:
                 return f"{name} is {layout.dtype} and the output {out}; ggml's {case.op} takes one type"
         return None
+
+
+def copies_to_16_bits(case: Case) -> bool:
+    """Whether Vulkan first copies b of a product into the weights' type of 16 bits, float16 for other weights.
+
+    Products of matrices do so (src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16 and ggml_vk_mul_mat_id_q_f16:
+    y_non_contig) where the weights are bf16 and b is not, and where b fails ggml_vk_dim01_contiguous: its rows lie
+    apart, or its outermost index does not step over whole blocks of the next one. Products with few columns have
+    kernels that keep b's type (ggml_vk_mul_mat: up to 8 columns without batches, 1 with them; ggml_vk_mul_mat_id: some
+    builds 1 token, others up to 8, so that one token counts here). b6673, b7836, b8121 and v0.5.0 agree on the rest.
+    """
+    weights, b = case.inputs["a"], case.inputs["b"]
+    columns, batches = b.ne[1], b.ne[2] * b.ne[3]
+    if case.op == "mul_mat_id":
+        of_vectors = case.inputs["ids"].ne[1] == 1 and weights.dtype != "bf16"
+    else:
+        of_vectors = columns == 1 or (columns <= _MOST_COLUMNS and batches == 1)
+    if of_vectors:
+        return False
+    rows_apart = b.nb[:2] != (b.type.itemsize, b.type.itemsize * b.ne[0])
+    blocks_apart = b.ne[3] != 1 and b.nb[3] != b.nb[2] * b.ne[2]
+    return rows_apart or blocks_apart or (weights.dtype == "bf16" and b.dtype != "bf16")
 
 
 def _describe(library: Library, name: str, handle: Any) -> Device:

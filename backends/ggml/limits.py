@@ -19,7 +19,7 @@ _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 
-SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai")
+SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai", "swiglu_clamp")
 
 #: A constructor makes its output itself, unless it is given one to write into. Those that give several results in one
 #: tensor have them copied to where the outputs stand.
@@ -65,8 +65,20 @@ CONSTRUCTORS: tuple[Limit, ...] = (
     ),
     *(
         Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
-        for op in (*UNARY, "leaky_relu", *SPLIT)
+        for op in (*UNARY, "leaky_relu", "xielu", "silu_back", "rope_back", *SPLIT)
     ),
+    *(
+        Limit(op, "repeats", (False,), f"the kernels of {op} want arguments of one shape", "src/ggml-cpu/ops.cpp")
+        for op in ("silu_back", "rms_norm_back", "soft_max_back")
+    ),
+    *(
+        Limit(
+            op, "x", LayoutClass.PACKED, "ggml_set_param, which marks the weights, asserts that they are no view",
+            "src/ggml.c, ggml_set_param",
+        )
+        for op in ("opt_step_adamw", "opt_step_sgd")
+    ),
+    Limit("add1", "a", LayoutClass.CONTIGUOUS, "ggml_add1 asserts that only rows are padded", "src/ggml.c, ggml_add1"),
     *(
         Limit(op, "repeats", (False,), "ggml's gated units want a and b of one shape", "src/ggml.c, ggml_glu_impl")
         for op in SPLIT
@@ -126,6 +138,16 @@ GRAPHS: tuple[Limit, ...] = (
         Limit("gated_delta_net", name, LayoutClass.CONTIGUOUS, "ggml_gated_delta_net asserts contiguity", _DELTA_NET)
         for name in ("g", "beta", "state")
     ),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, f"ggml_{op} asserts contiguity", f"src/ggml.c, ggml_{op}")
+        for op, names in (
+            ("rwkv_wkv6", ("k", "v", "r", "tf", "td", "state")),
+            ("rwkv_wkv7", ("r", "w", "k", "v", "a", "b", "state")),
+            ("gated_linear_attn", ("k", "v", "q", "g", "state")),
+            ("ssm_scan", ("state", "x", "dt", "a", "b", "c")),
+        )
+        for name in names
+    ),
     Limit("gated_delta_net", "heads", ("tiled",), "ggml_gated_delta_net shares heads as h % H_k", _DELTA_NET_CPU),
     Limit("gated_delta_net", "state_layout", ("vk",), "ggml_gated_delta_net holds states as [V,K]", _DELTA_NET_CPU),
     Limit("gated_delta_net", "square", (True,), "ggml_gated_delta_net wants K = V", _DELTA_NET),
@@ -181,6 +203,25 @@ DEVICES: tuple[Limit, ...] = (
         _VK_SUPPORTS,
         device="Vulkan",
     ),
+    Limit(
+        "gated_linear_attn",
+        "head_size",
+        (64,),
+        "Vulkan's gated_linear_attn has heads of 64 only",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    *(
+        Limit(
+            "ssm_scan",
+            subject,
+            allowed,
+            f"Vulkan's ssm_scan has these only for {subject}",
+            _VK_SUPPORTS,
+            device="Vulkan",
+        )
+        for subject, allowed in (("form", ("mamba2",)), ("d_state", (128, 256)), ("head_dim", (16, 32, 64)))
+    ),
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
@@ -218,6 +259,24 @@ DEVICES: tuple[Limit, ...] = (
         "the CPU's conv_2d wants the kernel contiguous",
         "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op",
         device="CPU",
+    ),
+    *(
+        Limit(
+            op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants a contiguous {name}", _VK_SUPPORTS, device="Vulkan"
+        )
+        for op, names in (
+            ("silu_back", ("grad",)),
+            ("rms_norm_back", ("dz",)),
+            ("soft_max_back", ("dy", "y")),
+            ("cross_entropy_loss", ("x", "labels")),
+            ("cross_entropy_loss_back", ("grad", "x", "labels")),
+            ("dsv4_hc_pre", ("x", "weights")),
+            ("dsv4_hc_post", ("x", "residual", "post", "comb")),
+        )
+        for name in names
+    ),
+    Limit(
+        "get_rows_back", "source", ("f32",), "Vulkan's get_rows_back adds up f32 only", _VK_SUPPORTS, device="Vulkan"
     ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
@@ -403,7 +462,19 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for op in ("exp", "silu", "norm", "leaky_relu", *UNARY_INPLACE, *UNARY)
+        for op in ("exp", "silu", "norm", "leaky_relu", "xielu", *UNARY_INPLACE, *UNARY)
+    ),
+    *(
+        (
+            range(7836),
+            Limit(
+                op, name, LayoutClass.PACKED, f"Vulkan's {op.upper()} aborts unless {name} is packed, which b6673 only "
+                "asserts", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
+            ),
+        )
+        for op, name in (
+            ("silu_back", "grad"), ("rms_norm_back", "dz"), ("soft_max_back", "dy"), ("soft_max_back", "y"),
+        )
     ),
     (
         range(7836),
@@ -508,6 +579,12 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
     Limit(
+        "ssm_scan", "whole", (True,),
+        "Vulkan's SSM_SCAN has no check for rows beyond the last: where subgroups have 8 threads, as on lavapipe, "
+        "states of 256 take 32 rows at once, and only a multiple of 16 is asked for",
+        "src/ggml-vulkan/vulkan-shaders/ssm_scan.comp", kind="bug", device="Vulkan", pinned="ssm_scan/vulkan-rows",
+    ),
+    Limit(
         "mul_mat_id", "one_token", (True,),
         "on lavapipe some of many tokens get another expert's product; whether ggml or Mesa is to blame is not known",
         "src/ggml-vulkan/vulkan-shaders/mul_mm.comp on Mesa 22.3.6", kind="bug", device="Vulkan",
@@ -531,6 +608,10 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         "triangle, so that a NaN or infinity there spoils them (so do a dozen lines of GLSL without ggml)",
         "src/ggml-vulkan/vulkan-shaders/solve_tri.comp on Mesa 22.3.6", kind="bug", device="Vulkan",
         pinned="solve_tri/lavapipe-unread-triangle",
+    ),
+    Limit(
+        "*", "many_rows", (False,), "lavapipe takes a millisecond for a row, or seconds for what a grid holds of them",
+        "measured with CONT, RMS_NORM and ARGMAX on Mesa 22.3.6", kind="kernel", device="Vulkan",
     ),
     Limit(
         "mla_absorbed", "form", ("two_part", "concat"),

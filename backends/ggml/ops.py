@@ -64,6 +64,10 @@ def _cpu_rows(*names: str, source: str = _CPU_OPS) -> tuple[Wants, ...]:
     return tuple(Wants("CPU", it, ROWS, f"aborts unless {it}'s nb0 is the element size", source) for it in names)
 
 
+def _cpu_contiguous(*names: str) -> tuple[Wants, ...]:
+    return tuple(Wants("CPU", it, CONTIGUOUS, f"aborts unless {it} is contiguous", _CPU_OPS) for it in names)
+
+
 def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> Wants:
     """Strides that a kernel of the CPU does not look at, and only asserts in debug builds, if at all."""
     return Wants("CPU", name, allowed, f"ignores {what} of {name}", _CPU_OPS, f"{op}/cpu-strides")
@@ -83,9 +87,46 @@ _VK_PRODUCTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16"
 
 
 def _converted_b(op: str, pinned: str) -> Wants:
-    """A b that is not contiguous is copied first: into float16, and as if no stride were 0."""
+    """A b whose rows are apart is copied into float16 first (not by ggml_vk_mul_mat_vec_q_f16), and as if no stride
+    were 0."""
     does = "makes float16 of a b that is not contiguous"
-    return Wants("Vulkan", "b", CONTIGUOUS, does, f"{_VK_PRODUCTS}: y_non_contig", f"{op}/{pinned}")
+    source = f"{_VK_PRODUCTS}: y_non_contig, ggml_vk_dim01_contiguous"
+    return Wants("Vulkan", "b", CONTIGUOUS, does, source, f"{op}/{pinned}")
+
+
+def _vk_reads_packed(op: str, name: str) -> Wants:
+    does = f"reads {name} as if it were packed"
+    return Wants("Vulkan", name, CONTIGUOUS, does, f"{SHADERS}/{op}.comp", f"{op}/vulkan-strided-{name}")
+
+
+def _packed_angles(op: str) -> tuple[Wants, ...]:
+    return tuple(
+        Wants(device, name, CONTIGUOUS, f"ignores nb0 of {name}", _ROPE, f"{op}/{name}-step")
+        for device in ("CPU", "Vulkan")
+        for name in ("pos", "factors")
+    )
+
+
+def _pos_offset(op: str) -> Wants:
+    does = "drops an offset of pos at which no storage buffer may start"
+    source = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_rope"
+    return Wants("Vulkan", "aligned", (True,), does, source, f"{op}/vulkan-pos-offset")
+
+
+def _heads_of_64(op: str) -> Wants:
+    does, source = "takes every head for one of 64", f"{SHADERS}/{op.removeprefix('rwkv_')}.comp"
+    return Wants("Vulkan", "head_size", (64,), does, source, f"{op}/vulkan-head-size")
+
+
+def _step_wants(op: str) -> tuple[Wants, ...]:
+    """What the optimiser steps want of the arguments beside the weights, which are packed."""
+    source = f"{_CPU_OPS}, ggml_compute_forward_{op}_f32; {SHADERS}/{op}.comp"
+    packed = (
+        Wants(device, name, CONTIGUOUS, f"reads {name} as if it were packed", source, f"{op}/strided-{name}")
+        for device in ("CPU", "Vulkan")
+        for name in ("grad", "settings")
+    )
+    return (*packed, _MISALIGNED)
 
 
 _PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
@@ -327,6 +368,106 @@ TABLE = (
             _MISALIGNED,
         ),
     ),
+    Row("add1", "ggml_add1(a, b)", "ggml_add1_inplace", wants=_cpu_rows("a")),
+    Row(
+        "repeat_back",
+        "ggml_repeat_back(x, like)",
+        sources="x",
+        wants=(
+            *_cpu_rows("x"),
+            Wants(
+                "Vulkan",
+                "aligned",
+                (True,),
+                "drops an offset of x at which no storage buffer may start",
+                f"{SHADERS}/repeat_back.comp",
+                "repeat_back/vulkan-offset",
+            ),
+        ),
+    ),
+    Row(
+        "silu_back",
+        "ggml_silu_back(grad, x)",
+        wants=(
+            *(_cpu_ignores("silu_back", "nb0, nb2 and nb3", CONTIGUOUS, it) for it in ("grad", "x")),
+            _vk_reads_packed("silu_back", "x"),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "rms_norm_back",
+        "ggml_rms_norm_back(dz, x, eps)",
+        wants=(*_cpu_rows("dz", "x"), _vk_reads_packed("rms_norm_back", "x"), _MISALIGNED),
+    ),
+    Row(
+        "get_rows_back",
+        "ggml_get_rows_back(a, b, table)",
+        sources="a b",
+        mixed=True,
+        wants=(*_cpu_rows("a"), _cpu_ignores("get_rows_back", "nb0", ROWS, "b")),
+    ),
+    Row(
+        "diag_mask_zero",
+        "ggml_diag_mask_zero(x, n_past)",
+        "ggml_diag_mask_zero_inplace",
+        wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless x is contiguous", _CPU_OPS),),
+    ),
+    Row(
+        "soft_max_back",
+        "ggml_soft_max_ext_back(dy, y, scale, 0.0)",
+        stored="scale 0",
+        wants=(*_cpu_contiguous("dy", "y"), _MISALIGNED),
+    ),
+    Row(
+        "xielu",
+        "ggml_xielu(x, alpha_n, alpha_p, beta, eps)",
+        stored="",
+        wants=(Wants("CPU", "x", CONTIGUOUS, "aborts unless only rows are padded", "src/ggml-cpu/unary-ops.cpp"),),
+    ),
+    Row("swiglu_clamp", "ggml_swiglu_clamp(a, b, limit)", stored="6 0 0 limit"),
+    Row(
+        "cross_entropy_loss",
+        "ggml_cross_entropy_loss(x, labels)",
+        wants=(
+            *_cpu_rows("x", "labels"),
+            *(_cpu_ignores("cross_entropy_loss", "nb2 and nb3", CONTIGUOUS, it) for it in ("x", "labels")),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "cross_entropy_loss_back",
+        "ggml_cross_entropy_loss_back(grad, x, labels)",
+        wants=(*_cpu_contiguous("grad", "x", "labels"), _MISALIGNED),
+    ),
+    Row(
+        "opt_step_adamw",
+        "ggml_opt_step_adamw(x, grad, m, v, settings)",
+        "ggml_opt_step_adamw",
+        wants=(
+            *_step_wants("opt_step_adamw"),
+            Wants(
+                "Vulkan",
+                "moments",
+                ("aligned",),
+                "aborts for moments that do not start where a storage buffer may",
+                "src/ggml-vulkan/ggml-vulkan-push-constants.h, init_pushconst_tensor_offsets",
+            ),
+        ),
+    ),
+    Row("opt_step_sgd", "ggml_opt_step_sgd(x, grad, settings)", "ggml_opt_step_sgd", wants=_step_wants("opt_step_sgd")),
+    Row(
+        "rope_back",
+        "ggml_rope_multi_back(x, pos, factors?, n_dims, {s0 s1 s2 s3}, mode, n_ctx_orig, freq_base, freq_scale,"
+        " ext_factor, attn_factor, beta_fast, beta_slow)",
+        stored="0 n_dims mode 0 n_ctx_orig freq_base freq_scale ext_factor attn_factor beta_fast beta_slow s0 s1 s2 s3",
+        mixed=True,
+        wants=(
+            *_cpu_rows("x"),
+            *_packed_angles("rope_back"),
+            Wants("Vulkan", "x", ROWS, "ignores nb0 of x", _ROPE, "rope_back/vulkan-x-step"),
+            _pos_offset("rope_back"),
+        ),
+    ),
     Row(
         "rope",
         "ggml_rope_multi(x, pos, factors?, n_dims, {s0 s1 s2 s3}, mode, n_ctx_orig, freq_base, freq_scale, ext_factor,"
@@ -336,19 +477,8 @@ TABLE = (
         mixed=True,
         wants=(
             *_cpu_rows("x"),
-            *(
-                Wants(device, name, CONTIGUOUS, f"ignores nb0 of {name}", _ROPE, f"rope/{name}-step")
-                for device in ("CPU", "Vulkan")
-                for name in ("pos", "factors")
-            ),
-            Wants(
-                "Vulkan",
-                "aligned",
-                (True,),
-                "drops an offset of pos at which no storage buffer may start",
-                "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_rope",
-                "rope/vulkan-pos-offset",
-            ),
+            *_packed_angles("rope"),
+            _pos_offset("rope"),
         ),
     ),
     Row(
@@ -526,6 +656,55 @@ TABLE = (
             _MISALIGNED,
         ),
     ),
+    Row(
+        "rwkv_wkv6",
+        "ggml_rwkv_wkv6(k, v, r, tf, td, state)",
+        results=("out", "state_out"),
+        wants=(_heads_of_64("rwkv_wkv6"), _MISALIGNED),
+    ),
+    Row(
+        "rwkv_wkv7",
+        "ggml_rwkv_wkv7(r, w, k, v, a, b, state)",
+        results=("out", "state_out"),
+        wants=(
+            Wants(
+                "CPU",
+                "head_size",
+                (64, 128),
+                "reads and writes beyond heads whose size is no multiple of its loop's step (64 with AVX-512)",
+                f"{_CPU_OPS}, ggml_compute_forward_rwkv_wkv7_f32",
+                "rwkv_wkv7/cpu-head-size",
+            ),
+            _heads_of_64("rwkv_wkv7"),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "gated_linear_attn",
+        "ggml_gated_linear_attn(k, v, q, g, state, scale)",
+        results=("out", "state_out"),
+        wants=(_MISALIGNED,),
+    ),
+    Row(
+        "ssm_scan",
+        "ggml_ssm_scan(state, x, dt, a, b, c, ids, 1)",
+        results=("out", "state_out"),
+        mixed=True,
+        wants=(
+            *_cpu_rows("ids"),
+            Wants("Vulkan", "ids", ROWS, "ignores nb0 of ids", f"{SHADERS}/ssm_scan.comp", "ssm_scan/vulkan-ids-step"),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "lightning_indexer",
+        "ggml_lightning_indexer(q, k, weights, mask)",
+        mixed=True,
+        wants=_cpu_rows("q", "k", "weights", "mask"),
+    ),
+    Row("dsv4_hc_comb", "ggml_dsv4_hc_comb(mixes, scale, base, eps, n_iter)"),
+    Row("dsv4_hc_pre", "ggml_dsv4_hc_pre(x, weights)"),
+    Row("dsv4_hc_post", "ggml_dsv4_hc_post(x, residual, post, comb)"),
     Row("gated_delta_net", "ggml_gated_delta_net(q, k, v, g, beta, state, snapshots)", results=("out", "state_out")),
 )
 #: Every op with its row, those that other packages register among them.

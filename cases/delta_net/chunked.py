@@ -54,14 +54,15 @@ def check(case: Case) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Up to two chunks and a few tokens, mostly few tokens; shrinks to one token in a chunk of 16, whole."""
+    """Up to two chunks and a few tokens, or several chunks; shrinks to one token in a chunk of 16, whole."""
     chunk = draw(st.sampled_from(freedom.choices("chunk", CHUNKS)))
     forms = ("whole", "blockwise") if chunk > BLOCK else ("whole",)
     form = draw(st.sampled_from(freedom.choices("form", forms)))
     place = draw(st.sampled_from(freedom.choices("place", ("set", "acc") if form == "blockwise" else ("set",))))
     edges = (chunk - 1, chunk, chunk + 1, chunk + 5, 2 * chunk, 2 * chunk + 2)
     tokens = st.sampled_from((1, 2, 3, 5, 8, 13, 15, 16, 17, 20, *edges))
-    return draw(values.problems(freedom, tokens, {"chunk": chunk, "form": form, "place": place}))
+    long = st.sampled_from((64, 65, 3 * chunk, 3 * chunk + 1, 4 * chunk + 5))
+    return draw(values.problems(freedom, tokens, long, {"chunk": chunk, "form": form, "place": place}))
 
 
 def flops(case: Case) -> int:

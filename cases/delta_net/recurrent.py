@@ -83,11 +83,16 @@ def check(case: Case) -> None:
 _TOKENS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 20, 2, 3, 5, 33))
 
 
+_LONG = st.sampled_from((64, 65, 100, 129, 257))
+_SNAPSHOTS = (1, 2, 3, 5, 1, 2, 3, 5, 1, 2, 3, 5, 8, 17, 33)
+
+
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """One to 33 tokens; shrinks to one token, one head of size 1, no initial state."""
-    own = {"snapshots": draw(st.sampled_from(freedom.choices("snapshots", (1, 2, 3, 5))))}
-    return draw(values.problems(freedom, _TOKENS, own))
+    """One to 33 tokens, now and then more; shrinks to one token, one head of size 1, no initial state."""
+    kept = draw(st.sampled_from(freedom.choices("snapshots", _SNAPSHOTS)))
+    enough = st.sampled_from((kept - 1, kept, kept + 1, 2 * kept))  # older snapshots are nobody's
+    return draw(values.problems(freedom, _TOKENS if kept < 8 else enough, _LONG, {"snapshots": kept}))
 
 
 def flops(case: Case) -> int:

@@ -169,6 +169,7 @@ def gather(
         alone=alone,
         hypotheses=row.hypotheses,
         sources=row.sources,
+        pointwise=True,
         copies=copies,
         shape_only=unread,
         stacks=True,
@@ -187,7 +188,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     if row.fit is not None:
         params = dict(row.fit(freedom, shape, params))
     for name in row.params:  # padding can make a large tensor too large
-        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 4, 1):
+        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 16, 1):
             break
         params[name] = freedom.choices(name, row.params[name].values)[0]
     out = draw(st.sampled_from(row.out(shape, params)))

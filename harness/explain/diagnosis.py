@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 
 import numpy as np
 
+from opconform.harness.explain.history import kept
 from opconform.harness.explain.hypotheses import COARSE, hypotheses, named
 from opconform.harness.explain.probes import LARGEST_PROBE, grown, other_values, relaid, spread
 from opconform.harness.explain.provenance import provenance
@@ -32,6 +35,16 @@ from opconform.harness.run.runner import Runner
 SECONDS = 10.0  #: a diagnosis ends after about this, with what it knows
 _LARGEST = 4 << 20  #: bytes of a case that is looked into
 _SEEN = 24  #: how many of the verdicts seen are looked at
+
+
+class Answer(Enum):
+    """What a witness says about a hypothesis. It bears it out where every element is as foretold, refutes it where one
+    is otherwise than foretold, and is silent where the hypothesis leaves open what a wrong element should be: a mistake
+    whose formula divides by what underflows, say."""
+
+    BEARS_OUT = auto()
+    SILENT = auto()
+    REFUTES = auto()
 
 
 @dataclass(frozen=True)
@@ -54,33 +67,39 @@ class Witness:
             bool((comparison.wrong & ~np.isfinite(comparison.got)).any()) for comparison in self.comparisons.values()
         )
 
-    def bears_out(self, hypothesis: Hypothesis | None) -> bool:
-        """Whether the hypothesis (None: it does not concern this case) foretells every element that came back."""
+    def on(self, hypothesis: Hypothesis | None) -> Answer:
+        """What came back says about a hypothesis (None: it does not concern this case)."""
         if hypothesis is None:
-            return not self.failed
-        return _foretold(self, hypothesis.reading())
+            return Answer.REFUTES if self.failed else Answer.BEARS_OUT
+        return _answer(self, hypothesis.reading())
 
 
-def _foretold(witness: Witness, reading: Reading) -> bool:
-    """Whether every element of every output is what the reading foretells."""
+def _answer(witness: Witness, reading: Reading) -> Answer:
+    """What every element of every output says about a reading."""
     image, numerics = witness.image, witness.numerics
     op = witness.op
     if reading.expect is not None:
         op = replace(op, expect=reading.expect, composite=replace(op.composite, judge=None))
     with np.errstate(all="ignore"):
         expected = expectation(reading.case, op, reading.raw, numerics)
-        return all(
-            bool(_agrees(image, op, reading, expected, comparison, numerics).all())
+        masks = [
+            _as_foretold(image, op, reading, expected, comparison, numerics)
             for comparison in witness.comparisons.values()
-        )
+        ]
+    if not all(bool(agrees.all()) for agrees, _ in masks):
+        return Answer.REFUTES
+    return Answer.SILENT if any(bool(silent.any()) for _, silent in masks) else Answer.BEARS_OUT
 
 
-def _agrees(image: Image, op: Op, reading: Reading, expected: Expected, seen: Comparison, numerics: Numerics) -> Mask:
-    """Which elements of one output are as foretold. An element of which the reading says nothing must be right."""
+def _as_foretold(
+    image: Image, op: Op, reading: Reading, expected: Expected, seen: Comparison, numerics: Numerics
+) -> tuple[Mask, Mask]:
+    """Which elements of one output are not otherwise than foretold, and which are wrong and not foretold at all."""
     name, got = seen.name, seen.raw
     if reading.source is None or name != image.out:
         comparison = compare(reading.case, op, reading.raw, expected, got, numerics, name)
-        return _as_expected(comparison) & (_told(comparison) | ~seen.wrong)
+        silent = seen.wrong & ~_told(comparison)
+        return _as_expected(comparison) | silent, silent
     first = expected if name == op.outputs[0] else expected.others[name]
     written = reading.source >= 0
     source = reading.source[written]
@@ -89,8 +108,9 @@ def _agrees(image: Image, op: Op, reading: Reading, expected: Expected, seen: Co
     comparison = compare(reading.case, op, reading.raw, expected, result.reshape(got.shape), numerics, name)
     agrees = np.array(got == image.before, dtype=bool)
     agrees[written] = _as_expected(comparison).reshape(-1)[source] & (result[source] == got[written])
-    agrees[written] &= _told(comparison).reshape(-1)[source] | ~seen.wrong[written]
-    return agrees
+    silent = np.zeros(got.shape, dtype=bool)
+    silent[written] = seen.wrong[written] & ~_told(comparison).reshape(-1)[source]
+    return agrees | silent, silent
 
 
 def _as_expected(comparison: Comparison) -> Mask:
@@ -109,6 +129,8 @@ def _told(comparison: Comparison) -> Mask:
 def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> tuple[str, tuple[str, ...]]:
     """`hint` and `provenance` of a failure. Whatever goes wrong here, the failure itself must still be shown."""
     comparison = verdict.comparison
+    if verdict.case.before is not None:
+        return kept(verdict.case), ()
     if comparison is None or not comparison.wrong.any() or verdict.case.nbytes > _LARGEST or runner.lost:
         return "", ()
     try:
@@ -128,25 +150,28 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
         return ""
     out = verdict.comparison.name
     first = _witness(op, verdict, out)
-    candidates = []
+    answers: dict[str, Answer] = {}
     for name, hypothesis in named(hypotheses(op, first.image)).items():
         if time.monotonic() > deadline:
             return ""
-        if first.bears_out(hypothesis):
-            candidates.append(name)
-    if candidates:
-        for witness in _run(op, runner, other_values(case), out):
-            candidates = _borne_out(witness, candidates)
-    if not candidates:
+        answers[name] = first.on(hypothesis)
+    likely = _which(answers, Answer.BEARS_OUT)
+    silent = [name for name in _which(answers, Answer.SILENT) if name not in COARSE]
+    for witness in _run(op, runner, other_values(case), out) if likely or silent else ():
+        again = _answers(witness, [*likely, *silent])
+        likely = [name for name in likely if again[name] is Answer.BEARS_OUT]
+        silent = [name for name in silent if again[name] is not Answer.REFUTES]
+    if not (likely or silent):
         return ""
     affordable = int((deadline - time.monotonic()) / max(verdict.seconds, 1e-4))
     larger = list(itertools.islice(grown(op, case), max(affordable, 0)))
     close = _run(op, runner, larger, out)
     others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
     others += _witnesses(op, _chosen(case, seen), out)
-    sharp = [name for name in candidates if name not in COARSE]
-    coarse = [[name] for name in COARSE if name in candidates]  # the narrowest error that all failures have
-    return next(filter(None, (_told_apart(case, names, close, others, deadline) for names in (sharp, *coarse))), "")
+    sharp = [name for name in likely if name not in COARSE]
+    coarse = [[name] for name in COARSE if name in likely]  # the narrowest error that all failures have
+    told = (_told_apart(case, names, close, others, deadline) for names in (sharp, *coarse))
+    return next(filter(None, told), "") or _told_apart(case, silent, close, others, deadline, sure=False)
 
 
 def _run(op: Op, runner: Runner, cases: Iterable[Case], out: str) -> list[Witness]:
@@ -177,9 +202,13 @@ def _chosen(case: Case, seen: Sequence[Verdict]) -> list[Verdict]:
     return useful[:_SEEN]
 
 
-def _borne_out(witness: Witness, names: Iterable[str]) -> list[str]:
+def _answers(witness: Witness, names: Iterable[str]) -> dict[str, Answer]:
     found = named(hypotheses(witness.op, witness.image))
-    return [name for name in names if witness.bears_out(found.get(name))]
+    return {name: witness.on(found.get(name)) for name in names}
+
+
+def _which(answers: Mapping[str, Answer], *wanted: Answer) -> list[str]:
+    return [name for name, answer in answers.items() if answer in wanted]
 
 
 def _told_apart(
@@ -188,29 +217,35 @@ def _told_apart(
     close: list[Witness],
     others: list[Witness],
     deadline: float,
+    sure: bool = True,
 ) -> str:
     """The candidate that most witnesses bear out, the plainest of several; with the others, and with what speaks
     against it. "" where none explains every `close` failure, for the same case grown has the same fault, and where more
     of the other failures need another reason than do not: that one is the fault to look for. What only says how large
-    an error is must hold for all of them."""
+    an error is must hold for all of them. `sure`: the failure bears the candidates out;
+    if not, another one must, or nothing may speak against them."""
     failures = 0
+    borne_out: Counter[str] = Counter()
     passing: dict[str, list[Witness]] = {name: [] for name in candidates}
     failing: dict[str, list[Witness]] = {name: [] for name in candidates}
     for index, witness in enumerate([*close, *others]):
         if time.monotonic() > deadline or not candidates:
             break
-        borne_out = _borne_out(witness, candidates)
+        answers = _answers(witness, candidates)
         failed = witness.failed
         failures += failed
         if witness.overflows:  # where 16 bits overflow on the way, what comes of it is anybody's guess
-            borne_out += [name for name in candidates if name in COARSE and name not in borne_out]
-        for name in set(candidates).difference(borne_out):
+            answers |= {name: Answer.BEARS_OUT for name in candidates if name in COARSE}
+        for name in _which(answers, Answer.REFUTES):
             (failing if failed else passing)[name].append(witness)
         if failed and index < len(close):
-            candidates = borne_out
+            candidates = _which(answers, Answer.BEARS_OUT, Answer.SILENT)
+        if failed:
+            borne_out.update(_which(answers, Answer.BEARS_OUT))
+    against = {name: len(passing[name]) + len(failing[name]) for name in candidates}
+    candidates = [name for name in candidates if sure or borne_out[name] or not against[name]]
     if not candidates:
         return ""
-    against = {name: len(passing[name]) + len(failing[name]) for name in candidates}
     best = min(candidates, key=lambda name: against[name])
     if 2 * len(failing[best]) > failures or (best in COARSE and failing[best]):
         return ""

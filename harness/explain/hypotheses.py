@@ -178,6 +178,9 @@ def _narrowed(op: Op, image: Image) -> Iterator[Hypothesis]:
         of = wide[0] if len(case.inputs) == 1 else "every input"
         if wide:
             yield Hypothesis(f"{of} is rounded to {name} before it is used", partial(image.with_inputs, **narrowed))
+        for each in wide if len(case.inputs) > 1 else ():
+            says = f"{each} is rounded to {name} before it is used"
+            yield Hypothesis(says, partial(image.with_inputs, **{each: narrowed[each]}))
     for says, name in zip(COARSE, _NARROW):
         yield Hypothesis(says, partial(image.with_expect, partial(_coarse, op, DTYPES[name])))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most `most` bytes. Raises `OSError`, also for what is no regular file.
+@contextlib.contextmanager
+def regular(path: Path) -> Iterator[int]:
+    """A regular file, open for reading. Raises `OSError`, also for what is no regular file.
 
     It is opened without waiting: a FIFO that nobody writes to, or a device, would hold the run for ever.
     """
@@ -20,11 +23,17 @@ def read_regular(path: Path, most: int) -> bytes:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        found = bytearray()
-        while len(found) <= most and (more := os.read(handle, min(1 << 20, most + 1 - len(found)))):
-            found += more
+        yield handle
     finally:
         os.close(handle)
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most` bytes. Raises `OSError`, also for what is no regular file."""
+    found = bytearray()
+    with regular(path) as handle:
+        while len(found) <= most and (more := os.read(handle, min(1 << 20, most + 1 - len(found)))):
+            found += more
     if len(found) > most:
         raise OSError(errno.EFBIG, f"larger than {_size(most)}", str(path))
     return bytes(found)

@@ -77,7 +77,8 @@ class SeenNode:
 @dataclass(frozen=True)
 class Ended:
     """The end of the process that ran the graph: how (`kind`, `detail`, and `said`, the line of its last words that
-    says most), in which decode, and the first and the last node of what was in flight, with the name of the last."""
+    says most), in which decode, and the first and the last node of what was in flight, with the name of the last.
+    times: how often of how many runs, in words, where there were several."""
 
     kind: Kind
     detail: str
@@ -86,14 +87,16 @@ class Ended:
     first: int | None = None
     last: int | None = None
     node: str = ""
+    times: str = ""
 
     def __str__(self) -> str:
+        times = f", {self.times}" if self.times else ""
         flight = ""
         if self.last is not None:
             nodes = f"node {self.last}" if self.first == self.last else f"nodes {self.first}..{self.last}"
             flight = f", {nodes} in flight ({self.node})"
         said = f": {self.said}" if self.said else ""
-        return f"in decode {self.decode}, {self.detail}{flight}{said}"
+        return f"in decode {self.decode}, {self.detail}{flight}{times}{said}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ class Difference:
 class WrongPiece:
     """Nodes of one decode that a backend computes wrong together, and right one by one. because: what may be the cause,
     a line each; overlaps: the index of a node whose output lies over what the piece still reads, and the name of that;
-    `difference` and `ended` are what comes of it."""
+    `difference` and `ended` are what comes of it. late: the time was up before smaller pieces were tried."""
 
     decode: int
     nodes: tuple[GraphNode, ...]
@@ -123,6 +126,7 @@ class WrongPiece:
     difference: Difference | None = None
     ended: Ended | None = None
     overlaps: tuple[tuple[int, str], ...] = ()
+    late: bool = False
 
     @property
     def ops(self) -> tuple[str, ...]:

@@ -121,6 +121,8 @@ class Op:
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    pointwise: whether an element of the output comes from single elements of the inputs, so that an infinity or a NaN
+    stays where it is.
     free: where nothing is demanded of an element, in words: what a report says that has many such elements.
     independent: of an op with many products: axes of the output along which its elements do not depend on each other,
     and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
@@ -150,6 +152,7 @@ class Op:
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    pointwise: bool = False
     copies: bool = False
     shape_only: tuple[str, ...] = ()
     indices: Mapping[str, Index] = field(default_factory=dict)

@@ -144,11 +144,15 @@ class Worker:
         return self._arena
 
     def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
-        """One answer per case, in order; the last one is `Died` where the worker ends before its time."""
+        """Send cases; returns one answer per case, in order, and waits for each as it is taken. The last one is `Died`
+        where the worker ends before its time."""
         mark = self._mark = self._wire.output.total
         logged = os.path.getsize(self._log) if self._log else 0
         self._wire.send(("run", self._arena.size, cases), seconds)
-        for number in range(len(cases)):
+        return self._answers(len(cases), seconds, mark, logged)
+
+    def _answers(self, count: int, seconds: float, mark: int, logged: int) -> Iterator[Answer | Died]:
+        for number in range(count):
             try:
                 kind, content, _ = self._message(seconds, mark)
                 if kind != "answer":

@@ -58,7 +58,8 @@ class Watcher(Protocol):
         """The wrong piece that was found, with the bytes that it reads, to be computed without the model."""
 
     def by_node(self, see: Callable[[SeenNode], None]) -> Ended | None:
-        """Run node by node, and show each that computes something, in order; how the process ended, if it did."""
+        """Run node by node, and show each that computes something, in order; how the process ended, if it did. A second
+        run goes on behind the nodes that the first has shown."""
 
     def sequences(self) -> tuple[Together, ...]:
         """Several sequences together against each alone, and a prompt in two parts against one."""

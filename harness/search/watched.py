@@ -33,7 +33,7 @@ class JudgedNode:
 class WrongCase:
     """A distinct wrong node as a case. nodes: how many are such. path: its file. alone: what became of the same case
     without the graph: "fails", "passes", or why it was not run. recipe: whether it fails with drawn values too, so that
-    the file needs none."""
+    the file needs none. hint: what would explain all that the case alone returns."""
 
     case: str
     node: JudgedNode
@@ -41,6 +41,7 @@ class WrongCase:
     path: str
     alone: str
     recipe: str = ""
+    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,8 @@ class Watched:
         whole = [self.whole.by_node, *self.whole.ended] if self.whole else []
         died = [end for end in (self.by_node, *whole) if end is not None]
         if died:
-            return str(died[0].kind)
+            wrong = self.wrong or (self.whole and self.whole.worst and self.whole.worst.wrong)
+            return f"WRONG, {died[0].kind}" if wrong else str(died[0].kind)
         if self.right:
             return "RIGHT" if not self.late else "RIGHT AS FAR AS IT CAME"
         return "WRONG" if self.nodes or self.whole else "NOTHING RAN"

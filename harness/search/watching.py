@@ -65,6 +65,13 @@ class Watching:
             result = self._watched(watcher, request, again)
         return replace(result, seconds=time.monotonic() - start)
 
+    def nodes(self, request: WatchRequest) -> tuple[JudgedNode, ...]:
+        """Judge the nodes of one model, and nothing else of it. Raises `UsageError`, `Unavailable` and `LateError`."""
+        found = _Found()
+        with backend_class(self._target.spec).watcher(request) as watcher:
+            watcher.by_node(lambda seen: self._judge(seen, found, request.seed))
+        return tuple(found.nodes)
+
     def _watched(self, watcher: Watcher, request: WatchRequest, again: str) -> Watched:
         target, found, late = self._target, _Found(), []
         options = tuple(f"--{name.replace('_', '-')} {shlex.quote(value)}" for name, value in target.options.items())
@@ -94,7 +101,7 @@ class Watching:
             late.append("several sequences")
         self._say("wrong nodes as cases")
         cases = tuple(self._kept(*each) for each in list(found.wrong.values())[:MOST_CASES])
-        return replace(result, cases=cases, late=tuple(late))
+        return replace(result, cases=cases, late=tuple(dict.fromkeys(late)))
 
     def _stored_piece(self, piece: Piece) -> Path:
         return write_piece(piece, Path(self._session.settings.report_dir) / "pieces" / piece.id)
@@ -148,11 +155,12 @@ class Watching:
             unsupported = next(iter(result.tally.unsupported), None)
             path = store(case, settings.report_dir)
             return WrongCase(case.id, judged, count, str(path), unsupported or "passes")
+        hint = result.failure.hint
         for recipe in recipes_of(op, case.dtype):
             drawn = replace(case, recipe=recipe, data=None)
             if self._runner.verdicts(op, [drawn], beyond=("bug",))[0].failed:
-                return WrongCase(drawn.id, judged, count, str(store(drawn, settings.report_dir)), "fails", recipe)
-        return WrongCase(case.id, judged, count, str(case_path(settings.report_dir, case.id)), "fails")
+                return WrongCase(drawn.id, judged, count, str(store(drawn, settings.report_dir)), "fails", recipe, hint)
+        return WrongCase(case.id, judged, count, str(case_path(settings.report_dir, case.id)), "fails", hint=hint)
 
 
 @dataclass(frozen=True)

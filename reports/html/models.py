@@ -17,6 +17,7 @@ from opconform.reports.watching import (
     declared,
     nodes_words,
     not_judged,
+    piece_words,
     sequences_words,
     strips,
     whole_words,
@@ -92,7 +93,7 @@ def model_of(pair: Pair, found: Watched) -> Model:
         found,
         tuple(_lines(found, whole, piece)),
         tuple(map(_drawn, strips(found.nodes))),
-        None if piece is None else _graph(piece),
+        None if piece is None or piece.late else _graph(piece),
         tuple(again_with(found)),
     )
 
@@ -102,7 +103,7 @@ def _lines(found: Watched, whole: WholeGraph | None, piece: WrongPiece | None) -
     lines.append(("whole graph", whole_words(whole) if whole else "no verdict: the time was up"))
     lines += [("node by node", nodes_words(found)), ("sequences", sequences_words(found.together))]
     if piece is not None:
-        lines.append(("smallest piece", f"{piece.where}: {' '.join(piece.ops)}"))
+        lines.append(piece_words(piece))
         lines += [("because", because) for because in piece.because]
         lines += [("", f"{piece.ended.kind}  {piece.ended}")] if piece.ended else []
     elif found.by_node is not None and found.by_node.last is not None:

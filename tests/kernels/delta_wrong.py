@@ -195,14 +195,14 @@ class DropsDiagonalOf32(DropsDiagonal):
 class Wrong:
     """A wrong kernel, for one op, and what must be said of it.
 
-    kind: what heads the report on the smallest failure. stage: what the stage report on it begins with, hint: the fault
-    that it names; "" where there is none to tell.
+    kind: what heads the report on the smallest failure. stage: what the stage report on it begins with (or one of
+    several), hint: the fault that it names; "" where there is none to tell.
     """
 
     op: str
     kernel: type[Delta]
     kind: str
-    stage: str = ""
+    stage: str | tuple[str, ...] = ""
     hint: str = ""
 
     def __str__(self) -> str:
@@ -219,7 +219,7 @@ WRONG: tuple[Wrong, ...] = (
     Wrong(_RECURRENT, WithoutBeta, _VALUES, "delta", "β is left out"),
     Wrong(_RECURRENT, TransposesState, _VALUES, "delta", "the initial state is read transposed"),
     Wrong(_RECURRENT, WritesStateTransposed, _VALUES, "state_out", "state_out is written transposed"),
-    Wrong(_RECURRENT, SharesHeadsOtherwise, _VALUES, "states", _SHARED),
+    Wrong(_RECURRENT, SharesHeadsOtherwise, _VALUES, ("states", "out"), _SHARED),  # as k or only q differs among heads
     Wrong(_RECURRENT, SwapsSequences, _VALUES, "out", "the sequences are in the wrong order"),
     Wrong(_RECURRENT, OldestFirst, _VALUES, "state_out", "the snapshots stand oldest first"),
     Wrong(_RECURRENT, IgnoresState, _VALUES),

@@ -36,6 +36,7 @@ from tests.kernels.correct import Correct
 from tests.kernels.faults import FAULTS, Fault
 from tests.kernels.row_wrong import ROW_FAULTS
 from tests.kernels.small_faults import SMALL_FAULTS
+from tests.kernels.small_wrong import NoEps
 from tests.kernels.wrong import DropsRowsAbove65535
 from tests.samples import acc
 
@@ -306,3 +307,11 @@ def test_a_failure_keeps_its_diagnosis_in_json_and_old_files_read_without() -> N
     old = {name: value for name, value in plain.items() if name not in ("hint", "also", "provenance")}
     read = Failure.from_json(old)
     assert (read.hint, read.also, read.provenance) == ("", "", ())
+
+
+def test_a_mistake_that_leaves_the_wrong_element_open_is_named_where_nothing_speaks_against_it() -> None:
+    """The squares underflow: x / √0 is anything, and that the kernel returned infinity is no reason against it."""
+    packed = Layout.contiguous("f32", (1, 1, 1, 1))
+    params = {"eps_mode": "max", "eps": 1e-6}
+    case = Case("l2_norm", params, {"x": packed}, {"out": packed}, "denormal", 0)
+    assert failure_on(case, NoEps).hint == "eps is left out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -171,3 +172,11 @@ def test_a_type_that_is_not_known_has_no_size(tmp_path: Path) -> None:
     assert info.type == 4000
     assert info.nbytes is None
     assert gguf.Header(3, {}, (info,)).nbytes == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_a_pipe_that_nobody_writes_to_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    os.mkfifo(path)
+    with pytest.raises(GgufError, match=r"model\.gguf cannot be read: not a regular file"):
+        read(path)

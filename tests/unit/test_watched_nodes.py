@@ -16,7 +16,16 @@ from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.graph import Difference, GraphNode, Place, SeenNode, Together, WholeGraph, WrongPiece
+from opconform.harness.model.graph import (
+    Difference,
+    Ended,
+    GraphNode,
+    Place,
+    SeenNode,
+    Together,
+    WholeGraph,
+    WrongPiece,
+)
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
@@ -156,7 +165,17 @@ def wrong_model() -> Watched:
         again="--arch kimi-linear",
         options=("--ggml-lib lib",),
         nodes=(*prompt, *steps),
-        cases=(WrongCase("mul_mat-1", bad, 8, "out/cases/mul_mat-1.json", "fails", "small_int"),),
+        cases=(
+            WrongCase(
+                "mul_mat-1",
+                bad,
+                8,
+                "out/cases/mul_mat-1.json",
+                "fails",
+                "small_int",
+                "b is rounded to f16 before it is used",
+            ),
+        ),
         whole=whole,
         piece="out/pieces/piece-sigmoid-scale-1.json",
         together=(Together("together", 3, ((1, Difference(9.0, 0.2, 4.0, "the token at 3 of sequence 1"), 0),)),),
@@ -183,9 +202,38 @@ def test_a_model_is_right_only_where_something_ran() -> None:
     assert found.verdict == "WRONG"
 
 
+def test_a_crash_and_what_is_wrong_besides_stand_in_the_verdict() -> None:
+    end = Ended(
+        Kind.CRASH,
+        "the process ended with signal SIGSEGV",
+        decode=1,
+        first=4,
+        last=4,
+        node="ADD x",
+        times="1 time of 2",
+    )
+    found = replace(wrong_model(), by_node=end)
+    assert found.verdict == "WRONG, CRASH"
+    assert "then CRASH in decode 1, the process ended with signal SIGSEGV, node 4 in flight (ADD x), 1 time of 2" in (
+        " ".join(screen(found).split())
+    )
+    assert replace(found, nodes=found.nodes[:2], cases=(), whole=None, together=()).verdict == "CRASH"
+
+
+def test_a_piece_that_was_not_cut_down_is_told_as_such() -> None:
+    found = wrong_model()
+    assert found.whole
+    assert found.whole.piece
+    long = replace(found.whole.piece, late=True, nodes=found.whole.piece.nodes * 20)
+    text = " ".join(screen(replace(found, whole=replace(found.whole, piece=long, late=True), piece="")).split())
+    assert "wrong piece nodes 20..21 of layer 1: 40 ops; the time was up, so a part of it may do" in text
+    assert "#20 SIGMOID" not in text
+
+
 def test_the_matrix_of_models_and_devices() -> None:
     found = [("llama", "ggml:CPU", wrong_model()), ("mamba", "ggml:CPU", "no device"), ("llama", "x:y", "no")]
     text = watch_matrix(found)  # type: ignore[arg-type]
     assert "wrong as a whole" in text
+    assert "not judged      GET_ROWS x3: Opconform has no reference of it yet" in text
     assert "not run [1]" in text
     assert "[2] no device" in text

@@ -63,7 +63,7 @@ def test_the_right_kernel_passes_the_checks_on_request(op: str, check: str) -> N
 
 
 def test_rows_beyond_65535_are_missed_where_a_case_has_them() -> None:
-    """KB041. No strategy draws so many rows: this shape is a known case."""
+    """KB041, in the smallest case that shows it."""
     layout = Layout.contiguous("f32", (1, 1, 65_600, 2))
     case = Case("cumsum", {"axis": 0, "exclusive": False, "reverse": False}, {"x": layout}, {"out": layout})
     bench = Bench(case)

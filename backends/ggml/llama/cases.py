@@ -110,9 +110,7 @@ def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequenc
     shares = _shares(sources, lost)
     inputs = {name: _layout(source, _start(name, sources, shares), name) for name, source in sources.items()}
     inplace = _inplace(node, sources, shares, lost)
-    # What ggml makes itself starts where a tensor may, and every backend starts it so: that is no trait of the case.
-    start = node.memory.start // ALIGNMENT * ALIGNMENT if node.view_of else node.memory.start
-    output = inputs[inplace] if inplace else _layout(node, start, OUT)
+    output = inputs[inplace] if inplace else _layout(node, _aligned_start(node), OUT)
     values = {name: _elements(source, name) for name, source in sources.items()}
     case = Case(op, dict(params), inputs, {OUT: output}, recipe="small_int", inplace=inplace, shares=shares)
     data = {name: raw.tobytes() for name, raw in values.items()}
@@ -203,12 +201,22 @@ def _interleaved(one: Tensor, other: Tensor) -> bool:
 
 
 def _start(name: str, sources: Mapping[str, Tensor], shares: Mapping[str, str]) -> int:
-    """The byte of the buffer that the memory of an argument starts at, so that every offset stays as aligned as it is.
-    An offset in whole blocks of a quantised type is hardly ever so: its memory starts with it."""
+    """The byte of the buffer that the memory of an argument starts at. An offset in whole blocks of a quantised type is
+    hardly ever aligned: its memory starts with it."""
     owner = shares.get(name, name)
     together = [owner, *(other for other, at in shares.items() if at == owner)]
-    first, kind = min(sources[each].memory.start for each in together), DTYPES.get(sources[name].type)
-    return first if kind is not None and kind.block > 1 else first // ALIGNMENT * ALIGNMENT
+    first, kind = min((sources[each] for each in together), key=_first_byte), DTYPES.get(sources[name].type)
+    return first.memory.start if kind is not None and kind.block > 1 else _aligned_start(first)
+
+
+def _first_byte(tensor: Tensor) -> int:
+    return tensor.memory.start
+
+
+def _aligned_start(tensor: Tensor) -> int:
+    """Where the memory of a tensor may start so that its offset stays as aligned as it is in the tensor that it is a
+    view of. Where that one starts is no trait of the case: a device gives memory where a tensor may start."""
+    return tensor.memory.start - tensor.offset % ALIGNMENT
 
 
 def _inplace(node: Node, sources: Mapping[str, Tensor], shares: Mapping[str, str], lost: list[str]) -> str | None:

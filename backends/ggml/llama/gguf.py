@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opconform.harness.model.files import regular
+
 MAGIC = b"GGUF"
 ALIGNMENT = 32  #: of tensor data where `general.alignment` does not say otherwise
 MOST_ENTRIES = 1 << 16  #: metadata entries, and tensors; the largest models have some thousands
@@ -108,10 +110,10 @@ def parts_of(path: Path) -> tuple[Path, ...]:
 def read(path: Path) -> Header:
     """The header of a GGUF file. Raises `GgufError` where it is not whole or cannot be."""
     try:
-        with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
+        with regular(path) as handle:
+            if not os.fstat(handle).st_size:
                 raise GgufError(f"{path} is empty")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
+            with mmap.mmap(handle, 0, access=mmap.ACCESS_READ) as memory:
                 return parse(memory, str(path))
     except (OSError, ValueError) as error:
         if isinstance(error, GgufError):

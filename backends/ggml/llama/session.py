@@ -235,6 +235,7 @@ class Model:
             self.worker.close()
             raise
         self.vocabulary = int(found["vocabulary"])
+        self.longest = int(found["context"])  #: tokens that it was trained for; 0 where it does not say
         self.layers = int(found["layers"])
         self.weights = int(found["weights"])
 

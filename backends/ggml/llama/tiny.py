@@ -85,8 +85,15 @@ def tiny_model(name: str, type_: str = "f32", seed: int = 0, folder: Path | None
     path = folder / f"{name}-{type_}-{seed}-{hashlib.sha256(about.encode()).hexdigest()[:12]}.gguf"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        gguf.write(path, metadata, [_tensor(tensor, tuple(ne), type_, seed) for tensor, ne in shapes])
+        write_model(path, metadata, shapes, type_, seed)
     return path
+
+
+def write_model(
+    path: Path, metadata: Mapping[str, object], shapes: Sequence[tuple[str, list[int]]], type_: str, seed: int
+) -> None:
+    """Write a model whose tensors (names and sizes, innermost first) have random weights."""
+    gguf.write(path, metadata, [_tensor(tensor, tuple(ne), type_, seed) for tensor, ne in shapes])
 
 
 def _tensor(name: str, ne: tuple[int, ...], type_: str, seed: int) -> gguf.Tensor:

@@ -71,6 +71,7 @@ class Alone:
         self._parameters = vocabulary, tokens, steps, seed
         header = bench.model().header
         self._levels = levels_of(header, bench.setup.devices == ("CPU",))
+        self._plain: dict[int, Table] = {}
         self._moves: dict[int, dict[tuple[int, int], float]] = {}
         self._seeds: dict[int, int] = {}
 
@@ -89,7 +90,9 @@ class Alone:
         """How far each of a sequence's logits may be off, after so many noisy runs in all."""
         batches = only(self.script(sequence + 1), sequence)
         found = self._moves.setdefault(sequence, {})
-        plain = table_of(batches, self.bench.run(batches, Watch(told=False)), sequence)
+        if sequence not in self._plain:
+            self._plain[sequence] = table_of(batches, self.bench.run(batches, Watch(told=False)), sequence)
+        plain = self._plain[sequence]
         for number in range(self._seeds.get(sequence, 0), runs):
             watch = Watch(told=False, noise=number, levels=self._levels)
             for place, row in table_of(batches, self.bench.run(batches, watch), sequence).items():
@@ -111,7 +114,7 @@ def compared(alone: Alone, sequences: int) -> Iterator[Together]:
     if sequences > 1:
         yield _compared(alone, tables, "together", sequences, alone.script(sequences))
     if len(alone.script(1, 2)) > len(alone.script(1)):
-        yield _compared(alone, tables, "its prompt in two parts", 1, alone.script(1, 2))
+        yield _compared(alone, tables, "a prompt in two parts", 1, alone.script(1, 2))
 
 
 def _compared(alone: Alone, tables: Table, way: str, sequences: int, batches: Script) -> Together:

@@ -33,7 +33,7 @@ from opconform.harness.model.graph import (
 )
 from opconform.harness.model.piece import Piece
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.watching import WatchRequest
+from opconform.harness.run.watching import LateError, WatchRequest
 
 ALL_LAYERS = 999
 _ROUND = 256  #: contexts are a multiple of it
@@ -59,6 +59,12 @@ class ModelWatcher:
         with _for_users():
             self._bench = Bench(setup)
             model = self._bench.model()
+        if 0 < model.longest < request.tokens + request.steps:
+            self._bench.close()
+            raise UsageError(
+                f"a prompt of {request.tokens} tokens and {request.steps} steps are more than the "
+                f"{model.longest} tokens that the model was trained for"
+            )
         self._vocabulary = model.vocabulary
         self.about = f"{model.header.architecture}, {_millions(model.weights)} weights in {model.layers} layers"
         self._script: Script = script(model.vocabulary, request.tokens, 1, request.steps, seed=request.seed)
@@ -70,7 +76,7 @@ class ModelWatcher:
         return whole_graph(self._found)
 
     def piece(self, found: WholeGraph) -> Piece | None:
-        if self._found is None or self._found.piece is None:
+        if self._found is None or self._found.piece is None or self._found.piece.late:
             return None
         piece = self._found.piece
         nodes = self._found.nodes[piece.decode]
@@ -98,17 +104,38 @@ class ModelWatcher:
             decode, node, element, factor = self._request.spoil
             watches[decode] = replace(watches[decode], spoil=(node, element, factor))
 
-        copies = [Copies() for _ in self._script]
+        copies: list[Copies] = []
+        shown = (0, -1)  # decode and node: a second run goes on behind it
 
         def show(decode: int, node: Node) -> None:
+            nonlocal shown
             before = copies[decode].followed
             wrong = tuple(map(str, copies[decode].see(node)))
+            if (decode, node.index) <= shown:
+                return
+            shown = decode, node.index
             if node.computes:
                 see(replace(seen(decode, node), copies=copies[decode].followed - before, wrong_copies=wrong))
 
-        with _for_users():
-            run = self._bench.run(self._script, watches, show)
-        return run.died.in_decode(run.decode) if run.died else None
+        ends: list[Ended] = []
+        for runs in range(1, whole.ATTEMPTS + 1):
+            copies[:] = [Copies() for _ in self._script]
+            try:
+                with _for_users():
+                    run = self._bench.run(self._script, watches, show)
+            except LateError:
+                if not ends:
+                    raise
+                break
+            if run.died:
+                ends.append(run.died.in_decode(run.decode))
+            if not run.died or runs == whole.ATTEMPTS:
+                return (
+                    replace(ends[-1], times=f"{len(ends)} time{'' if len(ends) == 1 else 's'} of {runs}")
+                    if ends
+                    else None
+                )
+        return ends[-1]
 
     def sequences(self) -> tuple[Together, ...]:
         request, found = self._request, self._found
@@ -216,6 +243,7 @@ def whole_graph(found: whole.Whole, of: str = "") -> WholeGraph:
             _difference(piece.difference, of) if piece.difference else None,
             piece.died.in_decode(piece.decode) if piece.died else None,
             tuple(dict.fromkeys((overlap.writer.index, overlap.source.name) for overlap in piece.overlaps)),
+            piece.late,
         )
     )
     return WholeGraph(

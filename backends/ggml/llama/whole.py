@@ -10,7 +10,7 @@ get a wide threshold in this way, and no false alarm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -61,13 +61,15 @@ Thresholds = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Piece:
-    """The smallest wrong piece that was found: the decode it is in, its nodes, and what may be the cause."""
+    """The smallest wrong piece that was found: the decode it is in, its nodes, and what may be the cause. late: the
+    time was up before smaller ones were tried."""
 
     decode: int
     nodes: tuple[Node, ...]
     difference: Difference | None
     died: Died | None
     overlaps: tuple[Overlap, ...]
+    late: bool = False
 
     @property
     def ops(self) -> tuple[str, ...]:
@@ -163,9 +165,11 @@ def compare(bench: Runs, script: Script, search: bool = True) -> Whole:
         asked = bench.run(script, UNOBSERVED)
         asked_right = not asked.died and not difference(alone, asked, thresholds).wrong
         verdict = replace(verdict, asked=asked_right)
-        verdict = replace(verdict, switches=_switches(bench.setup, script, alone, thresholds))
+        for switch in _switches(bench.setup, script, alone, thresholds):
+            verdict = replace(verdict, switches=(*verdict.switches, switch))
         if not asked_right:
-            verdict = replace(verdict, piece=_search(bench, script, alone, thresholds, verdict.nodes))
+            piece = _search(bench, script, alone, thresholds, verdict.nodes)
+            verdict = replace(verdict, piece=piece, late=piece is not None and piece.late)
     except LateError:
         verdict = replace(verdict, late=True)
     return replace(verdict, runs=bench.runs)
@@ -220,18 +224,27 @@ def _confirmed(bench: Runs, script: Script, alone: Run, thresholds: Thresholds, 
 def _search(
     bench: Runs, script: Script, alone: Run, thresholds: Thresholds, nodes: Sequence[Sequence[Node]]
 ) -> Piece | None:
-    """The smallest wrong piece. What a decode does wrong may show itself in a later one, through the cache; and it may
-    do wrong only after others that were not stopped."""
+    """The smallest wrong piece, as far as the time goes. What a decode does wrong may show itself in a later one,
+    through the cache; and it may do wrong only after others that were not stopped."""
     orders = [(False, decode) for decode in range(len(script))] + [(True, decode) for decode in range(1, len(script))]
     for freely, decode in orders:
         tries = _Tries(bench, script, alone, thresholds, nodes[decode], decode, UNOBSERVED if freely else _STOPPED)
         if not tries.free():
             continue
-        found = smallest(nodes[decode], tries.wrong)
-        if found:
+        late = False
+        try:
+            found = smallest(nodes[decode], tries.wrong)
+        except LateError:
+            found, late = tries.least(), True
+            if found is None:
+                raise
+        if found and (late or tries.stays(found)):
             first, last = found
             inside = tuple(node for node in nodes[decode] if first <= node.index <= last)
-            return Piece(decode, inside, *tries.seen[found], overlaps(nodes[decode], first, last))
+            wrong, died = tries.seen[found]
+            # There are many overlaps in a long piece, and a death has other causes.
+            because = () if late or died else overlaps(nodes[decode], first, last)
+            return Piece(decode, inside, wrong, died, because, late)
     return None
 
 
@@ -272,6 +285,20 @@ class _Tries:
         found, died = self.seen[first, last]
         return died is not None or (found is not None and found.wrong)
 
+    def stays(self, place: tuple[int, int]) -> bool:
+        """Whether a piece goes wrong once more. A death that comes and goes leads the search anywhere."""
+        del self.seen[place]
+        return self.wrong(*place)
+
+    def least(self) -> tuple[int, int] | None:
+        """The shortest piece that has gone wrong so far."""
+        wrong = [
+            place
+            for place, (found, died) in self.seen.items()
+            if died is not None or (found is not None and found.wrong)
+        ]
+        return min(wrong, key=lambda place: place[1] - place[0], default=None)
+
     def _tried(self, watch: Watch) -> tuple[Difference | None, Died | None]:
         later = self._count - self._decode - 1
         watches = [*[self._before] * self._decode, watch, *[_STOPPED] * later]
@@ -284,7 +311,7 @@ class _Tries:
         return difference(self._alone, run, self._thresholds, self._decode), None
 
 
-def _switches(setup: Setup, script: Script, alone: Run, thresholds: Thresholds) -> tuple[Switch, ...]:
+def _switches(setup: Setup, script: Script, alone: Run, thresholds: Thresholds) -> Iterator[Switch]:
     """The whole with each of the devices' switches, in a fresh worker each."""
     variables = [
         variable
@@ -292,9 +319,7 @@ def _switches(setup: Setup, script: Script, alone: Run, thresholds: Thresholds) 
         if any(device.startswith(start) for device in setup.devices)
         for variable in names
     ]
-    found = []
     for variable in dict.fromkeys(variables):
         with Bench(replace(setup, environment={**setup.environment, variable: "1"})) as bench:
             run = bench.run(script)
-            found.append(Switch(variable, None if run.died else difference(alone, run, thresholds)))
-    return tuple(found)
+        yield Switch(variable, None if run.died else difference(alone, run, thresholds))
