@@ -196,6 +196,16 @@ ONE_SNAPSHOT = Limit(
 #: What a device's supports_op refuses.
 DEVICES: tuple[Limit, ...] = (
     Limit(
+        "cpy",
+        "shortens_nan",
+        (False,),
+        "rounds a NaN to bf16 like a number: one whose upper bits are those of infinity becomes infinite, or -0",
+        "src/ggml-vulkan/vulkan-shaders/types.glsl, fp32_to_bf16",
+        kind="bug",
+        device="Vulkan",
+        pinned="cpy/vulkan-nan",
+    ),
+    Limit(
         "gated_delta_net",
         "head_size",
         (16, 32, 64, 128),

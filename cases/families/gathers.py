@@ -93,10 +93,12 @@ class _Row:
             check_out(case, self.out(case.inputs["x"].shape, case.params)[0])
 
     def traits(self, case: Case) -> dict[str, str | bool]:
-        """aligned: see `is_aligned`. types: those of x and of the output, as in "f32-f16", of an op that converts."""
+        """aligned: see `is_aligned`. types: those of x and of the output, as in "f32-f16", of an op that converts.
+        shortens_nan: whether NaN of any payload lose half of their bits."""
         found: dict[str, str | bool] = {"aligned": is_aligned(case)}
         if self.types:
             found["types"] = f"{case.inputs['x'].dtype}-{case.dtype}"
+            found["shortens_nan"] = found["types"] == "f32-bf16" and case.recipe == "special"
         if self.traits_too is not None:
             found.update(self.traits_too(case))
         return found
