@@ -567,7 +567,7 @@ def _spread(case: Case, raw: Mapping[str, Raw], numerics: Numerics, last: bool =
         parts = parts / float(taken.shape[-1])
     total = parts.sum().stored(out.type, (len(planes), plane, 1))
     if case.params["kind"] == "max":
-        free = np.isnan(planes).any(-1)[:, None, None]
+        free = np.isnan(planes).any(-1).reshape(-1, 1, 1)
         total = Expected(np.where(free, np.nan, total.value), total.bound, total.exact, total.bits)
     return _shaped(total, out.shape)
 
