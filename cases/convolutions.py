@@ -16,7 +16,7 @@ from opconform.cases.families.choices import check_params, types_of
 from opconform.cases.families.taps import Window, crossed
 from opconform.cases.products import Operand, activations, product, weights
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.cases.windows import STRIDE, axes, check_window, geometry, params_of, window
+from opconform.cases.windows import STRIDE, TAPS, axes, check_window, geometry, params_of, window
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Expected
@@ -195,10 +195,12 @@ def _problem(
     return Problem(params, "f32", {"kernel": kernel, "x": x}, out, dtypes={"kernel": its})
 
 
-def _traits(case: Case) -> dict[str, str | bool]:
-    """aligned: see `is_aligned`. weights: the kernel's type. single: whether x has one image."""
-    single = case.inputs["x"].shape[0] == 1
-    return {"aligned": is_aligned(case), "weights": case.inputs["kernel"].dtype, "single": single}
+def _traits(case: Case) -> dict[str, str | bool | int]:
+    """aligned: see `is_aligned`. weights: the kernel's type. single: whether x has one image. k0, k1, k2: the kernel's
+    inner sizes."""
+    kernel, single = case.inputs["kernel"], case.inputs["x"].shape[0] == 1
+    sizes = {f"k{axis}": kernel.ne[axis] for axis in range(3)}
+    return {"aligned": is_aligned(case), "weights": kernel.dtype, "single": single, **sizes}
 
 
 _TURNED = {"conv_2d": _conv_2d, "conv_2d_dw": _conv_2d_dw, "conv_3d": _conv_3d}
@@ -293,7 +295,7 @@ def _transposed_problems(draw: st.DrawFn, freedom: Freedom, number: int) -> Prob
     name = "s0" if number == 1 else "stride"
     stride = int(draw(st.sampled_from(freedom.choices(name, STRIDE.values))))
     sizes = (1, 2, 3, 5, 8, 33, 130) if number == 1 else (1, 2, 3, 5, 8)
-    taps = tuple(draw(st.sampled_from((1, 2, 3, 4, 5))) for _ in range(number))
+    taps = tuple(draw(st.sampled_from(freedom.choices(f"k{axis}", TAPS))) for axis in reversed(range(number)))
     places = tuple(draw(st.sampled_from(sizes)) for _ in range(number))
     channels, outs = draw(st.sampled_from((1, 2, 3, 5, 16))), draw(st.sampled_from((1, 2, 3, 7)))
     images = 1 if number == 1 else draw(st.sampled_from(freedom.choices("images", (1, 2, 3))))

@@ -28,6 +28,7 @@ _FAR = 1 << 12
 STRIDE = choice(1, 2, 3, 5, least=1, most=_FAR)
 PADDING = choice(0, 1, 2, 3, least=0, most=_FAR)
 DILATION = choice(1, 2, 3, least=1, most=_FAR)
+TAPS = (1, 2, 3, 4, 5)  #: of a kernel along an axis
 
 
 def window(params: Params, axis: int, kernel: int) -> Window:
@@ -60,7 +61,7 @@ def axes(draw: st.DrawFn, freedom: Freedom, number: int, most: int) -> tuple[lis
     """
     windows, sizes = [], []
     for axis in range(number):
-        kernel = draw(st.sampled_from((1, 2, 3, 4, 5)))
+        kernel = draw(st.sampled_from(freedom.choices(f"k{axis}", TAPS)))
         params = [
             draw(st.sampled_from(freedom.choices(f"{name}{axis}", its.values)))
             for name, its in (("s", STRIDE), ("p", PADDING), ("d", DILATION))

@@ -586,8 +586,38 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     ),
 )  # fmt: skip
 
+#: What convolutions are tried with on lavapipe.
+_PIPELINES: dict[str, dict[str, tuple[int, ...]]] = {
+    "conv_2d": {"k0": (3, 1), "k1": (2,), "s0": (1, 2), "s1": (1,), "p0": (0, 1), "p1": (1,), "d0": (1,), "d1": (1, 2)},
+    "conv_3d": {
+        "k0": (2,),
+        "k1": (1,),
+        "k2": (3,),
+        "s0": (1,),
+        "s1": (2,),
+        "s2": (1,),
+        "p0": (0,),
+        "p1": (0,),
+        "p2": (0, 1),
+        "d0": (1,),
+        "d1": (1,),
+        "d2": (1,),
+    },
+    "conv_transpose_2d": {"k0": (3,), "k1": (2,), "stride": (1, 2)},
+}
+
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
+    *(
+        Limit(
+            op, subject, allowed,
+            "lavapipe compiles a pipeline for every stride, padding, dilation and kernel size, for a second or more; "
+            "the CPU device has them in no time",
+            "src/ggml-vulkan/ggml-vulkan.cpp, vk_conv2d_pipeline_state, on Mesa 22.3.6", kind="kernel", device="Vulkan",
+        )
+        for op, allowances in _PIPELINES.items()
+        for subject, allowed in allowances.items()
+    ),
     Limit(
         "ssm_scan", "whole", (True,),
         "Vulkan's SSM_SCAN has no check for rows beyond the last: where subgroups have 8 threads, as on lavapipe, "
