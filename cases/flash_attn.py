@@ -14,6 +14,7 @@ from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.mla.attention import Narrow, attention_error, gamma, softmax_of
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.cases.softmax import slopes
+from opconform.harness.draw.strategies import among
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F32, F64, DType, Raw
@@ -191,42 +192,40 @@ def traits(case: Case) -> dict[str, Any]:
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """A few queries on up to 257 keys; shrinks to one of each."""
     kinds = [name for name in _DRAWN if blocks.available() or DTYPES[name].block == 1]
-    k = draw(st.sampled_from([name for name in kinds if freedom.choices("caches", (f"{name}-{name}",))]))
-    v = draw(st.sampled_from(freedom.choices("caches", [f"{k}-{name}" for name in (k, k, k, *kinds)]))).partition("-")[
-        2
-    ]
+    k = draw(among([name for name in kinds if freedom.choices("caches", (f"{name}-{name}",))]))
+    v = draw(among(freedom.choices("caches", [f"{k}-{name}" for name in (k, k, k, *kinds)]))).partition("-")[2]
     sizes = [n for n in freedom.choices("head_size", (8, 16, 32, 40, 64, 80, 96, 128)) if n % DTYPES[k].block == 0]
-    width = draw(st.sampled_from(sizes))
-    other = draw(st.sampled_from([width, width, *(n for n in (32, 64, 128) if freedom.choices("alike", (False,)))]))
+    width = draw(among(sizes))
+    other = draw(among([width, width, *(n for n in (32, 64, 128) if freedom.choices("alike", (False,)))]))
     if other % DTYPES[v].block:
         other = width
     if other % DTYPES[v].block:
         v = k
     keys, queries = (
-        draw(st.sampled_from((1, 2, 3, 7, 31, 32, 33, 64, 257))),
-        draw(st.sampled_from((1, 1, 2, 3, 8, 9, 65))),
+        draw(among((1, 2, 3, 7, 31, 32, 33, 64, 257))),
+        draw(among((1, 1, 2, 3, 8, 9, 65))),
     )
     if not freedom.choices("padded", (True,)):
         queries = min(queries, 33)
-    heads = draw(st.sampled_from((1, 2, 3)))
-    shared = draw(st.sampled_from((1, 2, 4))) if freedom.choices("shares", (True,)) else 1
-    batch = draw(st.sampled_from((1, 2)))
+    heads = draw(among((1, 2, 3)))
+    shared = draw(among((1, 2, 4))) if freedom.choices("shares", (True,)) else 1
+    batch = draw(among((1, 2)))
     params: dict[str, Param] = draw(drawn_params(freedom, {"scale": _SCALE, "max_bias": _BIAS, "logit_softcap": _CAP}))
     shapes = {
         "q": (batch, heads * shared, queries, width),
         "k": (batch, heads, keys, width),
         "v": (batch, heads, keys, other),
     }
-    if draw(st.sampled_from(freedom.choices("masked", (False, True, True)))):
+    if draw(among(freedom.choices("masked", (False, True, True)))):
         shapes["mask"] = (
-            draw(st.sampled_from((1, batch))),
-            draw(st.sampled_from((1, 1, heads * shared))),
+            draw(among((1, batch))),
+            draw(among((1, 1, heads * shared))),
             queries,
             keys,
         )
     else:
         params["max_bias"] = 0.0
-    if draw(st.sampled_from(freedom.choices("sunk", (False, False, True)))):
+    if draw(among(freedom.choices("sunk", (False, False, True)))):
         shapes["sinks"] = (1, 1, 1, heads * shared)
     dtypes = {"k": k, "v": v, "mask": "f16"}
     return Problem(params, "f32", shapes, (batch, queries, heads * shared, other), dtypes=dtypes)

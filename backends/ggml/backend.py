@@ -68,6 +68,10 @@ _CPU_HALF = {
 _WEIGHED = ("mul_mat", "mul_mat_id")
 _MOST_COLUMNS = 8  #: of b without batches, for which Vulkan has kernels of their own (mul_mat_vec_max_cols)
 
+#: Convolutions whose windows the CPU rounds to the type of a kernel of 16 bits (src/ggml-cpu/ops.cpp: they are matrix
+#: products, or dot products of that type).
+_CONVOLVED = ("conv_2d", "conv_3d", "conv_transpose_1d", "conv_transpose_2d")
+
 #: The CPU looks up these in tables of float16 (src/ggml-cpu/vec.h, GGML_GELU_FP16 and GGML_GELU_QUICK_FP16).
 _TABLED = ("gelu", "gelu_quick", "geglu", "geglu_quick", "geglu_split", "geglu_quick_split")
 
@@ -236,6 +240,8 @@ class GgmlBackend(Backend):
             return self._weighed(case)
         if case.op == "flash_attn_ext":
             return self._attending(case)
+        if case.op in _CONVOLVED:
+            return self._convolved(case)
         if case.op not in _PRODUCTS:
             return None
         if self._is_cpu:
@@ -273,6 +279,13 @@ class GgmlBackend(Backend):
             half = v.name == "f16"
             return replace(CPU_NUMERICS, narrow_operands=narrow, narrow_sums=half, block_operands=blocks)
         return None
+
+    def _convolved(self, case: Case) -> Numerics | None:
+        """Convolutions: Vulkan's put both operands into float16 where it has matrices of that type."""
+        if self._is_cpu:
+            return replace(CPU_NUMERICS, narrow_operands=True) if case.inputs["kernel"].type.itemsize == 2 else None
+        in_float16 = self._float16 or not self.device.startswith("Vulkan")
+        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
 
     def _build(self, case: Case) -> Nodes:
         build = self.graphs.get(case.op)

@@ -111,6 +111,7 @@ CONSTRUCTORS: tuple[Limit, ...] = (
         "get_rel_pos", "types", ("f16-f16", "bf16-f16", "f32-f16"), "ggml_get_rel_pos makes f16",
         "src/ggml.c, ggml_get_rel_pos",
     ),
+    Limit("col2im_1d", "x", LayoutClass.CONTIGUOUS, "ggml_col2im_1d asserts that x is contiguous", "src/ggml.c"),
     Limit("fill", "x", LayoutClass.CONTIGUOUS, "ggml_fill asserts that x is contiguous", "src/ggml.c, ggml_fill_impl"),
     *(
         Limit("add_rel_pos", name, LayoutClass.CONTIGUOUS, f"ggml_add_rel_pos wants {name} contiguous", "src/ggml.c")
@@ -242,6 +243,35 @@ DEVICES: tuple[Limit, ...] = (
     ),
     Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    Limit("im2col", "types", ("f32-f32", "f32-f16"), "Vulkan's im2col takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants {name} contiguous", _VK_SUPPORTS, device="Vulkan")
+        for op, names in (
+            *((op, ("x",)) for op in ("im2col", "pool_1d", "pool_2d")),
+            *((op, ("kernel", "x")) for op in ("conv_2d", "conv_3d", "conv_transpose_2d")),
+        )
+        for name in names
+    ),
+    *(
+        Limit(op, "source", ("f32",), f"Vulkan's {op} takes f32 only", _VK_SUPPORTS, device="Vulkan")
+        for op in ("pool_1d", "pool_2d")
+    ),
+    Limit(
+        "conv_transpose_1d",
+        "weights",
+        ("f32",),
+        "Vulkan's conv_transpose_1d takes f32 only",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    Limit(
+        "conv_2d",
+        "kernel",
+        LayoutClass.CONTIGUOUS,
+        "the CPU's conv_2d wants the kernel contiguous",
+        "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op",
+        device="CPU",
+    ),
     *(
         Limit(
             op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants a contiguous {name}", _VK_SUPPORTS, device="Vulkan"
@@ -391,6 +421,37 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         ),
     ),
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
+    (
+        range(10361),
+        Limit(
+            "conv_transpose_2d", "single", (True,),
+            "the CPU's CONV_TRANSPOSE_2D leaves all images but the first 0",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_transpose_2d_impl", kind="bug", device="CPU",
+            pinned="conv_transpose_2d/cpu-batch",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "conv_2d_dw", "weights", ("f32",), "the CPU's CONV_2D_DW reads a kernel of f16 as f32",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_2d_dw_whcn", kind="bug", device="CPU",
+            pinned="conv_2d_dw/cpu-half-kernel",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "conv_transpose_2d", "weights", ("f16",), "the CPU's CONV_TRANSPOSE_2D aborts for every kernel but f16",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_transpose_2d", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "im2col", "types", ("f32-f32", "f32-f16"), "the CPU's IM2COL aborts for an x of f16",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_im2col_f16", kind="kernel", device="CPU",
+        ),
+    ),
     (range(10361), Limit("fill", "dtype", ("f32",), "ggml_fill asserts that x is f32", "src/ggml.c, ggml_fill_impl")),
     *(
         (
@@ -536,8 +597,38 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     ),
 )  # fmt: skip
 
+#: What convolutions are tried with on lavapipe.
+_PIPELINES: dict[str, dict[str, tuple[int, ...]]] = {
+    "conv_2d": {"k0": (3, 1), "k1": (2,), "s0": (1, 2), "s1": (1,), "p0": (0, 1), "p1": (1,), "d0": (1,), "d1": (1, 2)},
+    "conv_3d": {
+        "k0": (2,),
+        "k1": (1,),
+        "k2": (3,),
+        "s0": (1,),
+        "s1": (2,),
+        "s2": (1,),
+        "p0": (0,),
+        "p1": (0,),
+        "p2": (0, 1),
+        "d0": (1,),
+        "d1": (1,),
+        "d2": (1,),
+    },
+    "conv_transpose_2d": {"k0": (3,), "k1": (2,), "stride": (1, 2)},
+}
+
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
+    *(
+        Limit(
+            op, subject, allowed,
+            "lavapipe compiles a pipeline for every stride, padding, dilation and kernel size, for a second or more; "
+            "the CPU device has them in no time",
+            "src/ggml-vulkan/ggml-vulkan.cpp, vk_conv2d_pipeline_state, on Mesa 22.3.6", kind="kernel", device="Vulkan",
+        )
+        for op, allowances in _PIPELINES.items()
+        for subject, allowed in allowances.items()
+    ),
     Limit(
         "flash_attn_ext", "dtype", (),
         "lavapipe compiles flash attention for seconds, type by type and size by size; the CPU device does not",

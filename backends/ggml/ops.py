@@ -38,6 +38,17 @@ UNARY = ("hardsigmoid", "hardswish")
 #: The gated units with their numbers (enum ggml_glu_op).
 GATES = {"reglu": 0, "geglu": 1, "swiglu": 2, "geglu_erf": 4, "geglu_quick": 5}
 
+#: UPSCALE's modes: numbers of enum ggml_scale_mode, with the bits of enum ggml_scale_flag.
+SCALES = {
+    "nearest": 0,
+    "bilinear": 1,
+    "bicubic": 2,
+    "bilinear+antialias": 1 | 1 << 9,
+    "nearest+align_corners": 1 << 8,
+    "bilinear+align_corners": 1 | 1 << 8,
+    "bicubic+align_corners": 2 | 1 << 8,
+}
+
 _MISALIGNED = Wants(
     "Vulkan",
     "aligned",
@@ -63,7 +74,8 @@ def _cpu_ignores(op: str, what: str, allowed: LayoutClass, name: str = "x") -> W
 
 
 def _cpu_packed(op: str, name: str = "x") -> Wants:
-    return Wants("CPU", name, CONTIGUOUS, f"reads {name} as if it were packed", _CPU_OPS, f"{op}/cpu-strides")
+    pinned = f"{op}/cpu-strides" if name == "x" else f"{op}/cpu-strides-{name}"
+    return Wants("CPU", name, CONTIGUOUS, f"reads {name} as if it were packed", _CPU_OPS, pinned)
 
 
 _ROPE = f"{_CPU_OPS}, ggml_compute_forward_rope_flt; src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl"
@@ -530,6 +542,118 @@ TABLE = (
                 "ignores nb0 of x",
                 f"{SHADERS}/timestep_embedding.comp",
                 "timestep_embedding/vulkan-step",
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "upscale",
+        "ggml_interpolate(x, out.ne0, out.ne1, out.ne2, out.ne3, mode)",
+        words={"mode": SCALES},
+    ),
+    Row(
+        "im2col",
+        "ggml_im2col(kernel, x, s0, s1, p0, p1, d0, d1, is_2d, out.type)",
+        stored="s0 s1 p0 p1 d0 d1 is_2d",
+        mixed=True,
+        wants=(*_cpu_rows("x"), _cpu_packed("im2col"), _MISALIGNED),
+    ),
+    Row(
+        "im2col_3d",
+        "ggml_im2col_3d(kernel, x, ic, s0, s1, s2, p0, p1, p2, d0, d1, d2, out.type)",
+        stored="s0 s1 s2 p0 p1 p2 d0 d1 d2 ic",
+        mixed=True,
+        wants=_cpu_rows("x"),
+    ),
+    Row(
+        "im2col_back",
+        "ggml_im2col_back(x, kernel, out.ne, s0, s1, p0, p1, d0, d1, is_2d)",
+        mixed=True,
+        wants=(_cpu_packed("im2col_back"),),
+    ),
+    Row("col2im_1d", "ggml_col2im_1d(x, s0, oc, p0)", wants=(_MISALIGNED,)),
+    Row("pool_1d", "ggml_pool_1d(x, kind, k0, s0, p0)", mixed=True, wants=(_cpu_packed("pool_1d"), _MISALIGNED)),
+    Row(
+        "pool_2d",
+        "ggml_pool_2d(x, kind, k0, k1, s0, s1, p0, p1)",
+        stored="kind k0 k1 s0 s1 int(p0) int(p1)",
+        mixed=True,
+        wants=(
+            _cpu_packed("pool_2d"),
+            Wants(
+                "Vulkan",
+                "filled",
+                (True,),
+                "takes all of a plane for a window that lies before it",
+                f"{SHADERS}/pool2d.comp",
+                "pool_2d/vulkan-before",
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "pool_2d_back",
+        "ggml_pool_2d_back(x, y, kind, k0, k1, s0, s1, p0, p1)",
+        stored="kind k0 k1 s0 s1 int(p0) int(p1)",
+        wants=(_cpu_packed("pool_2d_back"), _cpu_packed("pool_2d_back", "y")),
+    ),
+    Row("conv_2d", "ggml_conv_2d_direct(kernel, x, s0, s1, p0, p1, d0, d1)", mixed=True, wants=(_MISALIGNED,)),
+    Row(
+        "conv_2d_dw",
+        "ggml_conv_2d_dw_direct(kernel, x, s0, s1, p0, p1, d0, d1)",
+        mixed=True,
+        wants=(
+            Wants(
+                "CPU", "x", CONTIGUOUS, "aborts for an x that is neither contiguous nor channel by channel", _CPU_OPS
+            ),
+            _cpu_packed("conv_2d_dw", "kernel"),
+            Wants(
+                "Vulkan", "x", CONTIGUOUS, "aborts for an x that is neither contiguous nor channel by channel", _VK_OPS
+            ),
+            Wants(
+                "Vulkan",
+                "kernel",
+                CONTIGUOUS,
+                "reads the kernel as if it were packed",
+                f"{SHADERS}/conv2d_dw.comp",
+                "conv_2d_dw/cpu-strides-kernel",
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "conv_3d",
+        "ggml_conv_3d_direct(kernel, x, s0, s1, s2, p0, p1, p2, d0, d1, d2, c, n, oc)",
+        mixed=True,
+        wants=(Wants("CPU", "kernel", CONTIGUOUS, "aborts unless the kernel is contiguous", _CPU_OPS), _MISALIGNED),
+    ),
+    Row(
+        "conv_transpose_1d",
+        "ggml_conv_transpose_1d(kernel, x, s0, 0, 1)",
+        stored="s0 0 1",
+        mixed=True,
+        wants=(
+            *_cpu_rows("kernel", "x"),
+            *(
+                Wants("Vulkan", it, ROWS, f"aborts unless {it}'s nb0 is the element size", _VK_OPS)
+                for it in ("kernel", "x")
+            ),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "conv_transpose_2d",
+        "ggml_conv_transpose_2d_p0(kernel, x, stride)",
+        mixed=True,
+        wants=(
+            *_cpu_rows("kernel", "x"),
+            Wants(
+                "CPU",
+                "kernel",
+                CONTIGUOUS,
+                "ignores nb1 of the kernel",
+                f"{_CPU_OPS}, ggml_compute_forward_conv_transpose_2d_impl",
+                "conv_transpose_2d/cpu-kernel",
             ),
             _MISALIGNED,
         ),

@@ -34,6 +34,8 @@ OPS = (
     *("sub", "div", "sqr", "sqrt", "log", "sin", "cos", "mean", "sum", "group_norm", "diag_mask_inf", "concat"),
     *("repeat", "dup", "mul_mat", "mul_mat_id", "out_prod", "get_rows", "set_rows", "add_id", "argsort", "top_k"),
     *("roll", "pad_reflect_1d", "pad_circular", "win_part", "win_unpart", "get_rel_pos", "add_rel_pos", *MADE),
+    *("im2col", "im2col_3d", "im2col_back", "col2im_1d", "pool_1d", "pool_2d", "pool_2d_back"),
+    *("upscale", "conv_2d", "conv_2d_dw", "conv_3d", "conv_transpose_1d", "conv_transpose_2d"),
     *("argmax", "count_equal", "soft_max", "swiglu_oai", *UNARY, *GATED, *(f"{gate}_split" for gate in GATED)),
     *("add1", "silu_back", "xielu", "swiglu_clamp", "rms_norm_back", "soft_max_back", "diag_mask_zero"),
     *("repeat_back", "get_rows_back", "cross_entropy_loss", "cross_entropy_loss_back", "opt_step_adamw"),
