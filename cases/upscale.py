@@ -273,6 +273,7 @@ OPS = (
         expect=expect,
         bound="what the weights may be off by, carried through, and γ_K·Σ|weight·x|",
         check=check,
+        alone=lambda case: (0, 1) if _traits(case)["planes"] else "there are more planes, or fewer, than x has",
         traits=_traits,
         hypotheses=_faults,
     ),

@@ -525,6 +525,7 @@ def _pool(number: int) -> Op:
         expect=pool,
         bound="the element itself; for a mean the rounding of each step, carried through",
         check=_check_pool,
+        alone=lambda case: (0, 1),
         traits=lambda case: {**_pool_traits(case), "source": case.inputs["x"].dtype},
         hypotheses=_pool_faults,
     )
@@ -661,6 +662,7 @@ OPS = (
         expect=pool_2d_back,
         bound="the rounding of each step, carried through",
         check=_check_back,
+        alone=lambda case: (0, 1),
         traits=partial(_pool_traits, name="y"),
         hypotheses=_back_faults,
     ),
