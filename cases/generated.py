@@ -12,13 +12,13 @@ from opconform.cases.families.choices import check_params, choice, drawn_params,
 from opconform.cases.shapes import check_out, is_aligned, tensors
 from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model.approx import Approx
-from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F32, F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op, Problem, Sizes
 
 
 def _exactly(values: F64, numerics: Numerics) -> Approx:
@@ -57,6 +57,16 @@ def _check_arange(case: Case) -> None:
     if not 1 <= n <= _MOST:
         raise CaseError(f"from {start} to {stop} in steps of {step} there are {n} numbers; from 1 to {_MOST} can be")
     check_out(case, (1, 1, 1, n))
+
+
+def _arange_sizes(case: Case) -> Sizes:
+    """How many numbers there are: `stop` follows, half a step after the last one."""
+    start, step = (float(case.params[name]) for name in ("start", "step"))
+
+    def made(its: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, Param]]:
+        return {"out": (1, 1, 1, its["n"])}, {"stop": float(np.float32(start + step * (its["n"] - 0.5)))}
+
+    return Sizes({"n": case.outputs["out"].shape[3]}, made)
 
 
 @st.composite
@@ -194,6 +204,7 @@ OPS = (
         alone=lambda case: "it has one slice",
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_arange_faults,
+        sizes=_arange_sizes,
     ),
     Op(
         name="fill",
