@@ -7,6 +7,7 @@ measured on it (builds b7836, b8121 and v0.5.0; CPU, and Vulkan on lavapipe).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
@@ -678,15 +679,27 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
 )  # fmt: skip
 
 
-def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapshots: bool | None) -> tuple[Limit, ...]:
+def limits_of(
+    device: str,
+    has_set: bool,
+    driver: str,
+    build: str,
+    counts_snapshots: bool | None,
+    has: Callable[[str], bool] = lambda name: True,
+) -> tuple[Limit, ...]:
     """The limits for a device (its id) that takes SET, or does not, for what its driver says of itself, and for a build
     of llama.cpp ("b8121"; any other name is taken for a newer one) whose gated delta net counts snapshots, or does not
-    (None: it has none).
+    (None: it has none), and that `has` functions.
 
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
     limits += [wants.limit(row.op) for row in OPS.values() for wants in row.wants]
+    limits += [
+        Limit(row.op, "inplace", (True,), f"without {row.inplace}, {row.symbol} works in place", "include/ggml.h")
+        for row in OPS.values()
+        if row.once_inplace and not has(row.inplace)
+    ]
     limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,17 @@ def test_a_tensor_that_is_left_out_is_null() -> None:
         .cpp(Case("attention", {"scale": 1.0}, dict.fromkeys("qkv", ONE), {"out": ONE}))
         .endswith("(ctx, q, k, v, nullptr, 1.0f, 0.0f, 0.0f)")
     )
+
+
+def test_without_its_in_place_twin_a_constructor_that_once_worked_in_place_still_does() -> None:
+    params = {"min": -1.0, "max": 1.0}
+    apart = Case("clamp", params, {"x": ONE}, {"out": ONE})
+    inplace = Case("clamp", params, {"x": ONE}, {"out": ONE}, inplace="x")
+    row = OPS["clamp"]
+    assert [row.symbol_for(case) for case in (apart, inplace)] == ["ggml_clamp", "ggml_clamp_inplace"]
+    assert [row.symbol_for(case, lambda name: False) for case in (apart, inplace)] == ["", "ggml_clamp"]
+    assert calls_of(inplace, row, has=lambda name: False).calls[-1].function == "ggml_clamp"
+    assert OPS["exp"].symbol_for(replace(inplace, op="exp"), lambda name: False) == "ggml_exp_inplace"
 
 
 def test_an_array_stands_for_several_parameters() -> None:
