@@ -409,16 +409,25 @@ SSM_CONV_BUGS: tuple[Limit, ...] = (
 
 _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pull request 20350 (10 Mar 2026)"
 
+_NEWER = 1 << 30  #: the number of a build that has none
+
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (
-        range(7837, 10361),
+        range(7837, _NEWER + 1),
         Limit(
             "flash_attn_ext", "padded", (False,),
             "the CPU's FLASH_ATTN_EXT in tiles of 64 queries caps the scores of keys beyond the last, which then count",
             "src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_tiled", kind="bug", device="CPU",
             pinned="flash_attn_ext/cpu-capped-padding",
+        ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "flash_attn_ext", "filled_up", (True,), "ggml_flash_attn_ext asserts a mask of whole tiles of 64 queries",
+            "src/ggml.c before llama.cpp pull request 17910 (10 Dec 2025)",
         ),
     ),
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
@@ -705,8 +714,8 @@ def limits_of(
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:
         limits.append(ONE_SNAPSHOT)
-    if number := re.fullmatch(r"b(\d+)", build):
-        limits += [limit for builds, limit in SOME_BUILDS if int(number[1]) in builds]
+    number = re.fullmatch(r"b(\d+)", build)
+    limits += [limit for builds, limit in SOME_BUILDS if (int(number[1]) if number else _NEWER) in builds]
     if "llvmpipe" in driver:
         limits += LAVAPIPE_BUGS
     return tuple(limit for limit in limits if device.startswith(limit.device))
