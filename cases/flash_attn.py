@@ -174,6 +174,7 @@ def traits(case: Case) -> dict[str, Any]:
     """caches: the types of k and v, as in "f16-f16". masked, sunk: whether there is a mask, or a sink a head.
     padded: whether a kernel in tiles has keys beyond the last to hide, whose scores are capped. head_size: that of k.
     alike: whether k and v have rows of one length. shares: whether several heads read one of k.
+    filled_up: whether a mask has rows for whole tiles of 64 queries.
     """
     q, k, v = (case.inputs[name] for name in ("q", "k", "v"))
     return {
@@ -184,8 +185,14 @@ def traits(case: Case) -> dict[str, Any]:
         "alike": k.shape[3] == v.shape[3],
         "shares": q.shape[1] != k.shape[1],
         "padded": float(case.params["logit_softcap"]) > 0 and q.shape[2] >= 64 and k.shape[2] % 64 != 0,
+        "filled_up": "mask" not in case.inputs or case.inputs["mask"].shape[2] >= _whole_tiles(q.shape[2]),
         "aligned": is_aligned(case),
     }
+
+
+def _whole_tiles(queries: int) -> int:
+    """The queries of whole tiles of 64."""
+    return -(-queries // 64) * 64
 
 
 @st.composite
@@ -220,7 +227,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
         shapes["mask"] = (
             draw(among((1, batch))),
             draw(among((1, 1, heads * shared))),
-            queries,
+            queries if freedom.choices("filled_up", (False,)) else _whole_tiles(queries),
             keys,
         )
     else:

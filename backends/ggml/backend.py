@@ -137,7 +137,7 @@ class GgmlBackend(Backend):
             has_set = self.supports(_PLAIN_SET) is None
         except MissingError as lack:
             raise Unavailable(f"{lack}: it is too old", REMEDY) from None
-        self._limits = limits_of(device, has_set, driver, library.build, library.counts_snapshots)
+        self._limits = limits_of(device, has_set, driver, library.build, library.counts_snapshots, library.c.has)
         for limit in self._limits:
             if limit.kind == "api":
                 self._refused.setdefault(limit.op, []).append(limit)
@@ -311,15 +311,16 @@ class GgmlBackend(Backend):
         return None
 
     def _refused_by_constructor(self, case: Case, row: Row, layouts: Mapping[str, Layout]) -> str | None:
-        symbol = row.symbol_for(case)
+        symbol = row.symbol_for(case, self._library.c.has)
         if not symbol:
-            return f"ggml has no in-place {case.op}"
+            what = "ggml has no in-place" if case.inplace else f"{self._library.c.what} has only an in-place"
+            return f"{what} {case.op}"
         self._library.c.require(symbol)
         if row.needs:
             self._library.c.require(row.needs)
         for function, _ in row.changes(case):
             self._library.c.require(function)
-        if row.inplace:  # without ggml_clamp_inplace it is ggml_clamp that works in place
+        if row.inplace and not row.once_inplace:
             self._library.c.require(row.inplace)
         for name, value in case.params.items():
             if isinstance(value, int) and value > LARGEST_PARAM:

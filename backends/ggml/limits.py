@@ -7,6 +7,7 @@ measured on it (builds b7836, b8121 and v0.5.0; CPU, and Vulkan on lavapipe).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
@@ -408,16 +409,25 @@ SSM_CONV_BUGS: tuple[Limit, ...] = (
 
 _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pull request 20350 (10 Mar 2026)"
 
+_NEWER = 1 << 30  #: the number of a build that has none
+
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (
-        range(7837, 10361),
+        range(7837, _NEWER + 1),
         Limit(
             "flash_attn_ext", "padded", (False,),
             "the CPU's FLASH_ATTN_EXT in tiles of 64 queries caps the scores of keys beyond the last, which then count",
             "src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_tiled", kind="bug", device="CPU",
             pinned="flash_attn_ext/cpu-capped-padding",
+        ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "flash_attn_ext", "filled_up", (True,), "ggml_flash_attn_ext asserts a mask of whole tiles of 64 queries",
+            "src/ggml.c before llama.cpp pull request 17910 (10 Dec 2025)",
         ),
     ),
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
@@ -678,22 +688,34 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
 )  # fmt: skip
 
 
-def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapshots: bool | None) -> tuple[Limit, ...]:
+def limits_of(
+    device: str,
+    has_set: bool,
+    driver: str,
+    build: str,
+    counts_snapshots: bool | None,
+    has: Callable[[str], bool] = lambda name: True,
+) -> tuple[Limit, ...]:
     """The limits for a device (its id) that takes SET, or does not, for what its driver says of itself, and for a build
     of llama.cpp ("b8121"; any other name is taken for a newer one) whose gated delta net counts snapshots, or does not
-    (None: it has none).
+    (None: it has none), and that `has` functions.
 
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
     limits += [wants.limit(row.op) for row in OPS.values() for wants in row.wants]
+    limits += [
+        Limit(row.op, "inplace", (True,), f"without {row.inplace}, {row.symbol} works in place", "include/ggml.h")
+        for row in OPS.values()
+        if row.once_inplace and not has(row.inplace)
+    ]
     limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:
         limits.append(ONE_SNAPSHOT)
-    if number := re.fullmatch(r"b(\d+)", build):
-        limits += [limit for builds, limit in SOME_BUILDS if int(number[1]) in builds]
+    number = re.fullmatch(r"b(\d+)", build)
+    limits += [limit for builds, limit in SOME_BUILDS if (int(number[1]) if number else _NEWER) in builds]
     if "llvmpipe" in driver:
         limits += LAVAPIPE_BUGS
     return tuple(limit for limit in limits if device.startswith(limit.device))

@@ -122,12 +122,17 @@ def _heads_of_64(op: str) -> Wants:
 def _step_wants(op: str) -> tuple[Wants, ...]:
     """What the optimiser steps want of the arguments beside the weights, which are packed."""
     source = f"{_CPU_OPS}, ggml_compute_forward_{op}_f32; {SHADERS}/{op}.comp"
-    packed = (
+    names = ("grad", "settings")
+    bugs = [
         Wants(device, name, CONTIGUOUS, f"reads {name} as if it were packed", source, f"{op}/strided-{name}")
-        for device in ("CPU", "Vulkan")
-        for name in ("grad", "settings")
-    )
-    return (*packed, _MISALIGNED)
+        for device in (("CPU",) if op == "opt_step_adamw" else ("CPU", "Vulkan"))
+        for name in names
+    ]
+    asserts = [
+        Wants("Vulkan", name, CONTIGUOUS, f"aborts unless {name} is contiguous", "src/ggml-vulkan/ggml-vulkan.cpp")
+        for name in (names if op == "opt_step_adamw" else ())
+    ]
+    return (*bugs, *asserts, _MISALIGNED)
 
 
 _PRODUCT_ROWS = _cpu_rows("a", "b", source="src/ggml-cpu/ggml-cpu.c")
@@ -185,6 +190,7 @@ TABLE = (
         "clamp",
         "ggml_clamp(x, min, max)",
         "ggml_clamp_inplace",
+        once_inplace=True,
         wants=(
             Wants("CPU", "x", CONTIGUOUS, "ignores nb2 and nb3 of x", "src/ggml-cpu/ops.cpp", "clamp/cpu-outer-stride"),
         ),

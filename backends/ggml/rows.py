@@ -119,7 +119,8 @@ class Wants:
 class Row:
     """How ggml gets an op.
 
-    call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what
+    call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. once_inplace:
+    whether in builds without that twin the constructor itself works in place. stored: what
     the constructor keeps in `op_params`, word by word: names of parameters, numbers, "inplace" (1 or 0), "int(p)" of a
     parameter that C has as a float, sizes ("x.ne1") and how many parts of a size cover them ("x.ne1/w"); by default
     the call's parameters in their order. words: for a parameter that C has as a number, the numbers of a case's words.
@@ -143,6 +144,7 @@ class Row:
     words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     then: tuple[str, ...] = ()
     mixed: bool = False
+    once_inplace: bool = False
     wants: tuple[Wants, ...] = ()
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
 
@@ -204,8 +206,10 @@ class Row:
             size, whole = _SIZE.fullmatch(word), _WHOLE.fullmatch(word)
             yield (size[3] or "0") if size else whole[1] if whole else word
 
-    def symbol_for(self, case: Case) -> str:
-        """The function that makes `case`; nothing where ggml has no in-place form."""
+    def symbol_for(self, case: Case, has: Callable[[str], bool] = lambda name: True) -> str:
+        """The function that makes `case` in a build that `has` functions; nothing where ggml has no such form."""
+        if self.once_inplace and not has(self.inplace):
+            return self.symbol if case.inplace else ""
         return self.inplace if case.inplace else self.symbol
 
     def writes_into(self, case: Case) -> bool:

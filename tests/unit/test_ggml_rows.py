@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import opconform.backends.ggml
 from opconform.backends.ggml import spelling
 from opconform.backends.ggml.calls import calls_of
 from opconform.backends.ggml.declarations import DECLARATIONS, TYPES, Declarations
+from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.ops import OPS
 from opconform.backends.ggml.rows import Argument, Row
 from opconform.harness.model.case import Case, Param
@@ -136,6 +139,17 @@ def test_a_tensor_that_is_left_out_is_null() -> None:
     )
 
 
+def test_without_its_in_place_twin_a_constructor_that_once_worked_in_place_still_does() -> None:
+    params = {"min": -1.0, "max": 1.0}
+    apart = Case("clamp", params, {"x": ONE}, {"out": ONE})
+    inplace = Case("clamp", params, {"x": ONE}, {"out": ONE}, inplace="x")
+    row = OPS["clamp"]
+    assert [row.symbol_for(case) for case in (apart, inplace)] == ["ggml_clamp", "ggml_clamp_inplace"]
+    assert [row.symbol_for(case, lambda name: False) for case in (apart, inplace)] == ["", "ggml_clamp"]
+    assert calls_of(inplace, row, has=lambda name: False).calls[-1].function == "ggml_clamp"
+    assert OPS["exp"].symbol_for(replace(inplace, op="exp"), lambda name: False) == "ggml_exp_inplace"
+
+
 def test_an_array_stands_for_several_parameters() -> None:
     row, params = MORE[-1], {"n_dims": 8, "mode": 24, "n_ctx": 64, **dict.fromkeys(ROPE_FLOATS, 1.0)}
     case = Case("rope", {**params, "s0": 1, "s1": 2, "s2": 3, "s3": 4}, {"x": ONE, "positions": ONE}, {"out": ONE})
@@ -214,6 +228,18 @@ def test_every_function_that_is_called_is_declared() -> None:
     assert {name: file for name, file in USED.items() if name not in DECLARATIONS.functions} == {}
     mistyped = "c.ggml_inti(p)\nnodes.make('cumsumm', x)\nnodes.call('ggml_x', x)"
     assert set(used_in(mistyped)) == {"ggml_inti", "ggml_cumsumm", "ggml_x"}
+
+
+def test_each_wrong_answer_of_ggml_that_a_known_case_pins_has_a_line() -> None:
+    """But for a fault of the driver alone."""
+    given = itertools.product(
+        ("CPU", "Vulkan0"), (True, False), ("", "llvmpipe"), ("b6673", "b7836", "b8121", "v0.5.0")
+    )
+    limits = {limit for device, *more in given for limit in limits_of(device, more[0], more[1], more[2], True)}
+    listed = (Path(__file__).parents[2] / "docs" / "bugs.md").read_text(encoding="utf-8")
+    pinned = {limit.pinned for limit in limits if limit.pinned}
+    assert len(pinned) > 50
+    assert {name for name in pinned if f"`{name}`" not in listed} == {"solve_tri/lavapipe-unread-triangle"}
 
 
 def test_every_declared_function_is_called() -> None:
