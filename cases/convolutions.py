@@ -17,6 +17,7 @@ from opconform.cases.families.taps import Window, crossed
 from opconform.cases.products import Operand, activations, product, weights
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.cases.windows import STRIDE, TAPS, axes, check_window, geometry, params_of, window
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Expected
@@ -167,10 +168,10 @@ def _problems(draw: st.DrawFn, freedom: Freedom, op: str) -> Problem:
     number = 3 if op == "conv_3d" else 2
     windows, sizes = draw(axes(freedom, number, 8 if number == 2 else 4))
     images, channels = (
-        draw(st.sampled_from((1, 2, 3))),
-        draw(st.sampled_from((1, 2, 3, 5, 16) if number == 2 else (1, 2))),
+        draw(among((1, 2, 3))),
+        draw(among((1, 2, 3, 5, 16) if number == 2 else (1, 2))),
     )
-    outs = draw(st.sampled_from((1, 2, 3, 7, 33) if number == 2 else (1, 2, 3)))
+    outs = draw(among((1, 2, 3, 7, 33) if number == 2 else (1, 2, 3)))
     taps = tuple(its.kernel for its in reversed(windows))
     params: dict[str, Param] = params_of(windows)
     if op == "conv_2d":
@@ -191,7 +192,7 @@ def _problem(
     x: tuple[int, ...],
     out: tuple[int, ...],
 ) -> Problem:
-    its = draw(st.sampled_from(freedom.choices("weights", _KERNELS)))
+    its = draw(among(freedom.choices("weights", _KERNELS)))
     return Problem(params, "f32", {"kernel": kernel, "x": x}, out, dtypes={"kernel": its})
 
 
@@ -293,12 +294,12 @@ def _check_transposed(case: Case, number: int) -> None:
 def _transposed_problems(draw: st.DrawFn, freedom: Freedom, number: int) -> Problem:
     """Strides below, at and above the kernel's size; shrinks to one product."""
     name = "s0" if number == 1 else "stride"
-    stride = int(draw(st.sampled_from(freedom.choices(name, STRIDE.values))))
+    stride = int(draw(among(freedom.choices(name, STRIDE.values))))
     sizes = (1, 2, 3, 5, 8, 33, 130) if number == 1 else (1, 2, 3, 5, 8)
-    taps = tuple(draw(st.sampled_from(freedom.choices(f"k{axis}", TAPS))) for axis in reversed(range(number)))
-    places = tuple(draw(st.sampled_from(sizes)) for _ in range(number))
-    channels, outs = draw(st.sampled_from((1, 2, 3, 5, 16))), draw(st.sampled_from((1, 2, 3, 7)))
-    images = 1 if number == 1 else draw(st.sampled_from(freedom.choices("images", (1, 2, 3))))
+    taps = tuple(draw(among(freedom.choices(f"k{axis}", TAPS))) for axis in reversed(range(number)))
+    places = tuple(draw(among(sizes)) for _ in range(number))
+    channels, outs = draw(among((1, 2, 3, 5, 16))), draw(among((1, 2, 3, 7)))
+    images = 1 if number == 1 else draw(among(freedom.choices("images", (1, 2, 3))))
     if not freedom.choices("single", (False,)):
         images = 1
     kernel = (1,) * (2 - number) + (channels, outs, *taps)

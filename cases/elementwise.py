@@ -34,7 +34,8 @@ def _two_sided(x: Approx, n: float, q: float, p: dict[str, Any]) -> Approx:
     beta, below = float(p["beta"]), x.constant(n, roundings=_SOFTPLUS_ROUNDINGS)
     positive = x.times(x, x.constant(q, roundings=_SOFTPLUS_ROUNDINGS)) + x * beta
     negative = (x.minimum(float(p["eps"])).exp() - 1.0 - x) * below + x * beta
-    return Approx.where(x.value > 0, positive, negative)
+    found = Approx.where(x.value > 0, positive, negative)
+    return Approx.where((x.value > 0) & (x.low <= 0), positive.either(negative), found)  # a denormal that is flushed
 
 
 OPS = (

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import inner_sizes, scales
+from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F32, F64, Raw
@@ -63,9 +63,9 @@ def _check_arange(case: Case) -> None:
 def _arange_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Ranges that end on a step and between two; shrinks to one number."""
     n = min(draw(inner_sizes(draw(scales()))), max(freedom.max_bytes // 64, 1))
-    start = draw(st.sampled_from((0.0, 1.0, -3.0, 0.1, 1000.0, 2.0**20)))
-    step = draw(st.sampled_from((1.0, 2.0, 0.5, 0.1, 3.0, 7.25)))
-    stop = float(np.float32(start + step * (n - draw(st.sampled_from((0.0, 0.5))))))
+    start = draw(among((0.0, 1.0, -3.0, 0.1, 1000.0, 2.0**20)))
+    step = draw(among((1.0, 2.0, 0.5, 0.1, 3.0, 7.25)))
+    stop = float(np.float32(start + step * (n - draw(among((0.0, 0.5))))))
     if stop <= start:
         stop = start + step
     n = steps(start, stop, step)
@@ -104,9 +104,9 @@ def _check_fill(case: Case) -> None:
 @st.composite
 def _fill_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Any shape; shrinks to one element."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", ("f32", "f16"))))
+    dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
     shape = draw(tensors(freedom, DTYPES[dtype].itemsize))
-    inplace = draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
+    inplace = draw(among(freedom.choices("inplace", (False, False, True))))
     return Problem(draw(drawn_params(freedom, _VALUE)), dtype, {"x": shape}, shape, "x" if inplace else None)
 
 
@@ -164,7 +164,7 @@ def _check_time(case: Case) -> None:
 def _time_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of even and odd length for some times; shrinks to one row of one element."""
     dim, n = draw(inner_sizes(draw(scales()))), draw(inner_sizes(33))
-    period = draw(st.sampled_from((10000, 1, 2, 1000)))
+    period = draw(among((10000, 1, 2, 1000)))
     n = min(n, max(freedom.max_bytes // 64 // dim, 1))
     return Problem({"dim": dim, "max_period": period}, "f32", {"x": (1, 1, 1, n)}, (1, 1, n, dim))
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from opconform.cases import activations
 from opconform.cases.families import choice, elementwise
 from opconform.cases.shapes import check_out, is_aligned, rows
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, Raw
@@ -65,9 +66,9 @@ def _check(case: Case) -> None:
 @st.composite
 def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of two halves; shrinks to two elements."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", _DTYPES)))
+    dtype = draw(among(freedom.choices("dtype", _DTYPES)))
     out = draw(rows(freedom, 2 * DTYPES[dtype].itemsize))
-    swapped = draw(st.sampled_from(freedom.choices("swapped", (False, True))))
+    swapped = draw(among(freedom.choices("swapped", (False, True))))
     return Problem({"swapped": swapped}, dtype, {"x": (*out[:-1], 2 * out[-1])}, out)
 
 

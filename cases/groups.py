@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.rows import standardised
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import inner_sizes, within
+from opconform.harness.draw.strategies import among, inner_sizes, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -31,7 +31,7 @@ def total(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
 @st.composite
 def _sum_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    dtype = draw(st.sampled_from(freedom.choices("dtype", ("f32", "f16"))))
+    dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
     return Problem({}, dtype, {"x": draw(tensors(freedom, 4))}, (1, 1, 1, 1))
 
 
@@ -92,12 +92,12 @@ def _is_even(channels: int, groups: int) -> bool:
 @st.composite
 def _group_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Channels in groups, which need not divide them; shrinks to one element."""
-    channels, groups = draw(inner_sizes(33)), draw(st.sampled_from((1, 2, 3, 4, 5, 8, 32)))
+    channels, groups = draw(inner_sizes(33)), draw(among((1, 2, 3, 4, 5, 8, 32)))
     if not freedom.choices("even", (False,)) and not _is_even(channels, groups):
         channels *= groups
-    ne = [draw(inner_sizes(17)), draw(inner_sizes(9)), channels, draw(st.sampled_from((1, 2, 3)))]
+    ne = [draw(inner_sizes(17)), draw(inner_sizes(9)), channels, draw(among((1, 2, 3)))]
     shape = within(ne, 4, freedom)[::-1]
-    eps = draw(st.sampled_from((1e-6, 1e-5, 1.0, 0.0)))
+    eps = draw(among((1e-6, 1e-5, 1.0, 0.0)))
     return Problem({"n_groups": groups, "eps": eps}, "f32", {"x": shape}, shape)
 
 
@@ -157,11 +157,11 @@ def _check_positions(case: Case) -> None:
 @st.composite
 def _position_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Windows of up to 14 × 14, as SAM has them; shrinks to one place."""
-    n, y, x = (draw(st.sampled_from(sizes)) for sizes in ((1, 2, 3, 5, 7, 14), (1, 2, 3, 5), (1, 2, 3, 7)))
-    m = draw(st.sampled_from((1, 2, 3)))
+    n, y, x = (draw(among(sizes)) for sizes in ((1, 2, 3, 5, 7, 14), (1, 2, 3, 5), (1, 2, 3, 7)))
+    m = draw(among((1, 2, 3)))
     part = within((n, x, y, m), 4 * n, freedom)[::-1]
     a = (1, part[0], part[1] * part[2], part[3] * part[3])
-    inplace = draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
+    inplace = draw(among(freedom.choices("inplace", (False, False, True))))
     return Problem({}, "f32", {"a": a, "pw": part, "ph": part}, a, "a" if inplace else None)
 
 

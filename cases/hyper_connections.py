@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import inner_sizes, scales
+from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -88,18 +88,18 @@ def _check_indexer(case: Case) -> None:
 @st.composite
 def _indexer_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """A few tokens on up to 129 keys; shrinks to one of each."""
-    kind = draw(st.sampled_from(freedom.choices("cache", _CACHES)))
-    heads = draw(st.sampled_from(freedom.choices("heads", (1, 2, 3, 8, 16, 64))))
-    width = draw(st.sampled_from(freedom.choices("width", (1, 2, 8, 17, 32, 64, 128))))
-    tokens, keys = draw(st.sampled_from((1, 2, 3, 7))), draw(st.sampled_from((1, 2, 3, 31, 33, 129)))
-    batch = draw(st.sampled_from((1, 2, 3)))
+    kind = draw(among(freedom.choices("cache", _CACHES)))
+    heads = draw(among(freedom.choices("heads", (1, 2, 3, 8, 16, 64))))
+    width = draw(among(freedom.choices("width", (1, 2, 8, 17, 32, 64, 128))))
+    tokens, keys = draw(among((1, 2, 3, 7))), draw(among((1, 2, 3, 31, 33, 129)))
+    batch = draw(among((1, 2, 3)))
     while batch * tokens * keys * heads * width > 1 << 19 and keys > 1:
         keys = max(keys // 4, 1)
     shapes = {
         "q": (batch, tokens, heads, width),
         "k": (batch, keys, 1, width),
         "weights": (batch, 1, tokens, heads),
-        "mask": (draw(st.sampled_from(sorted({1, batch}))), 1, tokens, keys),
+        "mask": (draw(among(sorted({1, batch}))), 1, tokens, keys),
     }
     return Problem({}, "f32", shapes, (batch, 1, tokens, keys), dtypes={"k": kind, "mask": "f16"})
 
@@ -189,8 +189,8 @@ def _comb_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some tokens; shrinks to one, in one round."""
     size, tokens = _STREAMS * (_STREAMS + 2), draw(inner_sizes(draw(scales())))
     params = {
-        "eps": draw(st.sampled_from((1e-6, 1e-3, 0.1))),
-        "n_iter": draw(st.sampled_from((1, 2, 3, 5, 20))),
+        "eps": draw(among((1e-6, 1e-3, 0.1))),
+        "n_iter": draw(among((1, 2, 3, 5, 20))),
     }
     shapes = {"mixes": (1, 1, tokens, size), "scale": (1, 1, 1, 3), "base": (1, 1, 1, size)}
     return Problem(params, "f32", shapes, (1, tokens, _STREAMS, _STREAMS))
@@ -228,8 +228,8 @@ def _check_pre(case: Case) -> None:
 @st.composite
 def _pre_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some tokens of some streams; shrinks to one element."""
-    n, tokens = draw(inner_sizes(draw(scales()))), draw(st.sampled_from((1, 2, 3, 7, 17)))
-    streams = draw(st.sampled_from(freedom.choices("streams", (4, 1, 2, 3))))
+    n, tokens = draw(inner_sizes(draw(scales()))), draw(among((1, 2, 3, 7, 17)))
+    streams = draw(among(freedom.choices("streams", (4, 1, 2, 3))))
     shapes = {"x": (1, tokens, streams, n), "weights": (1, 1, tokens, streams)}
     return Problem({}, "f32", shapes, (1, 1, tokens, n))
 
@@ -268,8 +268,8 @@ def _check_post(case: Case) -> None:
 @st.composite
 def _post_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some tokens of some streams; shrinks to one element."""
-    n, tokens = draw(inner_sizes(draw(scales()))), draw(st.sampled_from((1, 2, 3, 7, 17)))
-    streams = draw(st.sampled_from(freedom.choices("streams", (4, 1, 2, 3))))
+    n, tokens = draw(inner_sizes(draw(scales()))), draw(among((1, 2, 3, 7, 17)))
+    streams = draw(among(freedom.choices("streams", (4, 1, 2, 3))))
     residual = (1, tokens, streams, n)
     shapes = {
         "x": (1, 1, tokens, n),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import inner_sizes
+from opconform.harness.draw.strategies import among, inner_sizes
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, Raw
 from opconform.harness.model.expected import Expect, Expected
@@ -54,8 +54,8 @@ def _check_concat(case: Case) -> None:
 @st.composite
 def _concat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that agree but for one axis; shrinks to two elements."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", _TYPES)))
-    dim = draw(st.sampled_from(freedom.choices("dim", range(4))))
+    dtype = draw(among(freedom.choices("dtype", _TYPES)))
+    dim = draw(among(freedom.choices("dim", range(4))))
     a = draw(tensors(freedom, 2 * DTYPES[dtype].itemsize))
     axis = 3 - dim
     n = min(draw(inner_sizes(33)), max(a[axis], 1) * 2)
@@ -119,7 +119,7 @@ def _check_mask(case: Case) -> None:
 def _mask_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4))
     params = draw(drawn_params(freedom, {"n_past": _PAST}))
-    inplace = draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
+    inplace = draw(among(freedom.choices("inplace", (False, False, True))))
     return Problem(params, "f32", {"x": shape}, shape, "x" if inplace else None)
 
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from opconform.cases.activations import softplus
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import is_aligned
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64, Raw
@@ -186,14 +187,14 @@ def _otherwise(rule: _Rule, wrong: str) -> Expect:
 @st.composite
 def _problems(draw: st.DrawFn, freedom: Freedom, rule: _Rule, scaled: bool) -> Problem:
     """A few tokens of some sequences; shrinks to one token of one head with one channel."""
-    size = draw(st.sampled_from(freedom.choices("head_size", _SIZES)))
-    heads = draw(st.sampled_from((1, 2, 3)))
-    sequences = draw(st.sampled_from((1, 2, 3)))
+    size = draw(among(freedom.choices("head_size", _SIZES)))
+    heads = draw(among((1, 2, 3)))
+    sequences = draw(among((1, 2, 3)))
     room = max(_ROOM // size**2, 1)
     heads = min(heads, room)
     sequences = min(sequences, max(room // heads, 1))
     longest = min(rule.longest, room // (heads * sequences))
-    tokens = draw(st.sampled_from([n for n in (1, 2, 3, 5, 7, 13, 33) if n <= max(longest, 1)]))
+    tokens = draw(among([n for n in (1, 2, 3, 5, 7, 13, 33) if n <= max(longest, 1)]))
     total = sequences * tokens
     shapes = dict.fromkeys(rule.tokens, (1, total, heads, size))
     shapes |= dict.fromkeys(rule.heads, (1, 1, heads, size))
@@ -321,18 +322,18 @@ def _check_scan(case: Case) -> None:
 @st.composite
 def _scan_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """A few tokens of some sequences; shrinks to one token of one head."""
-    form = draw(st.sampled_from(freedom.choices("form", ("mamba2", "mamba1"))))
-    states = draw(st.sampled_from(freedom.choices("d_state", (1, 4, 16, 33, 64, 128, 256))))
-    width = draw(st.sampled_from(freedom.choices("head_dim", (1, 2, 16, 32, 64))))
+    form = draw(among(freedom.choices("form", ("mamba2", "mamba1"))))
+    states = draw(among(freedom.choices("d_state", (1, 4, 16, 33, 64, 128, 256))))
+    width = draw(among(freedom.choices("head_dim", (1, 2, 16, 32, 64))))
     if not freedom.choices("whole", (False,)) and states == 256:
         width = max(width, 32)
-    groups = draw(st.sampled_from((1, 2)))
-    heads = groups * draw(st.sampled_from((1, 2, 3, 4)))
-    sequences = draw(st.sampled_from((1, 2, 3)))
+    groups = draw(among((1, 2)))
+    heads = groups * draw(among((1, 2, 3, 4)))
+    sequences = draw(among((1, 2, 3)))
     size = heads * width * states * sequences
-    tokens = draw(st.sampled_from([n for n in (1, 2, 3, 7, 17) if n == 1 or n * size <= 1 << 16]))
+    tokens = draw(among([n for n in (1, 2, 3, 7, 17) if n == 1 or n * size <= 1 << 16]))
     shapes = {
-        "state": (sequences + draw(st.sampled_from((0, 0, 1, 3))), heads, width, states),
+        "state": (sequences + draw(among((0, 0, 1, 3))), heads, width, states),
         "x": (sequences, tokens, heads, width),
         "dt": (1, sequences, tokens, heads),
         "a": (1, 1, heads, states if form == "mamba1" else 1),

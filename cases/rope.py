@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import within
+from opconform.harness.draw.strategies import among, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F64, Raw
@@ -208,15 +208,15 @@ def traits(case: Case) -> dict[str, Any]:
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Heads of up to 256 channels in every mode; shrinks to one pair of one token."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", ("f32", "f16"))))
-    mode = draw(st.sampled_from(freedom.choices("mode", tuple(_MODES))))
-    half = draw(st.sampled_from((1, 2, 3, 4, 8, 16, 20, 32, 40, 64)))
+    dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
+    mode = draw(among(freedom.choices("mode", tuple(_MODES))))
+    half = draw(among((1, 2, 3, 4, 8, 16, 20, 32, 40, 64)))
     n, width = 2 * half, 2 * half
     if mode == VISION:
         width = 2 * n
-    elif draw(st.sampled_from(freedom.choices("whole", (True, False)))) is False:
-        width = n + 2 * draw(st.sampled_from((1, 3, 16)))
-    heads, tokens, batch = (draw(st.sampled_from(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), (1, 2, 3)))
+    elif draw(among(freedom.choices("whole", (True, False)))) is False:
+        width = n + 2 * draw(among((1, 3, 16)))
+    heads, tokens, batch = (draw(among(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), (1, 2, 3)))
     ne = [width, heads, tokens, batch]
     shape = within(ne, DTYPES[dtype].itemsize, freedom)[::-1]
     if shape[3] != width:
@@ -224,28 +224,28 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     sections = [0, 0, 0, 0]
     if mode not in (NORMAL, NEOX):
         pairs = half if mode != VISION else n
-        first = draw(st.sampled_from(sorted({1, max(pairs // 4, 1), max(pairs // 2, 1), pairs})))
-        second = min(draw(st.sampled_from((1, 2, 8, 24))), pairs - first)
+        first = draw(among(sorted({1, max(pairs // 4, 1), max(pairs // 2, 1), pairs})))
+        second = min(draw(among((1, 2, 8, 24))), pairs - first)
         sections = [first, second, 0 if mode == VISION else pairs - first - second, 0]
         if mode == IMROPE and pairs >= 3:
             sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
-    extended = draw(st.sampled_from(freedom.choices("extended", (False, False, True))))
+    extended = draw(among(freedom.choices("extended", (False, False, True))))
     params: dict[str, Param] = {
         "n_dims": n,
         "mode": mode,
-        "n_ctx_orig": 4096 if extended else draw(st.sampled_from((0, 4096))),
-        "freq_base": draw(st.sampled_from((10000.0, 500000.0, 1000000.0, 100.0))),
-        "freq_scale": draw(st.sampled_from((1.0, 0.25, 0.5))),
-        "ext_factor": draw(st.sampled_from((1.0, 0.5))) if extended else 0.0,
-        "attn_factor": draw(st.sampled_from((1.0, 0.5, 1.25))),
+        "n_ctx_orig": 4096 if extended else draw(among((0, 4096))),
+        "freq_base": draw(among((10000.0, 500000.0, 1000000.0, 100.0))),
+        "freq_scale": draw(among((1.0, 0.25, 0.5))),
+        "ext_factor": draw(among((1.0, 0.5))) if extended else 0.0,
+        "attn_factor": draw(among((1.0, 0.5, 1.25))),
         "beta_fast": 32.0,
         "beta_slow": 1.0,
         **{f"s{k}": size for k, size in enumerate(sections)},
     }
     shapes = {"x": shape, "pos": (1, 1, 1, shape[1] * (1 if mode in (NORMAL, NEOX) else 4))}
-    if draw(st.sampled_from(freedom.choices("factored", (False, False, True)))):
+    if draw(among(freedom.choices("factored", (False, False, True)))):
         shapes["factors"] = (1, 1, 1, n if mode == VISION else half)
-    inplace = "x" if draw(st.sampled_from(freedom.choices("inplace", (False, False, True)))) else None
+    inplace = "x" if draw(among(freedom.choices("inplace", (False, False, True)))) else None
     kinds = {name: "i32" if name == "pos" else "f32" for name in shapes if name != "x"}
     return Problem(params, dtype, shapes, shape, inplace, dtypes=kinds)
 

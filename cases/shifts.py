@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opconform.cases.families import choice, gather
 from opconform.cases.families.gathers import ALL, Elsewhere, Params, Shape, flat
 from opconform.cases.shapes import check_out, rows, tensors
-from opconform.harness.draw.strategies import inner_sizes, scales
+from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.image import Places
@@ -245,8 +245,8 @@ _WINDOW = choice(1, 2, 3, 4, 7, 14, least=1, most=1 << 12)
 @st.composite
 def _image_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Windows that cover an image, more or less; shrinks to one element."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", ALL)))
-    w = draw(st.sampled_from((1, 2, 3, 4, 7, 14)))
+    dtype = draw(among(freedom.choices("dtype", ALL)))
+    w = draw(among((1, 2, 3, 4, 7, 14)))
     height, width, channels = _small(
         (draw(inner_sizes(33)), draw(inner_sizes(33)), draw(inner_sizes(65))),
         freedom.max_bytes // 64 // DTYPES[dtype].itemsize // w,
@@ -306,8 +306,8 @@ def _relative_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """As many places as a side of a window has, and the width of a head; shrinks to one element."""
     outs = freedom.choices("dtype", ("f16", "f32", "bf16"))
     pairs = [pair for pair in freedom.choices("types", _PLACES) if pair.partition("-")[2] in outs]
-    came, _, dtype = draw(st.sampled_from(pairs)).partition("-")
-    n, channels = draw(st.sampled_from((1, 2, 3, 5, 7, 8, 14))), draw(inner_sizes(min(draw(scales()), 257)))
+    came, _, dtype = draw(among(pairs)).partition("-")
+    n, channels = draw(among((1, 2, 3, 5, 7, 8, 14))), draw(inner_sizes(min(draw(scales()), 257)))
     shapes = {"x": (1, 1, 2 * n - 1, channels)}
     return Problem({}, dtype, shapes, (1, n, n, channels), dtypes={"x": came})
 

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from opconform.harness.draw.strategies import (
     EDGES,
+    among,
     counts,
     few,
     forms,
     inner_sizes,
+    integers,
     lengths,
     outer_sizes,
     scales,
@@ -193,19 +195,19 @@ def check(case: Case) -> None:
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Systems up to 257 wide, now and then many small ones, or with many right-hand sides; shrinks to 1×1, lower, left,
     not unit."""
-    left = draw(st.sampled_from(freedom.choices("left", (True, False))))
-    lower = draw(st.sampled_from(freedom.choices("lower", (True, False))))
-    unit = draw(st.sampled_from(freedom.choices("unit", (False, True))))
+    left = draw(among(freedom.choices("left", (True, False))))
+    lower = draw(among(freedom.choices("lower", (True, False))))
+    unit = draw(among(freedom.choices("unit", (False, True))))
     form = draw(forms())
     largest = {"usual": min(draw(scales()), 257), "tiles": 129}.get(form, 3)
-    n = draw(st.sampled_from(freedom.choices("n", [size for size in EDGES if size <= largest])))
+    n = draw(among(freedom.choices("n", [size for size in EDGES if size <= largest])))
     k = draw({"usual": inner_sizes(33), "tiles": tile_sizes(), "long": lengths()}.get(form, few()))
-    square = draw(st.integers(0, 3)) == 3  # sides that are mixed up show only where both have the same size
+    square = draw(integers(0, 3)) == 3  # sides that are mixed up show only where both have the same size
     outer = (draw(outer_sizes()), draw(outer_sizes())) if form == "usual" else (draw(few()), draw(few()))
     if form == "many":
         i2, i3 = draw(st.permutations((draw(counts()), outer[0])))
         outer = (i2, i3)
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    if freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
         k = 0
     if form == "many":
         i2, i3 = within(outer, 4 * n * max(n, k), freedom)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.harness.draw.strategies import (
+    among,
     counts,
     few,
     forms,
     inner_sizes,
+    integers,
     lengths,
     outer_sizes,
     scales,
@@ -85,7 +87,7 @@ def check(case: Case) -> None:
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Filters of up to 9 taps, 4 above all, over up to 1025 tokens or channels, now and then in a rare form; shrinks to
     one token of one channel."""
-    taps = draw(st.sampled_from(freedom.choices("taps", (1, 2, 4, 3, 4, 5, 9, 4))))
+    taps = draw(among(freedom.choices("taps", (1, 2, 4, 3, 4, 5, 9, 4))))
     form = draw(forms())
     if form == "usual":
         scale = draw(scales())
@@ -97,7 +99,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     if draw(st.booleans()):
         tokens, channels = channels, tokens
     sequences = draw({"usual": outer_sizes(), "many": counts()}.get(form, few()))
-    if form == "usual" and freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    if form == "usual" and freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
         sequences = 0
     tokens, channels, sequences = within((tokens, channels, sequences), 4 if form == "usual" else 4 * taps, freedom)
     x, c = (1, sequences, channels, taps - 1 + tokens), (1, 1, channels, taps)

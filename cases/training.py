@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import inner_sizes, scales, within
+from opconform.harness.draw.strategies import among, inner_sizes, scales, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -71,7 +71,7 @@ def _check_repeats(case: Case) -> None:
 def _repeat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that were repeated along some axes; shrinks to one element, once."""
     out = draw(tensors(freedom, 16).filter(lambda shape: 0 not in shape))
-    x = tuple(n * draw(st.sampled_from(_TIMES)) for n in out)
+    x = tuple(n * draw(among(_TIMES)) for n in out)
     if within(x, 4, freedom) != x:
         x = out
     return Problem({}, "f32", {"x": x, "like": out}, out)
@@ -123,9 +123,9 @@ def _check_rows_back(case: Case) -> None:
 @st.composite
 def _rows_back_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """The gradients of rows, some of which were taken several times; shrinks to one row of one element."""
-    kind = draw(st.sampled_from(freedom.choices("source", ("f32", "f16"))))
+    kind = draw(among(freedom.choices("source", ("f32", "f16"))))
     n = draw(inner_sizes(draw(scales())))
-    table, count = draw(st.sampled_from((1, 2, 3, 5, 17))), draw(st.sampled_from((1, 2, 3, 4, 7, 33)))
+    table, count = draw(among((1, 2, 3, 5, 17))), draw(among((1, 2, 3, 4, 7, 33)))
     shapes = {"a": (1, 1, count, n), "b": (1, 1, 1, count), "table": (1, 1, table, n)}
     return Problem({}, "f32", shapes, shapes["table"], dtypes={"a": kind, "b": "i32"})
 

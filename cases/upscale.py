@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import within
+from opconform.harness.draw.strategies import among, within
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expected
@@ -226,12 +226,12 @@ def check(case: Case) -> None:
 @st.composite
 def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Images that grow, shrink or keep their size along each axis; shrinks to one pixel."""
-    mode = draw(st.sampled_from(freedom.choices("mode", MODES)))
-    ne = [draw(st.sampled_from(sizes)) for sizes in ((1, 2, 3, 5, 8, 17, 33), (1, 2, 3, 7, 16), (1, 2, 3), (1, 2, 3))]
+    mode = draw(among(freedom.choices("mode", MODES)))
+    ne = [draw(among(sizes)) for sizes in ((1, 2, 3, 5, 8, 17, 33), (1, 2, 3, 7, 16), (1, 2, 3), (1, 2, 3))]
     shape = within(ne, 16, freedom)[::-1]
-    scale = st.sampled_from(((2, 1), (1, 1), (3, 1), (1, 2), (7, 3), (2, 3), (5, 1), (1, 4)))
+    scale = among(((2, 1), (1, 1), (3, 1), (1, 2), (7, 3), (2, 3), (5, 1), (1, 4)))
     scales = [draw(scale) for _ in range(2)]
-    scales = [draw(st.sampled_from(((1, 1), (2, 1), (1, 2), (3, 2)))) for _ in range(2)] + scales
+    scales = [draw(among(((1, 1), (2, 1), (1, 2), (3, 2)))) for _ in range(2)] + scales
     out = tuple(max(n * over // under, 1) for n, (over, under) in zip(shape, scales))
     return Problem({"mode": mode}, "f32", {"x": shape}, out)
 

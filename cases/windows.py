@@ -14,6 +14,7 @@ from opconform.cases.families.choices import Choices, check_params, types_of
 from opconform.cases.families.gathers import Elsewhere, drawn_types
 from opconform.cases.families.taps import Window, crossed, met
 from opconform.cases.shapes import check_out, is_aligned
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F32, F64, DType, Raw
@@ -61,15 +62,15 @@ def axes(draw: st.DrawFn, freedom: Freedom, number: int, most: int) -> tuple[lis
     """
     windows, sizes = [], []
     for axis in range(number):
-        kernel = draw(st.sampled_from(freedom.choices(f"k{axis}", TAPS)))
+        kernel = draw(among(freedom.choices(f"k{axis}", TAPS)))
         params = [
-            draw(st.sampled_from(freedom.choices(f"{name}{axis}", its.values)))
+            draw(among(freedom.choices(f"{name}{axis}", its.values)))
             for name, its in (("s", STRIDE), ("p", PADDING), ("d", DILATION))
         ]
         its = Window(kernel, *map(int, params))
         least = max(its.dilation * (kernel - 1) + 1 - 2 * its.padding, 1)
         windows.append(its)
-        sizes.append(least + draw(st.sampled_from((0, 1, 2, 3, 4, 6, 9, 15)[:most])))
+        sizes.append(least + draw(among((0, 1, 2, 3, 4, 6, 9, 15)[:most])))
     return windows, sizes
 
 
@@ -143,10 +144,10 @@ def _columns_shape(kernel: tuple[int, ...], x: tuple[int, ...], params: Params) 
 @st.composite
 def _columns_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Small images with a few channels; shrinks to one pixel and a kernel of one tap."""
-    came, _, dtype = draw(st.sampled_from(drawn_types(freedom, _COLUMNS))).partition("-")
-    is_2d = draw(st.sampled_from(freedom.choices("is_2d", (True, False))))
+    came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS))).partition("-")
+    is_2d = draw(among(freedom.choices("is_2d", (True, False))))
     windows, sizes = draw(axes(freedom, 2, 8))
-    images, channels, outs = (draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2, 3, 5, 17))), 2)
+    images, channels, outs = (draw(among((1, 2, 3))), draw(among((1, 2, 3, 5, 17))), 2)
     params: dict[str, Param] = {**params_of(windows), "is_2d": is_2d}
     if is_2d:
         kernel = (outs, channels, windows[1].kernel, windows[0].kernel)
@@ -228,9 +229,9 @@ def _check_volumes(case: Case) -> None:
 @st.composite
 def _volumes_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Small volumes with a few channels; shrinks to one place and a kernel of one tap."""
-    came, _, dtype = draw(st.sampled_from(drawn_types(freedom, _COLUMNS[:2]))).partition("-")
+    came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS[:2]))).partition("-")
     windows, sizes = draw(axes(freedom, 3, 5))
-    images, channels = draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2, 3)))
+    images, channels = draw(among((1, 2, 3))), draw(among((1, 2, 3)))
     kernel = (2 * channels, *(its.kernel for its in reversed(windows)))
     x = (images * channels, *reversed(sizes))
     params: dict[str, Param] = {"ic": channels, **params_of(windows)}
@@ -313,11 +314,11 @@ def _check_overlaid(case: Case) -> None:
 @st.composite
 def _overlaid_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Signals with a stride below, at and above their length; shrinks to one element."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", ("f32", "f16", "bf16"))))
-    stride, k = draw(st.sampled_from((1, 2, 3, 5, 8))), draw(st.sampled_from((1, 2, 3, 4, 7, 16)))
-    channels, count = draw(st.sampled_from((1, 2, 3, 5))), draw(st.sampled_from((1, 2, 3, 7, 33, 130)))
+    dtype = draw(among(freedom.choices("dtype", ("f32", "f16", "bf16"))))
+    stride, k = draw(among((1, 2, 3, 5, 8))), draw(among((1, 2, 3, 4, 7, 16)))
+    channels, count = draw(among((1, 2, 3, 5))), draw(among((1, 2, 3, 7, 33, 130)))
     room = ((count - 1) * stride + k - 1) // 2
-    padding = min(draw(st.sampled_from(PADDING.values)), room)
+    padding = min(draw(among(PADDING.values)), room)
     params: dict[str, Param] = {"s0": stride, "oc": channels, "p0": int(padding)}
     x = (1, 1, count, channels * k)
     return Problem(params, dtype, {"x": x}, _overlaid_shape(x, params))
@@ -476,7 +477,7 @@ def _pool_traits(case: Case, name: str = "x") -> dict[str, bool]:
 def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str = "") -> Problem:
     """Planes with windows; shrinks to one element."""
     windows, sizes = draw(axes(freedom, number, 8))
-    params: dict[str, Param] = {"kind": draw(st.sampled_from(freedom.choices("kind", _KIND.values)))}
+    params: dict[str, Param] = {"kind": draw(among(freedom.choices("kind", _KIND.values)))}
     tiled, filled = (not freedom.choices(name, (False,)) for name in ("tiled", "filled"))
     windows = [
         Window(
@@ -491,12 +492,12 @@ def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str =
     sizes = [max(n, it.kernel - 2 * it.padding, 1) for n, it in zip(sizes, windows)]
     params |= {f"k{axis}": its.kernel for axis, its in enumerate(windows)}
     params |= {name: value for name, value in params_of(windows).items() if name[0] != "d"}
-    outer = [draw(st.sampled_from((1, 2, 3))) for _ in range(4 - number)]
+    outer = [draw(among((1, 2, 3))) for _ in range(4 - number)]
     x = (*outer, *reversed(sizes))
     out = _pool_shape(x, params)
     if source:
         return Problem(params, "f32", {"x": out, source: x}, x)
-    came = draw(st.sampled_from(freedom.choices("source", ("f32", "f16"))))
+    came = draw(among(freedom.choices("source", ("f32", "f16"))))
     return Problem(params, "f32", {"x": x}, out, dtypes={"x": came})
 
 

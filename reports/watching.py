@@ -66,11 +66,14 @@ def whole_words(whole: WholeGraph, what: str = "logits") -> str:
     said = f"{what} off by {_off(whole.worst)}" if whole.worst else ""
     if whole.right:
         return f"right  as node by node ({said}, {_times(whole.times, whole.times)})"
+    words = []
+    if whole.worst and whole.worst.wrong:
+        count = _times(whole.wrong_times - len(whole.ended), whole.times)
+        words.append(f"WRONG  {said}, at {whole.worst.where}, {count}")
     if whole.ended:
         died = whole.ended[0]
-        return f"{died.kind}  {_times(len(whole.ended), whole.times)}, {died}"
-    worst = f", at {whole.worst.where}" if whole.worst else ""
-    return f"WRONG  {said}{worst}, {_times(whole.wrong_times, whole.times)}"
+        words.append(f"{died.kind}  {_times(len(whole.ended), whole.times)}, {died}")
+    return "; ".join(words)
 
 
 def _times(count: int, of: int) -> str:

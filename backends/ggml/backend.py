@@ -238,6 +238,8 @@ class GgmlBackend(Backend):
             return replace(CPU_NUMERICS, half_tables=True)
         if case.op in _WEIGHED:
             return self._weighed(case)
+        if case.op == "flash_attn_ext":
+            return self._attending(case)
         if case.op in _CONVOLVED:
             return self._convolved(case)
         if case.op not in _PRODUCTS:
@@ -267,6 +269,16 @@ class GgmlBackend(Backend):
         if not (narrow or blocks):
             return None
         return replace(GPU_NUMERICS, narrow_operands=narrow, block_operands=blocks)
+
+    def _attending(self, case: Case) -> Numerics | None:
+        """Flash attention: the CPU rounds q as a product with k does, and adds up values of float16 in float16."""
+        k, v = case.inputs["k"].type, case.inputs["v"].type
+        if self._is_cpu:
+            narrow = any(its.itemsize == 2 and its.block == 1 for its in (k, v))
+            blocks = (256 if k.block == 256 else 32) if k.block > 1 else 0
+            half = v.name == "f16"
+            return replace(CPU_NUMERICS, narrow_operands=narrow, narrow_sums=half, block_operands=blocks)
+        return None
 
     def _convolved(self, case: Case) -> Numerics | None:
         """Convolutions: Vulkan's put both operands into float16 where it has matrices of that type."""

@@ -92,6 +92,8 @@ CONSTRUCTORS: tuple[Limit, ...] = (
         Limit("soft_max", name, LayoutClass.CONTIGUOUS, f"ggml_soft_max_ext asserts a contiguous {name}", "src/ggml.c")
         for name in ("x", "mask")
     ),
+    Limit("flash_attn_ext", "k", LayoutClass.ROWS, "ggml_flash_attn_ext asserts that k is no transpose", "src/ggml.c"),
+    Limit("flash_attn_ext", "mask", LayoutClass.CONTIGUOUS, "ggml_flash_attn_ext asserts contiguity", "src/ggml.c"),
     Limit("mul_mat", "a", LayoutClass.ROWS, "ggml_mul_mat asserts that a is not transposed", "src/ggml.c"),
     Limit("mul_mat_id", "a", LayoutClass.ROWS, "ggml_mul_mat_id asserts that a is not transposed", "src/ggml.c"),
     Limit("out_prod", "a", LayoutClass.ROWS, "ggml_out_prod asserts that a is not transposed", "src/ggml.c"),
@@ -409,6 +411,15 @@ _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pul
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
+    (
+        range(7837, 10361),
+        Limit(
+            "flash_attn_ext", "padded", (False,),
+            "the CPU's FLASH_ATTN_EXT in tiles of 64 queries caps the scores of keys beyond the last, which then count",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_tiled", kind="bug", device="CPU",
+            pinned="flash_attn_ext/cpu-capped-padding",
+        ),
+    ),
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
     (
         range(10361),
@@ -617,6 +628,11 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         )
         for op, allowances in _PIPELINES.items()
         for subject, allowed in allowances.items()
+    ),
+    Limit(
+        "flash_attn_ext", "dtype", (),
+        "lavapipe compiles flash attention for seconds, type by type and size by size; the CPU device does not",
+        "src/ggml-vulkan/vulkan-shaders/flash_attn.comp on Mesa 22.3.6", device="Vulkan",
     ),
     Limit(
         "ssm_scan", "whole", (True,),

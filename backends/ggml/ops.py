@@ -83,6 +83,7 @@ _SOFT_MAX = f"{_CPU_OPS}, ggml_compute_forward_soft_max_f32; src/ggml-vulkan/vul
 _ADD_ID = "src/ggml-vulkan/vulkan-shaders/add_id.comp"
 
 
+_VK_FLASH = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_flash_attn"
 _VK_PRODUCTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_mul_mat_q_f16"
 
 
@@ -218,6 +219,7 @@ TABLE = (
         "sum",
         "ggml_sum(x)",
         wants=(
+            Wants("Vulkan", "empty", (False,), "divides by the size of an empty x: SIGFPE", f"{_VK_OPS}, ggml_vk_sum"),
             _cpu_ignores("sum", "nb0", ROWS),
             Wants(
                 "Vulkan",
@@ -693,6 +695,30 @@ TABLE = (
         wants=(
             *_cpu_rows("ids"),
             Wants("Vulkan", "ids", ROWS, "ignores nb0 of ids", f"{SHADERS}/ssm_scan.comp", "ssm_scan/vulkan-ids-step"),
+            _MISALIGNED,
+        ),
+    ),
+    Row(
+        "flash_attn_ext",
+        "ggml_flash_attn_ext(q, k, v, mask?, scale, max_bias, logit_softcap)",
+        then=("ggml_flash_attn_ext_add_sinks sinks",),
+        sources="q k v mask sinks",
+        mixed=True,
+        wants=(
+            *_cpu_rows("q", "k", "v"),
+            Wants(
+                "CPU",
+                "sinks",
+                CONTIGUOUS,
+                "ignores nb0 of sinks",
+                f"{_CPU_OPS}, ggml_compute_forward_flash_attn_ext_f16_one_chunk",
+                "flash_attn_ext/sinks-step",
+            ),
+            *(
+                Wants("Vulkan", it, ROWS, f"aborts unless {it}'s nb0 is the element size", _VK_FLASH)
+                for it in ("q", "k", "v")
+            ),
+            Wants("Vulkan", "sinks", CONTIGUOUS, "ignores nb0 of sinks", _VK_FLASH, "flash_attn_ext/sinks-step"),
             _MISALIGNED,
         ),
     ),

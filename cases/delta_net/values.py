@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import counts, few, outer_sizes
+from opconform.harness.draw.strategies import among, counts, few, integers, outer_sizes
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.layouts import Layout
@@ -47,10 +47,10 @@ _RARE_BUDGET = 1 << 18
 
 #: What the sizes are like. "usual": a few small heads. The others spend on one thing: both head sizes, the number of
 #: heads and how many share a key head, tokens, sequences, heads of a real size, or more heads than a grid holds.
-_FORMS = st.sampled_from(("usual",) * 11 + ("wide", "heads", "tokens", "sequences", "real", "many"))
+_FORMS = among(("usual",) * 11 + ("wide", "heads", "tokens", "sequences", "real", "many"))
 _WIDE = (64, 100, 128, 129, 192, 200, 256)
-_KEY_HEADS = st.sampled_from((1, 2, 3, 4, 8, 16, 17, 32))
-_SEQUENCES = st.sampled_from((8, 9, 16, 17, 33))
+_KEY_HEADS = among((1, 2, 3, 4, 8, 16, 17, 32))
+_SEQUENCES = among((8, 9, 16, 17, 33))
 
 SMALLEST_GATE = 2.0**-126
 
@@ -67,9 +67,9 @@ def problems(
 
     Shrinks to one token, one head of size 1.
     """
-    per_head = draw(st.sampled_from(freedom.choices("gda", (True, False))))
+    per_head = draw(among(freedom.choices("gda", (True, False))))
     form = draw(_FORMS)
-    sizes: tuple[int, ...] = _LARGE_HEAD_SIZES if draw(st.integers(0, 7)) == 7 else _HEAD_SIZES
+    sizes: tuple[int, ...] = _LARGE_HEAD_SIZES if draw(integers(0, 7)) == 7 else _HEAD_SIZES
     widths: tuple[int, ...] = _HEAD_SIZES
     if form == "wide":
         sizes = widths = _WIDE
@@ -78,19 +78,17 @@ def problems(
     elif form == "many":
         sizes = widths = (1, 2)
     allowed = freedom.choices("head_size", sizes) or freedom.choices("head_size", _LARGE_HEAD_SIZES)
-    keys = draw(st.sampled_from(allowed))
-    square = draw(st.sampled_from(freedom.choices("square", (True, False))))
-    width = keys if square else draw(st.sampled_from(widths))
+    keys = draw(among(allowed))
+    square = draw(among(freedom.choices("square", (True, False))))
+    width = keys if square else draw(among(widths))
     kept = int(own.get("snapshots", 1))
     short = form in ("wide", "real", "many") and kept < 8
     length = draw(few() if short else long if form == "tokens" else tokens)
     numbers = [
         length,
         draw({"usual": outer_sizes(), "sequences": _SEQUENCES}.get(form, few())),
-        draw({"heads": _KEY_HEADS, "real": st.sampled_from((4, 16))}.get(form, st.sampled_from((1, 2, 3)))),
-        draw(
-            st.sampled_from(freedom.choices("heads_per_key", (4, 5, 8, 1) if form in ("heads", "real") else (1, 2, 3)))
-        ),
+        draw({"heads": _KEY_HEADS, "real": among((4, 16))}.get(form, among((1, 2, 3)))),
+        draw(among(freedom.choices("heads_per_key", (4, 5, 8, 1) if form in ("heads", "real") else (1, 2, 3)))),
     ]
     if form == "many":
         numbers[1:] = draw(st.permutations((draw(counts()), 1, 1)))
@@ -100,19 +98,19 @@ def problems(
         largest = max(range(0 if numbers[0] > kept else 1, 4), key=numbers.__getitem__)
         numbers[largest] = max(numbers[largest] // 2, 1)
     length, sequences, key_heads, shared = numbers
-    if kept > length and length in freedom.choices("snapshots", (length,)) and draw(st.integers(0, 7)):
+    if kept > length and length in freedom.choices("snapshots", (length,)) and draw(integers(0, 7)):
         kept, own = length, {**own, "snapshots": length}  # older ones are nobody's: that is tried now and then
     heads = key_heads * shared
-    layout = draw(st.sampled_from(freedom.choices("state_layout", ("kv", "vk"))))
-    normalises = draw(st.sampled_from(freedom.choices("l2norm", (False, True))))
-    usual = draw(st.sampled_from(freedom.choices("usual_scale", (True, False))))
+    layout = draw(among(freedom.choices("state_layout", ("kv", "vk"))))
+    normalises = draw(among(freedom.choices("l2norm", (False, True))))
+    usual = draw(among(freedom.choices("usual_scale", (True, False))))
     params: dict[str, Param] = {
-        "scale": usual_scale(keys) if usual else draw(st.sampled_from((1.0, 0.25, -3.0))),
-        "heads": draw(st.sampled_from(freedom.choices("heads", ("tiled", "interleaved")))),
+        "scale": usual_scale(keys) if usual else draw(among((1.0, 0.25, -3.0))),
+        "heads": draw(among(freedom.choices("heads", ("tiled", "interleaved")))),
         "state_layout": layout,
         "l2norm": normalises,
-        "eps": draw(st.sampled_from((1e-6, 1e-3))) if normalises else 1e-6,
-        "gate": draw(st.sampled_from(freedom.choices("gate", ("log", "decay")))),
+        "eps": draw(among((1e-6, 1e-3))) if normalises else 1e-6,
+        "gate": draw(among(freedom.choices("gate", ("log", "decay")))),
         **own,
     }
     state = (heads, *((keys, width) if layout == "kv" else (width, keys)))
@@ -123,7 +121,7 @@ def problems(
         "g": (sequences, length, heads, 1 if per_head else keys),
         "beta": (sequences, length, heads, 1),
     }
-    if draw(st.sampled_from(freedom.choices("has_state", (False, True)))):
+    if draw(among(freedom.choices("has_state", (False, True)))):
         shapes["state"] = (sequences, *state)
     return Problem(params, "f32", shapes, shapes["v"], more_outputs={"state_out": (kept * sequences, *state)})
 

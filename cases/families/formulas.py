@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import within
+from opconform.harness.draw.strategies import among, integers, within
 from opconform.harness.explain.hypotheses import TILES
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
@@ -184,17 +184,17 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Rows up to 1025 long, elementwise along any axis, with other arguments that are repeated along some axes; shrinks
     to one element."""
     params = draw(drawn_params(freedom, row.params))
-    dtype = draw(st.sampled_from(freedom.choices("dtype", row.dtypes)))
+    dtype = draw(among(freedom.choices("dtype", row.dtypes)))
     shape = draw((rows if row.along_rows else tensors)(freedom, DTYPES[dtype].itemsize))
-    if row.along_rows and shape[-1] == 1 and draw(st.integers(0, 15)) < 15:  # rows of one are their own sums
+    if row.along_rows and shape[-1] == 1 and draw(integers(0, 15)) < 15:  # rows of one are their own sums
         shape = (*shape[:-1], 2)
     shapes = {row.inputs[0]: shape}
     for name in row.inputs[1:]:
         shapes[name] = (1, 1, 1, 1) if name in row.scalars else shape
-        if name not in row.scalars and draw(st.sampled_from(freedom.choices("repeats", (False, False, True)))):
+        if name not in row.scalars and draw(among(freedom.choices("repeats", (False, False, True)))):
             shape, shapes[name] = draw(_repeatable(shape, DTYPES[dtype].itemsize, freedom))
     shapes[row.inputs[0]] = shape
-    inplace = row.inplace and draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
+    inplace = row.inplace and draw(among(freedom.choices("inplace", (False, False, True))))
     return Problem(params, dtype, shapes, row.out_shape(shape), row.inputs[0] if inplace else None)
 
 
@@ -208,7 +208,7 @@ def _repeatable(
     """
     whole, part = list(shape), [1] * len(shape)
     for axis, n in enumerate(shape):
-        kind = draw(st.sampled_from(("one", "whole", "part", "whole"))) if n > 1 else "whole"
+        kind = draw(among(("one", "whole", "part", "whole"))) if n > 1 else "whole"
         if kind == "whole":
             part[axis] = n
         elif kind == "part":

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
 from opconform.cases.families.conversions import Conversion, converted, misconverted
 from opconform.cases.shapes import check_out, is_aligned
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.dtypes import DTYPES, Raw
 from opconform.harness.model.expected import Expected
@@ -183,7 +184,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Any shape and parameters that the row has, within the bytes allowed; shrinks to its simplest shape, and to the
     same type on both sides."""
     params = draw(drawn_params(freedom, row.params))
-    came = dtype = draw(st.sampled_from(drawn_types(freedom, row.types)))
+    came = dtype = draw(among(drawn_types(freedom, row.types)))
     if row.types:
         came, _, dtype = came.partition("-")
     shape = draw(row.shapes(freedom, max(DTYPES[came].itemsize, DTYPES[dtype].itemsize)))
@@ -193,7 +194,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
         if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 16, 1):
             break
         params[name] = freedom.choices(name, row.params[name].values)[0]
-    out = draw(st.sampled_from(row.out(shape, params)))
+    out = draw(among(row.out(shape, params)))
     return Problem(params, dtype, {"x": shape}, out, dtypes={"x": came} if row.types else {})
 
 

@@ -7,8 +7,8 @@ cases of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
 from hypothesis import strategies as st
 
@@ -18,10 +18,29 @@ if TYPE_CHECKING:
     from opconform.harness.model.op import Op, Problem
 
 
+T = TypeVar("T")
+
 #: Sizes where kernels break: small ones, primes, and one below, at and one above each power of two.
 EDGES = tuple(
     sorted({1, 2, 3, 4, 5, 6, 7, 11, 13, *(n + d for n in (8, 16, 32, 64, 128, 256, 512, 1024) for d in (-1, 0, 1))})
 )
+
+
+def among(values: Iterable[T]) -> st.SearchStrategy[T]:
+    """One of `values`; shrinks to the first. The same strategy each time: to make one costs more than to draw."""
+    options = tuple(values)
+    return _among(options, tuple(map(type, options)))  # True and 1 are equal, and no key tells them apart
+
+
+@lru_cache(maxsize=4096)
+def _among(options: tuple[T, ...], types: tuple[type, ...]) -> st.SearchStrategy[T]:
+    return st.sampled_from(options)
+
+
+@cache
+def integers(least: int, most: int) -> st.SearchStrategy[int]:
+    """A whole number from `least` to `most`; shrinks to `least`. The same strategy each time."""
+    return st.integers(least, most)
 
 
 @cache

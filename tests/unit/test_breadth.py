@@ -44,11 +44,12 @@ OPS = (
 #: Those that torch has no row for: they are tried with the reference alone.
 WITHOUT_TORCH = (
     *("rope", "rope_back", "rwkv_wkv6", "rwkv_wkv7", "gated_linear_attn", "ssm_scan", "lightning_indexer"),
-    *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post"),
+    *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post", "flash_attn_ext"),
 )
 CASES, MAX_BYTES = 160, 1 << 18
 #: Those in which float16 tells values apart as float32 does, and those that read none.
 NOT_IN_HALF = ("argmax", "count_equal", "sgn", "step", "set_rows", "arange", "fill")
+MORE_CASES = {"swiglu_clamp": 400}  #: of ops whose b is rarely drawn as a part of a
 
 
 class Torch(Backend):
@@ -110,7 +111,7 @@ class InHalf(Torch):
 
 @cache
 def benches(op: str) -> tuple[Bench, ...]:
-    return tuple(Bench(case) for case in drawn_cases(op, CASES, MAX_BYTES))
+    return tuple(Bench(case) for case in drawn_cases(op, MORE_CASES.get(op, CASES), MAX_BYTES))
 
 
 def torch_benches(op: str) -> Iterator[Bench]:

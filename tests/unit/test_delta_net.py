@@ -321,7 +321,7 @@ def failure_found(wrong: Wrong) -> Failure:
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_wrong_kernel_is_caught_and_its_stage_and_fault_are_named(wrong: Wrong) -> None:
     failure = failure_found(wrong)
-    assert failure.kind == wrong.kind
+    assert failure.kind in ((wrong.kind,) if isinstance(wrong.kind, str) else wrong.kind)
     assert failure.stage.startswith(wrong.stage)
     assert wrong.hint in failure.hint
     assert failure.case.nbytes < 4000, "shrunk"

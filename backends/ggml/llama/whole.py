@@ -28,6 +28,7 @@ MARGIN = 8.0  #: the moves of a few noisy runs are a sample; the largest possibl
 NOISY_RUNS = 3
 CONFIRMING_RUNS = 9  #: more of them before a difference is called wrong: a tie may have come out one way by chance
 ATTEMPTS = 2  #: a driver may die now and then of what is not the graph's fault
+_SHORT = 24  #: computing nodes of a piece whose overlaps are told
 TIMES = 2  #: how often the whole is decoded: a race shows itself only now and then
 
 #: Environment variables by which a backend leaves out what it does with a whole graph, by the start of a device's name.
@@ -238,12 +239,13 @@ def _search(
             found, late = tries.least(), True
             if found is None:
                 raise
-        if found and (late or tries.stays(found)):
+        if found and (late or all(tries.stays(found) for _ in range(TIMES))):
             first, last = found
             inside = tuple(node for node in nodes[decode] if first <= node.index <= last)
             wrong, died = tries.seen[found]
-            # There are many overlaps in a long piece, and a death has other causes.
-            because = () if late or died else overlaps(nodes[decode], first, last)
+            # In a long piece much lies over much, and a death has other causes.
+            short = sum(node.computes for node in inside) <= _SHORT
+            because = overlaps(nodes[decode], first, last) if short and not died else ()
             return Piece(decode, inside, wrong, died, because, late)
     return None
 
@@ -286,7 +288,7 @@ class _Tries:
         return died is not None or (found is not None and found.wrong)
 
     def stays(self, place: tuple[int, int]) -> bool:
-        """Whether a piece goes wrong once more. A death that comes and goes leads the search anywhere."""
+        """Whether a piece goes wrong once more. What comes and goes, a death or a race, leads the search anywhere."""
         del self.seen[place]
         return self.wrong(*place)
 
