@@ -24,7 +24,7 @@ from opconform.harness.model.expected import Expected
 from opconform.harness.model.image import Hypothesis, Image, Places
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Composite, Op, Problem
+from opconform.harness.model.op import Composite, Op, Problem, Sizes
 
 Params = Mapping[str, Param]
 _KERNELS = ("f32", "f16")
@@ -160,6 +160,21 @@ def _check(case: Case) -> None:
     """Raises `CaseError` for shapes and parameters that do not fit together."""
     check_params(case, geometry(3 if case.op == "conv_3d" else 2))
     check_out(case, _SHAPES[case.op](case.inputs["x"].shape, case.inputs["kernel"].shape, case.params))
+
+
+def _volume_sizes(case: Case) -> Sizes:
+    """Images, channels and outputs, which share an axis, and the sizes of x and of the kernel."""
+    x, kernel = case.inputs["x"].shape, case.inputs["kernel"].shape
+    groups = {name: int(case.params[name]) for name in ("c", "oc", "n")}
+    taps, places = ({f"{name}{k}": its[3 - k] for k in range(3)} for name, its in (("k", kernel), ("x", x)))
+
+    def made(its: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, Param]]:
+        params: dict[str, Param] = {name: its[name] for name in groups}
+        x = (its["n"] * its["c"], its["x2"], its["x1"], its["x0"])
+        kernel = (its["oc"] * its["c"], its["k2"], its["k1"], its["k0"])
+        return {"x": x, "kernel": kernel, "out": _shape_3d(x, kernel, {**case.params, **params})}, params
+
+    return Sizes({**groups, **taps, **places}, made)
 
 
 @st.composite
@@ -337,6 +352,7 @@ def _op(name: str, summary: str, terms: str) -> Op:
         check=_check,
         traits=_traits,
         hypotheses=_faults,
+        sizes=_volume_sizes if name == "conv_3d" else None,
         composite=Composite() if name == "conv_2d_dw" else _ONE_IMAGE,
     )
 

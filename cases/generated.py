@@ -12,13 +12,13 @@ from opconform.cases.families.choices import check_params, choice, drawn_params,
 from opconform.cases.shapes import check_out, is_aligned, tensors
 from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model.approx import Approx
-from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F32, F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op, Problem, Sizes
 
 
 def _exactly(values: F64, numerics: Numerics) -> Approx:
@@ -57,6 +57,16 @@ def _check_arange(case: Case) -> None:
     if not 1 <= n <= _MOST:
         raise CaseError(f"from {start} to {stop} in steps of {step} there are {n} numbers; from 1 to {_MOST} can be")
     check_out(case, (1, 1, 1, n))
+
+
+def _arange_sizes(case: Case) -> Sizes:
+    """How many numbers there are: `stop` follows, half a step after the last one."""
+    start, step = (float(case.params[name]) for name in ("start", "step"))
+
+    def made(its: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, Param]]:
+        return {"out": (1, 1, 1, its["n"])}, {"stop": float(np.float32(start + step * (its["n"] - 0.5)))}
+
+    return Sizes({"n": case.outputs["out"].shape[3]}, made)
 
 
 @st.composite
@@ -191,8 +201,10 @@ OPS = (
         expect=_ARANGE,
         bound="u·|i·step| + u·|out|",
         check=_check_arange,
+        alone=lambda case: "it has one slice",
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_arange_faults,
+        sizes=_arange_sizes,
     ),
     Op(
         name="fill",
@@ -204,6 +216,7 @@ OPS = (
         expect=fill,
         bound="one rounding to the type of the output",
         check=_check_fill,
+        alone=lambda case: (0, 1),
         traits=lambda case: {"aligned": is_aligned(case)},
         shape_only=("x",),
         hypotheses=_fill_faults,
@@ -218,6 +231,7 @@ OPS = (
         expect=timestep_embedding,
         bound="the rounding of each step, carried through the formula",
         check=_check_time,
+        alone=lambda case: "it has one slice",
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_time_faults,
     ),

@@ -13,13 +13,13 @@ from opconform.cases.rows import standardised
 from opconform.cases.shapes import check_out, is_aligned, tensors
 from opconform.harness.draw.strategies import among, inner_sizes, within
 from opconform.harness.model.approx import Approx
-from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op, Problem, Sizes
 
 
 def total(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -154,6 +154,18 @@ def _check_positions(case: Case) -> None:
         raise CaseError("out must have the shape of a, and its memory where it works in place")
 
 
+def _position_sizes(case: Case) -> Sizes:
+    """The window, the queries in either direction, and how many there are of them."""
+    part = case.inputs["pw"].shape
+
+    def made(its: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, Param]]:
+        m, y, x, n = (its[name] for name in "myxn")
+        a = (1, m, y * x, n * n)
+        return {"a": a, "pw": (m, y, x, n), "ph": (m, y, x, n), "out": a}, {}
+
+    return Sizes(dict(zip("myxn", part)), made)
+
+
 @st.composite
 def _position_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Windows of up to 14 × 14, as SAM has them; shrinks to one place."""
@@ -215,5 +227,6 @@ OPS = (
         check=_check_positions,
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_position_faults,
+        sizes=_position_sizes,
     ),
 )

@@ -26,7 +26,7 @@ from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Composite, Index, Op, Problem
+from opconform.harness.model.op import Composite, Index, Op, Problem, Sizes
 
 _RECIPES = ("small_int", "normal", "signed_zero")
 _SCALE = choice(1.0, 0.125, 2.0, without=1.0)
@@ -158,6 +158,19 @@ class _Rule:
         if case.inplace is not None:
             raise CaseError(f"case.inplace must be null: {case.op} does not work in place")
 
+    def sizes(self, case: Case) -> Sizes:
+        """A head's size, heads, sequences and the tokens of each."""
+        (_, total, heads, size), sequences = case.inputs[self.tokens[0]].shape, case.inputs["state"].shape[2]
+        now = {"size": size, "heads": heads, "sequences": sequences, "tokens": total // sequences}
+        return Sizes(now, lambda its: (self.shapes(**its), {}))
+
+    def shapes(self, size: int, heads: int, sequences: int, tokens: int) -> dict[str, tuple[int, ...]]:
+        """Of all arguments, the outputs among them."""
+        total, state = sequences * tokens, (1, 1, sequences, heads * size * size)
+        found: dict[str, tuple[int, ...]] = dict.fromkeys(self.tokens, (1, total, heads, size))
+        found |= dict.fromkeys(self.heads, (1, 1, heads, size))
+        return {**found, "state": state, "out": (1, 1, total, heads * size), "state_out": state}
+
     def traits(self, case: Case) -> dict[str, Any]:
         """head_size: that of a head. aligned: see `is_aligned`."""
         return {"head_size": case.inputs[self.tokens[0]].shape[3], "aligned": is_aligned(case)}
@@ -195,13 +208,10 @@ def _problems(draw: st.DrawFn, freedom: Freedom, rule: _Rule, scaled: bool) -> P
     sequences = min(sequences, max(room // heads, 1))
     longest = min(rule.longest, room // (heads * sequences))
     tokens = draw(among([n for n in (1, 2, 3, 5, 7, 13, 33) if n <= max(longest, 1)]))
-    total = sequences * tokens
-    shapes = dict.fromkeys(rule.tokens, (1, total, heads, size))
-    shapes |= dict.fromkeys(rule.heads, (1, 1, heads, size))
-    shapes["state"] = (1, 1, sequences, heads * size * size)
+    shapes = rule.shapes(size, heads, sequences, tokens)
+    outs = {name: shapes.pop(name) for name in ("out", "state_out")}
     params: dict[str, Param] = draw(drawn_params(freedom, {"scale": _SCALE})) if scaled else {}
-    more = {"state_out": shapes["state"]}
-    return Problem(params, "f32", shapes, (1, 1, total, heads * size), more_outputs=more)
+    return Problem(params, "f32", shapes, outs["out"], more_outputs={"state_out": outs["state_out"]})
 
 
 _RULES = {
@@ -391,6 +401,7 @@ OPS = (
             check=rule.check,
             traits=rule.traits,
             hypotheses=rule.hypotheses,
+            sizes=rule.sizes,
             composite=Composite(more_outputs=("state_out",), recipes=_RECIPES, shape_values=rule.settle, batch_axes=()),
         )
         for name, (summary, rule, inputs) in _RULES.items()

@@ -161,6 +161,13 @@ def _pairs(params: Mapping[str, Param], pairs: int) -> tuple[Places, Places]:
     return (2 * i, 2 * i + 1) if mode == NORMAL else (i, i + pairs)
 
 
+def _geometry(params: Mapping[str, Param]) -> list[list[int]]:
+    """What a mode is about, apart from vision's: which channels are a pair, which position turns it and how fast. Of
+    few pairs several modes make the same."""
+    pairs = int(params["n_dims"]) // 2
+    return [places.tolist() for places in (*_channels(params, pairs), *_pairs(params, pairs))]
+
+
 def check(case: Case) -> None:
     """Raises `CaseError` for parameters and shapes that do not fit together."""
     params, x, pos = case.params, case.inputs["x"].shape, case.inputs["pos"].shape
@@ -269,7 +276,7 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
     for mode, name in _MODES.items():
         other = {"mode": mode}
         same_count = (mode in (NORMAL, NEOX)) == (int(params["mode"]) in (NORMAL, NEOX))
-        if mode != params["mode"] and VISION not in (mode, params["mode"]) and same_count:
+        if VISION not in (mode, params["mode"]) and same_count and _geometry({**params, **other}) != _geometry(params):
             yield Hypothesis(f"the mode is that of {name}", partial(image.with_expect, _otherwise(other)))
     for name, neutral, says in (
         ("freq_scale", 1.0, "freq_scale is left out"),

@@ -22,7 +22,7 @@ from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
-from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op, Problem
 
 _ALIGNED = "+align_corners"
@@ -172,6 +172,13 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     return _resized(case, raw, numerics)
 
 
+def _exchanged(case: Case) -> list[Places]:
+    """The pixels that the two inner axes have where each goes by the scale of the other, as far as the image goes."""
+    (n1, n0), (m1, m0) = case.inputs["x"].shape[2:], case.outputs["out"].shape[2:]
+    given = ((m1, n0 / m0, n1), (m0, n1 / m1, n0))
+    return [np.minimum((np.arange(m) * ratio).astype(np.int64), n - 1) for m, ratio, n in given]
+
+
 def _resized(
     case: Case,
     raw: Mapping[str, Raw],
@@ -184,8 +191,7 @@ def _resized(
     (n3, n2, n1, n0), (m3, m2, m1, m0) = x.shape, out.shape
     down, across = (_weights(n, m, mode, numerics, alpha) for n, m in ((n1, m1), (n0, m0)))
     if turned:
-        ratios = n0 / m0, n1 / m1
-        at = [np.minimum((np.arange(m) * r).astype(np.int64), n - 1) for m, r, n in zip((m1, m0), ratios, (n1, n0))]
+        at = _exchanged(case)
         down, across = (_Weights(np.eye(n)[each], np.zeros((len(each), n)), 0.0) for each, n in zip(at, (n1, n0)))
     outer = [_nearest(n, m, mode.removesuffix(_ALIGNED), numerics) for n, m in ((n3, m3), (n2, m2))]
     planes: F64 = x.type.decode(raw["x"])
@@ -251,8 +257,9 @@ def _faults(image: Image) -> Iterator[Hypothesis]:
     if kind == "bicubic":
         says = "alpha is −0.5, not −0.75"
         yield Hypothesis(says, partial(image.with_expect, partial(_resized, alpha=-0.5)))
-    (n1, n0), (m1, m0) = image.case.inputs["x"].shape[2:], image.case.outputs["out"].shape[2:]
-    if kind == "nearest" and n0 * m1 != n1 * m0:
+    sizes = zip(image.case.inputs["x"].shape[2:], image.case.outputs["out"].shape[2:])
+    right = [_nearest(n, m, mode, EXACT)[0] for n, m in sizes]
+    if kind == "nearest" and not all(map(np.array_equal, right, _exchanged(image.case))):
         says = "the scales of i0 and i1 are exchanged"
         yield Hypothesis(says, partial(image.with_expect, partial(_resized, turned=True)))
 
@@ -273,6 +280,7 @@ OPS = (
         expect=expect,
         bound="what the weights may be off by, carried through, and γ_K·Σ|weight·x|",
         check=check,
+        alone=lambda case: (0, 1) if _traits(case)["planes"] else "there are more planes, or fewer, than x has",
         traits=_traits,
         hypotheses=_faults,
     ),

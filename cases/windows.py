@@ -22,7 +22,7 @@ from opconform.harness.model.expected import Expected
 from opconform.harness.model.image import Hypothesis, Image, Places
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Composite, Op, Problem
+from opconform.harness.model.op import Composite, Op, Problem, Sizes
 
 Params = Mapping[str, Param]
 _FAR = 1 << 12
@@ -116,6 +116,23 @@ def _taps(case: Case, params: Params) -> tuple[Places, Places]:
     down, across = case.inputs["kernel"].shape[-2:]
     rows = window(params, 1, down).taps(height) if params["is_2d"] else np.zeros((1, 1), dtype=np.int64)
     return rows, window(params, 0, across).taps(width)
+
+
+def _column_sizes(case: Case, image: str = "x", columns: str = "out") -> Sizes:
+    """The sizes of the images and those of the kernel that are read; its rows are the channels where it is not 2-D."""
+    is_2d, shape, kernel = case.params["is_2d"], case.layouts[image].shape, case.inputs["kernel"].shape
+    now = {f"k{axis}": kernel[3 - axis] for axis in range(3 if is_2d else 2)}
+    now |= {f"x{axis}": shape[3 - axis] for axis in (0, 1, 3 if is_2d else 2)} | {"outs": kernel[0 if is_2d else 1]}
+
+    def made(its: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, Param]]:
+        if is_2d:
+            kernel = (its["outs"], its["k2"], its["k1"], its["k0"])
+            x = (its["x3"], its["k2"], its["x1"], its["x0"])
+        else:
+            kernel, x = (1, its["outs"], its["k1"], its["k0"]), (1, its["x2"], its["k1"], its["x0"])
+        return {image: x, "kernel": kernel, columns: _columns_shape(kernel, x, case.params)}, {}
+
+    return Sizes(now, made)
 
 
 def _check_columns(case: Case) -> None:
@@ -224,6 +241,21 @@ def _check_volumes(case: Case) -> None:
     """Raises `CaseError` for shapes that do not fit together."""
     check_params(case, geometry(3))
     check_out(case, _volumes_shape(case.inputs["kernel"].shape, case.inputs["x"].shape, case.params))
+
+
+def _volume_sizes(case: Case) -> Sizes:
+    """Images and channels, which share an axis, and the sizes of x and of the kernel."""
+    x, kernel, channels = case.inputs["x"].shape, case.inputs["kernel"].shape, int(case.params["ic"])
+    now = {"ic": channels, "images": x[0] // channels, "outs": kernel[0] // channels}
+    now |= {f"{name}{k}": its[3 - k] for name, its in (("k", kernel), ("x", x)) for k in range(3)}
+
+    def made(its: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, Param]]:
+        params: dict[str, Param] = {"ic": its["ic"]}
+        x = (its["images"] * its["ic"], its["x2"], its["x1"], its["x0"])
+        kernel = (its["outs"] * its["ic"], its["k2"], its["k1"], its["k0"])
+        return {"x": x, "kernel": kernel, "out": _volumes_shape(kernel, x, {**case.params, **params})}, params
+
+    return Sizes(now, made)
 
 
 @st.composite
@@ -525,6 +557,7 @@ def _pool(number: int) -> Op:
         expect=pool,
         bound="the element itself; for a mean the rounding of each step, carried through",
         check=_check_pool,
+        alone=lambda case: (0, 1),
         traits=lambda case: {**_pool_traits(case), "source": case.inputs["x"].dtype},
         hypotheses=_pool_faults,
     )
@@ -604,6 +637,7 @@ OPS = (
         alone=lambda case: "windows overlap",
         unread=("kernel",),
         problems=_columns_problems,
+        sizes=_column_sizes,
         bound="the bits of x, or one rounding to float16; +0 beside it",
     ),
     gather(
@@ -618,6 +652,7 @@ OPS = (
         alone=lambda case: "windows overlap",
         unread=("kernel",),
         problems=_volumes_problems,
+        sizes=_volume_sizes,
         bound="the bits of x, or one rounding to float16; +0 beside it",
     ),
     Op(
@@ -633,6 +668,7 @@ OPS = (
         check=_check_returned,
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_returned_faults,
+        sizes=partial(_column_sizes, image="out", columns="x"),
         shape_only=("kernel",),
         composite=Composite(batch_axes=(0,)),
     ),
@@ -661,6 +697,7 @@ OPS = (
         expect=pool_2d_back,
         bound="the rounding of each step, carried through",
         check=_check_back,
+        alone=lambda case: (0, 1),
         traits=partial(_pool_traits, name="y"),
         hypotheses=_back_faults,
     ),

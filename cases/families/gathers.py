@@ -25,7 +25,7 @@ from opconform.harness.model.image import Hypothesis, Image, Places, Reading
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op, Problem, Sizes
 
 ALL = ("f32", "f16", "bf16", "i32")
 NO_PARAMS: Choices = {}
@@ -141,15 +141,16 @@ def gather(
     problems: Problems | None = None,
     fit: Fit | None = None,
     traits: Callable[[Case], Mapping[str, bool]] | None = None,
+    sizes: Callable[[Case], Sizes] | None = None,
 ) -> Op:
     """An op that moves elements of x.
 
     source: where each element of the output comes from. shapes: the strategy of x's shapes for elements of so many
     bytes. out: the output's shape for a shape of x, or several to draw one from (then `check` says what else fits);
     raises `CaseError` for a shape of x that does not fit. elsewhere: what wrong kernels do. types: the pairs of types
-    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies:
-    as `Op` has them. unread: arguments before x of which the shape alone matters. problems: the strategy, where shapes
-    and parameters depend on each other. fit: parameters that suit a shape, for a strategy that draws both apart.
+    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies,
+    sizes: as `Op` has them. unread: arguments before x of which the shape alone matters. problems: the strategy, where
+    shapes and parameters depend on each other. fit: parameters that suit a shape, for a strategy that draws both apart.
     traits: what limits may speak of beside alignment and types.
     """
     row = _Row(source, shapes, out, params, elsewhere, check, types, fit, traits)
@@ -170,6 +171,7 @@ def gather(
         check=row.checked,
         traits=row.traits,
         alone=alone,
+        sizes=sizes,
         hypotheses=row.hypotheses,
         sources=row.sources,
         pointwise=True,

@@ -89,6 +89,18 @@ class Composite:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """The few numbers that the shapes of a case follow from, where sizes of arguments are products or sums of them.
+
+    now: those of the case, by name. made: the shapes (outermost first) and the parameters that other ones give, as far
+    as they depend on them; raises `CaseError` where they give none.
+    """
+
+    now: Mapping[str, int]
+    made: Callable[[Mapping[str, int]], tuple[Mapping[str, tuple[int, ...]], Mapping[str, Param]]]
+
+
+@dataclass(frozen=True)
 class Index:
     """What the whole numbers of an argument say: places along an axis of another argument (an axis of its shape,
     outermost first), or, where there is no `of`, any number below `below`.
@@ -132,6 +144,7 @@ class Op:
     indices: the arguments that hold places in others; a case whose numbers lie outside is none.
     flops: how many operations on floating-point numbers a case takes; 0 for an op that only moves elements.
     moves: bytes that a case must read and write; by default each element of every argument once.
+    sizes: what the shapes of a case follow from, for shrinking, where a size cannot change by itself.
     stacks: whether `expect` also takes inputs with one more axis before their own, for several cases that differ in
     their values alone, and gives its arrays with that axis.
     composite: what only few ops have.
@@ -158,6 +171,7 @@ class Op:
     indices: Mapping[str, Index] = field(default_factory=dict)
     flops: Callable[[Case], int] = field(default=lambda case: 0)
     moves: Callable[[Case], int] | None = None
+    sizes: Callable[[Case], Sizes] | None = None
     stacks: bool = False
     free: str = "float32 cannot hold what some order of computing meets on its way there, or the reference is NaN"
     composite: Composite = field(default_factory=Composite)

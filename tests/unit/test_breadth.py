@@ -49,7 +49,8 @@ WITHOUT_TORCH = (
 CASES, MAX_BYTES = 160, 1 << 18
 #: Those in which float16 tells values apart as float32 does, and those that read none.
 NOT_IN_HALF = ("argmax", "count_equal", "sgn", "step", "set_rows", "arange", "fill")
-MORE_CASES = {"swiglu_clamp": 400}  #: of ops whose b is rarely drawn as a part of a
+#: Of ops whose b is rarely drawn as a part of a, and of those with many modes, or with oddly scaled images.
+MORE_CASES = {"swiglu_clamp": 400, "rope": 400, "rope_back": 400, "upscale": 320}
 
 
 class Torch(Backend):

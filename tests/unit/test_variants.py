@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -15,11 +16,18 @@ from hypothesis import strategies as st
 
 from opconform.harness.draw.strategies import EDGES
 from opconform.harness.draw.variants import PACKED, VARIANTS, Departure, Variant, variants
+from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.limits import Freedom, Limit
-from opconform.harness.model.op import Problem
+from opconform.harness.model.op import Op, Problem
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
+from opconform.harness.search.observer import Observer
+from opconform.harness.search.search import Search
+from opconform.harness.search.settings import Settings
 from tests.judge import OPS, drawn_cases
+from tests.samples import target
 
 OP_NAMES = pytest.mark.parametrize("op", OPS)
 SIZES = (2, 3, 4, 5)
@@ -128,7 +136,7 @@ def test_outer_dimensions_are_above_1_in_most_draws(op: str) -> None:
     looked_at = "a" if op in ("add", "mul") else list(cases[0].inputs)[-1]  # their b has 1 where it is repeated
     for axis in (0, 1):
         sizes = [case.inputs[looked_at].shape[axis] for case in cases]
-        assert np.mean([size > 1 for size in sizes]) > 0.7
+        assert np.mean([size > 1 for size in sizes]) > 0.65
 
 
 @OP_NAMES
@@ -164,8 +172,21 @@ def test_sizes_around_the_edges_are_reached(op: str) -> None:
 @pytest.mark.parametrize(("above", "share"), [(32, 0.15), (256, 0.04), (512, 0.03), (1024, 0.008)])
 def test_rows_longer_than_a_tile_are_not_rare(above: int, share: float) -> None:
     """A fault in the carry between tiles shows only in a row longer than one tile."""
-    lengths = [inner_size(case) for case in drawn_cases("cumsum", 8000, 64 << 20)]
-    assert np.mean([length > above for length in lengths]) >= share
+    assert np.mean([length > above for length in lengths_searched()]) >= share
+
+
+@cache
+def lengths_searched() -> list[int]:
+    """Those that a search runs, which steers what it draws."""
+    found: list[int] = []
+
+    class Lengths(Observer):
+        def verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
+            found.extend(inner_size(verdict.case) for verdict in verdicts)
+
+    with Runner(target("Good"), isolated=False) as runner:
+        Search(OPS["cumsum"], runner, Settings(seed=1, examples=2000), observer=Lengths()).run()
+    return found
 
 
 def test_edges_stand_around_the_powers_of_two() -> None:
