@@ -462,6 +462,28 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
             "src/ggml-cpu/ops.cpp, ggml_compute_forward_im2col_f16", kind="kernel", device="CPU",
         ),
     ),
+    (
+        range(10361),
+        Limit(
+            "im2col", "kernel", LayoutClass.ROWS, "the CPU's IM2COL aborts unless the kernel's nb0 is its element size",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_im2col_f16", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "upscale", "mode", ("nearest", "bilinear", "bilinear+align_corners"),
+            "this build's ggml_interpolate has no bicubic mode and no antialias, and aligns corners of bilinear alone",
+            "src/ggml.c, ggml_interpolate_impl; src/ggml-cpu/ops.cpp, ggml_compute_forward_upscale_f32",
+        ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "pool_1d", "tiled", (True,), "the CPU's POOL_1D aborts unless windows stand side by side, without padding",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_pool_1d", kind="kernel", device="CPU",
+        ),
+    ),
     (range(10361), Limit("fill", "dtype", ("f32",), "ggml_fill asserts that x is f32", "src/ggml.c, ggml_fill_impl")),
     *(
         (
