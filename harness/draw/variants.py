@@ -27,6 +27,7 @@ _TWINS = (2, 5)  #: which of them are twins of the one before
 _FEWER = ((1 << 14, 8), (1 << 16, 4), (1 << 18, 3))  #: of a problem of more elements fewer: time goes into other shapes
 _LEAST = 2
 _TRIES = 4  #: how many variants are drawn for one that shows something new
+_PARAMETERS_TRIED = 4  #: how many other values of parameters are tried for a twin
 _TRIES_OF_FEW = 16  #: the same for a large problem, of which the best of all is taken: each one has to show much
 
 
@@ -280,6 +281,14 @@ def _count(problem: Problem) -> int:
     return next((count for size, count in _FEWER if largest <= size), _LEAST)
 
 
+def _others(now: Param, values: Sequence[Param]) -> list[Param]:
+    """Other values of a parameter: those that problems had for it, and for a number its neighbours."""
+    if isinstance(now, bool):
+        return [not now]
+    near = [now + step for step in (1, -1, 4, -4)] if isinstance(now, int) else []
+    return [value for value in values if value != now][-4:] + near
+
+
 class _Draw:
     """Draws variants of one problem for one device."""
 
@@ -312,7 +321,7 @@ class _Draw:
         self._random.shuffle(ways)
         candidates = [way(variant) for way in ways]
         if self._problem.params and self._random.random() < 0.4:
-            candidates.insert(0, self._other_parameter(variant, values))
+            candidates.insert(0, itertools.islice(self._other_parameter(variant, values), 1))
         return self._first_taken(itertools.chain.from_iterable(candidates))
 
     def _first_taken(self, candidates: Iterable[Variant]) -> tuple[Variant, Case] | None:
@@ -361,19 +370,14 @@ class _Draw:
         yield replace(variant, seed=(variant.seed + 1) % 256)
 
     def _other_parameter(self, variant: Variant, values: Mapping[str, Sequence[Param]]) -> Iterator[Variant]:
-        names = list(self._problem.params)
-        self._random.shuffle(names)
-        for name in names:
-            now = self._problem.params[name]
-            others = [value for value in values.get(name, ()) if value != now][-4:]
-            if isinstance(now, bool):
-                others = [not now]
-            elif isinstance(now, int):
-                others += [now + step for step in (1, -1, 4, -4)]
-            for value in others:
-                changed = replace(variant, params={**variant.params, name: value})
-                if self._is_case(changed):
-                    yield changed
+        """Variants with another value of a parameter, of the first few that are tried: most ops take few of them."""
+        others = [
+            replace(variant, params={**variant.params, name: value})
+            for name, now in self._problem.params.items()
+            for value in _others(now, values.get(name, ()))
+        ]
+        self._random.shuffle(others)
+        yield from filter(self._is_case, others[:_PARAMETERS_TRIED])
 
     def _is_case(self, variant: Variant) -> bool:
         try:

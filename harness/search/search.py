@@ -382,7 +382,8 @@ class Search:
         self._keep_values(drawn.problem)
         made = self._made(drawn, number)
         for again in range(1, _DRAWN_ANEW + 1):
-            if not any(ready.vacuous for _, ready in made):
+            silent = [bool(ready.vacuous) for _, ready in made]
+            if not any(silent) or all(silent):  # where all are, it is the problem that says nothing
                 break
             others = iter([each for each in self._made(drawn, number + (again << 16)) if not each[1].vacuous])
             made = [next(others, each) if each[1].vacuous else each for each in made]
