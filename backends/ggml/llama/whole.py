@@ -279,17 +279,15 @@ class _Tries:
         if (first, last) not in self.seen:
             ends = ends_around(self._nodes, first, last)
             self.seen[first, last] = self._tried(Watch(ends=ends, told=False))
-        found, died = self.seen[first, last]
-        return died is not None or (found is not None and found.wrong)
+        return self._went_wrong((first, last))
 
     def least(self) -> tuple[int, int] | None:
         """The shortest piece that has gone wrong so far."""
-        wrong = [
-            place
-            for place, (found, died) in self.seen.items()
-            if died is not None or (found is not None and found.wrong)
-        ]
-        return min(wrong, key=lambda place: place[1] - place[0], default=None)
+        return min(filter(self._went_wrong, self.seen), key=lambda place: place[1] - place[0], default=None)
+
+    def _went_wrong(self, place: tuple[int, int]) -> bool:
+        found, died = self.seen[place]
+        return died is not None or (found is not None and found.wrong)
 
     def _tried(self, watch: Watch) -> tuple[Difference | None, Died | None]:
         later = self._count - self._decode - 1
