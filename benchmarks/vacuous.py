@@ -20,7 +20,6 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from opconform.harness.draw.known import known_cases
-from opconform.harness.judge.oracle import compare
 from opconform.harness.judge.vacuous import vacuous, weaknesses
 from opconform.harness.model.numerics import EXACT
 from opconform.harness.model.ops import op_names, ops
@@ -49,13 +48,7 @@ def drawn(op: str, cases: int) -> Counter[str]:
     found: Counter[str] = Counter()
     for case in drawn_cases(op, cases, 1 << 16):
         bench = Bench(case)
-        expected = bench.expected()
-        comparisons = []
-        for name in bench.op.outputs:
-            value = (expected if name == bench.op.outputs[0] else expected.others[name]).value
-            raw = case.outputs[name].type.encode(value)
-            comparisons.append(compare(case, bench.op, bench.values, expected, raw, EXACT, name))
-        found[vacuous(bench.op, case, bench.values, comparisons, EXACT)] += 1
+        found[vacuous(bench.op, case, bench.values, bench.expected(), EXACT)] += 1
     return found
 
 

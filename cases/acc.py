@@ -41,7 +41,10 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         views.through_view(case, added)[...] = b
         rounded = np.where(holds_sum(dtype.decode(raw["a"]), added), 0.0, rounded)
     bound = rounded + converted + flushed
-    bound = np.where(inside, np.where(np.abs(value) > dtype.largest, np.inf, bound), 0.0)
+    too_large = np.abs(value) > dtype.largest
+    if numerics.any_rounding:  # rounded up, the last of the finite ones are infinite
+        too_large |= np.abs(value) + bound > dtype.largest
+    bound = np.where(inside, np.where(too_large, np.inf, bound), 0.0)
     zero = inside & (operands == 0)
     if numerics.any_rounding:
         negative = np.signbit(dtype.decode(raw["a"]))
@@ -94,6 +97,7 @@ OP = Op(
     traits=views.traits,
     alone=views.alone,
     hypotheses=hypotheses,
+    pointwise=True,
     sources=views.sources,
     flops=lambda case: case.inputs["b"].size,
     moves=views.moves,

@@ -55,7 +55,7 @@ def _elu(x: Approx) -> Approx:
     return Approx.where(x.value > 0, x, expm1(x))
 
 
-def _softplus(x: Approx) -> Approx:
+def softplus(x: Approx) -> Approx:
     """ln(1 + e^x), also as max(x, 0) + ln(1 + e^−|x|); beyond 20 also x itself."""
     safe = x.maximum(0.0) + (1 + (-abs(x)).exp()).log()
     direct = (1 + x.exp()).log()
@@ -128,7 +128,7 @@ OPS: tuple[Op, ...] = (
     ),
     elementwise("expm1", "e^x − 1", expm1, mistakes={"1 is not subtracted": Approx.exp}),
     elementwise(
-        "softplus", "ln(1 + e^x)", _softplus, mistakes={"1 is left out: x is returned": lambda x: x.maximum(0.0)}
+        "softplus", "ln(1 + e^x)", softplus, mistakes={"1 is left out: x is returned": lambda x: x.maximum(0.0)}
     ),
     elementwise(
         "floor", "⌊x⌋", lambda x: x.stepped(np.floor), mistakes={"x is cut off": lambda x: x.stepped(np.trunc)}

@@ -9,7 +9,16 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import (
+    among,
+    forms,
+    inner_sizes,
+    integers,
+    outer_sizes,
+    rare_sizes,
+    scales,
+    within,
+)
 from opconform.harness.explain.hypotheses import TILES
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
@@ -94,15 +103,22 @@ def check(case: Case) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Rows along any axis, up to 1025 long; shrinks to one element along ne0."""
-    axis = draw(st.sampled_from(freedom.choices("axis", range(4))))
-    exclusive = draw(st.sampled_from(freedom.choices("exclusive", (False, True))))
-    reverse = draw(st.sampled_from(freedom.choices("reverse", (False, True))))
-    length = draw(inner_sizes(draw(scales())))
-    ne = [draw(inner_sizes(9)), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
-    ne[axis] = length
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
-        ne[draw(st.integers(0, 3))] = 0
+    """Rows along any axis, up to 1025 long, or in a rare form; shrinks to one element along ne0."""
+    axis = draw(among(freedom.choices("axis", range(4))))
+    exclusive = draw(among(freedom.choices("exclusive", (False, True))))
+    reverse = draw(among(freedom.choices("reverse", (False, True))))
+    form = draw(forms())
+    if form == "usual":
+        length = draw(inner_sizes(draw(scales())))
+        if length == 1 and draw(integers(0, 15)) < 15:  # the sum is x itself, or nothing
+            length = 2
+        ne = [draw(inner_sizes(9)), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
+        ne[axis] = length
+    else:
+        ne = draw(rare_sizes(form, range(4), axis, [other for other in range(4) if other != axis]))
+        ne[axis] = max(ne[axis], 2)
+    if form == "usual" and freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
+        ne[draw(integers(0, 3))] = 0
     shape = within(ne, 4, freedom)[::-1]
     params = {"axis": axis, "exclusive": exclusive, "reverse": reverse}
     return Problem(params, "f32", {"x": shape}, shape)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from opconform.cases import activations
 from opconform.cases.families import choice, elementwise
 from opconform.cases.shapes import check_out, is_aligned, rows
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, Raw
@@ -65,9 +66,9 @@ def _check(case: Case) -> None:
 @st.composite
 def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of two halves; shrinks to two elements."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", _DTYPES)))
+    dtype = draw(among(freedom.choices("dtype", _DTYPES)))
     out = draw(rows(freedom, 2 * DTYPES[dtype].itemsize))
-    swapped = draw(st.sampled_from(freedom.choices("swapped", (False, True))))
+    swapped = draw(among(freedom.choices("swapped", (False, True))))
     return Problem({"swapped": swapped}, dtype, {"x": (*out[:-1], 2 * out[-1])}, out)
 
 
@@ -123,6 +124,11 @@ def _oai(a: Approx, b: Approx, alpha: float, limit: float) -> Approx:
     return x / (1 + (x * -alpha).exp()) * (y + 1.0)
 
 
+def _clamped(a: Approx, b: Approx, limit: float) -> Approx:
+    """x / (1 + e^−x) · y, x = min(a, limit), y = b between −limit and limit."""
+    return activations.silu(a.minimum(limit)) * b.maximum(-limit).minimum(limit)
+
+
 OPS = (
     *(_packed(name, gate) for name, gate in GATES.items()),
     *(_split(name, gate) for name, gate in GATES.items()),
@@ -138,6 +144,20 @@ OPS = (
         dtypes=("f32",),
         mistakes={
             "1 is not added to b": lambda a, b, p: _oai(a, b - 1.0, float(p["alpha"]), float(p["limit"])),
+        },
+    ),
+    elementwise(
+        "swiglu_clamp",
+        "x / (1 + e^−x) · y, x = min(a, limit), y = b between −limit and limit",
+        lambda a, b, p: _clamped(a, b, float(p["limit"])),
+        inputs=("a", "b"),
+        params={"limit": choice(10.0, 7.0, 1.0, 2.5, without=1e30, least=0.0)},
+        mistakes={
+            "b is not cut off": lambda a, b, p: activations.silu(a.minimum(float(p["limit"]))) * b,
+            "a is not cut off": lambda a, b, p: (
+                activations.silu(a) * b.maximum(-float(p["limit"])).minimum(float(p["limit"]))
+            ),
+            "a is cut off below too": lambda a, b, p: _clamped(a.maximum(-float(p["limit"])), b, float(p["limit"])),
         },
     ),
 )

@@ -1,4 +1,4 @@
-"""Ops over more than a row: SUM of all elements, and GROUP_NORM over groups of channels."""
+"""Ops over more than a row: SUM of all elements, GROUP_NORM over groups of channels, ADD_REL_POS."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from opconform.cases.rows import standardised
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import inner_sizes, within
+from opconform.harness.draw.strategies import among, inner_sizes, within
 from opconform.harness.model.approx import Approx
-from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op, Problem, Sizes
 
 
 def total(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -31,7 +31,7 @@ def total(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
 @st.composite
 def _sum_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    dtype = draw(st.sampled_from(freedom.choices("dtype", ("f32", "f16"))))
+    dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
     return Problem({}, dtype, {"x": draw(tensors(freedom, 4))}, (1, 1, 1, 1))
 
 
@@ -92,12 +92,12 @@ def _is_even(channels: int, groups: int) -> bool:
 @st.composite
 def _group_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Channels in groups, which need not divide them; shrinks to one element."""
-    channels, groups = draw(inner_sizes(33)), draw(st.sampled_from((1, 2, 3, 4, 5, 8, 32)))
+    channels, groups = draw(inner_sizes(33)), draw(among((1, 2, 3, 4, 5, 8, 32)))
     if not freedom.choices("even", (False,)) and not _is_even(channels, groups):
         channels *= groups
-    ne = [draw(inner_sizes(17)), draw(inner_sizes(9)), channels, draw(st.sampled_from((1, 2, 3)))]
+    ne = [draw(inner_sizes(17)), draw(inner_sizes(9)), channels, draw(among((1, 2, 3)))]
     shape = within(ne, 4, freedom)[::-1]
-    eps = draw(st.sampled_from((1e-6, 1e-5, 1.0, 0.0)))
+    eps = draw(among((1e-6, 1e-5, 1.0, 0.0)))
     return Problem({"n_groups": groups, "eps": eps}, "f32", {"x": shape}, shape)
 
 
@@ -111,6 +111,80 @@ def _group_faults(image: Image) -> Iterator[Hypothesis]:
 
 def _without_mean(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     return _normed(lambda x, variance, p: x.over_root(variance + float(p["eps"])), case, raw, numerics)
+
+
+# --- ADD_REL_POS ---
+
+
+def add_rel_pos(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """out[i, q, y·n + x] = a[i, q, y·n + x] + ph[i, q, y] + pw[i, q, x]: attention of query q to a window of n × n.
+
+    A sum of three numbers in any order: γ_2·(|a| + |ph| + |pw|) (Higham 2002, eq. 4.4). The two axes of pw and ph
+    before the innermost one count queries, as that of a does.
+    """
+    return _with_positions(case, raw, numerics, "ph", "pw")
+
+
+def _with_positions(case: Case, raw: Mapping[str, Raw], numerics: Numerics, down: str, across: str) -> Expected:
+    """`down` goes with the row of the window, `across` with its column; "" for none."""
+    _, count, queries, places = case.inputs["a"].shape
+    n = case.inputs["pw"].shape[3]
+    parts = np.zeros((count, queries, n, n, 3))
+    a, *others = (case.inputs[name].type.decode(raw[name]) for name in ("a", *filter(None, (down, across))))
+    parts[..., 0] = a.reshape(count, queries, n, n)
+    found = dict(zip(filter(None, (down, across)), (it.reshape(count, queries, n) for it in others)))
+    if down:
+        parts[..., 1] = found[down][:, :, :, None]
+    if across:
+        parts[..., 2] = found[across][:, :, None, :]
+    sums = Approx.of(parts.reshape(1, count, queries, places, 3), case.inputs["a"].type, numerics).sum()
+    stored = sums.stored(case.outputs["out"].type, (1, count, queries, places, 1))
+    exact = None if stored.exact is None else stored.exact[..., 0]
+    bits = None if stored.bits is None else stored.bits[..., 0]
+    return Expected(stored.value[..., 0], stored.bound[..., 0], exact, bits)
+
+
+def _check_positions(case: Case) -> None:
+    a, pw, ph = (case.inputs[name].shape for name in ("a", "pw", "ph"))
+    if pw != ph or a != (1, pw[0], pw[1] * pw[2], pw[3] * pw[3]):
+        raise CaseError(f"a has shape {a}, pw {pw}, ph {ph}; for (m, y, x, n) of both others a is (1, m, y·x, n·n)")
+    if case.inplace is None:
+        check_out(case, a)
+    elif case.inplace != "a" or case.outputs["out"].shape != a:
+        raise CaseError("out must have the shape of a, and its memory where it works in place")
+
+
+def _position_sizes(case: Case) -> Sizes:
+    """The window, the queries in either direction, and how many there are of them."""
+    part = case.inputs["pw"].shape
+
+    def made(its: Mapping[str, int]) -> tuple[dict[str, tuple[int, ...]], dict[str, Param]]:
+        m, y, x, n = (its[name] for name in "myxn")
+        a = (1, m, y * x, n * n)
+        return {"a": a, "pw": (m, y, x, n), "ph": (m, y, x, n), "out": a}, {}
+
+    return Sizes(dict(zip("myxn", part)), made)
+
+
+@st.composite
+def _position_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """Windows of up to 14 × 14, as SAM has them; shrinks to one place."""
+    n, y, x = (draw(among(sizes)) for sizes in ((1, 2, 3, 5, 7, 14), (1, 2, 3, 5), (1, 2, 3, 7)))
+    m = draw(among((1, 2, 3)))
+    part = within((n, x, y, m), 4 * n, freedom)[::-1]
+    a = (1, part[0], part[1] * part[2], part[3] * part[3])
+    inplace = draw(among(freedom.choices("inplace", (False, False, True))))
+    return Problem({}, "f32", {"a": a, "pw": part, "ph": part}, a, "a" if inplace else None)
+
+
+def _position_faults(image: Image) -> Iterator[Hypothesis]:
+    for says, down, across in (
+        ("pw and ph are exchanged", "pw", "ph"),
+        ("pw is left out", "ph", ""),
+        ("ph is left out", "", "pw"),
+    ):
+        wrong = partial(_with_positions, down=down, across=across)
+        yield Hypothesis(says, partial(image.with_expect, wrong))
 
 
 _SUM: Expect = total
@@ -140,5 +214,19 @@ OPS = (
         check=_check_groups,
         traits=_traits,
         hypotheses=_group_faults,
+    ),
+    Op(
+        name="add_rel_pos",
+        summary="attention to a window, and the part of its positions in either direction",
+        inputs=("a", "pw", "ph"),
+        params={},
+        dtypes=("f32",),
+        problems=_position_problems,
+        expect=add_rel_pos,
+        bound="γ_2·(|a| + |ph| + |pw|)",
+        check=_check_positions,
+        traits=lambda case: {"aligned": is_aligned(case)},
+        hypotheses=_position_faults,
+        sizes=_position_sizes,
     ),
 )

@@ -1,4 +1,5 @@
-"""Ops that move or mask elements of more than one argument, or by their place: CONCAT and DIAG_MASK_INF."""
+"""Ops that move or mask elements of more than one argument, or by their place: CONCAT, DIAG_MASK_INF and
+DIAG_MASK_ZERO."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import inner_sizes
+from opconform.harness.draw.strategies import among, inner_sizes
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, Raw
 from opconform.harness.model.expected import Expect, Expected
@@ -53,8 +54,8 @@ def _check_concat(case: Case) -> None:
 @st.composite
 def _concat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that agree but for one axis; shrinks to two elements."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", _TYPES)))
-    dim = draw(st.sampled_from(freedom.choices("dim", range(4))))
+    dtype = draw(among(freedom.choices("dtype", _TYPES)))
+    dim = draw(among(freedom.choices("dim", range(4))))
     a = draw(tensors(freedom, 2 * DTYPES[dtype].itemsize))
     axis = 3 - dim
     n = min(draw(inner_sizes(33)), max(a[axis], 1) * 2)
@@ -85,7 +86,7 @@ def _joined(names: tuple[str, str], axis: int | None = None) -> Expect:
     return wrong
 
 
-# --- DIAG_MASK_INF ---
+# --- DIAG_MASK_INF and DIAG_MASK_ZERO ---
 
 
 def diag_mask_inf(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
@@ -93,10 +94,15 @@ def diag_mask_inf(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Exp
     return _masked(case, raw, int(case.params["n_past"]))
 
 
+def diag_mask_zero(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """x where i0 ≤ n_past + i1, else +0: every bit counts."""
+    return _masked(case, raw, int(case.params["n_past"]))
+
+
 def _masked(case: Case, raw: Mapping[str, Raw], past: int) -> Expected:
     x = case.inputs["x"]
     row, column = np.ogrid[: x.shape[2], : x.shape[3]]
-    least = x.type.encode(np.full((), -np.inf))
+    least = x.type.encode(np.full((), -np.inf if case.op == "diag_mask_inf" else 0.0))
     return _bits(case, np.where(column > past + row, least, raw["x"]).astype(x.type.raw))
 
 
@@ -113,7 +119,7 @@ def _check_mask(case: Case) -> None:
 def _mask_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4))
     params = draw(drawn_params(freedom, {"n_past": _PAST}))
-    inplace = draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
+    inplace = draw(among(freedom.choices("inplace", (False, False, True))))
     return Problem(params, "f32", {"x": shape}, shape, "x" if inplace else None)
 
 
@@ -148,17 +154,23 @@ OPS = (
         hypotheses=_concat_faults,
         copies=True,
     ),
-    Op(
-        name="diag_mask_inf",
-        summary="x, but −infinity right of the diagonal moved by n_past",
-        inputs=("x",),
-        params={"n_past": int},
-        dtypes=("f32",),
-        problems=_mask_problems,
-        expect=diag_mask_inf,
-        bound="the bits of x, or −infinity",
-        check=_check_mask,
-        traits=lambda case: {"aligned": is_aligned(case), "inplace": case.inplace is not None},
-        hypotheses=_mask_faults,
+    *(
+        Op(
+            name=name,
+            summary=f"x, but {filler} right of the diagonal moved by n_past",
+            inputs=("x",),
+            params={"n_past": int},
+            dtypes=("f32",),
+            problems=_mask_problems,
+            expect=expect,
+            bound=f"the bits of x, or {filler}",
+            check=_check_mask,
+            traits=lambda case: {"aligned": is_aligned(case), "inplace": case.inplace is not None},
+            hypotheses=_mask_faults,
+        )
+        for name, expect, filler in (
+            ("diag_mask_inf", diag_mask_inf, "−infinity"),
+            ("diag_mask_zero", diag_mask_zero, "+0"),
+        )
     ),
 )

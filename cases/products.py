@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import inner_sizes, scales
+from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import BF16, DTYPES, F16, F32, F64, QUANTISED, DType, Mask, Raw
@@ -179,16 +179,16 @@ def lengths(draw: st.DrawFn, dtype: str) -> int:
     block = DTYPES[dtype].block
     if block == 1:
         return draw(inner_sizes(draw(scales())))
-    return block * draw(st.sampled_from((1, 2, 3, 4, 5) if block < 256 else (1, 1, 2, 3)))
+    return block * draw(among((1, 2, 3, 4, 5) if block < 256 else (1, 1, 2, 3)))
 
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Matrices of up to 65 rows each, with outer axes over which a is repeated; shrinks to one product."""
-    dtype = draw(st.sampled_from(weight_types(freedom)))
-    k, m, n = draw(lengths(dtype)), draw(st.sampled_from(_SMALL)), draw(st.sampled_from(_SMALL))
-    outer = (draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2, 3))))
-    repeats = draw(st.sampled_from(((1, 1), (1, 2), (2, 1), (1, 4), (3, 2))))
+    dtype = draw(among(weight_types(freedom)))
+    k, m, n = draw(lengths(dtype)), draw(among(_SMALL)), draw(among(_SMALL))
+    outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
+    repeats = draw(among(((1, 1), (1, 2), (2, 1), (1, 4), (3, 2))))
     if not freedom.choices("repeats", (True,)):
         repeats = (1, 1)
     b = (outer[0] * repeats[0], outer[1] * repeats[1], n, k)
@@ -287,13 +287,13 @@ def traits_id(case: Case) -> dict[str, str | bool]:
 @st.composite
 def problems_id(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Up to 16 experts, of which each token uses some; shrinks to one token and one expert."""
-    dtype = draw(st.sampled_from(weight_types(freedom)))
-    k, m = draw(lengths(dtype)), draw(st.sampled_from(_SMALL))
-    experts, tokens = draw(st.sampled_from((1, 2, 3, 4, 8, 16))), draw(st.sampled_from((1, 2, 3, 5, 8, 32, 33)))
+    dtype = draw(among(weight_types(freedom)))
+    k, m = draw(lengths(dtype)), draw(among(_SMALL))
+    experts, tokens = draw(among((1, 2, 3, 4, 8, 16))), draw(among((1, 2, 3, 5, 8, 32, 33)))
     if not freedom.choices("one_token", (False,)):
         tokens = 1
-    used = draw(st.sampled_from([n for n in (1, 2, 3, 4, 6, 8) if n <= experts]))
-    rows = draw(st.sampled_from((1, used)))
+    used = draw(among([n for n in (1, 2, 3, 4, 6, 8) if n <= experts]))
+    rows = draw(among((1, used)))
     shapes = {"a": (1, experts, m, k), "b": (1, tokens, rows, k), "ids": (1, 1, tokens, used)}
     return Problem({}, "f32", shapes, (1, tokens, used, m), dtypes={"a": dtype, "ids": "i32"})
 
@@ -334,11 +334,11 @@ def check_outer(case: Case) -> None:
 @st.composite
 def problems_outer(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Like those of MUL_MAT, turned; shrinks to one product."""
-    dtype = draw(st.sampled_from(weight_types(freedom)))
+    dtype = draw(among(weight_types(freedom)))
     m = draw(lengths(dtype))
-    k, n = draw(st.sampled_from(_SMALL)), draw(st.sampled_from(_SMALL))
-    outer = (draw(st.sampled_from((1, 2))), draw(st.sampled_from((1, 2, 3))))
-    repeats = draw(st.sampled_from(((1, 1), (1, 2), (2, 1)))) if freedom.choices("repeats", (True,)) else (1, 1)
+    k, n = draw(among(_SMALL)), draw(among(_SMALL))
+    outer = (draw(among((1, 2))), draw(among((1, 2, 3))))
+    repeats = draw(among(((1, 1), (1, 2), (2, 1)))) if freedom.choices("repeats", (True,)) else (1, 1)
     b = (outer[0] * repeats[0], outer[1] * repeats[1], k, n)
     return Problem({}, "f32", {"a": (*outer, k, m), "b": b}, (*b[:2], n, m), dtypes={"a": dtype})
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import within
+from opconform.harness.draw.strategies import among, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F64, Raw
@@ -121,6 +121,11 @@ def _waves(theta: F64, off: F64, like: Approx, scale: F64) -> tuple[Approx, Appr
     return made[0], made[1]
 
 
+def back(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """ROPE by the negative angle, with the same magnitude: the transpose of a rotation (`expect` has the bound)."""
+    return _turned(case, raw, numerics, {})
+
+
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """Pairs (x, y) become (x·cos θ − y·sin θ, x·sin θ + y·cos θ), times a magnitude; other channels keep their bits.
 
@@ -140,7 +145,7 @@ def _turned(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mappi
     first, second = _pairs(params, theta.shape[1])
     x, y = (Approx.of(np.ascontiguousarray(values[..., place]), layout.type, numerics) for place in (first, second))
     cos, sin = _waves(theta[None, :, None], off[None, :, None], x, np.asarray(magnitude))
-    if wrong.get("backwards"):
+    if bool(wrong.get("backwards")) != (case.op == "rope_back"):
         sin = -sin
     one = (x * cos - y * sin).stored(layout.type, x.value.shape)
     other = (x * sin + y * cos).stored(layout.type, x.value.shape)
@@ -154,6 +159,13 @@ def _pairs(params: Mapping[str, Param], pairs: int) -> tuple[Places, Places]:
     """The channels of each pair."""
     i, mode = np.arange(pairs, dtype=np.int64), int(params["mode"])
     return (2 * i, 2 * i + 1) if mode == NORMAL else (i, i + pairs)
+
+
+def _geometry(params: Mapping[str, Param]) -> list[list[int]]:
+    """What a mode is about, apart from vision's: which channels are a pair, which position turns it and how fast. Of
+    few pairs several modes make the same."""
+    pairs = int(params["n_dims"]) // 2
+    return [places.tolist() for places in (*_channels(params, pairs), *_pairs(params, pairs))]
 
 
 def check(case: Case) -> None:
@@ -170,6 +182,8 @@ def check(case: Case) -> None:
     sections = [int(params[f"s{k}"]) for k in range(4)]
     if mode not in (NORMAL, NEOX) and (min(sections) < 0 or not 0 < sum(sections) <= x[3] or not sections[0]):
         raise CaseError(f"sections are {sections}; they must be from 0 on, the first above 0, {x[3]} together at most")
+    if mode == VISION and any(sections[2:]) and sum(sections[:2]) < n:
+        raise CaseError(f"sections are {sections}; the mode of vision has two: the others must be 0, or out of reach")
     if params["ext_factor"] and min(float(params[it]) for it in ("n_ctx_orig", "beta_fast", "beta_slow")) <= 0:
         raise CaseError("with ext_factor, n_ctx_orig, beta_fast and beta_slow must be above 0")
     if "factors" in case.inputs and (case.inputs["factors"].shape[3] < n // 2 or case.inputs["factors"].shape[2] != 1):
@@ -201,15 +215,15 @@ def traits(case: Case) -> dict[str, Any]:
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Heads of up to 256 channels in every mode; shrinks to one pair of one token."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", ("f32", "f16"))))
-    mode = draw(st.sampled_from(freedom.choices("mode", tuple(_MODES))))
-    half = draw(st.sampled_from((1, 2, 3, 4, 8, 16, 20, 32, 40, 64)))
+    dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
+    mode = draw(among(freedom.choices("mode", tuple(_MODES))))
+    half = draw(among((1, 2, 3, 4, 8, 16, 20, 32, 40, 64)))
     n, width = 2 * half, 2 * half
     if mode == VISION:
         width = 2 * n
-    elif draw(st.sampled_from(freedom.choices("whole", (True, False)))) is False:
-        width = n + 2 * draw(st.sampled_from((1, 3, 16)))
-    heads, tokens, batch = (draw(st.sampled_from(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), (1, 2, 3)))
+    elif draw(among(freedom.choices("whole", (True, False)))) is False:
+        width = n + 2 * draw(among((1, 3, 16)))
+    heads, tokens, batch = (draw(among(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), (1, 2, 3)))
     ne = [width, heads, tokens, batch]
     shape = within(ne, DTYPES[dtype].itemsize, freedom)[::-1]
     if shape[3] != width:
@@ -217,28 +231,28 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     sections = [0, 0, 0, 0]
     if mode not in (NORMAL, NEOX):
         pairs = half if mode != VISION else n
-        first = draw(st.sampled_from(sorted({1, max(pairs // 4, 1), max(pairs // 2, 1), pairs})))
-        second = min(draw(st.sampled_from((1, 2, 8, 24))), pairs - first)
+        first = draw(among(sorted({1, max(pairs // 4, 1), max(pairs // 2, 1), pairs})))
+        second = min(draw(among((1, 2, 8, 24))), pairs - first)
         sections = [first, second, 0 if mode == VISION else pairs - first - second, 0]
         if mode == IMROPE and pairs >= 3:
             sections = [pairs - 2 * (pairs // 3), pairs // 3, pairs // 3, 0]
-    extended = draw(st.sampled_from(freedom.choices("extended", (False, False, True))))
+    extended = draw(among(freedom.choices("extended", (False, False, True))))
     params: dict[str, Param] = {
         "n_dims": n,
         "mode": mode,
-        "n_ctx_orig": 4096 if extended else draw(st.sampled_from((0, 4096))),
-        "freq_base": draw(st.sampled_from((10000.0, 500000.0, 1000000.0, 100.0))),
-        "freq_scale": draw(st.sampled_from((1.0, 0.25, 0.5))),
-        "ext_factor": draw(st.sampled_from((1.0, 0.5))) if extended else 0.0,
-        "attn_factor": draw(st.sampled_from((1.0, 0.5, 1.25))),
+        "n_ctx_orig": 4096 if extended else draw(among((0, 4096))),
+        "freq_base": draw(among((10000.0, 500000.0, 1000000.0, 100.0))),
+        "freq_scale": draw(among((1.0, 0.25, 0.5))),
+        "ext_factor": draw(among((1.0, 0.5))) if extended else 0.0,
+        "attn_factor": draw(among((1.0, 0.5, 1.25))),
         "beta_fast": 32.0,
         "beta_slow": 1.0,
         **{f"s{k}": size for k, size in enumerate(sections)},
     }
     shapes = {"x": shape, "pos": (1, 1, 1, shape[1] * (1 if mode in (NORMAL, NEOX) else 4))}
-    if draw(st.sampled_from(freedom.choices("factored", (False, False, True)))):
+    if draw(among(freedom.choices("factored", (False, False, True)))):
         shapes["factors"] = (1, 1, 1, n if mode == VISION else half)
-    inplace = "x" if draw(st.sampled_from(freedom.choices("inplace", (False, False, True)))) else None
+    inplace = "x" if draw(among(freedom.choices("inplace", (False, False, True)))) else None
     kinds = {name: "i32" if name == "pos" else "f32" for name in shapes if name != "x"}
     return Problem(params, dtype, shapes, shape, inplace, dtypes=kinds)
 
@@ -262,7 +276,7 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
     for mode, name in _MODES.items():
         other = {"mode": mode}
         same_count = (mode in (NORMAL, NEOX)) == (int(params["mode"]) in (NORMAL, NEOX))
-        if mode != params["mode"] and VISION not in (mode, params["mode"]) and same_count:
+        if VISION not in (mode, params["mode"]) and same_count and _geometry({**params, **other}) != _geometry(params):
             yield Hypothesis(f"the mode is that of {name}", partial(image.with_expect, _otherwise(other)))
     for name, neutral, says in (
         ("freq_scale", 1.0, "freq_scale is left out"),
@@ -273,7 +287,8 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         if params[name] != neutral:
             yield Hypothesis(says, partial(image.with_expect, _otherwise({name: neutral})))
     yield Hypothesis("the factors are left out", partial(image.with_expect, _otherwise({"unfactored": True})))
-    yield Hypothesis("it turns backwards", partial(image.with_expect, _otherwise({"backwards": True})))
+    says = "it turns forwards" if image.case.op == "rope_back" else "it turns backwards"
+    yield Hypothesis(says, partial(image.with_expect, _otherwise({"backwards": True})))
     pos = image.raw["pos"]
     first = np.broadcast_to(pos[..., :1], pos.shape)
     yield Hypothesis("every token has the first one's position", partial(image.with_inputs, pos=first))
@@ -286,10 +301,10 @@ def _otherwise(wrong: Mapping[str, Any]) -> Expect:
 
 
 _FLOATS = ("freq_base", "freq_scale", "ext_factor", "attn_factor", "beta_fast", "beta_slow")
-OPS = (
+OPS = tuple(
     Op(
-        name="rope",
-        summary="pairs of channels turned by position · base^(−2i/n)",
+        name=name,
+        summary=summary,
         inputs=("x", "pos", "factors"),
         params={
             **dict.fromkeys(("n_dims", "mode", "n_ctx_orig"), int),
@@ -299,7 +314,7 @@ OPS = (
         dtypes=("f32", "f16"),
         argument_dtypes={"pos": ("i32",), "factors": ("f32",)},
         problems=problems,
-        expect=expect,
+        expect=reference,
         bound="(|x| + |y|)·(δθ + the error of cos and sin) and the rounding of each step; the bits of other channels",
         check=check,
         traits=traits,
@@ -310,5 +325,9 @@ OPS = (
             recipes=("small_int", "normal", "signed_zero", "denormal", "wide"),
             shape_values=place,
         ),
-    ),
+    )
+    for name, reference, summary in (
+        ("rope", expect, "pairs of channels turned by position · base^(−2i/n)"),
+        ("rope_back", back, "pairs of channels turned back by position · base^(−2i/n): the gradient of x through ROPE"),
+    )
 )

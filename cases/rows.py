@@ -39,6 +39,15 @@ def standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
     return (x - mean).over_root(square).besides(x.over_root(square), mean.over_root(square))
 
 
+def _norm_back(dz: Approx, x: Approx, eps: float) -> Approx:
+    """(dz − x·Σx·dz / (Σx² + n·eps)) / √(Σx²/n + eps). Some kernels divide the means, and some scale dz and x apart."""
+    squares, along, n = (x * x).sum(), (x * dz).sum(), float(max(x.value.shape[-1], 1))
+    mean = (x * x).mean() + eps
+    ratio = (along / (squares + squares.constant(eps * n, roundings=2))).either((x * dz).mean() / mean)
+    taken = x * ratio
+    return (dz - taken).over_root(mean).besides(dz.over_root(mean), taken.over_root(mean))
+
+
 def _over_less(x: Approx) -> float:
     """n / (n − 1)."""
     n = int(x.value.shape[-1])
@@ -112,5 +121,33 @@ OPS = (
             ),
         },
         copied="normalised",
+    ),
+    row_op(
+        "rms_norm_back",
+        "(dz − x·Σx·dz / (Σx² + n·eps)) / √(Σx²/n + eps): the gradient of x through RMS_NORM, row by row",
+        lambda dz, x, p: _norm_back(dz, x, float(p["eps"])),
+        inputs=("dz", "x"),
+        params={"eps": _EPS},
+        mistakes={
+            "dz and x are exchanged": lambda dz, x, p: _norm_back(x, dz, float(p["eps"])),
+            "the part along x is left out": lambda dz, x, p: dz.over_root((x * x).mean() + float(p["eps"])),
+            "eps counts once, not n times, beside Σx²": lambda dz, x, p: (
+                dz - x * ((x * dz).sum() / ((x * x).sum() + float(p["eps"])))
+            ).over_root((x * x).mean() + float(p["eps"])),
+        },
+        copied="projected",
+    ),
+    row_op(
+        "soft_max_back",
+        "scale · y·(dy − Σ y·dy): the gradient of x through y = softmax(scale·x), row by row",
+        lambda dy, y, p: (dy - (y * dy).sum()).times(y, y.constant(float(p["scale"]))),
+        inputs=("dy", "y"),
+        params={"scale": choice(1.0, 0.125, 2.0, 0.08838834764831845, without=1.0)},
+        mistakes={
+            "dy and y are exchanged": lambda dy, y, p: (y - (y * dy).sum()) * dy * float(p["scale"]),
+            "Σ y·dy is left out": lambda dy, y, p: dy * y * float(p["scale"]),
+            "the mean of y·dy is taken, not its sum": lambda dy, y, p: (dy - (y * dy).mean()) * y * float(p["scale"]),
+        },
+        copied="projected",
     ),
 )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.conversions import converted
 from opconform.cases.shapes import check_out, is_aligned, rows
-from opconform.harness.draw.strategies import inner_sizes, scales
+from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, QUANTISED, DType, Raw
@@ -38,7 +38,7 @@ def _with_decoder(types: list[str]) -> list[str]:
 @st.composite
 def _length(draw: st.DrawFn, dtype: str) -> int:
     block = DTYPES[dtype].block
-    return draw(inner_sizes(draw(scales()))) if block == 1 else block * draw(st.sampled_from((1, 2, 3)))
+    return draw(inner_sizes(draw(scales()))) if block == 1 else block * draw(among((1, 2, 3)))
 
 
 def _decoded(raw: Raw, came: DType, goes: DType, numerics: Numerics) -> Expected:
@@ -92,9 +92,9 @@ def _check_get_rows(case: Case) -> None:
 @st.composite
 def _get_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some rows of tables; shrinks to one row of one element."""
-    dtype = draw(st.sampled_from(_with_decoder(freedom.choices("table", _TABLES))))
-    table, count = draw(st.sampled_from((1, 2, 3, 5, 17, 64))), draw(st.sampled_from((1, 2, 3, 4, 7, 33)))
-    outer = (draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2, 3))))
+    dtype = draw(among(_with_decoder(freedom.choices("table", _TABLES))))
+    table, count = draw(among((1, 2, 3, 5, 17, 64))), draw(among((1, 2, 3, 4, 7, 33)))
+    outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
     n = draw(_length(dtype))
     shapes = {"a": (*outer, table, n), "b": (1, *outer, count)}
     goes = "i32" if dtype == "i32" else "f32"
@@ -192,16 +192,16 @@ def _check_set_rows(case: Case) -> None:
 @st.composite
 def _set_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of caches; shrinks to one row of one element."""
-    dtype = draw(st.sampled_from(_with_decoder(freedom.choices("dtype", _STORED))))
-    table = draw(st.sampled_from((1, 2, 3, 5, 17, 64)))
-    count = draw(st.sampled_from([n for n in (1, 2, 3, 4, 7, 33) if n <= table]))
-    outer = (draw(st.sampled_from((1, 2, 3))), draw(st.sampled_from((1, 2, 3))))
+    dtype = draw(among(_with_decoder(freedom.choices("dtype", _STORED))))
+    table = draw(among((1, 2, 3, 5, 17, 64)))
+    count = draw(among([n for n in (1, 2, 3, 4, 7, 33) if n <= table]))
+    outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
     n = draw(_length(dtype))
-    c = (1, draw(st.sampled_from((outer[0], 1))), draw(st.sampled_from((outer[1], 1))), count)
+    c = (1, draw(among((outer[0], 1))), draw(among((outer[1], 1))), count)
     shapes = {"a": (*outer, table, n), "b": (*outer, count, n), "c": c}
     kinds = {
-        "b": draw(st.sampled_from(freedom.choices("source", ("f32", "f16")))),
-        "c": draw(st.sampled_from(freedom.choices("index", ("i64", "i32")))),
+        "b": draw(among(freedom.choices("source", ("f32", "f16")))),
+        "c": draw(among(freedom.choices("index", ("i64", "i32")))),
     }
     return Problem({}, dtype, shapes, shapes["a"], "a", dtypes=kinds)
 
@@ -232,7 +232,7 @@ def _check_add_id(case: Case) -> None:
 def _add_id_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of some tokens, each of which uses some experts; shrinks to one element."""
     n = draw(inner_sizes(draw(scales())))
-    tokens, used, experts = (draw(st.sampled_from(sizes)) for sizes in ((1, 2, 3, 17), (1, 2, 3, 4), (1, 2, 4, 33)))
+    tokens, used, experts = (draw(among(sizes)) for sizes in ((1, 2, 3, 17), (1, 2, 3, 4), (1, 2, 4, 33)))
     a = (1, tokens, used, n)
     shapes = {"a": a, "b": (1, 1, experts, n), "ids": (1, 1, tokens, used)}
     return Problem({}, "f32", shapes, a, dtypes={"ids": "i32"})
@@ -325,7 +325,7 @@ def _judge_largest(case: Case, raw: Mapping[str, Raw], expected: Expected, got: 
 @st.composite
 def _argsort_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4))
-    order = draw(st.sampled_from(freedom.choices("order", ("asc", "desc"))))
+    order = draw(among(freedom.choices("order", ("asc", "desc"))))
     return Problem({"order": order}, "i32", {"x": shape}, shape, dtypes={"x": "f32"})
 
 
@@ -335,7 +335,7 @@ def _top_k_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     ks = {k for k in (1, 2, 3, 4, 8, 10, 40, 100) if k <= shape[-1]} | {shape[-1]}
     if not freedom.choices("single", (True,)):
         ks -= {1} if ks != {1} else set()
-    k = draw(st.sampled_from(sorted(ks)))
+    k = draw(among(sorted(ks)))
     return Problem({"k": k}, "i32", {"x": shape}, (*shape[:-1], k), dtypes={"x": "f32"})
 
 

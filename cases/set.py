@@ -77,6 +77,7 @@ OP = Op(
     traits=views.traits,
     alone=views.alone,
     hypotheses=hypotheses,
+    pointwise=True,
     sources=sources,
     moves=views.moves_without_reading,
 )

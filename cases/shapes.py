@@ -6,7 +6,18 @@ import math
 
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import (
+    among,
+    counts,
+    few,
+    forms,
+    inner_sizes,
+    integers,
+    outer_sizes,
+    rare_sizes,
+    scales,
+    within,
+)
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.limits import Freedom
 
@@ -28,20 +39,35 @@ def is_aligned(case: Case) -> bool:
 
 @st.composite
 def rows(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
-    """Shapes of four axes, the innermost up to 1025 and longest, now and then empty; shrinks to one element."""
+    """Shapes of four axes, the innermost up to 1025 and longest, now and then empty, or in a rare form; shrinks to one
+    element."""
+    form = draw(forms())
+    if form != "usual":
+        return within(draw(rare_sizes(form, range(4), 0, (1, 1, 2, 3))), itemsize, freedom)[::-1]
     ne = [draw(inner_sizes(draw(scales()))), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
-        ne[draw(st.integers(0, 3))] = 0
+    if freedom.choices("empty", (True,)) and draw(integers(0, 15)) == 15:
+        ne[draw(integers(0, 3))] = 0
     return within(ne, itemsize, freedom)[::-1]
 
 
 @st.composite
 def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
-    """Shapes of square matrices, up to 257 wide, in two outer dimensions; shrinks to one element."""
+    """Shapes of square matrices, up to 257 wide, in two outer dimensions, now and then many of them or a larger one;
+    shrinks to one element."""
+    form = draw(forms())
+    if form == "many":
+        count, n = draw(counts()), draw(few())
+        i3, i2 = draw(st.permutations((count, draw(few()))))
+        return (*within((i3, i2), itemsize * n * n, freedom), n, n)
+    if form != "usual":
+        n = draw(among((65, 129, 258, 321) if form == "tiles" else (385, 513)))
+        beside = (draw(few()), draw(few())) if form == "tiles" else (1, 1)
+        n = min(n, math.isqrt(max(freedom.max_bytes // 16 // itemsize // (beside[0] * beside[1]), 1)))
+        return (*beside, n, n)
     outer = (draw(outer_sizes()), draw(outer_sizes()))
     largest = math.isqrt(max(freedom.max_bytes // 16 // itemsize // (outer[0] * outer[1]), 1))
     n = min(draw(inner_sizes(min(draw(scales()), 257))), largest)
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    if freedom.choices("empty", (True,)) and draw(integers(0, 15)) == 15:
         n = 0
     return (outer[1], outer[0], n, n)
 
@@ -50,7 +76,7 @@ def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
 def tensors(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     """Shapes like `rows`, with the long axis in any place: once strides are permuted, it is worth as much in each."""
     shape = draw(rows(freedom, itemsize))
-    turned = draw(st.integers(0, 3))
+    turned = draw(among((0, 1, 2, 3, 0, 0)))
     return (*shape[turned:], *shape[:turned])
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import check_out, is_aligned, rows
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
@@ -125,14 +126,14 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 8).filter(lambda shape: 0 not in shape))
     shapes, dtypes = {"x": shape}, {}
     params = draw(drawn_params(freedom, {"scale": _SCALE, "max_bias": _BIAS}))
-    kind = draw(st.sampled_from(freedom.choices("masks", ("none", "f32", "f16", "f16"))))
+    kind = draw(among(freedom.choices("masks", ("none", "f32", "f16", "f16"))))
     if kind == "none":
         params["max_bias"] = 0.0
     else:
-        more = draw(st.sampled_from((0, 0, 1, 7)))
-        outer = tuple(draw(st.sampled_from(sorted({1, n}))) for n in shape[:2])
+        more = draw(among((0, 0, 1, 7)))
+        outer = tuple(draw(among(sorted({1, n}))) for n in shape[:2])
         shapes["mask"], dtypes["mask"] = (*outer, shape[2] + more, shape[3]), kind
-    if draw(st.sampled_from(freedom.choices("sunk", (False, True)))):
+    if draw(among(freedom.choices("sunk", (False, True)))):
         shapes["sinks"] = (1, 1, 1, shape[1])
     return Problem(params, "f32", shapes, shape, dtypes=dtypes)
 

@@ -8,7 +8,20 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import EDGES, inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import (
+    EDGES,
+    among,
+    counts,
+    few,
+    forms,
+    inner_sizes,
+    integers,
+    lengths,
+    outer_sizes,
+    scales,
+    tile_sizes,
+    within,
+)
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expected, Residual
@@ -180,19 +193,29 @@ def check(case: Case) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Systems up to 257 wide; shrinks to 1×1, lower, left, not unit."""
-    left = draw(st.sampled_from(freedom.choices("left", (True, False))))
-    lower = draw(st.sampled_from(freedom.choices("lower", (True, False))))
-    unit = draw(st.sampled_from(freedom.choices("unit", (False, True))))
-    largest = min(draw(scales()), 257)
-    n = draw(st.sampled_from(freedom.choices("n", [size for size in EDGES if size <= largest])))
-    k = draw(inner_sizes(33))
-    square = draw(st.integers(0, 3)) == 3  # sides that are mixed up show only where both have the same size
-    outer = (draw(outer_sizes()), draw(outer_sizes()))
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    """Systems up to 257 wide, now and then many small ones, or with many right-hand sides; shrinks to 1×1, lower, left,
+    not unit."""
+    left = draw(among(freedom.choices("left", (True, False))))
+    lower = draw(among(freedom.choices("lower", (True, False))))
+    unit = draw(among(freedom.choices("unit", (False, True))))
+    form = draw(forms())
+    largest = {"usual": min(draw(scales()), 257), "tiles": 129}.get(form, 3)
+    n = draw(among(freedom.choices("n", [size for size in EDGES if size <= largest])))
+    k = draw({"usual": inner_sizes(33), "tiles": tile_sizes(), "long": lengths()}.get(form, few()))
+    square = draw(integers(0, 3)) == 3  # sides that are mixed up show only where both have the same size
+    outer = (draw(outer_sizes()), draw(outer_sizes())) if form == "usual" else (draw(few()), draw(few()))
+    if form == "many":
+        i2, i3 = draw(st.permutations((draw(counts()), outer[0])))
+        outer = (i2, i3)
+    if freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
         k = 0
-    n = min(within((n, n, *outer), 4, freedom)[:2])
-    k = n if square and k else k
+    if form == "many":
+        i2, i3 = within(outer, 4 * n * max(n, k), freedom)
+        outer = (i2, i3)
+    else:
+        n = min(within((n, n, *outer), 4, freedom)[:2])
+        k = min(k, max(freedom.max_bytes // 64 // (n * outer[0] * outer[1]), 1)) if form == "long" else k
+    k = n if square and k and form != "long" else k
     a_shape = (outer[1], outer[0], n, n)
     b_shape = (outer[1], outer[0], n, k) if left else (outer[1], outer[0], k, n)
     params = {"left": left, "lower": lower, "unit": unit}

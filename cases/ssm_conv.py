@@ -9,7 +9,19 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import (
+    among,
+    counts,
+    few,
+    forms,
+    inner_sizes,
+    integers,
+    lengths,
+    outer_sizes,
+    scales,
+    tile_sizes,
+    within,
+)
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expect, Expected
@@ -73,16 +85,23 @@ def check(case: Case) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Filters of up to 9 taps, 4 above all, over up to 1025 tokens or channels; shrinks to one token of one channel."""
-    taps = draw(st.sampled_from(freedom.choices("taps", (1, 2, 4, 3, 4, 5, 9, 4))))
-    scale = draw(scales())
-    tokens, channels = draw(inner_sizes(scale)), draw(inner_sizes(min(scale, 33)))
+    """Filters of up to 9 taps, 4 above all, over up to 1025 tokens or channels, now and then in a rare form; shrinks to
+    one token of one channel."""
+    taps = draw(among(freedom.choices("taps", (1, 2, 4, 3, 4, 5, 9, 4))))
+    form = draw(forms())
+    if form == "usual":
+        scale = draw(scales())
+        tokens, channels = draw(inner_sizes(scale)), draw(inner_sizes(min(scale, 33)))
+    elif form == "tiles":
+        tokens, channels = draw(tile_sizes()), draw(tile_sizes())
+    else:
+        tokens, channels = draw(few()) if form == "many" else draw(lengths()), draw(few())
     if draw(st.booleans()):
         tokens, channels = channels, tokens
-    sequences = draw(outer_sizes())
-    if freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
+    sequences = draw({"usual": outer_sizes(), "many": counts()}.get(form, few()))
+    if form == "usual" and freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
         sequences = 0
-    tokens, channels, sequences = within((tokens, channels, sequences), 4, freedom)
+    tokens, channels, sequences = within((tokens, channels, sequences), 4 if form == "usual" else 4 * taps, freedom)
     x, c = (1, sequences, channels, taps - 1 + tokens), (1, 1, channels, taps)
     return Problem({}, "f32", {"x": x, "c": c}, (1, sequences, tokens, channels))
 

@@ -8,6 +8,7 @@ their own layouts' business.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,17 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import inner_sizes, outer_sizes, scales, within
+from opconform.harness.draw.strategies import (
+    among,
+    few,
+    forms,
+    inner_sizes,
+    integers,
+    outer_sizes,
+    rare_sizes,
+    scales,
+    within,
+)
 from opconform.harness.explain.hypotheses import dimension
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES
@@ -28,7 +39,7 @@ from opconform.harness.model.work import bytes_of, everything_once
 PARAMS: Mapping[str, type] = {"nb1": int, "nb2": int, "nb3": int, "offset": int}
 VIEWS = ("block", "nested", "free")
 _ORDERS = tuple(itertools.permutations((1, 2, 3)))
-_GAPS = st.integers(0, 3)
+_GAPS = integers(0, 3)
 _BOOLEANS = st.booleans()
 
 Places = npt.NDArray[np.int64]
@@ -102,24 +113,30 @@ def check(case: Case) -> None:
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: bool = True) -> Problem:
-    """Views into `a`: a block of it, or strides of its own; shrinks to one element into one."""
-    dtype = draw(st.sampled_from(freedom.choices("dtype", dtypes)))
-    view = draw(st.sampled_from(freedom.choices("view", VIEWS)))
-    inplace = draw(st.sampled_from(freedom.choices("inplace", (False, True))))
+    """Views into `a`: a block of it, or strides of its own, now and then of a rare form; shrinks to one element into
+    one."""
+    dtype = draw(among(freedom.choices("dtype", dtypes)))
+    view = draw(among(freedom.choices("view", VIEWS)))
+    inplace = draw(among(freedom.choices("inplace", (False, True))))
     size = DTYPES[dtype].itemsize
     scale = draw(scales())
-    inner = inner_sizes(scale)
-    b_ne = [draw(inner), draw(inner_sizes(min(scale, 33))), draw(outer_sizes()), draw(outer_sizes())]
+    form = draw(forms())
+    if form == "usual":
+        inner = inner_sizes(scale)
+        b_ne = [draw(inner), draw(inner_sizes(min(scale, 33))), draw(outer_sizes()), draw(outer_sizes())]
+    else:
+        b_ne = draw(rare_sizes(form, range(4), 0, (1, 1, 2, 3)))
     b_ne = list(within(b_ne, size, freedom))
-    if empty and freedom.choices("empty", (True,)) and draw(st.integers(0, 31)) == 31:
-        b_ne[draw(st.integers(0, 3))] = 0
+    if form == "usual" and empty and freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
+        b_ne[draw(integers(0, 3))] = 0
     if view == "block":
-        corner = [draw(_GAPS) for _ in range(4)]
-        a_ne = [max(n, 1) + before + draw(_GAPS) for n, before in zip(b_ne, corner)]
+        gaps = [_GAPS if form == "usual" or n > 1 else st.just(0) for n in b_ne]  # else `a` would be many times b
+        corner = [draw(gap) for gap in gaps]
+        a_ne = [max(n, 1) + before + draw(gap) for n, before, gap in zip(b_ne, corner, gaps)]
         nb = contiguous_strides(tuple(a_ne[::-1]), size)[::-1]
         offset = sum(before * step for before, step in zip(corner, nb))
     else:
-        order = _ORDERS[draw(st.integers(0, len(_ORDERS) - 1))] if view == "free" else (1, 2, 3)
+        order = _ORDERS[draw(integers(0, len(_ORDERS) - 1))] if view == "free" else (1, 2, 3)
         nb_list, extent = [size] * 4, size * max(b_ne[0], 1)
         for axis in order:
             nb_list[axis] = extent + size * draw(_GAPS)
@@ -129,10 +146,17 @@ def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: 
         reach = tuple(max(n, 1) for n in b_ne[::-1])  # an empty b too has its view inside a: ggml's CPU asserts it
         end = Layout(dtype, reach, nb[::-1], offset).end
         elements = max(end // size, int(np.prod(b_ne)), 1)
-        rows = [draw(inner_sizes(min(scale, 65))), draw(st.integers(1, 4)), draw(st.integers(1, 3))]
+        rows = [draw(inner_sizes(min(scale, 65))), draw(integers(1, 4)), draw(integers(1, 3))]
+        if form == "many":
+            rows = [draw(few()), 1, 1]
         while rows[0] * rows[1] * rows[2] > elements:
             rows = [max(rows[0] // 2, 1), max(rows[1] // 2, 1), max(rows[2] // 2, 1)]
-        a_ne = [*rows, -(-elements // (rows[0] * rows[1] * rows[2]))]
+        a_ne = rows
+        rest = 3 if form == "usual" else draw(among((3, 1, 1, 2)))  # many rows of `a`, or many matrices
+        a_ne.insert(rest, -(-elements // (rows[0] * rows[1] * rows[2])))
+    if math.prod(a_ne) * size > freedom.max_bytes // 4:  # gaps have made it too large: a view of the whole
+        a_ne, offset = [max(n, 1) for n in b_ne], 0
+        nb = contiguous_strides(tuple(a_ne[::-1]), size)[::-1]
     params = {"nb1": nb[1], "nb2": nb[2], "nb3": nb[3], "offset": offset}
     a_shape, b_shape = tuple(a_ne[::-1]), tuple(b_ne[::-1])
     return Problem(params, dtype, {"a": a_shape, "b": b_shape}, a_shape, "a" if inplace else None)

@@ -46,7 +46,7 @@ def _show(table: Table) -> None:
     if sys.stdout.isatty():
         Console().print(table)
     else:
-        click.echo(text_of(table, 240))
+        click.echo(text_of(table, 1000))
 
 
 def name_missing(missing: Sequence[Missing], err: bool = False) -> None:

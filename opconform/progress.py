@@ -106,6 +106,8 @@ class Progress(Screens):
         word = "passed" if tally.executed else "vacuous"
         word = "FAILED" if result.failure else "known" if result.known else word
         ran = f"{tally.executed} cases in {tally.seconds:.1f} s"
+        if result.coverage.possible:
+            ran += f", {result.coverage}"
         self.write(f"{colours.state(word)} {result.op} on {result.target}: {ran}")
 
     def _words(self) -> str:

@@ -65,12 +65,19 @@ def whole_words(whole: WholeGraph, what: str = "logits") -> str:
         return f"{whole.by_node.kind}  also node by node, so that nothing can be compared: {whole.by_node}"
     said = f"{what} off by {_off(whole.worst)}" if whole.worst else ""
     if whole.right:
-        return f"right  as node by node ({said}, {whole.times} times of {whole.times})"
+        return f"right  as node by node ({said}, {_times(whole.times, whole.times)})"
+    words = []
+    if whole.worst and whole.worst.wrong:
+        count = _times(whole.wrong_times - len(whole.ended), whole.times)
+        words.append(f"WRONG  {said}, at {whole.worst.where}, {count}")
     if whole.ended:
         died = whole.ended[0]
-        return f"{died.kind}  {len(whole.ended)} times of {whole.times}, {died}"
-    worst = f", at {whole.worst.where}" if whole.worst else ""
-    return f"WRONG  {said}{worst}, {whole.wrong_times} times of {whole.times}"
+        words.append(f"{died.kind}  {_times(len(whole.ended), whole.times)}, {died}")
+    return "; ".join(words)
+
+
+def _times(count: int, of: int) -> str:
+    return f"{count} time{'' if count == 1 else 's'} of {of}"
 
 
 def _off(difference: Difference) -> str:

@@ -14,7 +14,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, contiguous_strides
 from opconform.harness.model.op import Op
 from opconform.harness.run.backend import Device
-from opconform.harness.run.runner import Runner
+from opconform.harness.run.runner import Ready, Runner
 from opconform.harness.run.target import Target
 from opconform.harness.search.search import Search
 from opconform.harness.search.settings import Settings
@@ -75,9 +75,9 @@ def cases_drawn(seed: int, examples: int = 300) -> list[str]:
     found: list[str] = []
 
     class Recorder(Runner):
-        def verdicts(self, op: Op, cases: Iterable[Case], **how: Any) -> list[Verdict]:
+        def verdicts(self, op: Op, cases: Iterable[Case | Ready], **how: Any) -> list[Verdict]:
             cases = list(cases)
-            found.extend(case.key for case in cases)
+            found.extend(each.case.key if isinstance(each, Ready) else each.key for each in cases)
             return super().verdicts(op, cases, **how)
 
     with Recorder(target("Good"), isolated=False) as runner:

@@ -68,6 +68,10 @@ _CPU_HALF = {
 _WEIGHED = ("mul_mat", "mul_mat_id")
 _MOST_COLUMNS = 8  #: of b without batches, for which Vulkan has kernels of their own (mul_mat_vec_max_cols)
 
+#: Convolutions whose windows the CPU rounds to the type of a kernel of 16 bits (src/ggml-cpu/ops.cpp: they are matrix
+#: products, or dot products of that type).
+_CONVOLVED = ("conv_2d", "conv_3d", "conv_transpose_1d", "conv_transpose_2d")
+
 #: The CPU looks up these in tables of float16 (src/ggml-cpu/vec.h, GGML_GELU_FP16 and GGML_GELU_QUICK_FP16).
 _TABLED = ("gelu", "gelu_quick", "geglu", "geglu_quick", "geglu_split", "geglu_quick_split")
 
@@ -133,7 +137,7 @@ class GgmlBackend(Backend):
             has_set = self.supports(_PLAIN_SET) is None
         except MissingError as lack:
             raise Unavailable(f"{lack}: it is too old", REMEDY) from None
-        self._limits = limits_of(device, has_set, driver, library.build, library.counts_snapshots)
+        self._limits = limits_of(device, has_set, driver, library.build, library.counts_snapshots, library.c.has)
         for limit in self._limits:
             if limit.kind == "api":
                 self._refused.setdefault(limit.op, []).append(limit)
@@ -234,6 +238,10 @@ class GgmlBackend(Backend):
             return replace(CPU_NUMERICS, half_tables=True)
         if case.op in _WEIGHED:
             return self._weighed(case)
+        if case.op == "flash_attn_ext":
+            return self._attending(case)
+        if case.op in _CONVOLVED:
+            return self._convolved(case)
         if case.op not in _PRODUCTS:
             return None
         if self._is_cpu:
@@ -262,6 +270,23 @@ class GgmlBackend(Backend):
             return None
         return replace(GPU_NUMERICS, narrow_operands=narrow, block_operands=blocks)
 
+    def _attending(self, case: Case) -> Numerics | None:
+        """Flash attention: the CPU rounds q as a product with k does, and adds up values of float16 in float16."""
+        k, v = case.inputs["k"].type, case.inputs["v"].type
+        if self._is_cpu:
+            narrow = any(its.itemsize == 2 and its.block == 1 for its in (k, v))
+            blocks = (256 if k.block == 256 else 32) if k.block > 1 else 0
+            half = v.name == "f16"
+            return replace(CPU_NUMERICS, narrow_operands=narrow, narrow_sums=half, block_operands=blocks)
+        return None
+
+    def _convolved(self, case: Case) -> Numerics | None:
+        """Convolutions: Vulkan's put both operands into float16 where it has matrices of that type."""
+        if self._is_cpu:
+            return replace(CPU_NUMERICS, narrow_operands=True) if case.inputs["kernel"].type.itemsize == 2 else None
+        in_float16 = self._float16 or not self.device.startswith("Vulkan")
+        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
+
     def _build(self, case: Case) -> Nodes:
         build = self.graphs.get(case.op)
         return self._arena.compose(case, build) if build else self._arena.build(case, OPS[case.op])
@@ -286,15 +311,16 @@ class GgmlBackend(Backend):
         return None
 
     def _refused_by_constructor(self, case: Case, row: Row, layouts: Mapping[str, Layout]) -> str | None:
-        symbol = row.symbol_for(case)
+        symbol = row.symbol_for(case, self._library.c.has)
         if not symbol:
-            return f"ggml has no in-place {case.op}"
+            what = "ggml has no in-place" if case.inplace else f"{self._library.c.what} has only an in-place"
+            return f"{what} {case.op}"
         self._library.c.require(symbol)
         if row.needs:
             self._library.c.require(row.needs)
         for function, _ in row.changes(case):
             self._library.c.require(function)
-        if row.inplace:  # without ggml_clamp_inplace it is ggml_clamp that works in place
+        if row.inplace and not row.once_inplace:
             self._library.c.require(row.inplace)
         for name, value in case.params.items():
             if isinstance(value, int) and value > LARGEST_PARAM:

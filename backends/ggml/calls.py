@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -158,8 +158,8 @@ class Paper(Named):
         return cast(Tensor, name)
 
 
-def calls_of(case: Case, row: Row, suffix: str = "") -> Calls:
-    """The graph of an op of one node."""
+def calls_of(case: Case, row: Row, suffix: str = "", has: Callable[[str], bool] = lambda name: True) -> Calls:
+    """The graph of an op of one node, in a build that `has` functions."""
     nodes = Paper(case, suffix)
-    nodes.one(row)
+    nodes.made_by(row, row.symbol_for(case, has))
     return nodes.written()

@@ -154,6 +154,11 @@ def library_files(folder: Path) -> tuple[Path | None, Path]:
     return base, registry
 
 
+def names_function(folder: Path, name: str) -> bool:
+    """Whether a libggml has a function, by the names in its files: it is not loaded."""
+    return any(b"\0%s\0" % name.encode() in file.read_bytes() for file in library_files(folder) if file)
+
+
 def _first(folder: Path, patterns: tuple[str, ...]) -> Path | None:
     """The file with the shortest name (the plain one, before `.so.0.9.5`) of the first pattern that has any."""
     for pattern in patterns:

@@ -7,6 +7,7 @@ measured on it (builds b7836, b8121 and v0.5.0; CPU, and Vulkan on lavapipe).
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
@@ -19,7 +20,7 @@ _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 
-SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai")
+SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai", "swiglu_clamp")
 
 #: A constructor makes its output itself, unless it is given one to write into. Those that give several results in one
 #: tensor have them copied to where the outputs stand.
@@ -65,8 +66,20 @@ CONSTRUCTORS: tuple[Limit, ...] = (
     ),
     *(
         Limit(op, "inplace", (False,), f"ggml has no in-place {op}", "include/ggml.h")
-        for op in (*UNARY, "leaky_relu", *SPLIT)
+        for op in (*UNARY, "leaky_relu", "xielu", "silu_back", "rope_back", *SPLIT)
     ),
+    *(
+        Limit(op, "repeats", (False,), f"the kernels of {op} want arguments of one shape", "src/ggml-cpu/ops.cpp")
+        for op in ("silu_back", "rms_norm_back", "soft_max_back")
+    ),
+    *(
+        Limit(
+            op, "x", LayoutClass.PACKED, "ggml_set_param, which marks the weights, asserts that they are no view",
+            "src/ggml.c, ggml_set_param",
+        )
+        for op in ("opt_step_adamw", "opt_step_sgd")
+    ),
+    Limit("add1", "a", LayoutClass.CONTIGUOUS, "ggml_add1 asserts that only rows are padded", "src/ggml.c, ggml_add1"),
     *(
         Limit(op, "repeats", (False,), "ggml's gated units want a and b of one shape", "src/ggml.c, ggml_glu_impl")
         for op in SPLIT
@@ -80,11 +93,31 @@ CONSTRUCTORS: tuple[Limit, ...] = (
         Limit("soft_max", name, LayoutClass.CONTIGUOUS, f"ggml_soft_max_ext asserts a contiguous {name}", "src/ggml.c")
         for name in ("x", "mask")
     ),
+    Limit("flash_attn_ext", "k", LayoutClass.ROWS, "ggml_flash_attn_ext asserts that k is no transpose", "src/ggml.c"),
+    Limit("flash_attn_ext", "mask", LayoutClass.CONTIGUOUS, "ggml_flash_attn_ext asserts contiguity", "src/ggml.c"),
     Limit("mul_mat", "a", LayoutClass.ROWS, "ggml_mul_mat asserts that a is not transposed", "src/ggml.c"),
     Limit("mul_mat_id", "a", LayoutClass.ROWS, "ggml_mul_mat_id asserts that a is not transposed", "src/ggml.c"),
     Limit("out_prod", "a", LayoutClass.ROWS, "ggml_out_prod asserts that a is not transposed", "src/ggml.c"),
     Limit("set_rows", "a", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
     Limit("set_rows", "b", LayoutClass.ROWS, "ggml_set_rows asserts contiguous rows", "src/ggml.c, ggml_set_rows"),
+    Limit("roll", "x", LayoutClass.ROWS, "ggml_roll asserts x's nb0", "src/ggml.c, ggml_roll"),
+    *(
+        Limit(op, "dtype", ("f32",), f"ggml_{op} takes f32 only", f"src/ggml.c, ggml_{op}")
+        for op in ("pad_reflect_1d", "win_part", "win_unpart", "add_rel_pos")
+    ),
+    Limit(
+        "pad_reflect_1d", "x", LayoutClass.CONTIGUOUS, "ggml_pad_reflect_1d asserts that x is contiguous", "src/ggml.c"
+    ),
+    Limit(
+        "get_rel_pos", "types", ("f16-f16", "bf16-f16", "f32-f16"), "ggml_get_rel_pos makes f16",
+        "src/ggml.c, ggml_get_rel_pos",
+    ),
+    Limit("col2im_1d", "x", LayoutClass.CONTIGUOUS, "ggml_col2im_1d asserts that x is contiguous", "src/ggml.c"),
+    Limit("fill", "x", LayoutClass.CONTIGUOUS, "ggml_fill asserts that x is contiguous", "src/ggml.c, ggml_fill_impl"),
+    *(
+        Limit("add_rel_pos", name, LayoutClass.CONTIGUOUS, f"ggml_add_rel_pos wants {name} contiguous", "src/ggml.c")
+        for name in ("a", "pw", "ph")
+    ),
     *FRESH_OUTPUTS,
 )  # fmt: skip
 
@@ -107,6 +140,16 @@ GRAPHS: tuple[Limit, ...] = (
     *(
         Limit("gated_delta_net", name, LayoutClass.CONTIGUOUS, "ggml_gated_delta_net asserts contiguity", _DELTA_NET)
         for name in ("g", "beta", "state")
+    ),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, f"ggml_{op} asserts contiguity", f"src/ggml.c, ggml_{op}")
+        for op, names in (
+            ("rwkv_wkv6", ("k", "v", "r", "tf", "td", "state")),
+            ("rwkv_wkv7", ("r", "w", "k", "v", "a", "b", "state")),
+            ("gated_linear_attn", ("k", "v", "q", "g", "state")),
+            ("ssm_scan", ("state", "x", "dt", "a", "b", "c")),
+        )
+        for name in names
     ),
     Limit("gated_delta_net", "heads", ("tiled",), "ggml_gated_delta_net shares heads as h % H_k", _DELTA_NET_CPU),
     Limit("gated_delta_net", "state_layout", ("vk",), "ggml_gated_delta_net holds states as [V,K]", _DELTA_NET_CPU),
@@ -156,6 +199,16 @@ ONE_SNAPSHOT = Limit(
 #: What a device's supports_op refuses.
 DEVICES: tuple[Limit, ...] = (
     Limit(
+        "cpy",
+        "shortens_nan",
+        (False,),
+        "rounds a NaN to bf16 like a number: one whose upper bits are those of infinity becomes infinite, or -0",
+        "src/ggml-vulkan/vulkan-shaders/types.glsl, fp32_to_bf16",
+        kind="bug",
+        device="Vulkan",
+        pinned="cpy/vulkan-nan",
+    ),
+    Limit(
         "gated_delta_net",
         "head_size",
         (16, 32, 64, 128),
@@ -163,12 +216,81 @@ DEVICES: tuple[Limit, ...] = (
         _VK_SUPPORTS,
         device="Vulkan",
     ),
+    Limit(
+        "gated_linear_attn",
+        "head_size",
+        (64,),
+        "Vulkan's gated_linear_attn has heads of 64 only",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    *(
+        Limit(
+            "ssm_scan",
+            subject,
+            allowed,
+            f"Vulkan's ssm_scan has these only for {subject}",
+            _VK_SUPPORTS,
+            device="Vulkan",
+        )
+        for subject, allowed in (("form", ("mamba2",)), ("d_state", (128, 256)), ("head_dim", (16, 32, 64)))
+    ),
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
-    Limit("diag", "dtype", ("f32",), "Vulkan's diag takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    *(
+        Limit(op, "dtype", ("f32",), f"Vulkan's {op} takes f32 only", _VK_SUPPORTS, device="Vulkan")
+        for op in ("diag", "roll", "pad_circular")
+    ),
     Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    Limit("im2col", "types", ("f32-f32", "f32-f16"), "Vulkan's im2col takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    *(
+        Limit(op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants {name} contiguous", _VK_SUPPORTS, device="Vulkan")
+        for op, names in (
+            *((op, ("x",)) for op in ("im2col", "pool_1d", "pool_2d")),
+            *((op, ("kernel", "x")) for op in ("conv_2d", "conv_3d", "conv_transpose_2d")),
+        )
+        for name in names
+    ),
+    *(
+        Limit(op, "source", ("f32",), f"Vulkan's {op} takes f32 only", _VK_SUPPORTS, device="Vulkan")
+        for op in ("pool_1d", "pool_2d")
+    ),
+    Limit(
+        "conv_transpose_1d",
+        "weights",
+        ("f32",),
+        "Vulkan's conv_transpose_1d takes f32 only",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    Limit(
+        "conv_2d",
+        "kernel",
+        LayoutClass.CONTIGUOUS,
+        "the CPU's conv_2d wants the kernel contiguous",
+        "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op",
+        device="CPU",
+    ),
+    *(
+        Limit(
+            op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants a contiguous {name}", _VK_SUPPORTS, device="Vulkan"
+        )
+        for op, names in (
+            ("silu_back", ("grad",)),
+            ("rms_norm_back", ("dz",)),
+            ("soft_max_back", ("dy", "y")),
+            ("cross_entropy_loss", ("x", "labels")),
+            ("cross_entropy_loss_back", ("grad", "x", "labels")),
+            ("dsv4_hc_pre", ("x", "weights")),
+            ("dsv4_hc_post", ("x", "residual", "post", "comb")),
+        )
+        for name in names
+    ),
+    Limit(
+        "get_rows_back", "source", ("f32",), "Vulkan's get_rows_back adds up f32 only", _VK_SUPPORTS, device="Vulkan"
+    ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
 
@@ -287,16 +409,91 @@ SSM_CONV_BUGS: tuple[Limit, ...] = (
 
 _OLD_L2_NORM = "src/ggml-vulkan/vulkan-shaders/l2_norm.comp before llama.cpp pull request 20350 (10 Mar 2026)"
 
+_NEWER = 1 << 30  #: the number of a build that has none
+
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
+    (
+        range(7837, _NEWER + 1),
+        Limit(
+            "flash_attn_ext", "padded", (False,),
+            "the CPU's FLASH_ATTN_EXT in tiles of 64 queries caps the scores of keys beyond the last, which then count",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_flash_attn_ext_tiled", kind="bug", device="CPU",
+            pinned="flash_attn_ext/cpu-capped-padding",
+        ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "flash_attn_ext", "filled_up", (True,), "ggml_flash_attn_ext asserts a mask of whole tiles of 64 queries",
+            "src/ggml.c before llama.cpp pull request 17910 (10 Dec 2025)",
+        ),
+    ),
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
     (
-        range(8121),
+        range(10361),
         Limit(
-            "pad", "x", LayoutClass.ROWS, "the CPU's PAD aborts unless x's nb0 is the element size",
-            "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
+            "conv_transpose_2d", "single", (True,),
+            "the CPU's CONV_TRANSPOSE_2D leaves all images but the first 0",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_transpose_2d_impl", kind="bug", device="CPU",
+            pinned="conv_transpose_2d/cpu-batch",
         ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "conv_2d_dw", "weights", ("f32",), "the CPU's CONV_2D_DW reads a kernel of f16 as f32",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_2d_dw_whcn", kind="bug", device="CPU",
+            pinned="conv_2d_dw/cpu-half-kernel",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "conv_transpose_2d", "weights", ("f16",), "the CPU's CONV_TRANSPOSE_2D aborts for every kernel but f16",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_transpose_2d", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "im2col", "types", ("f32-f32", "f32-f16"), "the CPU's IM2COL aborts for an x of f16",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_im2col_f16", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "im2col", "kernel", LayoutClass.ROWS, "the CPU's IM2COL aborts unless the kernel's nb0 is its element size",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_im2col_f16", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "upscale", "mode", ("nearest", "bilinear", "bilinear+align_corners"),
+            "this build's ggml_interpolate has no bicubic mode and no antialias, and aligns corners of bilinear alone",
+            "src/ggml.c, ggml_interpolate_impl; src/ggml-cpu/ops.cpp, ggml_compute_forward_upscale_f32",
+        ),
+    ),
+    (
+        range(7836),
+        Limit(
+            "pool_1d", "tiled", (True,), "the CPU's POOL_1D aborts unless windows stand side by side, without padding",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_pool_1d", kind="kernel", device="CPU",
+        ),
+    ),
+    (range(10361), Limit("fill", "dtype", ("f32",), "ggml_fill asserts that x is f32", "src/ggml.c, ggml_fill_impl")),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "x", LayoutClass.ROWS, "the CPU's PAD aborts unless x's nb0 is the element size",
+                "src/ggml-cpu/ops.cpp, ggml_compute_forward_pad_f32", kind="kernel", device="CPU",
+            ),
+        )
+        for op in ("pad", "pad_circular")
     ),
     *(
         (
@@ -318,7 +515,19 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for op in ("exp", "silu", "norm", "leaky_relu", *UNARY_INPLACE, *UNARY)
+        for op in ("exp", "silu", "norm", "leaky_relu", "xielu", *UNARY_INPLACE, *UNARY)
+    ),
+    *(
+        (
+            range(7836),
+            Limit(
+                op, name, LayoutClass.PACKED, f"Vulkan's {op.upper()} aborts unless {name} is packed, which b6673 only "
+                "asserts", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_op_f32", kind="kernel", device="Vulkan",
+            ),
+        )
+        for op, name in (
+            ("silu_back", "grad"), ("rms_norm_back", "dz"), ("soft_max_back", "dy"), ("soft_max_back", "y"),
+        )
     ),
     (
         range(7836),
@@ -420,8 +629,49 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     ),
 )  # fmt: skip
 
+#: What convolutions are tried with on lavapipe.
+_PIPELINES: dict[str, dict[str, tuple[int, ...]]] = {
+    "conv_2d": {"k0": (3, 1), "k1": (2,), "s0": (1, 2), "s1": (1,), "p0": (0, 1), "p1": (1,), "d0": (1,), "d1": (1, 2)},
+    "conv_3d": {
+        "k0": (2,),
+        "k1": (1,),
+        "k2": (3,),
+        "s0": (1,),
+        "s1": (2,),
+        "s2": (1,),
+        "p0": (0,),
+        "p1": (0,),
+        "p2": (0, 1),
+        "d0": (1,),
+        "d1": (1,),
+        "d2": (1,),
+    },
+    "conv_transpose_2d": {"k0": (3,), "k1": (2,), "stride": (1, 2)},
+}
+
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
+    *(
+        Limit(
+            op, subject, allowed,
+            "lavapipe compiles a pipeline for every stride, padding, dilation and kernel size, for a second or more; "
+            "the CPU device has them in no time",
+            "src/ggml-vulkan/ggml-vulkan.cpp, vk_conv2d_pipeline_state, on Mesa 22.3.6", kind="kernel", device="Vulkan",
+        )
+        for op, allowances in _PIPELINES.items()
+        for subject, allowed in allowances.items()
+    ),
+    Limit(
+        "flash_attn_ext", "dtype", (),
+        "lavapipe compiles flash attention for seconds, type by type and size by size; the CPU device does not",
+        "src/ggml-vulkan/vulkan-shaders/flash_attn.comp on Mesa 22.3.6", device="Vulkan",
+    ),
+    Limit(
+        "ssm_scan", "whole", (True,),
+        "Vulkan's SSM_SCAN has no check for rows beyond the last: where subgroups have 8 threads, as on lavapipe, "
+        "states of 256 take 32 rows at once, and only a multiple of 16 is asked for",
+        "src/ggml-vulkan/vulkan-shaders/ssm_scan.comp", kind="bug", device="Vulkan", pinned="ssm_scan/vulkan-rows",
+    ),
     Limit(
         "mul_mat_id", "one_token", (True,),
         "on lavapipe some of many tokens get another expert's product; whether ggml or Mesa is to blame is not known",
@@ -448,6 +698,10 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         pinned="solve_tri/lavapipe-unread-triangle",
     ),
     Limit(
+        "*", "many_rows", (False,), "lavapipe takes a millisecond for a row, or seconds for what a grid holds of them",
+        "measured with CONT, RMS_NORM and ARGMAX on Mesa 22.3.6", kind="kernel", device="Vulkan",
+    ),
+    Limit(
         "mla_absorbed", "form", ("two_part", "concat"),
         "lavapipe compiles the flash attention of every pair of head sizes for 2 s (16/8) to half a minute (576/512); "
         "the CPU device has it in no time",
@@ -456,22 +710,34 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
 )  # fmt: skip
 
 
-def limits_of(device: str, has_set: bool, driver: str, build: str, counts_snapshots: bool | None) -> tuple[Limit, ...]:
+def limits_of(
+    device: str,
+    has_set: bool,
+    driver: str,
+    build: str,
+    counts_snapshots: bool | None,
+    has: Callable[[str], bool] = lambda name: True,
+) -> tuple[Limit, ...]:
     """The limits for a device (its id) that takes SET, or does not, for what its driver says of itself, and for a build
     of llama.cpp ("b8121"; any other name is taken for a newer one) whose gated delta net counts snapshots, or does not
-    (None: it has none).
+    (None: it has none), and that `has` functions.
 
     Vulkan learned SET a day after its ACC was mended, from the same shader: one that has no SET has the old ACC.
     """
     limits = [*CONSTRUCTORS, *GRAPHS, *DEVICES, *KERNELS, *GRAPH_KERNELS]
     limits += [wants.limit(row.op) for row in OPS.values() for wants in row.wants]
+    limits += [
+        Limit(row.op, "inplace", (True,), f"without {row.inplace}, {row.symbol} works in place", "include/ggml.h")
+        for row in OPS.values()
+        if row.once_inplace and not has(row.inplace)
+    ]
     limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:
         limits.append(ONE_SNAPSHOT)
-    if number := re.fullmatch(r"b(\d+)", build):
-        limits += [limit for builds, limit in SOME_BUILDS if int(number[1]) in builds]
+    number = re.fullmatch(r"b(\d+)", build)
+    limits += [limit for builds, limit in SOME_BUILDS if (int(number[1]) if number else _NEWER) in builds]
     if "llvmpipe" in driver:
         limits += LAVAPIPE_BUGS
     return tuple(limit for limit in limits if device.startswith(limit.device))

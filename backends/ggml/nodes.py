@@ -126,10 +126,14 @@ class Nodes:
 
     def one(self, row: Row) -> None:
         """The op as the one node of its row, whose result is the output."""
+        self.made_by(row, row.symbol_for(self.case, self.site.library.c.has))
+
+    def made_by(self, row: Row, symbol: str) -> None:
+        """The same by the function of this name."""
         case = self.case
         out = next(iter(case.outputs))
         name = "written" if out in row.tensors else out
-        node = self.call(row.symbol_for(case), *row.values(case, self.__getitem__, self.null), name=name)
+        node = self.call(symbol, *row.values(case, self.__getitem__, self.null), name=name)
         for function, argument in row.changes(case):
             self.call(function, node, CONSTANTS[argument] if argument in CONSTANTS else self[argument])
         if row.writes_into(case):

@@ -30,14 +30,17 @@ from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
 _CALL = re.compile(r"(\w+)\((.*)\)")
-_MEMBERS = ("", "ne0", "ne1", "ne2", "ne3", "type")
+_MEMBERS = ("", "ne0", "ne1", "ne2", "ne3", "type", "ne")
+_WHOLE = re.compile(r"int\((\w+)\)")
+_SIZE = re.compile(r"(\w+)\.ne([0-3])(?:/(\w+))?")
 
 
 @dataclass(frozen=True)
 class Argument:
     """An argument of a call: its C type, and what stands there: what a case has by these `names`, or a `constant`.
 
-    member: "ne0" … "ne3" or "type", where it is one of a tensor's own. choices: the words for the values of an enum.
+    member: "ne0" … "ne3", "ne" (all four) or "type", where it is one of a tensor's own. choices: the words for the
+    values of an enum, or those that a row has for a number.
     """
 
     type: str
@@ -74,8 +77,10 @@ class Argument:
             return lambda case: self.choices[str(case.params[names[0]])]
         return lambda case: kind(case.params[names[0]])
 
-    def _member(self, case: Case) -> int:
+    def _member(self, case: Case) -> Value:
         layout = case.layouts[self.names[0]]
+        if self.member == "ne":
+            return list((*layout.ne, 1, 1, 1)[:4])
         return TYPES[layout.dtype] if self.member == "type" else (*layout.ne, 1, 1, 1)[int(self.member[-1])]
 
     def param(self, value: bool | int | float) -> Param:
@@ -114,15 +119,17 @@ class Wants:
 class Row:
     """How ggml gets an op.
 
-    call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. stored: what
-    the constructor keeps in `op_params`, word by word: names of parameters, numbers, and "inplace" (1 or 0); by
-    default the call's parameters in their order. then: functions that change the node afterwards, each with the
-    optional tensor that it takes ("ggml_soft_max_add_sinks sinks"), or with a constant. sources: the case's tensors
-    in the order of the node's sources, where that is not their order in the call. needs: a function that a build
-    must have, because the constructor does something else without it. results: the outputs that stand packed one
-    after another in the one tensor that the call makes, where there are several. mixed: whether arguments may
-    differ in their element type. wants: what kernels of all builds want though supports_op says yes; `limits.py`
-    has the other limits.
+    call: the call of its constructor, after the context; `inplace` is the name of its in-place twin. once_inplace:
+    whether in builds without that twin the constructor itself works in place. stored: what
+    the constructor keeps in `op_params`, word by word: names of parameters, numbers, "inplace" (1 or 0), "int(p)" of a
+    parameter that C has as a float, sizes ("x.ne1") and how many parts of a size cover them ("x.ne1/w"); by default
+    the call's parameters in their order. words: for a parameter that C has as a number, the numbers of a case's words.
+    then: functions that change the node afterwards, each with the optional tensor that it takes
+    ("ggml_soft_max_add_sinks sinks"), or with a constant. sources: the case's tensors in the order of the node's
+    sources, where that is not their order in the call. needs: a function that a build must have, because the
+    constructor does something else without it. results: the outputs that stand packed one after another in the one
+    tensor that the call makes, where there are several. mixed: whether arguments may differ in their element type.
+    wants: what kernels of all builds want though supports_op says yes; `limits.py` has the other limits.
 
     Raises ValueError for a call that is not declared so.
     """
@@ -134,8 +141,10 @@ class Row:
     results: tuple[str, ...] = ()
     needs: str = ""
     sources: str = ""
+    words: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     then: tuple[str, ...] = ()
     mixed: bool = False
+    once_inplace: bool = False
     wants: tuple[Wants, ...] = ()
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
 
@@ -148,7 +157,7 @@ class Row:
                 raise ValueError(f"{self.op}: {symbol} is not declared as a function that makes a tensor")
             if function.types != self._types or len(function.types) - 1 != len(self._sources):
                 raise ValueError(f"{self.op}: {self.call} has other arguments than {function.text}")
-        if unknown := {word for word in self._stored if not word.isdigit()} - {*self.params, "inplace"}:
+        if unknown := {word for word in self._named if not word.isdigit()} - {*self.params, "inplace"}:
             raise ValueError(f"{self.op}: {self.call} has no {', '.join(sorted(unknown))} to store")
 
     @cached_property
@@ -170,7 +179,7 @@ class Row:
         """The arguments after the context."""
         choices = self.declarations.choices
         return tuple(
-            _argument(kind, source, choices.get(kind.removeprefix("enum "), {}))
+            _argument(kind, source, self.words.get(source, choices.get(kind.removeprefix("enum "), {})))
             for kind, source in zip(self._types[1:], self._sources)
         )
 
@@ -190,8 +199,17 @@ class Row:
     def _stored(self) -> tuple[str, ...]:
         return self.params if self.stored is None else tuple(self.stored.split())
 
-    def symbol_for(self, case: Case) -> str:
-        """The function that makes `case`; nothing where ggml has no in-place form."""
+    @property
+    def _named(self) -> Iterator[str]:
+        """The parameters and numbers in what is stored."""
+        for word in self._stored:
+            size, whole = _SIZE.fullmatch(word), _WHOLE.fullmatch(word)
+            yield (size[3] or "0") if size else whole[1] if whole else word
+
+    def symbol_for(self, case: Case, has: Callable[[str], bool] = lambda name: True) -> str:
+        """The function that makes `case` in a build that `has` functions; nothing where ggml has no such form."""
+        if self.once_inplace and not has(self.inplace):
+            return self.symbol if case.inplace else ""
         return self.inplace if case.inplace else self.symbol
 
     def writes_into(self, case: Case) -> bool:
@@ -223,6 +241,12 @@ class Row:
     def op_params(self, case: Case) -> list[int]:
         """What the constructor stores of `case`, in words of 32 bits."""
         words = {"inplace": int(bool(case.inplace))}
+        for word in self._stored:
+            if size := _SIZE.fullmatch(word):
+                n = (*case.layouts[size[1]].ne, 1, 1, 1)[int(size[2])]
+                words[word] = -(-n // max(int(case.params[size[3]]), 1)) if size[3] else n
+            elif whole := _WHOLE.fullmatch(word):
+                words[word] = int(case.params[whole[1]])
         for argument in self.arguments:
             if argument.params:
                 value = argument.value(case)
@@ -241,6 +265,8 @@ class Row:
                 is_float = owners[word].type == "float"
                 value = float(str(np.int32(number).view(np.float32))) if is_float else int(number)
                 found[word] = owners[word].param(value)
+            elif whole := _WHOLE.fullmatch(word):
+                found[whole[1]] = int(number)
         return found
 
     def read_cpp(self, call: str) -> dict[str, Param]:
@@ -278,6 +304,6 @@ def _argument(kind: str, source: str, choices: Mapping[str, int]) -> Argument:
     name, _, member = source.removesuffix("?").partition(".")
     names = tuple(source.strip("{}").split()) if is_array else (name,)
     made = Argument(kind, names, is_optional=source.endswith("?"), member=member, choices=choices)
-    if is_array != made.is_array or member not in _MEMBERS or (made.is_tensor and member):
+    if (is_array or member == "ne") != made.is_array or member not in _MEMBERS or (made.is_tensor and member):
         raise ValueError(f"{source} is nothing for a {kind}")
     return made

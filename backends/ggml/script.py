@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from opconform.backends.ggml import spelling
 from opconform.backends.ggml.calls import Calls, calls_of
 from opconform.backends.ggml.declarations import CONSTANTS, DECLARATIONS, TYPES
 from opconform.backends.ggml.graphs import GRAPHS
-from opconform.backends.ggml.library import FLOAT16_VARIABLE
+from opconform.backends.ggml.library import FLOAT16_VARIABLE, names_function
 from opconform.backends.ggml.ops import OPS
 from opconform.backends.ggml.recording import folder_of, recorded
 from opconform.harness.run.script import CannotWriteError, Script, ScriptRequest
@@ -25,7 +26,10 @@ def script(request: ScriptRequest, threads: int) -> Script:
     many, device = request.op in GRAPHS, request.device
     if not many and request.op not in OPS:
         raise CannotWriteError(f"the backend {request.spec} has no {request.op} of its own")
-    graphs = recorded(request) if many else [calls_of(case, OPS[case.op], suffix) for suffix, case, _ in request.cases]
+    has = partial(names_function, Path(folder_of(request.options)))
+    graphs = (
+        recorded(request) if many else [calls_of(case, OPS[case.op], suffix, has) for suffix, case, _ in request.cases]
+    )
     lines = [line for graph in graphs for line in _lines(graph)]
     context = {
         "request": request,

@@ -19,6 +19,7 @@ _CTYPES = {
     "int": "c_int",
     "int32_t": "c_int",
     "int64_t": "c_int64",
+    "uint32_t": "c_uint32",
     "size_t": "c_size_t",
     "float": "c_float",
     "const char *": "c_char_p",

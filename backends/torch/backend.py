@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from opconform.backends.rows import rows_of
-from opconform.backends.torch import activations, delta_net, mla, ops, products, small_ops
+from opconform.backends.torch import activations, delta_net, mla, ops, products, small_ops, windows
 from opconform.harness.model.buffers import Buffers, Slot
 from opconform.harness.model.case import Case
 from opconform.harness.model.numerics import Numerics
@@ -44,6 +44,7 @@ _OPS: Mapping[str, Computes] = {
     **small_ops.OPS,
     **activations.OPS,
     **products.OPS,
+    **windows.OPS,
     "gated_delta_net": delta_net.gated_delta_net,
     "gated_delta_net_chunk": delta_net.gated_delta_net_chunk,
     "mla_absorbed": mla.mla_absorbed,

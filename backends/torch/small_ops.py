@@ -198,8 +198,124 @@ def soft_max(case: Case, tensors: Tensors) -> torch.Tensor:
     return torch.cat((z, sink), -1).softmax(-1)[..., :-1]
 
 
+def add1(case: Case, tensors: Tensors) -> torch.Tensor:
+    """a + the one element of b."""
+    return tensors["a"] + tensors["b"]
+
+
+def silu_back(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The gradient through SILU, as autograd has it."""
+    import torch
+
+    grad = tensors["grad"]
+    x = tensors["x"].tile([n // max(m, 1) for n, m in zip(grad.shape, tensors["x"].shape)])
+    return torch.ops.aten.silu_backward(grad, x)
+
+
+def xielu(case: Case, tensors: Tensors) -> torch.Tensor:
+    """A parabola above 0, an exponential below."""
+    import torch
+
+    x, beta = tensors["x"].float(), float(case.params["beta"])
+    n, q = (torch.nn.functional.softplus(torch.tensor(float(case.params[it]))) for it in ("alpha_n", "alpha_p"))
+    below = (x.clamp_max(float(case.params["eps"])).expm1() - x) * (beta + n) + beta * x
+    return torch.where(x > 0, q * x * x + beta * x, below).to(tensors["x"].dtype)
+
+
+def swiglu_clamp(case: Case, tensors: Tensors) -> torch.Tensor:
+    """SILU of a cut off above, times b cut off on both sides."""
+    import torch
+
+    limit = float(case.params["limit"])
+    a, b = tensors["a"].float().clamp_max(limit), repeated(tensors).float().clamp(-limit, limit)
+    return (torch.nn.functional.silu(a) * b).to(tensors["a"].dtype)
+
+
+def rms_norm_back(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The gradient through RMS_NORM."""
+    dz = tensors["dz"]
+    x = tensors["x"].tile([n // max(m, 1) for n, m in zip(dz.shape, tensors["x"].shape)])
+    mean = x.square().mean(-1, keepdim=True) + float(case.params["eps"])
+    return (dz - x * ((x * dz).mean(-1, keepdim=True) / mean)) * mean.rsqrt()
+
+
+def soft_max_back(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The gradient through softmax."""
+    dy = tensors["dy"]
+    y = tensors["y"].tile([n // max(m, 1) for n, m in zip(dy.shape, tensors["y"].shape)])
+    return (dy - (y * dy).sum(-1, keepdim=True)) * y * float(case.params["scale"])
+
+
+def diag_mask_zero(case: Case, tensors: Tensors) -> torch.Tensor:
+    """x with +0 right of a diagonal."""
+    import torch
+
+    x = tensors["x"]
+    later = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device).triu(int(case.params["n_past"]) + 1)
+    return x.masked_fill(later, 0.0)
+
+
+def repeat_back(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The sum of all repetitions."""
+    x, out = tensors["x"], tensors["out"].shape
+    split = [size for n, m in zip(x.shape, out) for size in (n // m, m)]
+    return x.reshape(split).sum((0, 2, 4, 6))
+
+
+def get_rows_back(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Rows added up where they were taken from."""
+    import torch
+
+    zeros = torch.zeros(tensors["out"].shape, device=tensors["a"].device)
+    zeros[0, 0].index_add_(0, tensors["b"].reshape(-1), tensors["a"][0, 0].float())
+    return zeros
+
+
+def cross_entropy_loss(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The mean over all rows of the cross entropy."""
+    x = tensors["x"]
+    terms = x.log_softmax(-1) * tensors["labels"]
+    return -terms.sum().reshape(1, 1, 1, 1) / (x.numel() // x.shape[-1])
+
+
+def cross_entropy_loss_back(case: Case, tensors: Tensors) -> torch.Tensor:
+    """Its gradient."""
+    x = tensors["x"]
+    return (x.softmax(-1) - tensors["labels"]) * (tensors["grad"] / (x.numel() // x.shape[-1]))
+
+
+def opt_step_adamw(case: Case, tensors: Tensors) -> torch.Tensor:
+    """A step of AdamW on the weights and both moments, which stand one after another."""
+    import torch
+
+    g, (w, m, v) = tensors["grad"], tensors["x"].chunk(3)
+    alpha, beta1, beta2, eps, wd, beta1h, beta2h = tensors["settings"].reshape(-1)
+    m, v = m * beta1 + g * (1 - beta1), v * beta2 + g * g * (1 - beta2)
+    step = alpha * (m * beta1h) / ((v * beta2h).sqrt() + eps)
+    return torch.cat((w * (1 - alpha * wd) - step, m, v))
+
+
+def opt_step_sgd(case: Case, tensors: Tensors) -> torch.Tensor:
+    """A step of gradient descent."""
+    alpha, wd = tensors["settings"].reshape(-1)
+    return tensors["x"] * (1 - alpha * wd) - alpha * tensors["grad"]
+
+
 OPS: Mapping[str, Callable[[Case, Tensors], torch.Tensor]] = {
     "soft_max": soft_max,
+    "add1": add1,
+    "silu_back": silu_back,
+    "xielu": xielu,
+    "swiglu_clamp": swiglu_clamp,
+    "rms_norm_back": rms_norm_back,
+    "soft_max_back": soft_max_back,
+    "diag_mask_zero": diag_mask_zero,
+    "repeat_back": repeat_back,
+    "get_rows_back": get_rows_back,
+    "cross_entropy_loss": cross_entropy_loss,
+    "cross_entropy_loss_back": cross_entropy_loss_back,
+    "opt_step_adamw": opt_step_adamw,
+    "opt_step_sgd": opt_step_sgd,
     "tri": tri,
     "diag": diag,
     "pad": pad,

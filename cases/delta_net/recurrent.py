@@ -20,6 +20,7 @@ from opconform.cases.delta_net.rule import (
     token_order,
     walk,
 )
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expected
@@ -80,14 +81,19 @@ def check(case: Case) -> None:
     values.check(case, int(case.params["snapshots"]))
 
 
-_TOKENS = st.sampled_from((1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 20, 2, 3, 5, 33))
+_TOKENS = among((1, 2, 3, 4, 5, 7, 8, 13, 16, 17, 20, 2, 3, 5, 33))
+
+
+_LONG = among((64, 65, 100, 129, 257))
+_SNAPSHOTS = (1, 2, 3, 5, 1, 2, 3, 5, 1, 2, 3, 5, 8, 17, 33)
 
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """One to 33 tokens; shrinks to one token, one head of size 1, no initial state."""
-    own = {"snapshots": draw(st.sampled_from(freedom.choices("snapshots", (1, 2, 3, 5))))}
-    return draw(values.problems(freedom, _TOKENS, own))
+    """One to 33 tokens, now and then more; shrinks to one token, one head of size 1, no initial state."""
+    kept = draw(among(freedom.choices("snapshots", _SNAPSHOTS)))
+    enough = among((kept - 1, kept, kept + 1, 2 * kept))  # older snapshots are nobody's
+    return draw(values.problems(freedom, _TOKENS if kept < 8 else enough, _LONG, {"snapshots": kept}))
 
 
 def flops(case: Case) -> int:

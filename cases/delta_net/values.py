@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import outer_sizes
+from opconform.harness.draw.strategies import among, counts, few, integers, outer_sizes
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.layouts import Layout
@@ -27,47 +27,90 @@ PARAMS: Mapping[str, type] = {
 }
 
 #: From the plainest to the strangest; `shape_values` says what each means.
-RECIPES = ("small_int", "unit_keys", "normal", "slow_decay", "strong_decay", "signed_zero", "denormal", "wide")
+RECIPES = (
+    "small_int",
+    "unit_keys",
+    "normal",
+    "slow_decay",
+    "strong_decay",
+    "signed_zero",
+    "denormal",
+    "wide",
+    "growing",
+)
 
 _HEAD_SIZES = (1, 2, 3, 4, 5, 7, 8, 11, 13, 15, 16, 17)
 _LARGE_HEAD_SIZES = (16, 31, 32, 33, 64, 100, 128)
-#: How many elements the states of all tokens may have: a reference takes milliseconds.
+#: How many elements the states of all tokens may have: a reference takes milliseconds. In a rare form it is more.
 _BUDGET = 1 << 16
+_RARE_BUDGET = 1 << 18
+
+#: What the sizes are like. "usual": a few small heads. The others spend on one thing: both head sizes, the number of
+#: heads and how many share a key head, tokens, sequences, heads of a real size, or more heads than a grid holds.
+_FORMS = among(("usual",) * 11 + ("wide", "heads", "tokens", "sequences", "real", "many"))
+_WIDE = (64, 100, 128, 129, 192, 200, 256)
+_KEY_HEADS = among((1, 2, 3, 4, 8, 16, 17, 32))
+_SEQUENCES = among((8, 9, 16, 17, 33))
 
 SMALLEST_GATE = 2.0**-126
 
 
 @st.composite
-def problems(draw: st.DrawFn, freedom: Freedom, tokens: st.SearchStrategy[int], own: Mapping[str, Param]) -> Problem:
-    """Problems of `tokens` tokens with the parameters `own` of the op; shrinks to one token, one head of size 1."""
-    per_head = draw(st.sampled_from(freedom.choices("gda", (True, False))))
-    sizes = _LARGE_HEAD_SIZES if draw(st.integers(0, 7)) == 7 else _HEAD_SIZES
+def problems(
+    draw: st.DrawFn,
+    freedom: Freedom,
+    tokens: st.SearchStrategy[int],
+    long: st.SearchStrategy[int],
+    own: Mapping[str, Param],
+) -> Problem:
+    """Problems of `tokens` tokens, or in a rare form of `long` ones, with the parameters `own` of the op.
+
+    Shrinks to one token, one head of size 1.
+    """
+    per_head = draw(among(freedom.choices("gda", (True, False))))
+    form = draw(_FORMS)
+    sizes: tuple[int, ...] = _LARGE_HEAD_SIZES if draw(integers(0, 7)) == 7 else _HEAD_SIZES
+    widths: tuple[int, ...] = _HEAD_SIZES
+    if form == "wide":
+        sizes = widths = _WIDE
+    elif form == "real":
+        sizes = widths = (64, 128)
+    elif form == "many":
+        sizes = widths = (1, 2)
     allowed = freedom.choices("head_size", sizes) or freedom.choices("head_size", _LARGE_HEAD_SIZES)
-    keys = draw(st.sampled_from(allowed))
-    square = draw(st.sampled_from(freedom.choices("square", (True, False))))
-    width = keys if square else draw(st.sampled_from(_HEAD_SIZES))
-    counts = [
-        draw(tokens),
-        draw(outer_sizes()),
-        draw(st.sampled_from((1, 2, 3))),
-        draw(st.sampled_from(freedom.choices("heads_per_key", (1, 2, 3)))),
+    keys = draw(among(allowed))
+    square = draw(among(freedom.choices("square", (True, False))))
+    width = keys if square else draw(among(widths))
+    kept = int(own.get("snapshots", 1))
+    short = form in ("wide", "real", "many") and kept < 8
+    length = draw(few() if short else long if form == "tokens" else tokens)
+    numbers = [
+        length,
+        draw({"usual": outer_sizes(), "sequences": _SEQUENCES}.get(form, few())),
+        draw({"heads": _KEY_HEADS, "real": among((4, 16))}.get(form, among((1, 2, 3)))),
+        draw(among(freedom.choices("heads_per_key", (4, 5, 8, 1) if form in ("heads", "real") else (1, 2, 3)))),
     ]
-    budget = min(_BUDGET, freedom.max_bytes // 16)
-    while math.prod(counts) * keys * width > budget and max(counts) > 1:
-        largest = max(range(4), key=counts.__getitem__)
-        counts[largest] = max(counts[largest] // 2, 1)
-    length, sequences, key_heads, shared = counts
+    if form == "many":
+        numbers[1:] = draw(st.permutations((draw(counts()), 1, 1)))
+        numbers[3] = numbers[3] if numbers[3] in freedom.choices("heads_per_key", (numbers[3],)) else 1
+    budget = min(_BUDGET if form == "usual" else _RARE_BUDGET, freedom.max_bytes // 16)
+    while _states(numbers, kept) * keys * width > budget and max(numbers[1:]) + max(numbers[0] - kept, 0) > 1:
+        largest = max(range(0 if numbers[0] > kept else 1, 4), key=numbers.__getitem__)
+        numbers[largest] = max(numbers[largest] // 2, 1)
+    length, sequences, key_heads, shared = numbers
+    if kept > length and length in freedom.choices("snapshots", (length,)) and draw(integers(0, 7)):
+        kept, own = length, {**own, "snapshots": length}  # older ones are nobody's: that is tried now and then
     heads = key_heads * shared
-    layout = draw(st.sampled_from(freedom.choices("state_layout", ("kv", "vk"))))
-    normalises = draw(st.sampled_from(freedom.choices("l2norm", (False, True))))
-    usual = draw(st.sampled_from(freedom.choices("usual_scale", (True, False))))
+    layout = draw(among(freedom.choices("state_layout", ("kv", "vk"))))
+    normalises = draw(among(freedom.choices("l2norm", (False, True))))
+    usual = draw(among(freedom.choices("usual_scale", (True, False))))
     params: dict[str, Param] = {
-        "scale": usual_scale(keys) if usual else draw(st.sampled_from((1.0, 0.25, -3.0))),
-        "heads": draw(st.sampled_from(freedom.choices("heads", ("tiled", "interleaved")))),
+        "scale": usual_scale(keys) if usual else draw(among((1.0, 0.25, -3.0))),
+        "heads": draw(among(freedom.choices("heads", ("tiled", "interleaved")))),
         "state_layout": layout,
         "l2norm": normalises,
-        "eps": draw(st.sampled_from((1e-6, 1e-3))) if normalises else 1e-6,
-        "gate": draw(st.sampled_from(freedom.choices("gate", ("log", "decay")))),
+        "eps": draw(among((1e-6, 1e-3))) if normalises else 1e-6,
+        "gate": draw(among(freedom.choices("gate", ("log", "decay")))),
         **own,
     }
     state = (heads, *((keys, width) if layout == "kv" else (width, keys)))
@@ -78,10 +121,15 @@ def problems(draw: st.DrawFn, freedom: Freedom, tokens: st.SearchStrategy[int], 
         "g": (sequences, length, heads, 1 if per_head else keys),
         "beta": (sequences, length, heads, 1),
     }
-    if draw(st.sampled_from(freedom.choices("has_state", (False, True)))):
+    if draw(among(freedom.choices("has_state", (False, True)))):
         shapes["state"] = (sequences, *state)
-    kept = int(params.get("snapshots", 1))
     return Problem(params, "f32", shapes, shapes["v"], more_outputs={"state_out": (kept * sequences, *state)})
+
+
+def _states(numbers: Sequence[int], kept: int) -> int:
+    """How many states there are over all tokens, and how many of them are given back."""
+    length, *others = numbers
+    return max(length, kept) * math.prod(others)
 
 
 def usual_scale(keys: int) -> float:
@@ -95,14 +143,18 @@ def shape_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
     small_int: keys with one or two elements of ±1, β 0 or 1, gates 0 to −3 (decays 1 to ⅛): where no log gate but 0 is
     drawn the results are whole numbers. unit_keys: q and k of length 1, usual gates. normal: longer keys, so that
     I − βkkᵀ may grow. slow_decay: gates that are 0 or nearly so. strong_decay: gates over [−316, 0), so that
-    exp(−Σg) overflows float32. signed_zero, denormal, wide: v and state of that kind. Elsewhere β is in [0, 1] with
-    exact 0 and 1, one key in sixteen is 0, and gates are exactly 0, tiny, or usual.
+    exp(−Σg) overflows float32. signed_zero, denormal, wide: v and state of that kind. growing: β up to 2, as models
+    with negative eigenvalues have it, and token by token gates up to 0.3; a chunk has none above 0, for no form of it
+    may exponentiate a positive sum. Elsewhere β is in [0, 1] with exact 0 and 1, one key in sixteen is 0, and gates are
+    exactly 0, tiny, or usual.
     """
     _shape_keys(case, values, rng)
     _shape_gates(case, values, rng)
     beta = values["beta"]
     ends = rng.integers(0, 2, beta.shape).astype(np.float64)
     inside = rng.random(beta.shape)
+    if case.recipe == "growing":
+        ends, inside = 2 * ends, 2 * inside
     beta[...] = np.where((case.recipe == "small_int") | (rng.random(beta.shape) < 0.2), ends, inside)
 
 
@@ -152,6 +204,8 @@ def _shape_gates(case: Case, values: dict[str, F64], rng: np.random.Generator) -
             gates = -316.0 * rng.random(g.shape) ** 3
         tiny_share = 0.9 if case.recipe == "slow_decay" else 0.3
         gates = np.where(chosen < tiny_share, tiny, gates)
+        if case.recipe == "growing" and "chunk" not in case.params:
+            gates = np.where(rng.random(g.shape) < 0.4, 0.3 * rng.random(g.shape), gates)
         gates[rng.random(g.shape) < 0.15] = 0.0
     if case.params["gate"] == "decay":
         gates = np.exp(gates)

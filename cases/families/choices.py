@@ -9,6 +9,7 @@ from functools import partial
 
 from hypothesis import strategies as st
 
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
@@ -63,7 +64,7 @@ def check_params(case: Case, params: Choices) -> None:
 @st.composite
 def drawn_params(draw: st.DrawFn, freedom: Freedom, params: Choices) -> dict[str, Param]:
     """Parameters within the limits of a device; shrinks to the first value of each."""
-    return {name: draw(st.sampled_from(freedom.choices(name, its.values))) for name, its in params.items()}
+    return {name: draw(among(freedom.choices(name, its.values))) for name, its in params.items()}
 
 
 def ignored(image: Image, params: Choices) -> Iterator[Hypothesis]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import within
+from opconform.harness.draw.strategies import among, integers, within
 from opconform.harness.explain.hypotheses import TILES
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
@@ -46,6 +46,7 @@ class _Row:
     along_rows: bool = False
     to_one: bool = False
     inplace: bool = False
+    scalars: tuple[str, ...] = ()
 
     def out_shape(self, first: tuple[int, ...]) -> tuple[int, ...]:
         return (*first[:-1], 1) if self.to_one else first
@@ -69,7 +70,9 @@ class _Row:
         first = case.inputs[self.inputs[0]].shape
         for name in self.inputs[1:]:
             its = case.inputs[name].shape
-            if any(n % max(m, 1) or (m == 0) != (n == 0) for n, m in zip(first, its)):
+            if name in self.scalars and its != (1, 1, 1, 1):
+                raise CaseError(f"{name} has shape {its}; it must be one element")
+            if name not in self.scalars and any(n % max(m, 1) or (m == 0) != (n == 0) for n, m in zip(first, its)):
                 raise CaseError(f"{name} has shape {its}; repeated, it must fill that of {self.inputs[0]}, {first}")
         if not self.inplace or case.inplace != self.inputs[0]:
             check_out(case, self.out_shape(first))
@@ -83,7 +86,7 @@ class _Row:
         found: dict[str, Any] = {"aligned": is_aligned(case), "grid": max(case.inputs[self.inputs[0]].ne[1:]) < 1 << 16}
         if self.inplace:
             found["inplace"] = case.inplace is not None
-        if len(self.inputs) > 1:
+        if len(self.inputs) > 1 and not self.scalars:
             found["repeats"] = len({layout.shape for layout in case.inputs.values()}) > 1
         return found
 
@@ -98,10 +101,12 @@ class _Row:
             yield Hypothesis(says, partial(image.with_expect, partial(self.expect, formula, None)))
         yield from ignored(image, self.params)
         if not self.to_one:
-            for name in self.inputs:
+            for name in self.inputs[: len(self.inputs) - len(self.scalars)]:
                 says = f"{name} is copied, not {self.copied}"
                 yield Hypothesis(says, partial(image.with_expect, _copy_of(name)))
         for name in self.inputs[1:]:
+            if name in self.scalars:
+                continue
             yield from _repeated_otherwise(image, name, case.inputs[self.inputs[0]].shape)
         if self.along_rows:
             for says, part in _parts(case.inputs[self.inputs[0]].shape[-1]):
@@ -118,16 +123,15 @@ def elementwise(
     dtypes: tuple[str, ...] = ("f32", "f16"),
     mistakes: Mapping[str, Formula] | None = None,
     bound: str = BOUND,
+    scalars: tuple[str, ...] = (),
 ) -> Op:
     """An op that computes each element of `out` from those in its place.
 
     formula: takes an `Approx` for each of `inputs`, then the parameters where there are any. mistakes: formulas that a
     wrong kernel may compute, by what a hint says of it. bound: the bound in one line, where that says more than that it
-    follows from the formula.
+    follows from the formula. scalars: the last inputs, where they are one element each.
     """
-    row = _Row(
-        inputs, formula, params, dtypes, mistakes or {}, "computed", along_rows=False, to_one=False, inplace=True
-    )
+    row = _Row(inputs, formula, params, dtypes, mistakes or {}, "computed", inplace=True, scalars=scalars)
     return _op(row, name, summary, bound)
 
 
@@ -170,6 +174,7 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
         traits=row.traits,
         alone=row.alone,
         hypotheses=row.hypotheses,
+        pointwise=not row.along_rows,
         stacks=True,
     )
 
@@ -179,15 +184,17 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Rows up to 1025 long, elementwise along any axis, with other arguments that are repeated along some axes; shrinks
     to one element."""
     params = draw(drawn_params(freedom, row.params))
-    dtype = draw(st.sampled_from(freedom.choices("dtype", row.dtypes)))
+    dtype = draw(among(freedom.choices("dtype", row.dtypes)))
     shape = draw((rows if row.along_rows else tensors)(freedom, DTYPES[dtype].itemsize))
+    if row.along_rows and shape[-1] == 1 and draw(integers(0, 15)) < 15:  # rows of one are their own sums
+        shape = (*shape[:-1], 2)
     shapes = {row.inputs[0]: shape}
     for name in row.inputs[1:]:
-        shapes[name] = shape
-        if draw(st.sampled_from(freedom.choices("repeats", (False, True)))):
+        shapes[name] = (1, 1, 1, 1) if name in row.scalars else shape
+        if name not in row.scalars and draw(among(freedom.choices("repeats", (False, False, True)))):
             shape, shapes[name] = draw(_repeatable(shape, DTYPES[dtype].itemsize, freedom))
     shapes[row.inputs[0]] = shape
-    inplace = row.inplace and draw(st.sampled_from(freedom.choices("inplace", (False, False, True))))
+    inplace = row.inplace and draw(among(freedom.choices("inplace", (False, False, True))))
     return Problem(params, dtype, shapes, row.out_shape(shape), row.inputs[0] if inplace else None)
 
 
@@ -201,7 +208,7 @@ def _repeatable(
     """
     whole, part = list(shape), [1] * len(shape)
     for axis, n in enumerate(shape):
-        kind = draw(st.sampled_from(("one", "whole", "part"))) if n > 1 else "whole"
+        kind = draw(among(("one", "whole", "part", "whole"))) if n > 1 else "whole"
         if kind == "whole":
             part[axis] = n
         elif kind == "part":

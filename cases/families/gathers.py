@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
 from opconform.cases.families.conversions import Conversion, converted, misconverted
 from opconform.cases.shapes import check_out, is_aligned
+from opconform.harness.draw.strategies import among
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.dtypes import DTYPES, Raw
 from opconform.harness.model.expected import Expected
@@ -24,15 +25,18 @@ from opconform.harness.model.image import Hypothesis, Image, Places, Reading
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op, Problem, Sizes
 
 ALL = ("f32", "f16", "bf16", "i32")
 NO_PARAMS: Choices = {}
 
 Shape = tuple[int, ...]
+Params = Mapping[str, Param]
 Shapes = Callable[[Freedom, int], st.SearchStrategy[Shape]]
-OutShapes = Callable[[Shape, Mapping[str, Param]], Sequence[Shape]]
+OutShapes = Callable[[Shape, Params], Sequence[Shape]]
 Source = Callable[[Case], Places]
+Fit = Callable[[Freedom, Shape, Params], Params]
+Problems = Callable[[Freedom], st.SearchStrategy[Problem]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def picked(flat: Raw, source: Places) -> Raw:
     return found
 
 
-def same_shape(shape: Shape, params: Mapping[str, Param]) -> Sequence[Shape]:
+def same_shape(shape: Shape, params: Params) -> Sequence[Shape]:
     """The shapes of an output that has that of x."""
     return (shape,)
 
@@ -75,6 +79,8 @@ class _Row:
     elsewhere: Callable[[Case], Iterable[Elsewhere]] | None
     check: Callable[[Case], None] | None
     types: tuple[str, ...]
+    fit: Fit | None = None
+    traits_too: Callable[[Case], Mapping[str, bool]] | None = None
 
     def expect(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         return _gathered(self.source(case), converted, case, raw, numerics)
@@ -88,10 +94,14 @@ class _Row:
             check_out(case, self.out(case.inputs["x"].shape, case.params)[0])
 
     def traits(self, case: Case) -> dict[str, str | bool]:
-        """aligned: see `is_aligned`. types: those of x and of the output, as in "f32-f16", of an op that converts."""
+        """aligned: see `is_aligned`. types: those of x and of the output, as in "f32-f16", of an op that converts.
+        shortens_nan: whether NaN of any payload lose half of their bits."""
         found: dict[str, str | bool] = {"aligned": is_aligned(case)}
         if self.types:
             found["types"] = f"{case.inputs['x'].dtype}-{case.dtype}"
+            found["shortens_nan"] = found["types"] == "f32-bf16" and case.recipe == "special"
+        if self.traits_too is not None:
+            found.update(self.traits_too(case))
         return found
 
     def sources(self, case: Case) -> dict[str, Places]:
@@ -127,16 +137,23 @@ def gather(
     alone: Callable[[Case], tuple[int, ...] | str] = lambda case: (0, 1),
     copies: bool = False,
     bound: str = "the bits of x",
+    unread: tuple[str, ...] = (),
+    problems: Problems | None = None,
+    fit: Fit | None = None,
+    traits: Callable[[Case], Mapping[str, bool]] | None = None,
+    sizes: Callable[[Case], Sizes] | None = None,
 ) -> Op:
     """An op that moves elements of x.
 
     source: where each element of the output comes from. shapes: the strategy of x's shapes for elements of so many
     bytes. out: the output's shape for a shape of x, or several to draw one from (then `check` says what else fits);
     raises `CaseError` for a shape of x that does not fit. elsewhere: what wrong kernels do. types: the pairs of types
-    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies:
-    as `Op` has them.
+    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies,
+    sizes: as `Op` has them. unread: arguments before x of which the shape alone matters. problems: the strategy, where
+    shapes and parameters depend on each other. fit: parameters that suit a shape, for a strategy that draws both apart.
+    traits: what limits may speak of beside alignment and types.
     """
-    row = _Row(source, shapes, out, params, elsewhere, check, types)
+    row = _Row(source, shapes, out, params, elsewhere, check, types, fit, traits)
 
     def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         return row.expect(case, raw, numerics)
@@ -144,19 +161,22 @@ def gather(
     return Op(
         name=name,
         summary=summary,
-        inputs=("x",),
+        inputs=(*unread, "x"),
         params=types_of(params),
         dtypes=ALL,
-        argument_dtypes={"x": ALL} if types else {},
-        problems=partial(_problems, row=row),
+        argument_dtypes=dict.fromkeys((*unread, "x"), ALL) if types else {},
+        problems=problems or partial(_problems, row=row),
         expect=update_wrapper(expect, source),  # so that a failure names the line of the source
         bound=bound,
         check=row.checked,
         traits=row.traits,
         alone=alone,
+        sizes=sizes,
         hypotheses=row.hypotheses,
         sources=row.sources,
+        pointwise=True,
         copies=copies,
+        shape_only=unread,
         stacks=True,
     )
 
@@ -166,19 +186,21 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Any shape and parameters that the row has, within the bytes allowed; shrinks to its simplest shape, and to the
     same type on both sides."""
     params = draw(drawn_params(freedom, row.params))
-    came = dtype = draw(st.sampled_from(_dtypes(freedom, row.types)))
+    came = dtype = draw(among(drawn_types(freedom, row.types)))
     if row.types:
         came, _, dtype = came.partition("-")
     shape = draw(row.shapes(freedom, max(DTYPES[came].itemsize, DTYPES[dtype].itemsize)))
+    if row.fit is not None:
+        params = dict(row.fit(freedom, shape, params))
     for name in row.params:  # padding can make a large tensor too large
-        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 4, 1):
+        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 16, 1):
             break
         params[name] = freedom.choices(name, row.params[name].values)[0]
-    out = draw(st.sampled_from(row.out(shape, params)))
+    out = draw(among(row.out(shape, params)))
     return Problem(params, dtype, {"x": shape}, out, dtypes={"x": came} if row.types else {})
 
 
-def _dtypes(freedom: Freedom, types: tuple[str, ...]) -> list[str]:
+def drawn_types(freedom: Freedom, types: tuple[str, ...]) -> list[str]:
     """What may be drawn of types, or of pairs of them."""
     outs = freedom.choices("dtype", ALL)
     if not types:

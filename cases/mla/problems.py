@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.mla.attention import factor_of
-from opconform.harness.draw.strategies import EDGES, outer_sizes
+from opconform.harness.draw.strategies import EDGES, among, few, outer_sizes
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.limits import Freedom
@@ -133,15 +133,24 @@ def traits(case: Case) -> dict[str, Any]:
     }
 
 
-_SCALES = st.sampled_from((4, 8, 8, 17, 33, 65, 129))
-_HEADS = st.sampled_from((1, 2, 3, 4, 5, 8))
-_QUERIES = st.sampled_from((1, 2, 3, 4, 7, 8, 9, 16, 17, 33))
+_SCALES = among((4, 8, 8, 17, 33, 65, 129))
+_HEADS = among((1, 2, 3, 4, 5, 8))
+_QUERIES = among((1, 1, 1, 1, 1, 2, 3, 4, 7, 8, 9, 16, 17, 33))
+#: What the sizes are like. "usual": few heads over a short cache. The others spend on one thing: heads, rows of the
+#: cache, queries, widths as models have them, or more queries of all heads than a grid holds.
+_FORMS = among(("usual",) * 12 + ("heads", "rows", "queries", "wide", "many"))
+_MANY_HEADS = among((16, 17, 32, 33, 64, 128))
+_LONG_CACHES = (512, 513, 1000, 1025, 2049, 4097)
+_MANY_QUERIES = among((64, 65, 129, 257))
 _BOOLEANS = st.booleans()
 
 
 @st.composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Decode and prefill over caches of up to 257 rows; shrinks to one head, one query, one row, all widths 1."""
+    """Decode, in two draws of five, and prefill over caches of up to 257 rows, now and then in a rare form.
+
+    Shrinks to one head, one query, one row, all widths 1.
+    """
     together = [
         pair.split()
         for pair in freedom.choices(
@@ -149,27 +158,38 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
             [f"{form} {mask}" for form in freedom.choices("form", FORMS) for mask in freedom.choices("mask", MASKS)],
         )
     ]
-    form = draw(st.sampled_from(list(dict.fromkeys(form for form, _ in together))))
-    cache = draw(st.sampled_from(freedom.choices("cache", CACHES)))
-    mask = draw(st.sampled_from([mask for other, mask in together if other == form]))
-    causal = draw(st.sampled_from(freedom.choices("causal", (False, True))))
-    padded = draw(st.sampled_from(freedom.choices("padded", (False, True))))
-    scaled = draw(st.sampled_from(freedom.choices("scaled", (False, True))))
-    largest = draw(_SCALES)
-    widths = {name: draw(st.sampled_from(_sizes(freedom, name, largest))) for name in ("d_n", "d_r", "d_c", "d_v")}
-    batch, heads, queries = draw(outer_sizes()), draw(_HEADS), draw(_QUERIES)
-    rows = draw(st.sampled_from(_sizes(freedom, "rows", 2 * largest)))
-    while batch * heads * _work(queries, rows, widths) > _WORK and rows * queries * heads > 1:
+    form = draw(among(list(dict.fromkeys(form for form, _ in together))))
+    cache = draw(among(freedom.choices("cache", CACHES)))
+    mask = draw(among([mask for other, mask in together if other == form]))
+    causal = draw(among(freedom.choices("causal", (False, True))))
+    padded = draw(among(freedom.choices("padded", (False, True))))
+    scaled = draw(among(freedom.choices("scaled", (False, True))))
+    form_of_sizes = draw(_FORMS)
+    largest = {"usual": draw(_SCALES), "wide": 513}.get(form_of_sizes, 8 if form_of_sizes != "many" else 2)
+    widths = {name: draw(among(_sizes(freedom, name, largest))) for name in ("d_n", "d_r", "d_c", "d_v")}
+    batch = draw(outer_sizes() if form_of_sizes == "usual" else few())
+    heads, queries = draw(_HEADS), draw(_QUERIES)
+    rows = draw(among(_sizes(freedom, "rows", 2 * largest if form_of_sizes != "wide" else 65)))
+    if form_of_sizes == "heads":
+        heads = draw(_MANY_HEADS)
+    elif form_of_sizes == "rows":
+        rows = draw(among(freedom.choices("rows", _LONG_CACHES) or [rows]))
+    elif form_of_sizes == "queries":
+        queries = draw(_MANY_QUERIES)
+    elif form_of_sizes == "many":
+        batch, heads, queries = draw(st.permutations((draw(among((65537, 4097))), 1, 1)))
+    work = _WORK if form_of_sizes == "usual" else 4 * _WORK
+    while batch * heads * _work(queries, rows, widths) > work and rows * queries * heads > 1:
         rows, queries, heads = (-(-n // 2) for n in (rows, queries, heads))
-    padding = draw(st.sampled_from((1, 2, 3, 17))) if padded else 0
+    padding = draw(among((1, 2, 3, 17))) if padded else 0
     scale = 1 / math.sqrt(widths["d_n"] + widths["d_r"])
     params: dict[str, Param] = {
-        "scale": scale * draw(st.sampled_from((1.0, 1.873856, 0.5))),  # DeepSeek-V3 multiplies by mscale², 1.37²
+        "scale": scale * draw(among((1.0, 1.873856, 0.5))),  # DeepSeek-V3 multiplies by mscale², 1.37²
         "form": form,
         "causal": causal,
         "kv_len": rows,
-        "k_scale": draw(st.sampled_from((0.5, 1.0, 1.3))) if scaled else 1.0,
-        "v_scale": draw(st.sampled_from((2.0, 1.0, 0.7))) if scaled else 1.0,
+        "k_scale": draw(among((0.5, 1.0, 1.3))) if scaled else 1.0,
+        "v_scale": draw(among((2.0, 1.0, 0.7))) if scaled else 1.0,
     }
     rows += padding
     shapes = {

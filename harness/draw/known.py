@@ -84,6 +84,8 @@ def checked(case: Case) -> Case:
             raise CaseError(f"{name} has {len(layout.shape)} dimensions; it must have {MAX_RANK}")
     op.check(case)
     check_indices(case, op)
+    if case.before is not None:
+        checked(case.before)
     return case
 
 

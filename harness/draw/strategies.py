@@ -1,4 +1,4 @@
-"""Hypothesis strategies for problems, named for what they yield. Every size shrinks to 1.
+"""Hypothesis strategies for problems, named for what they yield. Every size shrinks to 1, or to the least of its form.
 
 Layouts and values are not drawn choice by choice: Hypothesis draws a problem and a seed, and `variants.py` makes many
 cases of them.
@@ -7,8 +7,8 @@ cases of them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, TypeVar
 
 from hypothesis import strategies as st
 
@@ -18,10 +18,29 @@ if TYPE_CHECKING:
     from opconform.harness.model.op import Op, Problem
 
 
+T = TypeVar("T")
+
 #: Sizes where kernels break: small ones, primes, and one below, at and one above each power of two.
 EDGES = tuple(
     sorted({1, 2, 3, 4, 5, 6, 7, 11, 13, *(n + d for n in (8, 16, 32, 64, 128, 256, 512, 1024) for d in (-1, 0, 1))})
 )
+
+
+def among(values: Iterable[T]) -> st.SearchStrategy[T]:
+    """One of `values`; shrinks to the first. The same strategy each time: to make one costs more than to draw."""
+    options = tuple(values)
+    return _among(options, tuple(map(type, options)))  # True and 1 are equal, and no key tells them apart
+
+
+@lru_cache(maxsize=4096)
+def _among(options: tuple[T, ...], types: tuple[type, ...]) -> st.SearchStrategy[T]:
+    return st.sampled_from(options)
+
+
+@cache
+def integers(least: int, most: int) -> st.SearchStrategy[int]:
+    """A whole number from `least` to `most`; shrinks to `least`. The same strategy each time."""
+    return st.integers(least, most)
 
 
 @cache
@@ -49,6 +68,62 @@ def inner_sizes(scale: int) -> st.SearchStrategy[int]:
 def outer_sizes() -> st.SearchStrategy[int]:
     """Sizes of the batch dimensions, above 1 in six draws of seven; shrinks to 1."""
     return _OUTER
+
+
+#: What the sizes of a problem are like. "usual": edges of all kinds, mostly small. The rare forms spend all they may
+#: cost on one thing: "many" rows, matrices or heads, more than an interface's grids and 16-bit counters hold; two axes
+#: that are both longer than a "tile"; one "long" row.
+FORMS = ("usual", "many", "tiles", "long")
+_FORMS = st.sampled_from(("usual",) * 14 + ("many", "many", "tiles", "tiles", "tiles", "long"))
+_MANY = st.sampled_from((4097, 65537, 4096, 65536, 70001))
+_TILES = st.sampled_from((33, 33, 31, 32, 34, 63, 64, 65, 66, 66, 67, 97, 129, 130))
+_LONG = st.sampled_from((1026, 2047, 2049, 4097, 8193, 16385, 65537))
+_FEW = st.sampled_from((1, 2, 2, 3))
+
+
+def forms() -> st.SearchStrategy[str]:
+    """One of `FORMS`, a rare one in a quarter of the draws; shrinks to "usual"."""
+    return _FORMS
+
+
+def counts() -> st.SearchStrategy[int]:
+    """How many rows, matrices or heads there are in the form "many"; shrinks to 4097."""
+    return _MANY
+
+
+def tile_sizes() -> st.SearchStrategy[int]:
+    """Sizes around the tiles of 32 and 64 that kernels have in shared memory, and beyond two of them; shrinks to 33."""
+    return _TILES
+
+
+def lengths() -> st.SearchStrategy[int]:
+    """Sizes of the one axis in the form "long"; shrinks to 1026."""
+    return _LONG
+
+
+def few() -> st.SearchStrategy[int]:
+    """Sizes of the axes that a rare form does not spend on; shrinks to 1."""
+    return _FEW
+
+
+@st.composite
+def rare_sizes(draw: st.DrawFn, form: str, axes: Sequence[int], inner: int, outer: Sequence[int]) -> list[int]:
+    """Four sizes, the innermost first, in a rare form: "long" along `inner`, "many" along one of `outer`, "tiles" along
+    two of `axes`; shrinks to sizes of 1 beside that."""
+    sizes = [1, 1, draw(few()), draw(few())]
+    if form == "long":
+        sizes[inner] = draw(lengths())
+    elif form == "many":
+        axis = draw(st.sampled_from(list(outer)))
+        sizes = [1, 1, 1, 1]  # a case costs as much as it has elements
+        sizes[draw(st.sampled_from([other for other in range(4) if other != axis]))] = draw(few())
+        sizes[axis] = draw(counts())
+    else:
+        pairs = [(one, other) for one in axes for other in axes if one < other]
+        pairs += [pair for pair in pairs if pair == (0, 1)] * 4  # the rows and columns that most transposes have
+        one, other = draw(st.sampled_from(pairs))
+        sizes[one], sizes[other] = draw(tile_sizes()), draw(tile_sizes())
+    return sizes
 
 
 def within(shape: Sequence[int], itemsize: int, freedom: Freedom) -> tuple[int, ...]:

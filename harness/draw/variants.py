@@ -1,4 +1,7 @@
-"""Variants of a problem: the same shapes and parameters, other layouts and values.
+"""Variants of a problem: the same shapes, other layouts and values, now and then another parameter.
+
+Some variants are twins of the one before them and differ from it in one thing: an offset, a stride, a parameter, or the
+values. They run right after it, for a backend that keeps what it made of a case may miss that one thing.
 
 A variant is independent of the sizes it is applied to, so that while Hypothesis shrinks a failing problem the variant
 can stay as it is, and once the problem is small the variant itself is simplified, one trait at a time.
@@ -7,11 +10,12 @@ can stay as it is, and once the problem is small the variant itself is simplifie
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from random import Random
 
-from opconform.harness.model.case import Case
+from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout, LayoutClass, blocks_of, contiguous_strides
 from opconform.harness.model.limits import Freedom
@@ -19,6 +23,12 @@ from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of, slices
 
 VARIANTS = 8  #: cases made of one problem; they travel to the worker together
+_TWINS = (2, 5)  #: which of them are twins of the one before
+_FEWER = ((1 << 14, 8), (1 << 16, 4), (1 << 18, 3))  #: of a problem of more elements fewer: time goes into other shapes
+_LEAST = 2
+_TRIES = 4  #: how many variants are drawn for one that shows something new
+_PARAMETERS_TRIED = 4  #: how many other values of parameters are tried for a twin
+_TRIES_OF_FEW = 16  #: the same for a large problem, of which the best of all is taken: each one has to show much
 
 
 def _inversions(order: tuple[int, ...]) -> int:
@@ -28,7 +38,7 @@ def _inversions(order: tuple[int, ...]) -> int:
 
 _ORDERS = tuple(sorted(itertools.permutations(range(4)), key=_inversions))
 _ROW_ORDERS = tuple(order for order in _ORDERS if order[0] == 0)
-_OFFSETS = (1, 3, 4, 8, 17, 64)
+_OFFSETS = (1, 3, 4, 8, 17, 64, 128)
 _ALIGNED = 128  #: elements: 256 bytes or more, where every device can start a buffer
 _PLAIN_ORDER = (0, 1, 2, 3)
 _NO_PADS = (0, 0, 0, 0)
@@ -90,7 +100,8 @@ class Variant:
     """Departures from packed by argument, a value recipe with its seed, and the batch slice to keep (see `Case.keep`).
 
     together: the arguments that the op packs lie side by side in one tensor; the first one's departure gives its row
-    padding and its offset.
+    padding and its offset. params: those that are other than the problem's. after: what runs right before, on the same
+    problem, where the case is wrong only then (`Case.before`).
     """
 
     departures: Mapping[str, Departure] = field(default_factory=dict)
@@ -98,6 +109,8 @@ class Variant:
     seed: int = 0
     keep: int | None = None
     together: bool = False
+    params: Mapping[str, Param] = field(default_factory=dict)
+    after: Variant | None = None
 
     def case(self, op: Op, problem: Problem) -> Case:
         """The case that this variant makes of `problem`."""
@@ -114,16 +127,31 @@ class Variant:
             taken_over = inputs[problem.inplace] if problem.inplace and name == op.outputs[0] else None
             outputs[name] = taken_over or self._departure(name).layout(problem.dtype_of(name), sizes)
         keep = None
-        count = max(slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values())
+        count = max((slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values()), default=1)
         if self.keep is not None and count > 1 and DTYPES[problem.dtype].is_float:
             keep = self.keep % count
-        return Case(op.name, problem.params, inputs, outputs, self.recipe, self.seed, keep, problem.inplace, shares)
+        params = {**problem.params, **self.params} if self.params else problem.params
+        before = None if self.after is None else self.after.case(op, problem)
+        return Case(
+            op.name, params, inputs, outputs, self.recipe, self.seed, keep, problem.inplace, shares, before=before
+        )
+
+    def _simpler_after(self, before: Variant, recipes: Sequence[str]) -> Iterator[Variant]:
+        """Both variants plainer in the same way, and the one before alone."""
+        for simpler in replace(self, after=None).simpler(recipes):
+            yield replace(simpler, after=_likewise(before, self, simpler))
+        for simpler in before.simpler(recipes):
+            yield replace(self, after=simpler)
 
     def _departure(self, name: str) -> Departure:
         return self.departures.get(name, PACKED)
 
     def simpler(self, recipes: Sequence[str]) -> Iterator[Variant]:
         """Variants nearer to the plain one, the boldest simplification first; `recipes` stand from the simplest on."""
+        if self.after is not None:
+            yield from self._simpler_after(self.after, recipes)
+        if self.params:
+            yield replace(self, params={})
         if self.keep is not None:
             yield replace(self, keep=None)
         if self.together:
@@ -164,41 +192,199 @@ def _side_by_side(problem: Problem, group: tuple[str, ...], axes: int, departure
     return layouts
 
 
+def _likewise(other: Variant, variant: Variant, simpler: Variant) -> Variant:
+    """`other`, with what is alike in it and in `variant` made as plain as `simpler` has it."""
+    names = dict.fromkeys([*other.departures, *variant.departures])
+    departures = {
+        name: simpler._departure(name) if other._departure(name) == variant._departure(name) else other._departure(name)
+        for name in names
+    }
+    changed = {
+        item.name: getattr(simpler, item.name)
+        for item in fields(Variant)
+        if item.name not in ("departures", "after") and getattr(other, item.name) == getattr(variant, item.name)
+    }
+    return replace(other, departures=departures, **changed)
+
+
+def between(one: Variant, other: Variant) -> Iterator[Variant]:
+    """`other` with one thing as `one` has it, for each thing in which they differ."""
+    if (one.recipe, one.seed) != (other.recipe, other.seed):
+        yield replace(other, recipe=one.recipe, seed=one.seed)
+    for name in dict.fromkeys([*one.departures, *other.departures]):
+        mine, its = one._departure(name), other._departure(name)
+        for item in fields(Departure):
+            if getattr(mine, item.name) != getattr(its, item.name):
+                changed = replace(its, **{item.name: getattr(mine, item.name)})
+                yield replace(other, departures={**other.departures, name: changed})
+    for trait in ("params", "keep", "together"):
+        if getattr(one, trait) != getattr(other, trait):
+            yield replace(other, **{trait: getattr(one, trait)})
+
+
+Choose = Callable[[Sequence[Case]], int]
+"""Which of several cases to run, by its index; -1 where the last one adds nothing."""
+
+
 def variants(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[Variant]:
     """The variants of `cases_of`, without the cases."""
     return [variant for variant, _ in cases_of(op, problem, seed, freedom)]
 
 
-def cases_of(op: Op, problem: Problem, seed: int, freedom: Freedom) -> list[tuple[Variant, Case]]:
-    """`VARIANTS` variants of `problem`, the first of them packed. Limits steer them: what the device cannot take is not
-    drawn. None where it does not take the problem in any layout, or where it does not fit in `freedom.max_bytes`.
+def cases_of(
+    op: Op,
+    problem: Problem,
+    seed: int,
+    freedom: Freedom,
+    choose: Choose = lambda cases: 0,
+    values: Mapping[str, Sequence[Param]] | None = None,
+    refuses: Callable[[Case], bool] = lambda case: False,
+) -> list[tuple[Variant, Case]]:
+    """Up to `VARIANTS` variants of `problem`, the first of them packed; of a large one fewer.
 
-    Equal arguments give equal variants.
+    Limits steer them: what the device cannot take is not drawn. None where it does not take the problem in any layout,
+    or where it does not fit in `freedom.max_bytes`.
+
+    `choose` picks one of the cases that are drawn for a variant. `values` are those that other problems had for a
+    parameter: a twin may have one of them. `refuses` says what experience
+    speaks against. Equal arguments give equal variants.
     """
     random = Random(seed)
-    names = [name for name in (*problem.shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
-    widest = {name: _widest(op, name, problem, freedom) for name in names}
-    recipes = freedom.choices("recipe", recipes_of(op, problem.dtype))
-    packs = [name for group in op.composite.packs for name in group]
-    may_pack = all(widest.get(name, LayoutClass.PACKED) >= LayoutClass.ROWS for name in packs if name in problem.shapes)
+    draw = _Draw(op, problem, freedom, random, refuses)
     found: list[tuple[Variant, Case]] = []
-    for index in range(VARIANTS):
-        departures = {name: _departure(random, widest[name]) for name in names} if index else {}
-        keep = random.randrange(64) if random.random() < 0.15 else None
-        variant = Variant(departures, random.choice(recipes), random.randrange(256), keep)
-        if packs and may_pack and index and random.random() < 0.3:
-            variant = replace(variant, together=True)
-        tried = ((each, each.case(op, problem)) for each in _nearer(variant, problem))
-        taken = next((pair for pair in tried if _is_taken(pair[1], op, freedom)), None)
-        if taken is None:
-            return found
-        found.append(taken)
+    count = _count(problem)
+    for index in range(count):
+        if index in _TWINS:
+            twin = draw.twin(found[-1][0], values or {})
+            if twin is not None:
+                found.append(twin)
+                continue
+        tried: list[tuple[Variant, Case]] = []
+        chosen = -1
+        while len(tried) < (_TRIES if count == VARIANTS else _TRIES_OF_FEW) and (chosen < 0 or count < VARIANTS):
+            drawn = draw.variant(packed=index == 0)
+            if drawn is None:
+                return found
+            tried.append(drawn)
+            chosen = choose([case for _, case in tried])
+        found.append(tried[max(chosen, 0)])
     return found
 
 
-def _is_taken(case: Case, op: Op, freedom: Freedom) -> bool:
-    """Whether a device takes a case, and it fits. Padding and steps can make a large one too large."""
-    return case.nbytes <= freedom.max_bytes and freedom.forbids(case, op.traits) is None
+def _count(problem: Problem) -> int:
+    """How many variants are made of a problem."""
+    shapes = (*problem.shapes.values(), problem.out_shape, *problem.more_outputs.values())
+    sizes = [math.prod(shape) for shape in shapes]
+    if 0 in sizes:
+        return _LEAST
+    largest = max(sizes)
+    return next((count for size, count in _FEWER if largest <= size), _LEAST)
+
+
+def _others(now: Param, values: Sequence[Param]) -> list[Param]:
+    """Other values of a parameter: those that problems had for it, and for a number its neighbours."""
+    if isinstance(now, bool):
+        return [not now]
+    near = [now + step for step in (1, -1, 4, -4)] if isinstance(now, int) else []
+    return [value for value in values if value != now][-4:] + near
+
+
+class _Draw:
+    """Draws variants of one problem for one device."""
+
+    def __init__(
+        self, op: Op, problem: Problem, freedom: Freedom, random: Random, refuses: Callable[[Case], bool]
+    ) -> None:
+        self._refuses = refuses
+        self._op, self._problem, self._freedom, self._random = op, problem, freedom, random
+        shapes = problem.shapes
+        names = [name for name in (*shapes, *op.outputs) if not (problem.inplace and name in op.outputs)]
+        self._widest = {name: _widest(op, name, problem, freedom) for name in names}
+        self._recipes = freedom.choices("recipe", recipes_of(op, problem.dtype))
+        self._packs = [name for group in op.composite.packs for name in group]
+        widths = [self._widest.get(name, LayoutClass.PACKED) for name in self._packs if name in shapes]
+        self._may_pack = bool(self._packs) and min(widths, default=LayoutClass.PACKED) >= LayoutClass.ROWS
+
+    def variant(self, packed: bool) -> tuple[Variant, Case] | None:
+        """A variant and its case; None where the device takes none."""
+        random = self._random
+        departures = {} if packed else {name: _departure(random, widest) for name, widest in self._widest.items()}
+        keep = random.randrange(64) if random.random() < 0.15 else None
+        variant = Variant(departures, random.choice(self._recipes), random.randrange(256), keep)
+        if self._may_pack and not packed and random.random() < 0.3:
+            variant = replace(variant, together=True)
+        return self._first_taken(_nearer(variant, self._problem))
+
+    def twin(self, variant: Variant, values: Mapping[str, Sequence[Param]]) -> tuple[Variant, Case] | None:
+        """A variant that differs from another one in one thing: an offset, a stride, a parameter, or the values."""
+        ways = [self._other_offset, self._other_stride, self._other_values]
+        self._random.shuffle(ways)
+        candidates = [way(variant) for way in ways]
+        if self._problem.params and self._random.random() < 0.4:
+            candidates.insert(0, itertools.islice(self._other_parameter(variant, values), 1))
+        return self._first_taken(itertools.chain.from_iterable(candidates))
+
+    def _first_taken(self, candidates: Iterable[Variant]) -> tuple[Variant, Case] | None:
+        """The first one that the device takes and that fits, or else, of those, the last. Padding and steps can make a
+        large case too large."""
+        last = None
+        for candidate in candidates:
+            case = candidate.case(self._op, self._problem)
+            if case.nbytes <= self._freedom.max_bytes and self._freedom.forbids(case, self._op.traits) is None:
+                if not self._refuses(case):
+                    return candidate, case
+                last = candidate, case
+        return last
+
+    def _arguments(self, variant: Variant, least: LayoutClass) -> list[str]:
+        """Those whose place may be changed alone, in any order."""
+        fixed = self._packs if variant.together else ()
+        names = [name for name, widest in self._widest.items() if widest >= least and name not in fixed]
+        self._random.shuffle(names)
+        return names
+
+    def _other_offset(self, variant: Variant) -> Iterator[Variant]:
+        for name in self._arguments(variant, LayoutClass.CONTIGUOUS):
+            departure = variant._departure(name)
+            for offset in (departure.offset + 1, 0 if departure.offset else _ALIGNED):
+                changed = replace(departure, offset=offset)
+                yield replace(variant, departures={**variant.departures, name: changed})
+
+    def _other_stride(self, variant: Variant) -> Iterator[Variant]:
+        for name in self._arguments(variant, LayoutClass.ROWS):
+            departure = variant._departure(name)
+            slowest = self._slowest(name, departure)
+            if slowest and not departure.repeat:  # what is padded is the axis below it
+                pads = list(departure.pads)
+                pads[departure.order[slowest - 1]] += 1
+                changed = replace(departure, pads=(pads[0], pads[1], pads[2], pads[3]))
+                yield replace(variant, departures={**variant.departures, name: changed})
+
+    def _slowest(self, name: str, departure: Departure) -> int:
+        """The place in `departure.order` of the slowest axis that has a stride to speak of; 0 where none has."""
+        problem = self._problem
+        sizes = problem.shapes.get(name) or problem.more_outputs.get(name) or problem.out_shape
+        return next((place for place in (3, 2, 1) if sizes[3 - departure.order[place]] > 1), 0)
+
+    def _other_values(self, variant: Variant) -> Iterator[Variant]:
+        yield replace(variant, seed=(variant.seed + 1) % 256)
+
+    def _other_parameter(self, variant: Variant, values: Mapping[str, Sequence[Param]]) -> Iterator[Variant]:
+        """Variants with another value of a parameter, of the first few that are tried: most ops take few of them."""
+        others = [
+            replace(variant, params={**variant.params, name: value})
+            for name, now in self._problem.params.items()
+            for value in _others(now, values.get(name, ()))
+        ]
+        self._random.shuffle(others)
+        yield from filter(self._is_case, others[:_PARAMETERS_TRIED])
+
+    def _is_case(self, variant: Variant) -> bool:
+        try:
+            self._op.check(variant.case(self._op, self._problem))
+        except (CaseError, ArithmeticError, LookupError):
+            return False
+        return True
 
 
 def _widest(op: Op, name: str, problem: Problem, freedom: Freedom) -> LayoutClass:

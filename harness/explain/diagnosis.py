@@ -16,6 +16,7 @@ from enum import Enum, auto
 
 import numpy as np
 
+from opconform.harness.explain.history import kept
 from opconform.harness.explain.hypotheses import COARSE, hypotheses, named
 from opconform.harness.explain.probes import LARGEST_PROBE, grown, other_values, relaid, spread
 from opconform.harness.explain.provenance import provenance
@@ -128,6 +129,8 @@ def _told(comparison: Comparison) -> Mask:
 def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> tuple[str, tuple[str, ...]]:
     """`hint` and `provenance` of a failure. Whatever goes wrong here, the failure itself must still be shown."""
     comparison = verdict.comparison
+    if verdict.case.before is not None:
+        return kept(verdict.case), ()
     if comparison is None or not comparison.wrong.any() or verdict.case.nbytes > _LARGEST or runner.lost:
         return "", ()
     try:

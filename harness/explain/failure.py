@@ -218,6 +218,8 @@ def _packed_twin(op: Op, runner: Runner, case: Case) -> str:
     if twin == case:
         return "is the case itself"
     try:
+        if case.before is not None:  # what is kept of that one must not be held against the twin
+            runner.fresh()
         verdict = runner.verdicts(op, [twin])[0]
     except Unavailable:
         return "lost"

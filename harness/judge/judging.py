@@ -74,11 +74,13 @@ def judge(
     numerics: Numerics,
     expected: Expected | None = None,
     plan: Plan | None = None,
+    says_nothing: str | None = None,
 ) -> Verdict:
     """The verdict on one finished run.
 
     `before` and `after` are the arena's bytes as the backend got and left them; the output's elements in `after` are
-    overwritten here. `values` are the raw elements of the inputs; `expected` and `plan` are made unless they are given.
+    overwritten here. `values` are the raw elements of the inputs; `expected`, `plan` and why the case says nothing
+    (`vacuous`) are found out unless they are given.
     """
     left = Buffers(case, after, plan)
     expected = expected or expectation(case, op, values, numerics)
@@ -87,7 +89,8 @@ def judge(
     )
     runs = [Run(case, op, values, Buffers(case, before, left.plan), left, comparison) for comparison in comparisons]
     if run_intact(runs[0]) and not any(comparison.wrong.any() for comparison in comparisons):
-        says_nothing = vacuous(op, case, values, comparisons, numerics)
+        if says_nothing is None:
+            says_nothing = vacuous(op, case, values, expected, numerics)
         return Verdict(case, comparisons=comparisons, numerics=numerics, vacuous=says_nothing)
     found = (next((found for run in runs if (found := check.look(run)) is not None), None) for check in ALWAYS)
     findings = tuple(finding for finding in found if finding is not None)

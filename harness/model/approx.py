@@ -103,6 +103,10 @@ class Approx:
         step = self.numerics.u * sum(sizes, np.zeros(()))
         return self._made(self.value, self.low - step, self.high + step)
 
+    def times(self, one: Approx, other: Approx) -> Approx:
+        """The product of three factors in any order, each of which may underflow or overflow on its way."""
+        return (self * one * other).either(self * (one * other)).either(self * other * one)
+
     @staticmethod
     def where(condition: Mask, one: Approx, other: Approx) -> Approx:
         """`one` where the condition holds, else `other`. The condition must be one on exact arguments."""

@@ -56,7 +56,8 @@ class Case:
     first output takes over, or is None. Values come from `recipe` and `seed`, or, where `data` is given, from the
     exact bytes of each input's elements in C order. `keep` names the one batch slice whose values stay: all other
     slices of every input are NaN, and must not reach it. `shares` names inputs that lie in the memory of another one,
-    from which their offsets count: parts of one tensor, as models hold q, k and v.
+    from which their offsets count: parts of one tensor, as models hold q, k and v. `before` is a case of the same op
+    that runs right before, in the same process: some backends keep what they should not.
     """
 
     op: str
@@ -69,6 +70,7 @@ class Case:
     inplace: str | None = None
     shares: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, bytes] | None = field(default=None, compare=False)
+    before: Case | None = None
 
     @property
     def layouts(self) -> dict[str, Layout]:
@@ -111,6 +113,7 @@ class Case:
             inputs={name: layout.packed() for name, layout in self.inputs.items()},
             outputs={name: layout.packed() for name, layout in self.outputs.items()},
             shares={},
+            before=None,
         )
 
     def with_data(self, data: Mapping[str, bytes]) -> Case:
@@ -132,7 +135,8 @@ class Case:
                 parts.append(f"offset_{name}={layout.offset}")
             if name in self.shares:
                 parts.append(f"in_{name}={self.shares[name]}")
-        return f"{self.op.upper()}({','.join(parts)})"
+        after = "" if self.before is None else f" after {self.before}"
+        return f"{self.op.upper()}({','.join(parts)}){after}"
 
     def to_json(self) -> dict[str, Any]:
         """The case as JSON data; exact bytes, where it has them, as base64 of zlib."""
@@ -167,15 +171,27 @@ class Case:
             keep=fields.take_optional("keep", int),
             inplace=fields.take_optional("inplace", str),
             shares=fields.take_optional("shares", dict) or {},
+            before=_before(fields.take_optional("before", dict), max_bytes),
         )
         _check_inplace(case)
         _check_shares(case)
+        if case.before is not None and case.before.op != case.op:
+            raise CaseError(f"case.before is of op {case.before.op!r}; it must be of {case.op!r}")
         if case.nbytes > max_bytes:
             raise CaseError(f"the case takes {case.nbytes} bytes; --max-bytes allows {max_bytes}")
         data = fields.take_optional("data", dict)
         fields.take_optional("id", str)
         fields.nothing_left()
         return case if data is None else case.with_data(_data(data, inputs))
+
+
+def _before(plain: dict[str, Any] | None, max_bytes: int) -> Case | None:
+    """The case that runs before; it has none before itself."""
+    if plain is None:
+        return None
+    if plain.get("before") is not None:
+        raise CaseError("case.before.before: only one case runs before")
+    return Case.from_json(plain, max_bytes)
 
 
 def _canonical(case: Case) -> str:
@@ -185,7 +201,8 @@ def _canonical(case: Case) -> str:
         f'{{"inplace":{_or_null(case.inplace)},"inputs":{{{_canonical_layouts(case.inputs)}}},'
         f'"keep":{"null" if case.keep is None else case.keep},"op":{_quoted(case.op)},'
         f'"outputs":{{{_canonical_layouts(case.outputs)}}},"params":{{{_canonical_params(case.params)}}},'
-        f'"recipe":{_quoted(case.recipe)},"seed":{case.seed}{_canonical_shares(case.shares)}}}'
+        f'"recipe":{_quoted(case.recipe)},"seed":{case.seed}{_canonical_shares(case.shares)}'
+        f"{_canonical_before(case.before)}}}"
     )
 
 
@@ -198,6 +215,10 @@ def _canonical_shares(shares: Mapping[str, str]) -> str:
 
 def _or_null(text: str | None) -> str:
     return "null" if text is None else _quoted(text)
+
+
+def _canonical_before(before: Case | None) -> str:
+    return "" if before is None else f',"before":{_canonical(before)}'
 
 
 def _canonical_layouts(layouts: Mapping[str, Layout]) -> str:
@@ -232,6 +253,7 @@ def _plain(case: Case) -> dict[str, Any]:
         "keep": case.keep,
         "inplace": case.inplace,
         **({"shares": dict(case.shares)} if case.shares else {}),
+        **({} if case.before is None else {"before": {"format": FORMAT, **_plain(case.before)}}),
     }
 
 

@@ -72,6 +72,12 @@ class Kind(str, Enum):
         "returns wrong values in some runs and right ones in others",
         Severity.RELATION,
     )
+    STATE_KEPT = (
+        "STATE KEPT",
+        "state is kept between runs",
+        "gives another result right after another case than alone",
+        Severity.RELATION,
+    )
     DEPENDS_ON_BATCH = (
         "DEPENDS ON BATCH",
         "the result depends on the batch",

@@ -9,13 +9,16 @@ from typing import Any, Literal, TypeVar
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.layouts import LayoutClass
 
+MANY_ROWS = 512  #: more rows than this take long on some devices
+
 
 @dataclass(frozen=True)
 class Limit:
     """Something a backend does not take: data, with the reason a person can act on and where that is written.
 
     `subject` is an argument's name (then `allowed` is the widest `LayoutClass`), "dtype", "empty", "aligned"
-    (`Case.aligned`), "recipe" (of values on which a kernel is known to be wrong), a parameter or a trait of the op
+    (`Case.aligned`), "many_rows" (more than `MANY_ROWS` in one argument, which are not drawn then; a case that has them
+    is run all the same), "recipe" (of values on which a kernel is known to be wrong), a parameter or a trait of the op
     (then `allowed` lists the values). `kind`: "api" is refused by the interface itself; "kernel" is a precondition that
     the kernel only asserts, which --strict-supports tries all the same; "bug" is a wrong answer that is known and
     pinned by the known case `pinned`, which every run tries again. `device` is a prefix of the device ids it holds for.
@@ -44,6 +47,8 @@ class Limit:
             return case.recipe not in self.allowed
         if self.subject == "aligned":
             return case.aligned not in self.allowed
+        if self.subject == "many_rows":
+            return False
         if self.subject == "empty":
             return any(layout.size == 0 for layout in case.layouts.values()) not in self.allowed
         return {**traits, **case.params}[self.subject] not in self.allowed

@@ -89,6 +89,18 @@ class Composite:
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """The few numbers that the shapes of a case follow from, where sizes of arguments are products or sums of them.
+
+    now: those of the case, by name. made: the shapes (outermost first) and the parameters that other ones give, as far
+    as they depend on them; raises `CaseError` where they give none.
+    """
+
+    now: Mapping[str, int]
+    made: Callable[[Mapping[str, int]], tuple[Mapping[str, tuple[int, ...]], Mapping[str, Param]]]
+
+
+@dataclass(frozen=True)
 class Index:
     """What the whole numbers of an argument say: places along an axis of another argument (an axis of its shape,
     outermost first), or, where there is no `of`, any number below `below`.
@@ -121,14 +133,18 @@ class Op:
     hypotheses: faults of the op's own that a diagnosis tries, the plainest first; `hypotheses.py` has those of all ops.
     sources: of an op that only moves (or adds) elements: for each input the flat index of the element that goes into
     each element of the output, -1 for none.
+    pointwise: whether an element of the output comes from single elements of the inputs, so that an infinity or a NaN
+    stays where it is.
     free: where nothing is demanded of an element, in words: what a report says that has many such elements.
     independent: of an op with many products: axes of the output along which its elements do not depend on each other,
     and for each the axis of every argument that goes along with it; what is not named is needed whole. A large node of
     a model is judged at some indices along the first of them.
     copies: whether the op by definition gives the elements of its input, all of them and no other.
+    shape_only: the arguments whose elements are not read: their shape alone matters.
     indices: the arguments that hold places in others; a case whose numbers lie outside is none.
     flops: how many operations on floating-point numbers a case takes; 0 for an op that only moves elements.
     moves: bytes that a case must read and write; by default each element of every argument once.
+    sizes: what the shapes of a case follow from, for shrinking, where a size cannot change by itself.
     stacks: whether `expect` also takes inputs with one more axis before their own, for several cases that differ in
     their values alone, and gives its arrays with that axis.
     composite: what only few ops have.
@@ -149,10 +165,13 @@ class Op:
     hypotheses: Callable[[Image], Iterable[Hypothesis]] | None = None
     sources: Callable[[Case], Mapping[str, npt.NDArray[np.int64]]] | None = None
     independent: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    pointwise: bool = False
     copies: bool = False
+    shape_only: tuple[str, ...] = ()
     indices: Mapping[str, Index] = field(default_factory=dict)
     flops: Callable[[Case], int] = field(default=lambda case: 0)
     moves: Callable[[Case], int] | None = None
+    sizes: Callable[[Case], Sizes] | None = None
     stacks: bool = False
     free: str = "float32 cannot hold what some order of computing meets on its way there, or the reference is NaN"
     composite: Composite = field(default_factory=Composite)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from opconform.harness.model import blocks
+from opconform.harness.model.buffers import unwritten
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, DType, Mask, Raw
 from opconform.harness.model.layouts import Layout, LayoutClass
@@ -30,11 +31,14 @@ def _small_int(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, a
 
 
 def _index(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
-    """Each element names its own flat index, from 1; the sign says which argument it stands in."""
+    """Each element names its own flat index, from 1; the sign says which argument it stands in. Other float arguments
+    than the first hold twice as much, or a sum of two arguments would be 0 everywhere."""
     size = int(np.prod(shape))
     limit = int(min(1 / dtype.unit_roundoff if dtype.is_float else dtype.largest, 2**31 - 1))
     places = (np.arange(size) % limit + 1).astype(np.float64).reshape(shape)
-    return places if argument == 0 else -places
+    if argument == 0:
+        return places
+    return -2 * places if dtype.is_float else -places
 
 
 def _normal(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
@@ -71,6 +75,49 @@ def _wide(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argume
     return np.ldexp(rng.uniform(-1, 1, shape), rng.integers(-span, span + 1, shape))
 
 
+def _edges(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """Standard normal, and in every eighth place a number at an edge: those that f16 has last and has no more (65504
+    and 65520, 2^-24 and 2^-25), the smallest normal one, 0. The largest finite ones are in `special`: a sum of them
+    may overflow, and nothing could be demanded of it.
+    """
+    values = rng.standard_normal(shape)
+    edges = np.array([65504.0, 65519.0, 65520.0, 2.0**-24, 2.0**-25, dtype.smallest_normal, 0.0])
+    chosen = rng.choice(edges, shape) * rng.choice([1.0, -1.0], shape)
+    chosen = np.where(np.abs(chosen) > dtype.largest, dtype.largest, chosen)
+    return np.where(rng.random(shape) < 1 / 8, chosen, values)
+
+
+def _special(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
+    """As `edges`, with infinities, NaN and the largest finite numbers besides: one value in eight, or one in fifty, is
+    none of the usual ones.
+
+    The bits of a NaN are drawn too (`_with_payloads`).
+    """
+    values = _edges(rng, shape, dtype, argument)
+    odd = rng.choice([np.inf, -np.inf, np.nan, dtype.largest, -dtype.largest], shape)
+    return np.where(rng.random(shape) < rng.choice([1 / 8, 1 / 50]), odd, values)
+
+
+_FRACTIONS = {"f64": 52, "f32": 23, "f16": 10, "bf16": 7}  #: bits
+
+
+def _with_payloads(raw: Raw, dtype: DType, rng: np.random.Generator) -> Raw:
+    """The elements, each NaN with a sign and a payload of its own: any bits of the fraction but none at all. Those with
+    only the lowest bits set, which a conversion that cuts off turns into infinities, and with all bits set, which one
+    that rounds turns into zeros, are among them. None is what a gap or an output that was not written holds.
+    """
+    is_nan = np.isnan(dtype.decode(raw))
+    fraction = _FRACTIONS[dtype.name]
+    exponent = ((1 << (8 * dtype.itemsize - 1 - fraction)) - 1) << fraction
+    payload = rng.integers(1, 1 << fraction, raw.shape)
+    payload = np.where(rng.random(raw.shape) < 1 / 3, 1, payload)
+    payload = np.where(rng.random(raw.shape) < 1 / 4, (1 << fraction) - 1, payload)
+    sign = np.where(payload == (1 << fraction) - 1, 0, rng.integers(0, 2, raw.shape)) << (8 * dtype.itemsize - 1)
+    bits = (sign | exponent | payload).astype(raw.dtype)
+    bits = np.where(bits == unwritten(dtype), raw.dtype.type(exponent | 1), bits)
+    return np.where(is_nan, bits, raw)
+
+
 Recipe = Callable[[np.random.Generator, tuple[int, ...], DType, int], F64]
 
 RECIPES: dict[str, Recipe] = {
@@ -81,13 +128,25 @@ RECIPES: dict[str, Recipe] = {
     "signed_zero": _signed_zero,
     "denormal": _denormal,
     "wide": _wide,
+    "edges": _edges,
+    "special": _special,
 }
 INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
+_FLOATS_ONLY = ("edges", "special")  #: an index, or a block, is "normal" beside them
+FINITE_RECIPES = tuple(name for name in RECIPES if name != "special")
 
 
 def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
-    """The recipes that an op is tried with on elements of a type, the simplest first."""
-    return op.composite.recipes or (tuple(RECIPES) if DTYPES[dtype].is_float else INTEGER_RECIPES)
+    """The recipes that an op is tried with on elements of a type, the simplest first.
+
+    Infinities and NaN are for ops of which each element of the output comes from a few elements: in a sum right kernels
+    carry them in other ways (a scan as a product of matrices makes NaN of what stands before an infinity).
+    """
+    if op.composite.recipes:
+        return op.composite.recipes
+    if not DTYPES[dtype].is_float:
+        return INTEGER_RECIPES
+    return tuple(RECIPES) if op.pointwise else FINITE_RECIPES
 
 
 class _NoEntropy(np.random.bit_generator.ISeedSequence):
@@ -126,7 +185,10 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     recipe = RECIPES.get(case.recipe, _normal)
     rng = _generator(case.seed)
     values = {
-        name: recipe(rng, layout.shape, layout.type, index) for index, (name, layout) in enumerate(case.inputs.items())
+        name: (recipe if _has_edges(layout) or case.recipe not in _FLOATS_ONLY else _normal)(
+            rng, layout.shape, layout.type, index
+        )
+        for index, (name, layout) in enumerate(case.inputs.items())
     }
     for name, index in op.indices.items():
         if name in values:
@@ -144,6 +206,8 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
             found = blocks.drawn(layout.dtype, own, layout.blocks, widest=case.recipe == "wide")
         else:
             found = layout.type.encode(values[name])
+        if case.recipe == "special" and layout.dtype in _FRACTIONS:
+            found = _with_payloads(found, layout.type, rng)
         raw[name] = _as_stored(found, layout)
     return raw
 
@@ -182,6 +246,10 @@ def _places(rng: np.random.Generator, case: Case, name: str, index: Index) -> F6
     elif form == 4:
         drawn[:] = drawn[:, :1] if count else drawn
     return drawn.reshape(shape)
+
+
+def _has_edges(layout: Layout) -> bool:
+    return layout.type.is_float and layout.type.block == 1
 
 
 def index_coded(layout: Layout) -> Raw | None:

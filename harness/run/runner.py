@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from opconform.harness.judge.judging import Verdict, judge
 from opconform.harness.judge.oracle import expectations
+from opconform.harness.judge.vacuous import vacuous
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.dtypes import Raw
@@ -51,20 +52,42 @@ class Clock:
     judging: float = 0.0
 
 
-@dataclass
-class Prepared:
-    """A case laid out in the arena, on its way to the worker."""
+@dataclass(frozen=True)
+class _Planned:
+    """A case of a batch: its place among those that were asked about, and its place in memory."""
+
+    index: int
+    case: Case
+    plan: Plan
+    ready: Ready | None = None
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A case with its values, with the reference for the arithmetic that the device promises, and with why it says
+    nothing ("" where it says something)."""
 
     case: Case
-    values: dict[str, Raw]
+    values: Mapping[str, Raw]
+    expected: Expected
+    vacuous: str
+
+
+@dataclass
+class Prepared:
+    """A case laid out in the arena, on its way to the worker; `ready` where it was made so before."""
+
+    case: Case
+    values: Mapping[str, Raw]
     plan: Plan
     offset: int
+    ready: Ready | None = None
 
 
 @dataclass
 class Returned:
     """What came back of a case: the worker's answer, and the case's memory before and after. `numerics` is what the
-    device promises for it; `expected` is there where the backend returned."""
+    device promises for it; `expected` is there where the backend returned, `vacuous` where it was found out before."""
 
     item: Prepared
     answer: Answer | Died
@@ -72,6 +95,7 @@ class Returned:
     after: np.ndarray
     numerics: Numerics
     expected: Expected | None = None
+    vacuous: str | None = None
 
     @property
     def is_computed(self) -> bool:
@@ -170,10 +194,24 @@ class Runner:
         (own,) = self._worker.numerics([replace(case, data=None)])
         return own or self.numerics
 
+    def ready(self, op: Op, cases: Sequence[Case]) -> list[Ready]:
+        """Cases with their values and references, which takes no backend. Raises `CaseError`."""
+        start = time.perf_counter()
+        values = [inputs_of(case, op) for case in cases]
+        self.clock.values += time.perf_counter() - start
+        expected = self._expected(op, [(case, its, self.numerics) for case, its in zip(cases, values)])
+        start = time.perf_counter()
+        found = [
+            Ready(case, its, each, vacuous(op, case, its, each, self.numerics))
+            for case, its, each in zip(cases, values, expected)
+        ]
+        self.clock.judging += time.perf_counter() - start
+        return found
+
     def verdicts(
         self,
         op: Op,
-        cases: Iterable[Case],
+        cases: Iterable[Case | Ready],
         *,
         beyond: Iterable[str] = (),
         until_death: bool = False,
@@ -189,22 +227,26 @@ class Runner:
         """
         seconds = self.time_limit if time_limit is None else min(time_limit, self.time_limit)
         found: dict[int, Verdict] = {}
-        batch: list[tuple[int, Case, Plan]] = []
+        batch: list[_Planned] = []
         size = 0
-        for index, case in enumerate(cases):
+        for index, given in enumerate(cases):
+            case, ready = (given.case, given) if isinstance(given, Ready) else (given, None)
             reason = self._forbidden(op, case, set(beyond))
             if reason is not None:
                 found[index] = Verdict(case, unsupported=reason)
                 continue
-            plan = Plan.of(case)
-            if batch and size + plan.size > _BATCH_BYTES:
+            planned = [_Planned(index, case, Plan.of(case), ready)]
+            if case.before is not None:
+                planned.insert(0, _Planned(-1 - index, case.before, Plan.of(case.before)))
+            needed = sum(item.plan.size for item in planned)
+            if batch and size + needed > _BATCH_BYTES:
                 worker = self._worker
                 found.update(self._run(op, batch, until_death, seconds, meanwhile))
                 batch, size = [], 0
                 if until_death and worker is not self._worker:
                     break
-            batch.append((index, case, plan))
-            size += plan.size
+            batch += planned
+            size += needed
         if batch:
             found.update(self._run(op, batch, until_death, seconds, meanwhile))
         return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
@@ -213,6 +255,10 @@ class Runner:
         op.check(case)
         if case.nbytes > self.max_bytes:
             return f"takes {case.nbytes} bytes; --max-bytes allows {self.max_bytes}"
+        if case.before is not None:
+            reason = self._forbidden(op, case.before, beyond)
+            if reason is not None:
+                return reason
         traits = op.traits(case)
         for limit in self.limits(op):
             if limit.kind not in beyond and limit.forbids(case, traits):
@@ -222,7 +268,7 @@ class Runner:
     def _run(
         self,
         op: Op,
-        batch: Sequence[tuple[int, Case, Plan]],
+        batch: Sequence[_Planned],
         until_death: bool,
         seconds: float,
         meanwhile: Callable[[], None],
@@ -238,11 +284,11 @@ class Runner:
                     if found:
                         break  # what is known already must not be lost with the device
                     raise
-            prepared = self._prepare(op, [(case, plan) for _, case, plan in left])
+            prepared = self._prepare(op, left)
             before = self._worker.arena(0)[: prepared[-1].offset + prepared[-1].plan.size].copy()
             returned = self._exchange(op, prepared, before, seconds, meanwhile)
-            for (index, _, _), back in zip(left, returned):
-                found[index] = self._verdict(op, back, seconds)
+            for item, back in zip(left, returned):
+                found[item.index] = self._verdict(op, back, seconds)
             if isinstance(returned[-1].answer, Died):
                 self._replace_worker()
                 if until_death:
@@ -250,15 +296,16 @@ class Runner:
             left = left[len(returned) :]
         return found
 
-    def _prepare(self, op: Op, cases: Sequence[tuple[Case, Plan]]) -> list[Prepared]:
+    def _prepare(self, op: Op, planned: Sequence[_Planned]) -> list[Prepared]:
         start = time.perf_counter()
         prepared, offset = [], 0
-        for case, plan in cases:
-            prepared.append(Prepared(case, inputs_of(case, op), plan, offset))
-            offset += plan.size
+        for item in planned:
+            values = item.ready.values if item.ready else inputs_of(item.case, op)
+            prepared.append(Prepared(item.case, values, item.plan, offset, item.ready))
+            offset += item.plan.size
         arena = self._worker.arena(offset)
-        for item in prepared:
-            Buffers(item.case, arena[item.offset :], item.plan).fill(item.values)
+        for each in prepared:
+            Buffers(each.case, arena[each.offset :], each.plan).fill(each.values)
         self.clock.values += time.perf_counter() - start
         return prepared
 
@@ -281,8 +328,7 @@ class Runner:
         coming = self._worker.run(cases, seconds)
         self.clock.transport += time.perf_counter() - start
         meanwhile()
-        runs = [(item.case, item.values, self.numerics) for item in prepared]
-        expected = self._expected(op, runs) if self._as_promised else [None] * len(runs)
+        early = self._early(op, prepared)
         start = time.perf_counter()
         answers = list(coming)
         waited = time.perf_counter() - start
@@ -290,7 +336,7 @@ class Runner:
         self.slowest = max([self.slowest, *inside])
         self.clock.backend += min(sum(inside), waited)
         self.clock.transport += max(waited - sum(inside), 0)
-        returned = self._returned(prepared, answers, before, expected)
+        returned = self._returned(prepared, answers, before, early)
         left = [back for back in returned if back.is_computed and back.expected is None]
         for back, late in zip(left, self._expected(op, [(b.item.case, b.item.values, b.numerics) for b in left])):
             back.expected = late
@@ -301,26 +347,41 @@ class Runner:
         prepared: Sequence[Prepared],
         answers: Sequence[Answer | Died],
         before: np.ndarray,
-        expected: Sequence[Expected | None],
+        early: Mapping[int, Expected],
     ) -> list[Returned]:
         """What came back, with references where the arithmetic is what the device promises."""
         arena, found = self._worker.arena(0), list[Returned]()
-        for item, answer, early in zip(prepared, answers, expected):
+        for index, (item, answer) in enumerate(zip(prepared, answers)):
             window = slice(item.offset, item.offset + item.plan.size)
             own = answer.numerics if isinstance(answer, Answer) else None
-            reference = early if own is None else None
-            found.append(Returned(item, answer, before[window], arena[window], own or self.numerics, reference))
+            back = Returned(item, answer, before[window], arena[window], own or self.numerics)
+            if back.numerics == self.numerics:
+                back.expected = early.get(index)
+                back.vacuous = item.ready.vacuous if item.ready else None
+            found.append(back)
         self._as_promised = all(back.numerics == self.numerics for back in found)
         return found
 
-    def _expected(self, op: Op, runs: Sequence[tuple[Case, dict[str, Raw], Numerics]]) -> Sequence[Expected]:
+    def _early(self, op: Op, prepared: Sequence[Prepared]) -> dict[int, Expected]:
+        """The references that are there or can be made before the answers come, by place."""
+        found = {index: item.ready.expected for index, item in enumerate(prepared) if item.ready}
+        left = [(index, item) for index, item in enumerate(prepared) if not item.ready]
+        if left and self._as_promised:
+            runs = [(item.case, item.values, self.numerics) for _, item in left]
+            found.update(zip([index for index, _ in left], self._expected(op, runs)))
+        return found
+
+    def _expected(self, op: Op, runs: Sequence[tuple[Case, Mapping[str, Raw], Numerics]]) -> Sequence[Expected]:
         start = time.perf_counter()
         expected = expectations(op, runs)
         self.clock.reference += time.perf_counter() - start
         return expected
 
     def _verdict(self, op: Op, back: Returned, seconds: float) -> Verdict:
-        verdict, answer = self._own_verdict(op, back, seconds), back.answer
+        verdict, answer, case = self._own_verdict(op, back, seconds), back.answer, back.item.case
+        if verdict.failed and case.before is not None:
+            detail = f"alone it is right; it is wrong right after {case.before}"
+            verdict = replace(verdict, findings=(Finding("history", Kind.STATE_KEPT, detail), *verdict.findings))
         if self._sanitizer is None or not answer.log:
             return verdict
         findings = self._sanitizer.findings(answer.log, back.item.case)
@@ -340,7 +401,9 @@ class Runner:
             finding = Finding("process", self._blame(op, item.case) or answer.kind, lines[-1])
             return Verdict(item.case, (finding,), stderr=answer.error, seconds=answer.seconds)
         start = time.perf_counter()
-        verdict = judge(item.case, op, item.values, back.before, back.after, back.numerics, back.expected, item.plan)
+        verdict = judge(
+            item.case, op, item.values, back.before, back.after, back.numerics, back.expected, item.plan, back.vacuous
+        )
         self.clock.judging += time.perf_counter() - start
         return replace(verdict, seconds=answer.seconds)
 
@@ -351,6 +414,10 @@ class Runner:
         traits = op.traits(case)
         limits = (limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind == "kernel")
         return Kind.SUPPORTS_OP_LIES if any(limit.forbids(case, traits) for limit in limits) else None
+
+    def fresh(self) -> None:
+        """Go on with a new worker, on which nothing has run."""
+        self._replace_worker()
 
     def _replace_worker(self) -> None:
         """Take the worker standing by, and start the next one, so that shrinking a crash does not wait for start-up."""
@@ -370,7 +437,7 @@ class Runner:
         reason = self._forbidden(op, case, set())
         if reason is not None:
             return Refusal(reason)
-        self._prepare(op, [(case, Plan.of(case))])
+        self._prepare(op, [_Planned(0, case, Plan.of(case))])
         bare = case if case.data is None else replace(case, data=None)
         found = self._worker.clock(bare, moved, self.time_limit)
         return found if isinstance(found, Refusal) else Timer(self._worker, found, self.time_limit)
@@ -380,7 +447,7 @@ class Runner:
 
         None where the backend shows none, a `StageError` where they cannot be had.
         """
-        (item,) = self._prepare(op, [(case, Plan.of(case))])
+        (item,) = self._prepare(op, [_Planned(0, case, Plan.of(case))])
         shown = self._worker.stages(case if case.data is None else replace(case, data=None), self.time_limit)
         if isinstance(shown, StageError) and isinstance(self._worker, Worker) and not self._worker.is_alive():
             self._replace_worker()

@@ -9,6 +9,7 @@ from typing import Any
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.plain import decoded
+from opconform.harness.search.coverage import Covered
 from opconform.harness.search.watched import Watched
 
 
@@ -115,8 +116,9 @@ class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device. Or a model there: then
     `op` is its name, and `watched` what came of it.
 
-    build: the short name of the device's build. free: where the op leaves elements free. failed_known: ids of known
-    cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without time.
+    build: the short name of the device's build. free: where the op leaves elements free, in words. failed_known: ids of
+    known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without
+    time. coverage: the pairs of traits that the search drew and ran; known cases do not count.
     """
 
     op: str
@@ -131,6 +133,7 @@ class Result:
     known_failures: tuple[KnownFailure, ...] = ()
     build: str = ""
     free: str = ""
+    coverage: Covered = field(default_factory=Covered)
     watched: Watched | None = None
 
     @property
@@ -168,6 +171,7 @@ class Result:
             "known_failures": [asdict(known) for known in self.known_failures],
             "build": self.build,
             "free": self.free,
+            "coverage": asdict(self.coverage),
         }
         if self.watched is not None:
             plain["watched"] = self.watched.to_json()

@@ -9,6 +9,7 @@ that fails. While it shrinks, a failure must stay of its kind: a wrong value is 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections import Counter
@@ -19,18 +20,19 @@ from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.problems import Drawn, Problems
-from opconform.harness.draw.variants import Variant, cases_of
+from opconform.harness.draw.variants import Variant, between, cases_of
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
-from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.limits import Freedom
+from opconform.harness.model.limits import MANY_ROWS, Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.relations import related
-from opconform.harness.run.runner import Runner
+from opconform.harness.run.runner import Ready, Runner
+from opconform.harness.search.coverage import Coverage
 from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
@@ -40,6 +42,8 @@ from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems that a shard draws before it leaves as many to the next
+_DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
+_FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
@@ -71,7 +75,8 @@ class _Batch:
     """A problem drawn, and its cases with the variants that they were made by."""
 
     drawn: Drawn
-    cases: list[tuple[Variant, Case]]
+    cases: list[tuple[Variant, Ready]]
+    traits: list[int]  #: of each case, as the coverage numbers them
 
 
 class _Supply:
@@ -90,6 +95,12 @@ class _Supply:
         """The next batch."""
         self.prepare()
         return self._prepared.pop()
+
+
+def _rows(problem: Problem) -> int:
+    """How many rows the largest argument has."""
+    shapes = (*problem.shapes.values(), problem.out_shape, *problem.more_outputs.values())
+    return max((math.prod(shape[:-1]) for shape in shapes), default=0)
 
 
 @dataclass
@@ -131,6 +142,8 @@ class Search:
         self._listed = listed
         self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
         self._covered: Counter[str] = Counter()
+        self._coverage = Coverage()
+        self._values: dict[str, list[Param]] = {}  #: of each parameter, as problems were drawn
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
@@ -176,6 +189,7 @@ class Search:
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
+            coverage=self._coverage.covered,
         )
 
     def _smallest_of(self, verdict: Verdict, others: Sequence[Verdict]) -> tuple[Verdict, str]:
@@ -288,7 +302,7 @@ class Search:
         return verdict
 
     def _examine(
-        self, cases: Sequence[Case], until_death: bool = False, meanwhile: Callable[[], None] = lambda: None
+        self, cases: Sequence[Case | Ready], until_death: bool = False, meanwhile: Callable[[], None] = lambda: None
     ) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
         verdicts = []
@@ -341,14 +355,46 @@ class Search:
     def _batches(self, problems: Problems) -> Iterator[_Batch]:
         """Problems with their cases, without end: the simplest, then those of the seed. Shards of one search take
         chunks in turn."""
-        drawn = problems.simplest()
-        yield _Batch(drawn, cases_of(self._op, drawn.problem, self._settings.seed, self._freedom))
+        simplest = problems.simplest()
+        self._coverage.meets(simplest.problem)
+        yield self._batch(simplest, self._settings.seed)
         first, step = self._settings.shard
         for chunk in itertools.count(first - 1, step):
             source = random.Random(self._settings.seed * 1_000_003 + chunk)
             for _ in range(_CHUNK):
                 drawn = problems.next(source)
-                yield _Batch(drawn, cases_of(self._op, drawn.problem, source.getrandbits(16), self._freedom))
+                if self._is_affordable(drawn.problem) and self._coverage.wants(drawn.problem):
+                    yield self._batch(drawn, source.getrandbits(16))
+
+    def _is_affordable(self, problem: Problem) -> bool:
+        """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases
+        not as many as exceed a grid, which would take most of its time."""
+        rows = _rows(problem)
+        if rows <= MANY_ROWS:
+            return True
+        if self._settings.examples < _FEW_EXAMPLES and rows > _ROWS_OF_FEW:
+            return False
+        return bool(self._freedom.choices("many_rows", (True,)))
+
+    def _batch(self, drawn: Drawn, number: int) -> _Batch:
+        """The cases of the problem at hand: of those that can be made of it the ones that show most that is new. One
+        that says nothing is drawn anew, with other values; of a problem that has none to say one is run."""
+        self._keep_values(drawn.problem)
+        made = self._made(drawn, number)
+        for again in range(1, _DRAWN_ANEW + 1):
+            silent = [bool(ready.vacuous) for _, ready in made]
+            if not any(silent) or all(silent):  # where all are, it is the problem that says nothing
+                break
+            others = iter([each for each in self._made(drawn, number + (again << 16)) if not each[1].vacuous])
+            made = [next(others, each) if each[1].vacuous else each for each in made]
+        telling = [each for each in made if not each[1].vacuous] or made[:1]
+        return _Batch(drawn, telling, [self._coverage.takes(ready.case) for _, ready in telling])
+
+    def _made(self, drawn: Drawn, number: int) -> list[tuple[Variant, Ready]]:
+        seen = self._coverage
+        cases = cases_of(self._op, drawn.problem, number, self._freedom, seen.choose, self._values, seen.refuses)
+        ready = self._runner.ready(self._op, [case for _, case in cases])
+        return [(variant, each) for (variant, _), each in zip(cases, ready)]
 
     def _more_to_draw(self) -> bool:
         """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
@@ -366,12 +412,15 @@ class Search:
         if not drawn:
             limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
             self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
-        verdicts = self._examine([case for _, case in drawn], until_death=True, meanwhile=meanwhile)
+        verdicts = self._examine([ready for _, ready in drawn], until_death=True, meanwhile=meanwhile)
+        for traits, verdict in zip(batch.traits, verdicts):
+            self._coverage.ran(traits, refused=verdict.unsupported is not None or bool(verdict.vacuous))
         vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
         self._vacuous += vacuous
         self._drawn += len(drawn) - vacuous if drawn else 1
-        for (variant, _), verdict in zip(drawn, verdicts):
+        for index, verdict in enumerate(verdicts):
             if self._is_new(verdict):
+                variant, verdict = self._alone([variant for variant, _ in drawn[: index + 1]], problem, verdict)
                 self._of = _Failing(variant, problem)
                 self._begin_to_shrink(verdict)
                 self._simplify()
@@ -385,6 +434,40 @@ class Search:
             return False
         self._of.problem = problem
         return True
+
+    def _keep_values(self, problem: Problem) -> None:
+        for name, value in problem.params.items():
+            kept = self._values.setdefault(name, [])
+            if value in kept:
+                kept.remove(value)
+            kept.append(value)
+
+    def _alone(self, ran: Sequence[Variant], problem: Problem, verdict: Verdict) -> tuple[Variant, Verdict]:
+        """The last variant of those that ran one after the other, and its verdict; where it is right on a backend that
+        has run nothing yet, and wrong after one of the others, it says so, with as little between the two as can be."""
+        *others, variant = ran
+        if not others or verdict.findings[0].check == "process" or not self._passes_alone(verdict.case):
+            return variant, verdict
+        for before in dict.fromkeys((len(others) - 1, 0)):
+            after = replace(variant, after=others[before])
+            found = self._verdict_alone(after.case(self._op, problem))
+            if not found.failed:
+                continue
+            for nearer in between(others[before], variant):
+                candidate = replace(variant, after=nearer)
+                less = self._verdict_alone(candidate.case(self._op, problem))
+                if less.failed and self._passes_alone(less.case):
+                    return candidate, less
+            return after, found
+        return variant, verdict
+
+    def _passes_alone(self, case: Case) -> bool:
+        return self._verdict_alone(replace(case, before=None)).passed
+
+    def _verdict_alone(self, case: Case) -> Verdict:
+        """The verdict of a backend that has run nothing yet."""
+        self._runner.fresh()
+        return self._runner.verdicts(self._op, [case], time_limit=self._time_limit)[0]
 
     def _begin_to_shrink(self, verdict: Verdict) -> None:
         assert verdict.kind
@@ -415,6 +498,8 @@ class Search:
             self._found.cut = True
             return None
         try:
+            if case.before is not None:  # what it keeps of another candidate would tell nothing
+                self._runner.fresh()
             verdict = self._examine([case])[0]
             if verdict.passed and Kind.NOT_DETERMINISTIC in self._found.kinds:
                 again = self._examine([case] * _REPEATS)
@@ -451,7 +536,8 @@ class Search:
         """The verdict on the failure's case, made smaller by itself."""
         found = self._found
         assert found is not None
-        smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
+        if found.verdict.case.before is None:  # sizes of two cases do not change together there
+            smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
         verdict = found.verdict
         if self._time_limit is not None:
             self._time_limit = None

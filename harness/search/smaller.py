@@ -10,12 +10,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from opconform.harness.explain.probes import resized
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.layouts import Layout, contiguous_strides
-from opconform.harness.model.op import Op
+from opconform.harness.model.op import Op, Sizes
 from opconform.harness.model.values import check_indices
 
 Fails = Callable[[Case], bool]
@@ -65,7 +66,7 @@ def smallest(op: Op, case: Case, recipes: Sequence[str], fails: Fails) -> Case:
         before = _name(case)
         case = _first(_simpler(case, recipes), still, case)
         case = _first(_plainer(case), still, case)
-        case = _smaller(case, still)
+        case = _smaller(_remade(op, case, still), still)
         case = _first(_at_the_start(case), still, case)
         if _name(case) == before:
             return case
@@ -187,6 +188,26 @@ def _with_out(case: Case, change: Callable[[Layout], Layout]) -> Case:
     return replace(case, outputs={**case.outputs, name: change(case.outputs[name])})
 
 
+def _remade(op: Op, case: Case, still: Fails) -> Case:
+    """The case with the numbers that all its shapes follow from (`Op.sizes`) as small as they can be."""
+    if op.sizes is None or case.data is not None or case.shares:
+        return case
+    for name in op.sizes(case).now:
+        sizes = op.sizes(case)
+        case = _bisected(case, sizes.now[name], partial(_made, case, sizes, name), still)
+    return case
+
+
+def _made(case: Case, sizes: Sizes, name: str, size: int) -> Iterator[Case]:
+    """The case with another number in the place of one that its shapes follow from."""
+    try:
+        shapes, params = sizes.made({**sizes.now, name: size})
+    except (CaseError, ArithmeticError, LookupError):
+        return
+    changed = {its: resized(case.layouts[its], shape[::-1]) for its, shape in shapes.items()}
+    yield _with(case, changed, {**case.params, **params})
+
+
 def _smaller(case: Case, still: Fails) -> Case:
     """The case with every size as small as it can be, the largest first."""
     if case.data is not None or case.shares:
@@ -231,10 +252,14 @@ def _knobs(case: Case) -> list[Knob]:
 def _least(case: Case, knob: Knob, still: Fails) -> Case:
     """The case with the dimensions of a knob as small as they can be: with one less it passes."""
     name, k = next(iter(knob.places))
-    size = case.layouts[name].ne[k]
+    return _bisected(case, case.layouts[name].ne[k], partial(_resized, case, knob), still)
+
+
+def _bisected(case: Case, size: int, candidates: Callable[[int], Iterable[Case]], still: Fails) -> Case:
+    """The case with a size as small as it can be: `candidates` has those of another size."""
 
     def at(n: int) -> Case | None:
-        return next((candidate for candidate in _resized(case, knob, n) if still(candidate)), None)
+        return next((candidate for candidate in candidates(n) if still(candidate)), None)
 
     for n in _FIRST:
         if n < size:

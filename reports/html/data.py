@@ -76,6 +76,11 @@ class Entry:
         return sum((result.tally.unsupported for result in self.results), Counter())
 
     @property
+    def covered(self) -> str:
+        """What share of the pairs of traits has run, of each shard; "" in a history that does not have it."""
+        return ", ".join(str(result.coverage) for result in self.results if result.coverage.possible)
+
+    @property
     def watched(self) -> Watched | None:
         """What came of watching, where it is a model."""
         return next((result.watched for result in self.results if result.watched), None)

@@ -75,7 +75,7 @@ def packed(array: np.ndarray, code: str) -> str:
 
 _RECIPES = {
     "small_int": "np.array([1, 2, 3, 4, -1, -2, -3, -4])[rng.integers(0, 8, shape)]",
-    "index": "(np.arange(np.prod(shape)) % {limit} + 1).reshape(shape) * (-1 if number else 1)",
+    "index": "(np.arange(np.prod(shape)) % {limit} + 1).reshape(shape) * ({times} if number else 1)",
     "normal": "rng.standard_normal(shape)",
     "signed_zero": "np.array([0.0, -0.0, 1.0, -1.0])[rng.integers(0, 4, shape)]",
     "denormal": "rng.uniform(-1.5, 1.5, shape) * {smallest_normal!r}",
@@ -90,7 +90,9 @@ def recipe(case: Case, values: Mapping[str, Raw]) -> str | None:
         return None
     dtype = DTYPES[case.dtype]
     limit = int(min(1 / dtype.unit_roundoff if dtype.is_float else dtype.largest, 2**31 - 1))
-    source = _RECIPES[case.recipe].format(limit=limit, smallest_normal=dtype.smallest_normal)
+    source = _RECIPES[case.recipe].format(
+        limit=limit, times=-2 if dtype.is_float else -1, smallest_normal=dtype.smallest_normal
+    )
     rng = np.random.default_rng(case.seed)
     for number, (name, raw) in enumerate(values.items()):
         made = eval(source, {"np": np, "rng": rng, "shape": case.inputs[name].shape, "number": number})

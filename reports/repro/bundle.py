@@ -79,6 +79,8 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
     beside: Mapping[str, bytes] = {}
     made: Script | str
     try:
+        if failure.case.before is not None:
+            raise CannotWriteError("it runs one case, and this one is wrong only right after another: replay case.json")
         made = asked(facts)
         text["repro.py"], beside = script(facts, made), made.files
     except CannotWriteError as reason:

@@ -79,7 +79,9 @@ def test_a_right_backend_passes_with_a_line_for_each_pair() -> None:
     lines = found.output.splitlines()
     assert lines[0] == "seed 1: --seed 1 draws the same cases again"
     for op in ("acc", "cumsum"):
-        pattern = rf"passed      {op} on {re.escape(spec('Good'))}:0: \d+ cases in \d+\.\d s"
+        pattern = (
+            rf"passed      {op} on {re.escape(spec('Good'))}:0: \d+ cases in \d+\.\d s, \d+ % of [\d,]+ trait pairs"
+        )
         assert any(re.fullmatch(pattern, line) for line in lines)
     assert re.fullmatch(
         r"(\d+) cases run, \1 passed, 0 failed, 0 unsupported; 2 of 2 pairs of op and device without a failure",

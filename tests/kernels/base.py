@@ -72,7 +72,8 @@ def places(case: Case) -> tuple[npt.NDArray[np.intp], ...]:
     flat = np.full((), int(params["offset"]) // size, dtype=np.int64)
     for extent, stride in zip(b.shape, (params["nb3"], params["nb2"], params["nb1"], size), strict=True):
         flat = flat[..., None] + np.arange(extent) * (int(stride) // size)
-    return np.unravel_index(flat, a.shape)
+    # Flat: NumPy 2.4.6 gives wrong indices for an array of more than 8,193 rows of one element.
+    return tuple(index.reshape(flat.shape) for index in np.unravel_index(flat.reshape(-1), a.shape))
 
 
 def lines(case: Case, x: np.ndarray) -> np.ndarray:

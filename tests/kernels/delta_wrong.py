@@ -195,13 +195,13 @@ class DropsDiagonalOf32(DropsDiagonal):
 class Wrong:
     """A wrong kernel, for one op, and what must be said of it.
 
-    kind: what heads the report on the smallest failure. stage: what the stage report on it begins with (or one of
-    several), hint: the fault that it names; "" where there is none to tell.
+    kind: what heads the report on the smallest failure. stage: what the stage report on it begins with. Either may be
+    one of several. hint: the fault that it names; "" where there is none to tell.
     """
 
     op: str
     kernel: type[Delta]
-    kind: str
+    kind: str | tuple[str, ...]
     stage: str | tuple[str, ...] = ""
     hint: str = ""
 
@@ -225,7 +225,7 @@ WRONG: tuple[Wrong, ...] = (
     Wrong(_RECURRENT, IgnoresState, _VALUES),
     Wrong(_RECURRENT, WithoutScale, _VALUES, "out", "scale is left out"),
     Wrong(_RECURRENT, WithoutNorm, _VALUES, "q_norm", "q and k are not normalised"),
-    Wrong(_RECURRENT, TurnsGate, _VALUES, "decay"),
+    Wrong(_RECURRENT, TurnsGate, (_VALUES, "NAN/INF"), "decay"),
     Wrong(_CHUNK, WithoutBeta, _VALUES, "w", "β is left out"),
     Wrong(_CHUNK, SharesHeadsOtherwise, _VALUES, "Aqk", _SHARED),
     Wrong(_CHUNK, TransposesState, _VALUES, "v_new", "the initial state is read transposed"),

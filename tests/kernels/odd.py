@@ -334,8 +334,10 @@ class TowardZero(Stepwise):
         return self.rounded(a.astype(np.float64) / b)
 
     def rounded(self, exact: F64, rest: F64 | float = 0.0) -> F32:
-        """`exact + rest` (the rest is below `exact`'s own roundoff) as float32."""
-        return self.neighbour(*truncated(exact, rest))
+        """`exact + rest` (the rest is below `exact`'s own roundoff) as float32; infinities and NaN stay."""
+        finite = np.isfinite(exact)
+        found = self.neighbour(*truncated(np.where(finite, exact, 0.0), np.where(finite, rest, 0.0)))
+        return np.where(finite, found, exact).astype(np.float32)
 
     def neighbour(self, below: F32, inexact: np.ndarray, sign: F64) -> F32:
         """The one chosen of the two float32 numbers around the exact result."""

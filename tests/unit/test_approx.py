@@ -338,6 +338,7 @@ def test_a_composed_bound_is_as_tight_as_one_derived_by_hand(
         bench = Bench(replace(case, keep=None))
         composed, hand = bench.expected(numerics), by_hand(case, bench.values, numerics)
         judged = np.isfinite(hand) & np.isfinite(composed.value)
-        assert (composed.bound[judged] <= 1.5 * hand[judged]).all(), case
+        step = 2.0**-149  # no two float32 are nearer
+        assert (composed.bound[judged] <= 1.5 * hand[judged] + step).all(), case
         compared += int(judged.any())
     assert compared > 1500

@@ -59,6 +59,12 @@ NO_SLICES = {
     *("add_id", "argmax", "argsort", "concat", "count_equal", "diag_mask_inf", "geglu"),
     *("geglu_erf", "geglu_quick", "get_rows", "group_norm", "mul_mat", "mul_mat_id", "out_prod"),
     *("reglu", "rope", "set_rows", "soft_max", "sum", "swiglu", "top_k"),
+    *("cross_entropy_loss", "cross_entropy_loss_back", "diag_mask_zero", "get_rows_back", "opt_step_adamw"),
+    *("opt_step_sgd", "rope_back", "rwkv_wkv6", "rwkv_wkv7", "gated_linear_attn", "ssm_scan", "lightning_indexer"),
+    *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post", "flash_attn_ext", "arange", "timestep_embedding"),
+    *("add_rel_pos", "get_rel_pos", "pad_circular", "roll", "win_part", "win_unpart"),
+    *("im2col", "im2col_3d", "im2col_back", "col2im_1d"),
+    *("conv_2d", "conv_2d_dw", "conv_3d", "conv_transpose_1d", "conv_transpose_2d"),
 }
 
 

@@ -202,7 +202,7 @@ def test_the_chunked_and_the_recurrent_form_are_one_function() -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_strong_decay_overflows_exp_of_minus_g_and_is_judged_all_the_same(op: str) -> None:
     seen = 0
-    for case in drawn_cases(op, 400, SMALL):
+    for case in drawn_cases(op, 600, SMALL):
         if case.recipe == "strong_decay" and case.keep is None and case.params["gate"] == "log":
             gates = np.cumsum(Bench(case).values["g"].view(np.float32).astype(np.float64), axis=1)
             expected = Bench(case).expected()
@@ -241,7 +241,7 @@ def test_everything_that_a_case_may_be_comes_up(op: str) -> None:
         ("gate", {"log", "decay"}),
         *({"gated_delta_net": [("snapshots", {1, 2, 3, 5})]}.get(op, [("chunk", {16, 32, 64})])),
     ):
-        assert {case.params[name] for case in cases} == values
+        assert {case.params[name] for case in cases} >= values
     for trait in ("gda", "square", "has_state", "usual_scale"):
         assert {OPS[op].traits(case)[trait] for case in cases} == {False, True}
     assert {case.recipe for case in cases} == set(OPS[op].composite.recipes)
@@ -321,7 +321,7 @@ def failure_found(wrong: Wrong) -> Failure:
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 def test_a_wrong_kernel_is_caught_and_its_stage_and_fault_are_named(wrong: Wrong) -> None:
     failure = failure_found(wrong)
-    assert failure.kind == wrong.kind
+    assert failure.kind in ((wrong.kind,) if isinstance(wrong.kind, str) else wrong.kind)
     assert failure.stage.startswith(wrong.stage)
     assert wrong.hint in failure.hint
     assert failure.case.nbytes < 4000, "shrunk"

@@ -89,6 +89,10 @@ def test_exact_bytes_are_given_up_where_a_recipe_fails_too_and_kept_where_none_d
     assert (found, found.data) == (exact, exact.data)
 
 
+#: The sizes that an op has no smaller ones of: rows of 4 streams with 2 weights each and 4 × 4 of their mixture.
+LEAST = {"dsv4_hc_comb": 24}
+
+
 @pytest.mark.parametrize("name", [known.id for known in known_cases().values() if known.case.nbytes < 1 << 22])
 def test_every_known_case_shrinks_to_a_case(name: str) -> None:
     case = known_cases()[name].case
@@ -96,7 +100,7 @@ def test_every_known_case_shrinks_to_a_case(name: str) -> None:
     assert found.nbytes <= case.nbytes
     rows = max(max(layout.ne) for layout in case.layouts.values())
     if rows > 8:
-        least = max(layout.type.block for layout in found.layouts.values())
+        least = max(LEAST.get(case.op, 1), *(layout.type.block for layout in found.layouts.values()))
         assert max(max(layout.ne) for layout in found.layouts.values()) < max(rows, least + 1)
 
 

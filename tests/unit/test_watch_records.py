@@ -201,8 +201,8 @@ def test_what_a_case_cannot_keep_is_said() -> None:
 
 
 def test_what_cannot_be_a_case_says_why() -> None:
-    with pytest.raises(NotACase, match="no reference of ROPE_BACK yet"):
-        captured(node(0, "ROPE_BACK", "y", 0))
+    with pytest.raises(NotACase, match="no reference of MAP_CUSTOM1 yet"):
+        captured(node(0, "MAP_CUSTOM1", "y", 0))
     with pytest.raises(NotACase, match="the bytes of x were not read"):
         captured(node(0, "CUMSUM", "y", 0, (source("x", (4, 2, 1, 1), data=None),)))
     with pytest.raises(NotACase, match="a is odd"):

@@ -35,7 +35,7 @@ from opconform.harness.search.session import Session
 from opconform.harness.search.settings import Settings
 from opconform.harness.search.watched import JudgedNode, Watched, WrongCase
 from opconform.harness.search.watching import Watching, _Found, fitting
-from opconform.reports.watching import again_with, screen, watch_matrix
+from opconform.reports.watching import again_with, screen, watch_matrix, whole_words
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
@@ -210,14 +210,27 @@ def test_a_crash_and_what_is_wrong_besides_stand_in_the_verdict() -> None:
         first=4,
         last=4,
         node="ADD x",
-        times="1 of 2 runs",
+        times="1 time of 2",
     )
     found = replace(wrong_model(), by_node=end)
     assert found.verdict == "WRONG, CRASH"
-    assert "then CRASH in decode 1, the process ended with signal SIGSEGV, node 4 in flight (ADD x), 1 of 2 runs" in (
+    assert "then CRASH in decode 1, the process ended with signal SIGSEGV, node 4 in flight (ADD x), 1 time of 2" in (
         " ".join(screen(found).split())
     )
     assert replace(found, nodes=found.nodes[:2], cases=(), whole=None, together=()).verdict == "CRASH"
+
+
+def test_a_whole_that_is_wrong_once_and_crashes_once_is_told_as_both() -> None:
+    found = wrong_model()
+    assert found.whole
+    end = Ended(Kind.CRASH, "the process ended with signal SIGSEGV", decode=1)
+    said = whole_words(replace(found.whole, ended=(end,)))
+    assert said.startswith("WRONG  logits off by 8.06")
+    assert said.endswith(
+        "row 40 of the prompt, 1 time of 2; CRASH  1 time of 2, in decode 1, the process ended with signal SIGSEGV"
+    )
+    dead = whole_words(replace(found.whole, worst=None, ended=(end, end)))
+    assert dead == "CRASH  2 times of 2, in decode 1, the process ended with signal SIGSEGV"
 
 
 def test_a_piece_that_was_not_cut_down_is_told_as_such() -> None:

@@ -164,6 +164,20 @@ def test_a_piece_that_kills_the_worker_is_found_too() -> None:
     assert found.piece.difference is None
 
 
+def test_a_death_that_comes_and_goes_has_no_piece() -> None:
+    """The worker dies in each run up to the last one of the search, and never again."""
+    last = 1 + whole.NOISY_RUNS + whole.TIMES + 24
+
+    def off(run: int, pieces: Pieces) -> Sequence[float | Died]:
+        return (DEAD,) if run <= last and together(pieces[0], 3, 4) else (0, 0)
+
+    assert compared(off).piece
+    counted = FakeBench(off)
+    whole.compare(counted, SCRIPT)  # type: ignore[arg-type]
+    last = counted.runs - 2
+    assert compared(off).piece is None
+
+
 def test_a_death_node_by_node_is_told_where_it_stays() -> None:
     assert compared(lambda run, pieces: (DEAD,)).by_node is DEAD
     assert compared(lambda run, pieces: (DEAD,) if run == 1 else (0, 0)).right  # once is the driver's own
@@ -174,3 +188,13 @@ def test_more_noise_decides_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
     doubtful = 1 + whole.NOISY_RUNS + whole.TIMES + 2
     found = compared(lambda run, pieces: (1.0 if pieces[0] is None or run == doubtful else 0, 0))
     assert found.right
+
+
+def test_a_buffer_that_cannot_run_an_operation_ends_as_a_verdict_with_the_tensors_name() -> None:
+    """What ggml-backend.cpp says before it aborts, with the rest of its backtrace behind it."""
+    text = "pre-allocated tensor (cache_k_l0 (view)) in a buffer (Vulkan0) that cannot run the operation (SET_ROWS)"
+    died = Died(Kind.CRASH, "signal SIGABRT", f"loading\nggml-backend.cpp:894: {text}\nno backtrace\n", None)
+    assert died.last_words.endswith(text)
+    found = compared(lambda run, pieces: (died,))
+    assert found.by_node is died
+    assert text in str(died.in_decode(0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -118,26 +118,20 @@ def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequenc
 
 
 def _packed(node: Node, row: Row, params: Mapping[str, Param]) -> Captured:
-    """A node with several outputs in one tensor, one after another: the gated delta rule's, whose constructor has no
-    choice in the rest of the case's parameters. q, k and v come with their own sizes, the state in any."""
-    if row.op != "gated_delta_net":
+    """A node with several outputs in one tensor: that of a recurrence, and the states behind it."""
+    place = {name: node.source(number) for number, name in enumerate(row.tensors)}
+    if any(tensor is None for tensor in place.values()) or row.op not in _RESULTS:
         raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
-    v = node.source(row.tensors.index("v"))
-    if v is None or node.data is None:
-        raise NotACase("the bytes of v or of the output were not read")
-    size, heads, _, sequences = v.ne
-    kept = int(params.get("snapshots", 1))
-    state = (sequences, heads, size, size)
-    own: dict[str, Param] = {"heads": "tiled", "state_layout": "vk", "gate": "log", "l2norm": False, "eps": 1e-6}
-    own |= {"scale": 1 / math.sqrt(size), "snapshots": kept}
+    sizes = {name: tensor.ne[::-1] for name, tensor in place.items() if tensor is not None}
+    shapes = _RESULTS[row.op](sizes, params)
+    own: dict[str, Param] = {}
+    if row.op == "gated_delta_net":  # its constructor has no choice in the rest of the case's parameters
+        own = {"heads": "tiled", "state_layout": "vk", "gate": "log", "l2norm": False, "eps": 1e-6}
+        own |= {"scale": 1 / math.sqrt(sizes["v"][-1]), "snapshots": int(params.get("snapshots", 1))}
     found = capture(node, row.op, {**params, **own}, row.tensors)
     inputs = dict(found.case.inputs)
-    if "state" in inputs:
-        given = inputs["state"]
-        if not given.is_contiguous or given.size != math.prod(state):
-            raise NotACase(f"the state of {node.what} is not packed")
-        inputs["state"] = Layout.contiguous(given.dtype, state, given.offset)
-    shapes = dict(zip(row.results, (v.ne[::-1], (kept * sequences, *state[1:]))))
+    if row.op == "gated_delta_net":
+        inputs["state"] = _state(inputs["state"], shapes["state_out"], sizes["v"][0], node)
     flat, outputs = found.output.reshape(-1), {}
     if flat.size != sum(map(math.prod, shapes.values())):
         raise NotACase(f"{node.what} has {flat.size} elements of output, not those of {', '.join(row.results)}")
@@ -147,6 +141,41 @@ def _packed(node: Node, row: Row, params: Mapping[str, Param]) -> Captured:
     values = {name: raw.reshape(inputs[name].shape) for name, raw in found.values.items()}
     case = replace(found.case, inputs=inputs, outputs=layouts, inplace=None)
     return Captured(case, values, outputs, found.lost)
+
+
+def _state(given: Layout, result: tuple[int, ...], sequences: int, node: Node) -> Layout:
+    """The delta rule's state in the sizes of a case: a graph may have any."""
+    state = (sequences, *result[1:])
+    if not given.is_contiguous or given.size != math.prod(state):
+        raise NotACase(f"the state of {node.what} is not packed")
+    return Layout.contiguous(given.dtype, state, given.offset)
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def _delta_results(sizes: Shapes, params: Mapping[str, Param]) -> dict[str, tuple[int, ...]]:
+    sequences, _, heads, size = sizes["v"]
+    return {"out": sizes["v"], "state_out": (int(params.get("snapshots", 1)) * sequences, heads, size, size)}
+
+
+def _walk_results(sizes: Shapes, params: Mapping[str, Param]) -> dict[str, tuple[int, ...]]:
+    _, tokens, heads, size = sizes["k"]
+    return {"out": (1, 1, tokens, heads * size), "state_out": sizes["state"]}
+
+
+def _scan_results(sizes: Shapes, params: Mapping[str, Param]) -> dict[str, tuple[int, ...]]:
+    return {"out": sizes["x"], "state_out": (sizes["x"][0], *sizes["state"][1:])}
+
+
+#: The shapes of the outputs that an op packs, by those of its sources (outermost first).
+_RESULTS: Mapping[str, Callable[[Shapes, Mapping[str, Param]], dict[str, tuple[int, ...]]]] = {
+    "gated_delta_net": _delta_results,
+    "rwkv_wkv6": _walk_results,
+    "rwkv_wkv7": _walk_results,
+    "gated_linear_attn": _walk_results,
+    "ssm_scan": _scan_results,
+}
 
 
 def _layout(tensor: Tensor, start: int, name: str) -> Layout:

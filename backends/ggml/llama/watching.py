@@ -130,7 +130,11 @@ class ModelWatcher:
             if run.died:
                 ends.append(run.died.in_decode(run.decode))
             if not run.died or runs == whole.ATTEMPTS:
-                return replace(ends[-1], times=f"{len(ends)} of {runs} runs") if ends else None
+                return (
+                    replace(ends[-1], times=f"{len(ends)} time{'' if len(ends) == 1 else 's'} of {runs}")
+                    if ends
+                    else None
+                )
         return ends[-1]
 
     def sequences(self) -> tuple[Together, ...]:

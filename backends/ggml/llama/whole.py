@@ -28,6 +28,7 @@ MARGIN = 8.0  #: the moves of a few noisy runs are a sample; the largest possibl
 NOISY_RUNS = 3
 CONFIRMING_RUNS = 9  #: more of them before a difference is called wrong: a tie may have come out one way by chance
 ATTEMPTS = 2  #: a driver may die now and then of what is not the graph's fault
+_SHORT = 24  #: computing nodes of a piece whose overlaps are told
 TIMES = 2  #: how often the whole is decoded: a race shows itself only now and then
 
 #: Environment variables by which a backend leaves out what it does with a whole graph, by the start of a device's name.
@@ -238,10 +239,14 @@ def _search(
             found, late = tries.least(), True
             if found is None:
                 raise
-        if found:
+        if found and (late or all(tries.stays(found) for _ in range(TIMES))):
             first, last = found
             inside = tuple(node for node in nodes[decode] if first <= node.index <= last)
-            return Piece(decode, inside, *tries.seen[found], overlaps(nodes[decode], first, last), late)
+            wrong, died = tries.seen[found]
+            # In a long piece much lies over much, and a death has other causes.
+            short = sum(node.computes for node in inside) <= _SHORT
+            because = overlaps(nodes[decode], first, last) if short and not died else ()
+            return Piece(decode, inside, wrong, died, because, late)
     return None
 
 
@@ -280,6 +285,11 @@ class _Tries:
             ends = ends_around(self._nodes, first, last)
             self.seen[first, last] = self._tried(Watch(ends=ends, told=False))
         return self._went_wrong((first, last))
+
+    def stays(self, place: tuple[int, int]) -> bool:
+        """Whether a piece goes wrong once more. What comes and goes, a death or a race, leads the search anywhere."""
+        del self.seen[place]
+        return self.wrong(*place)
 
     def least(self) -> tuple[int, int] | None:
         """The shortest piece that has gone wrong so far."""

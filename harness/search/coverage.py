@@ -1,0 +1,276 @@
+"""What has been tried: which pairs of traits a case has shown to a backend, of those that can be drawn for it.
+
+A fault shows mostly where two things meet: a stride of 0 and a long row, bf16 and an odd offset. A trait is a value of
+something that cases differ in: the layout class of an argument, whether one of its dimensions is above 1, the size
+class of the case, a parameter, an element type, the recipe of the values. What was drawn, whether it ran or not, says
+which pairs there are; the search prefers what shows a new one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from opconform.harness.model.case import Case, Param
+from opconform.harness.model.layouts import Layout, LayoutClass
+from opconform.harness.model.op import Problem
+
+Trait = tuple[str, object]
+
+_SIZES = (0, 1, 8, 33, 257, 1025, 65535)  #: the largest size of each class but the last
+_TILES = (31, 65)  #: kernels hold squares of 32 or 64 elements in shared memory
+_EXPECTED = 8  #: a pair that chance would have drawn so often and that never came is none
+_PASSED_OVER = 2  #: how many problems in a row that show nothing new are not run
+_IN_VAIN = 6  #: after so many in a row there is little left that is new, and each problem is run
+_REFUSALS = 3  #: a pair that was refused so often and never ran is not drawn again,
+_AGAIN = 32  #: but for one case in so many: something else may have been the reason
+_HOPELESS = 16  #: how many problems in a row are passed over because they would be refused
+
+
+def _size_class(size: int) -> str:
+    least = 0
+    for most in _SIZES:
+        if size <= most:
+            return str(most) if least >= most - 1 else f"{least + 1} to {most}"
+        least = most
+    return f"above {least}"
+
+
+def _offset_class(layout: Layout) -> str:
+    """none; or what the offset is a multiple of: a device's alignment, a vector of four float32, or neither."""
+    if not layout.offset:
+        return "none"
+    return "256" if layout.offset % 256 == 0 else "16" if layout.offset % 16 == 0 else "odd"
+
+
+def _value_class(value: Param) -> object:
+    """A word or a truth value itself; a number by its sign and its size."""
+    if isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return _size_class(value) if value > 3 else value
+    if value in (0.0, 1.0):
+        return value
+    return "below 0" if value < 0 else "below 1" if value < 1 else "above 1"
+
+
+def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Trait]:
+    """Which dimensions are above 1, how long the longest is, and where, and whether another is as long as a tile."""
+    for name, shape in shapes.items():
+        for k, size in enumerate(reversed(shape)):
+            yield f"{name} ne{k}", "1" if size == 1 else "above 1"
+    yield "empty", any(0 in shape for shape in shapes.values())
+    sizes = [(size, -axis) for shape in shapes.values() for axis, size in enumerate(shape)]
+    longest, axis = max(sizes, default=(0, 0))
+    yield "longest", f"{_size_class(longest)} along ne{3 + axis}" if longest > 33 else _size_class(longest)
+    seconds = (sorted(shape)[-2] if len(shape) > 1 else 0 for shape in shapes.values())
+    second = max(seconds, default=0)
+    yield "two long axes", sum(second > tile for tile in _TILES)
+
+
+def problem_traits(problem: Problem) -> Iterator[Trait]:
+    """What is settled before layouts and values are drawn."""
+    yield from _of_shapes(problem.shapes)
+    for name, value in problem.params.items():
+        yield name, _value_class(value)
+    for name in problem.shapes:
+        yield f"{name} type", problem.dtype_of(name)
+    yield "type", problem.dtype
+    yield "in place", problem.inplace is not None
+
+
+@dataclass(frozen=True)
+class Covered:
+    """How many pairs of traits a search has run, of how many it could draw for a device."""
+
+    pairs: int = 0
+    possible: int = 0
+
+    @property
+    def share(self) -> float:
+        return self.pairs / self.possible if self.possible else 1.0
+
+    def __str__(self) -> str:
+        """As in "97 % of 1,204 pairs"; never rounded up to all of them."""
+        percent = int(100 * self.share)
+        return f"{percent} % of {self.possible:,} trait pairs"
+
+
+class Coverage:
+    """The pairs of traits of one op on one device: which ran, which were refused, which were drawn at all.
+
+    Two traits of problems make a pair if any problem drawn had both. Variants are drawn whatever the problem is, so any
+    of their traits makes a pair with every other one, unless it never came where chance would have had it `_EXPECTED`
+    times: a tensor of one element has no stride of 0. A trait has a number, and a set of traits is an integer with a
+    bit for each.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[Trait, int] = {}
+        self._drawn: list[int] = []  #: by trait, the traits that it was drawn together with
+        self._ran: list[int] = []
+        self._refused: list[int] = []
+        self._taken: list[int] = []  #: those of cases that were chosen to be run
+        self._times: list[int] = []  #: by trait, how many of the cases drawn had it
+        self._cases = 0
+        self._names: list[str] = []
+        self._sets: dict[Hashable, int] = {}
+        self._dimensions: dict[str, int] = {}
+        self._of_variants = 0  #: the traits that variants add
+        self._passed_over = 0
+        self._in_vain = 0  #: problems since one showed something new
+        self._refusals: Counter[tuple[int, int]] = Counter()
+        self._hopeless: list[int] = []  #: by trait, the traits together with which it is refused each time
+        self._hopeless_pairs = False  #: whether there has been any
+        self._spared = 0  #: hopeless cases met
+        self._problem = 0  #: the traits of the problem at hand
+        self._hopeful = True  #: whether variants of it can show anything new
+
+    def wants(self, problem: Problem) -> bool:
+        """Whether to run a problem: not if it can show nothing new, unless several in a row could not; nor if such
+        problems are refused each time."""
+        traits = self.meets(problem)
+        if self._is_hopeless(traits) and self._passed_over < _HOPELESS:
+            self._passed_over += 1
+            return False
+        shows = self._hopeful or self._new(traits) > 0
+        self._in_vain = 0 if shows else self._in_vain + 1
+        if not shows and self._passed_over < _PASSED_OVER and self._in_vain < _IN_VAIN:
+            self._passed_over += 1
+            return False
+        self._passed_over = 0
+        return True
+
+    def refuses(self, case: Case) -> bool:
+        """Whether the device is likely to refuse a case of the problem at hand, or the case to say nothing."""
+        return bool(self._hopeless_pairs) and self._is_hopeless(self._of(case))
+
+    def _is_hopeless(self, traits: int) -> bool:
+        if not self._hopeless_pairs or not any(self._hopeless[number] & traits for number in _bits(traits)):
+            return False
+        self._spared += 1
+        return self._spared % _AGAIN != 0
+
+    def meets(self, problem: Problem) -> int:
+        """The problem at hand is this one. Returns its traits."""
+        self._problem = traits = self._set(problem_traits(problem))
+        for number in _bits(traits):
+            self._drawn[number] |= traits
+        self._hopeful = self._open(traits)
+        return traits
+
+    def choose(self, cases: Sequence[Case]) -> int:
+        """The index of the case that shows most new pairs; -1 where none shows any, or another one may show more."""
+        traits = self._of(cases[-1])
+        self._cases += 1
+        for number in _bits(traits):
+            self._drawn[number] |= traits
+            self._times[number] += 1
+        if len(cases) == 1:
+            return 0 if not self._hopeful or self._new(traits) else -1
+        news = [self._new(self._of(case)) for case in cases]
+        best = max(range(len(cases)), key=news.__getitem__)
+        return best if news[best] else -1
+
+    def takes(self, case: Case) -> int:
+        """A case of the problem at hand will be run. Returns its traits."""
+        traits = self._of(case)
+        for number in _bits(traits):
+            self._drawn[number] |= traits
+            self._taken[number] |= traits
+        return traits
+
+    def ran(self, traits: int, refused: bool) -> None:
+        """A case with these traits ran; or the device refused it, or it says nothing."""
+        table = self._refused if refused else self._ran
+        for number in _bits(traits):
+            table[number] |= traits
+            if refused:
+                self._suspect(number, traits & ~self._ran[number])
+            elif self._hopeless[number] & traits:
+                self._hopeless[number] &= ~traits
+
+    def _suspect(self, number: int, others: int) -> None:
+        """A case was refused that has this trait together with others, which has not run yet."""
+        for other in _bits(others):
+            self._refusals[number, other] += 1
+            if self._refusals[number, other] >= _REFUSALS:
+                self._hopeless[number] |= 1 << other
+                self._hopeless_pairs = True
+
+    @property
+    def covered(self) -> Covered:
+        """The pairs that ran, of those that there are. What the device refuses each time there is not."""
+        pairs = possible = 0
+        for number in range(len(self._numbers)):
+            there = self._there(number)
+            possible += there.bit_count()
+            pairs += (there & self._ran[number]).bit_count()
+        return Covered(pairs // 2, possible // 2)
+
+    def _there(self, number: int) -> int:
+        """The traits with which this one makes a pair."""
+        if self._refused[number] and not self._ran[number]:
+            return 0
+        is_of_variant = self._of_variants >> number & 1
+        others = ~0 if is_of_variant else self._of_variants
+        maybe = others & ((1 << len(self._numbers)) - 1) & ~self._drawn[number] & ~self._same(number)
+        found = self._drawn[number]
+        for other in _bits(maybe):
+            if self._times[number] * self._times[other] < _EXPECTED * self._cases:
+                found |= 1 << other
+        refused = sum(1 << other for other, tried in enumerate(self._refused) if tried and not self._ran[other])
+        return found & ~refused & ~(self._refused[number] & ~self._ran[number]) & ~(1 << number)
+
+    def _same(self, number: int) -> int:
+        """The traits that are values of the same thing."""
+        return self._dimensions[self._names[number]]
+
+    def _open(self, traits: int) -> bool:
+        """Whether a variant could show a new pair with one of these traits."""
+        return any(self._there(number) & self._of_variants & ~self._taken[number] for number in _bits(traits))
+
+    def _of(self, case: Case) -> int:
+        """The traits of a case of the problem at hand: what its variant adds are layouts, offsets and values."""
+        added = 0
+        for name, layout in case.layouts.items():
+            if case.inplace is None or name not in case.outputs:
+                kind, offset = max(layout.kind, LayoutClass.CONTIGUOUS), _offset_class(layout)
+                added |= self._once((name, kind, offset), ((f"{name} layout", kind), (f"{name} offset", offset)))
+        kept, together = case.keep is not None, bool(case.shares)
+        values = (("recipe", case.recipe), ("one slice kept", kept), ("side by side", together))
+        added |= self._once((case.recipe, kept, together), values)
+        self._of_variants |= added
+        return self._problem | added
+
+    def _once(self, key: Hashable, traits: Iterable[Trait]) -> int:
+        """The set of these traits, which `key` stands for."""
+        found = self._sets.get(key)
+        if found is None:
+            found = self._sets[key] = self._set(traits)
+        return found
+
+    def _set(self, traits: Iterable[Trait]) -> int:
+        found = 0
+        for trait in traits:
+            number = self._numbers.get(trait)
+            if number is None:
+                number = self._numbers[trait] = len(self._numbers)
+                for table in (self._drawn, self._ran, self._refused, self._taken, self._times, self._hopeless):
+                    table.append(0)
+                self._names.append(trait[0])
+                self._dimensions[trait[0]] = self._dimensions.get(trait[0], 0) | 1 << number
+            found |= 1 << number
+        return found
+
+    def _new(self, traits: int) -> int:
+        """How many pairs of these traits no case has that was chosen."""
+        return sum((traits & ~self._taken[number]).bit_count() for number in _bits(traits))
+
+
+def _bits(traits: int) -> Iterator[int]:
+    while traits:
+        least = traits & -traits
+        yield least.bit_length() - 1
+        traits ^= least
