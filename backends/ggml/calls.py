@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from keyword import iskeyword
 from typing import Any, cast
 
 from opconform.backends.ggml import spelling
@@ -14,6 +15,12 @@ from opconform.backends.ggml.nodes import Assemble, Nodes, Site
 from opconform.backends.ggml.rows import Row
 from opconform.backends.ggml.spelling import Value
 from opconform.harness.model.case import Case
+
+#: What the code around the calls has names for (script.py.j2, test_case.cpp.j2): no tensor is called so.
+_TAKEN = frozenset(
+    "allocator backend base buffer context ctx ctypes cannot device functools ggml graph load memory nodes np os place places re "
+    "registry run set_threads status sys tensor view whole".split()
+)
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Named(Nodes):
         self, symbol: str, arguments: Sequence[Any], name: str, ne: Sequence[int] = (), nb: Sequence[int] = ()
     ) -> str:
         makes = symbol in DECLARATIONS.makers
-        result = f"{name or f't{len(self._names) + 1}'}{self._suffix}" if makes else ""
+        result = f"{_variable(name or f't{len(self._names) + 1}')}{self._suffix}" if makes else ""
         self.calls.append(Call(result, symbol, tuple(map(self._said, arguments)), tuple(ne), tuple(nb)))
         return result
 
@@ -156,6 +163,11 @@ class Paper(Named):
     def _on_paper(self, name: str) -> Tensor:
         self._names[name] = name
         return cast(Tensor, name)
+
+
+def _variable(name: str) -> str:
+    """What a tensor of this name is called in Python and in C++."""
+    return f"{name}_" if name in _TAKEN or iskeyword(name) else name
 
 
 def calls_of(case: Case, row: Row, suffix: str = "", has: Callable[[str], bool] = lambda name: True) -> Calls:

@@ -157,7 +157,10 @@ _NO_NODES = ("ggml_view_1d", "ggml_new_tensor_1d", "ggml_new_tensor_4d", "ggml_r
 
 def _joined(facts: Facts, row: Row) -> Demand:
     """What is demanded of a node whose result holds all outputs, packed one after another."""
-    demands = [facts.demands[name] for name in row.results]
+    names = row.results or tuple(facts.case.outputs)
+    if not row.results and len(names) > 1:
+        raise NoTestError(f"{row.symbol} writes into {', '.join(names)}, of which test-backend-ops would compare one")
+    demands = [facts.demands[name] for name in names]
     joined = (
         np.concatenate([getattr(it, field).ravel() for it in demands]) for field in ("value", "bound", "exact", "free")
     )

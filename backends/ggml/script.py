@@ -56,13 +56,13 @@ def script(request: ScriptRequest, threads: int) -> Script:
         "signatures": (),
     }
     signatures = _signatures(script_of(_TEMPLATE, context).run)
-    floats = ", c_float" if any("c_float" in types for _, types in signatures) else ""
+    further = [f", {kind}" for kind in ("c_float", "c_uint32") if any(kind in types for _, types in signatures)]
     return script_of(
         _TEMPLATE,
         {**context, "signatures": signatures},
         imports=(
             *(f"import {name}" for name in ("ctypes", "os", "re", *(["functools"] if request.repeats > 1 else []))),
-            f"from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p{floats}",
+            f"from ctypes import c_bool, c_char_p, c_int, c_int64, c_size_t, c_void_p{''.join(further)}",
             "from pathlib import Path",
             "from types import SimpleNamespace",
         ),
