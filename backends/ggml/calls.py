@@ -18,8 +18,27 @@ from opconform.harness.model.case import Case
 
 #: What the code around the calls has names for (script.py.j2, test_case.cpp.j2): no tensor is called so.
 _TAKEN = frozenset(
-    "allocator backend base buffer context ctx ctypes cannot device functools ggml graph load memory nodes np os place places re "
-    "registry run set_threads status sys tensor view whole".split()
+    (
+        "allocator",
+        "backend",
+        "base",
+        "buffer",
+        "context",
+        "device",
+        "ggml",
+        "graph",
+        "load",
+        "memory",
+        "nodes",
+        "place",
+        "places",
+        "registry",
+        "run",
+        "status",
+        "tensor",
+        "view",
+        "whole",
+    )
 )
 
 
