@@ -71,9 +71,11 @@ def _check_repeats(case: Case) -> None:
 def _repeat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that were repeated along some axes; shrinks to one element, once."""
     out = draw(tensors(freedom, 16).filter(lambda shape: 0 not in shape))
-    x = tuple(n * draw(among(_TIMES)) for n in out)
-    if within(x, 4, freedom) != x:
-        x = out
+    times = [draw(among(_TIMES)) for _ in out]
+    for axis in range(len(out)):  # as many repetitions as fit
+        if within([n * m for n, m in zip(out, times)], 4, freedom) != tuple(n * m for n, m in zip(out, times)):
+            times[axis] = 1
+    x = tuple(n * m for n, m in zip(out, times))
     return Problem({}, "f32", {"x": x, "like": out}, out)
 
 

@@ -85,6 +85,10 @@ class _Row:
     def expect(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         return _gathered(self.source(case), converted, case, raw, numerics)
 
+    def fitted(self, freedom: Freedom, shape: Shape, params: Params) -> dict[str, Param]:
+        """Parameters that suit a shape, made of those that were drawn."""
+        return dict(params if self.fit is None else self.fit(freedom, shape, params))
+
     def checked(self, case: Case) -> None:
         """Raises `CaseError` for parameters beyond their limits and for shapes that do not fit together."""
         check_params(case, self.params)
@@ -190,10 +194,15 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     if row.types:
         came, _, dtype = came.partition("-")
     shape = draw(row.shapes(freedom, max(DTYPES[came].itemsize, DTYPES[dtype].itemsize)))
-    if row.fit is not None:
-        params = dict(row.fit(freedom, shape, params))
-    for name in row.params:  # padding can make a large tensor too large
-        if math.prod(row.out(shape, params)[0]) * DTYPES[dtype].itemsize <= max(freedom.max_bytes // 16, 1):
+    most = max(freedom.max_bytes // 16 // DTYPES[dtype].itemsize, 1)
+    drawn = params
+    params = row.fitted(freedom, shape, drawn)
+    while row.params and max(shape) > 2 and math.prod(row.out(shape, params)[0]) > most:
+        axis = shape.index(max(shape))  # padding can make a large tensor too large
+        shape = (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])
+        params = row.fitted(freedom, shape, drawn)
+    for name in row.params:
+        if math.prod(row.out(shape, params)[0]) <= most:
             break
         params[name] = freedom.choices(name, row.params[name].values)[0]
     out = draw(among(row.out(shape, params)))

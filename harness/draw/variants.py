@@ -136,6 +136,12 @@ class Variant:
             op.name, params, inputs, outputs, self.recipe, self.seed, keep, problem.inplace, shares, before=before
         )
 
+    def with_other_values(self, recipes: Sequence[str], again: int) -> Variant:
+        """The variant with values of another recipe and seed, the `again`-th others; twins stay twins."""
+        place = recipes.index(self.recipe) + again if self.recipe in recipes else again
+        keep = self.keep if again == 1 else None
+        return replace(self, recipe=recipes[place % len(recipes)], seed=(self.seed + 101 * again) % 256, keep=keep)
+
     def _simpler_after(self, before: Variant, recipes: Sequence[str]) -> Iterator[Variant]:
         """Both variants plainer in the same way, and the one before alone."""
         for simpler in replace(self, after=None).simpler(recipes):

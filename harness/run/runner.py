@@ -359,7 +359,8 @@ class Runner:
                 back.expected = early.get(index)
                 back.vacuous = item.ready.vacuous if item.ready else None
             found.append(back)
-        self._as_promised = all(back.numerics == self.numerics for back in found)
+        computed = [back for back in found if back.is_computed]
+        self._as_promised = bool(computed) and all(back.numerics == self.numerics for back in computed)
         return found
 
     def _early(self, op: Op, prepared: Sequence[Prepared]) -> dict[int, Expected]:

@@ -124,8 +124,12 @@ class Coverage:
         self._hopeless: list[int] = []  #: by trait, the traits together with which it is refused each time
         self._hopeless_pairs = False  #: whether there has been any
         self._spared = 0  #: hopeless cases met
-        self._problem = 0  #: the traits of the problem at hand
+        self._problem = 0  #: the traits of the problem at hand,
+        self._of_problem: tuple[int, ...] = ()  #: and their numbers
         self._hopeful = True  #: whether variants of it can show anything new
+        self._met = self._met_taken = 0  #: what variants of it had, and those that were chosen
+        self._met_cases = 0
+        self._tried: list[int] = []  #: what is new in the cases that are drawn for one place
 
     def wants(self, problem: Problem) -> bool:
         """Whether to run a problem: not if it can show nothing new, unless several in a row could not; nor if such
@@ -134,7 +138,7 @@ class Coverage:
         if self._is_hopeless(traits) and self._passed_over < _HOPELESS:
             self._passed_over += 1
             return False
-        shows = self._hopeful or self._new(traits) > 0
+        shows = self._hopeful or any(traits & ~self._taken[number] for number in self._of_problem)
         self._in_vain = 0 if shows else self._in_vain + 1
         if not shows and self._passed_over < _PASSED_OVER and self._in_vain < _IN_VAIN:
             self._passed_over += 1
@@ -144,7 +148,7 @@ class Coverage:
 
     def refuses(self, case: Case) -> bool:
         """Whether the device is likely to refuse a case of the problem at hand, or the case to say nothing."""
-        return bool(self._hopeless_pairs) and self._is_hopeless(self._of(case))
+        return bool(self._hopeless_pairs) and self._is_hopeless(self._problem | self._added(case))
 
     def _is_hopeless(self, traits: int) -> bool:
         if not self._hopeless_pairs or not any(self._hopeless[number] & traits for number in _bits(traits)):
@@ -154,31 +158,51 @@ class Coverage:
 
     def meets(self, problem: Problem) -> int:
         """The problem at hand is this one. Returns its traits."""
+        self._settle()
         self._problem = traits = self._set(problem_traits(problem))
-        for number in _bits(traits):
+        self._of_problem = tuple(_bits(traits))
+        for number in self._of_problem:
             self._drawn[number] |= traits
-        self._hopeful = self._open(traits)
+        self._hopeful = self._open()
         return traits
 
+    def _settle(self) -> None:
+        """Enter what variants of the problem at hand had, which its own traits had then too."""
+        for number in self._of_problem:
+            self._times[number] += self._met_cases
+            self._drawn[number] |= self._met
+            if self._met_taken:
+                self._taken[number] |= self._met_taken | self._problem
+        self._met = self._met_taken = self._met_cases = 0
+
     def choose(self, cases: Sequence[Case]) -> int:
-        """The index of the case that shows most new pairs; -1 where none shows any, or another one may show more."""
-        traits = self._of(cases[-1])
+        """The index of the case that shows most new pairs; -1 where none shows any, or another one may show more. It is
+        asked again with one case more each time."""
+        added = self._added(cases[-1])
+        traits = self._problem | added
         self._cases += 1
-        for number in _bits(traits):
+        self._met_cases += 1
+        self._met |= added
+        new = 0
+        for number in _bits(added):
             self._drawn[number] |= traits
             self._times[number] += 1
+            new += (traits & ~self._taken[number]).bit_count()
+        self._tried[len(cases) - 1 :] = [new]
         if len(cases) == 1:
-            return 0 if not self._hopeful or self._new(traits) else -1
-        news = [self._new(self._of(case)) for case in cases]
-        best = max(range(len(cases)), key=news.__getitem__)
-        return best if news[best] else -1
+            return 0 if new or not self._hopeful else -1
+        best = max(range(len(cases)), key=self._tried.__getitem__)
+        return best if self._tried[best] else -1
 
     def takes(self, case: Case) -> int:
         """A case of the problem at hand will be run. Returns its traits."""
-        traits = self._of(case)
-        for number in _bits(traits):
+        added = self._added(case)
+        traits = self._problem | added
+        for number in _bits(added):
             self._drawn[number] |= traits
             self._taken[number] |= traits
+        self._met |= added
+        self._met_taken |= added
         return traits
 
     def ran(self, traits: int, refused: bool) -> None:
@@ -202,6 +226,7 @@ class Coverage:
     @property
     def covered(self) -> Covered:
         """The pairs that ran, of those that there are. What the device refuses each time there is not."""
+        self._settle()
         pairs = possible = 0
         for number in range(len(self._numbers)):
             there = self._there(number)
@@ -227,12 +252,12 @@ class Coverage:
         """The traits that are values of the same thing."""
         return self._dimensions[self._names[number]]
 
-    def _open(self, traits: int) -> bool:
-        """Whether a variant could show a new pair with one of these traits."""
-        return any(self._there(number) & self._of_variants & ~self._taken[number] for number in _bits(traits))
+    def _open(self) -> bool:
+        """Whether a variant could show a new pair with a trait of the problem at hand."""
+        return any(self._there(number) & self._of_variants & ~self._taken[number] for number in self._of_problem)
 
-    def _of(self, case: Case) -> int:
-        """The traits of a case of the problem at hand: what its variant adds are layouts, offsets and values."""
+    def _added(self, case: Case) -> int:
+        """What the variant adds to the traits of its problem: layouts, offsets and values."""
         added = 0
         for name, layout in case.layouts.items():
             if case.inplace is None or name not in case.outputs:
@@ -242,7 +267,7 @@ class Coverage:
         values = (("recipe", case.recipe), ("one slice kept", kept), ("side by side", together))
         added |= self._once((case.recipe, kept, together), values)
         self._of_variants |= added
-        return self._problem | added
+        return added
 
     def _once(self, key: Hashable, traits: Iterable[Trait]) -> int:
         """The set of these traits, which `key` stands for."""
@@ -263,10 +288,6 @@ class Coverage:
                 self._dimensions[trait[0]] = self._dimensions.get(trait[0], 0) | 1 << number
             found |= 1 << number
         return found
-
-    def _new(self, traits: int) -> int:
-        """How many pairs of these traits no case has that was chosen."""
-        return sum((traits & ~self._taken[number]).bit_count() for number in _bits(traits))
 
 
 def _bits(traits: int) -> Iterator[int]:

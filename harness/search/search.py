@@ -42,6 +42,7 @@ from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 32  #: problems that a shard draws before it leaves as many to the next
+_REFUSED = 8  #: after so many refusals, and nothing else, cases are no longer prepared ahead
 _DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
 _FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
@@ -75,7 +76,7 @@ class _Batch:
     """A problem drawn, and its cases with the variants that they were made by."""
 
     drawn: Drawn
-    cases: list[tuple[Variant, Ready]]
+    cases: list[tuple[Variant, Case | Ready]]
     traits: list[int]  #: of each case, as the coverage numbers them
 
 
@@ -149,6 +150,7 @@ class Search:
         self._tally = Tally()
         self._drawn = 0
         self._vacuous = 0  #: cases drawn that say nothing
+        self._refused = self._taken = 0  #: cases drawn that the device refused, and those that it took
         self._found: _Shrinking | None = None
         self._of: _Failing | None = None
 
@@ -378,23 +380,30 @@ class Search:
 
     def _batch(self, drawn: Drawn, number: int) -> _Batch:
         """The cases of the problem at hand: of those that can be made of it the ones that show most that is new. One
-        that says nothing is drawn anew, with other values; of a problem that has none to say one is run."""
+        that says nothing gets other values; of a problem that has none to say one is run."""
         self._keep_values(drawn.problem)
-        made = self._made(drawn, number)
-        for again in range(1, _DRAWN_ANEW + 1):
-            silent = [bool(ready.vacuous) for _, ready in made]
-            if not any(silent) or all(silent):  # where all are, it is the problem that says nothing
-                break
-            others = iter([each for each in self._made(drawn, number + (again << 16)) if not each[1].vacuous])
-            made = [next(others, each) if each[1].vacuous else each for each in made]
-        telling = [each for each in made if not each[1].vacuous] or made[:1]
-        return _Batch(drawn, telling, [self._coverage.takes(ready.case) for _, ready in telling])
-
-    def _made(self, drawn: Drawn, number: int) -> list[tuple[Variant, Ready]]:
+        if self._refused > _REFUSED and not self._taken:  # what is made for a device that has no such op is in vain
+            plain = cases_of(self._op, drawn.problem, number, self._freedom)
+            return _Batch(drawn, list(plain), [self._coverage.takes(case) for _, case in plain])
         seen = self._coverage
         cases = cases_of(self._op, drawn.problem, number, self._freedom, seen.choose, self._values, seen.refuses)
-        ready = self._runner.ready(self._op, [case for _, case in cases])
-        return [(variant, each) for (variant, _), each in zip(cases, ready)]
+        made = self._ready(cases)
+        for again in range(1, _DRAWN_ANEW + 1):
+            silent = [place for place, (_, ready) in enumerate(made) if ready.vacuous]
+            if not silent or len(silent) == len(made):  # where all are, it is the problem that says nothing
+                break
+            recipes = recipes_of(self._op, drawn.problem.dtype)
+            others = [
+                made[place][0].with_other_values(self._freedom.choices("recipe", recipes), again) for place in silent
+            ]
+            for place, each in zip(silent, self._ready([(it, it.case(self._op, drawn.problem)) for it in others])):
+                made[place] = each
+        telling = [each for each in made if not each[1].vacuous] or made[:1]
+        return _Batch(drawn, list(telling), [seen.takes(ready.case) for _, ready in telling])
+
+    def _ready(self, made: Sequence[tuple[Variant, Case]]) -> list[tuple[Variant, Ready]]:
+        ready = self._runner.ready(self._op, [case for _, case in made])
+        return [(variant, each) for (variant, _), each in zip(made, ready)]
 
     def _more_to_draw(self) -> bool:
         """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
@@ -413,8 +422,12 @@ class Search:
             limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
             self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
         verdicts = self._examine([ready for _, ready in drawn], until_death=True, meanwhile=meanwhile)
-        for traits, verdict in zip(batch.traits, verdicts):
-            self._coverage.ran(traits, refused=verdict.unsupported is not None or bool(verdict.vacuous))
+        refused = sum(verdict.unsupported is not None for verdict in verdicts)
+        self._refused += refused
+        self._taken += len(verdicts) - refused
+        if self._taken:
+            for traits, verdict in zip(batch.traits, verdicts):
+                self._coverage.ran(traits, refused=verdict.unsupported is not None or bool(verdict.vacuous))
         vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
         self._vacuous += vacuous
         self._drawn += len(drawn) - vacuous if drawn else 1
