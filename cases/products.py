@@ -162,9 +162,11 @@ def check(case: Case) -> None:
 
 
 def traits(case: Case) -> dict[str, str | bool]:
-    """weights: the type of a. aligned: see `is_aligned`. repeats: whether a is repeated over outer axes of b."""
-    a = case.inputs["a"]
-    return {"weights": a.dtype, "aligned": is_aligned(case), "repeats": a.shape[:2] != case.inputs["b"].shape[:2]}
+    """weights: the type of a. aligned: see `is_aligned`. repeats: whether a is repeated over outer axes of b, and
+    repeats_ne3 over the outermost."""
+    a, b = case.inputs["a"], case.inputs["b"]
+    repeats, outermost = a.shape[:2] != b.shape[:2], a.shape[0] != b.shape[0]
+    return {"weights": a.dtype, "aligned": is_aligned(case), "repeats": repeats, "repeats_ne3": outermost}
 
 
 def weight_types(freedom: Freedom) -> list[str]:
@@ -191,6 +193,8 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     repeats = draw(among(((1, 1), (1, 2), (2, 1), (1, 4), (3, 2))))
     if not freedom.choices("repeats", (True,)):
         repeats = (1, 1)
+    elif not freedom.choices("repeats_ne3", (True,)):
+        repeats = (1, repeats[1])
     b = (outer[0] * repeats[0], outer[1] * repeats[1], n, k)
     shapes = {"a": (*outer, m, k), "b": b}
     return Problem({}, "f32", shapes, (*b[:3], m), dtypes={"a": dtype})

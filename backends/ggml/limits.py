@@ -236,14 +236,24 @@ DEVICES: tuple[Limit, ...] = (
         for subject, allowed in (("form", ("mamba2",)), ("d_state", (128, 256)), ("head_dim", (16, 32, 64)))
     ),
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
-    Limit("cumsum", "x", LayoutClass.ROWS, "Vulkan's cumsum wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    *(
+        Limit(op, "x", LayoutClass.ROWS, f"Vulkan's {op} wants contiguous rows", _VK_SUPPORTS, device="Vulkan")
+        for op in ("cumsum", "sum_rows", "mean", "rope", "rope_back")
+    ),
+    *(
+        Limit(op, "streams", (4,), f"Vulkan's {op} has four streams only", _VK_SUPPORTS, device="Vulkan")
+        for op in ("dsv4_hc_pre", "dsv4_hc_post")
+    ),
+    Limit("out_prod", "weights", ("f32",), "Vulkan's out_prod takes f32 only", _VK_SUPPORTS, device="Vulkan"),
+    Limit(
+        "mul_mat", "repeats_ne3", (False,), "Vulkan's mul_mat wants a and b of one ne3", _VK_SUPPORTS, device="Vulkan"
+    ),
     Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
     *(
         Limit(op, "dtype", ("f32",), f"Vulkan's {op} takes f32 only", _VK_SUPPORTS, device="Vulkan")
-        for op in ("diag", "roll", "pad_circular")
+        for op in ("diag", "roll", "pad_circular", "silu_back", "sum")
     ),
     Limit("pad", "dtype", ("f32",), "Vulkan's pad takes f32 only", _VK_SUPPORTS, device="Vulkan"),
-    Limit("sum_rows", "x", LayoutClass.ROWS, "Vulkan's sum_rows wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     Limit("im2col", "types", ("f32-f32", "f32-f16"), "Vulkan's im2col takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     *(
         Limit(op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants {name} contiguous", _VK_SUPPORTS, device="Vulkan")
@@ -278,6 +288,9 @@ DEVICES: tuple[Limit, ...] = (
             op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants a contiguous {name}", _VK_SUPPORTS, device="Vulkan"
         )
         for op, names in (
+            *((op, ("x",)) for op in ("argmax", "argsort", "top_k", "diag_mask_inf", "group_norm")),
+            ("count_equal", ("a", "b")),
+            ("out_prod", ("a", "b")),
             ("silu_back", ("grad",)),
             ("rms_norm_back", ("dz",)),
             ("soft_max_back", ("dy", "y")),

@@ -91,6 +91,7 @@ def test_of_several_cases_that_with_most_new_pairs_is_chosen() -> None:
     assert coverage.choose([case(its), case(its, offset=4)]) == 1
     coverage.wants(its)
     assert coverage.choose([case(its)]) == -1
+    assert coverage.choose([case(its), case(its, offset=4)]) == 1
     assert coverage.choose([case(its), case(its, offset=4), case(its, step=2, offset=64, recipe="wide")]) == 2
 
 
