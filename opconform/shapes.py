@@ -39,9 +39,9 @@ class Sample:
 
 def drawn(op: Op) -> Sample:
     """A sample of an op; the same each time."""
-    from opconform.harness.draw.sample import examples  # Hypothesis takes a quarter of a second
+    from opconform.harness.draw.sample import problems_drawn  # Hypothesis takes a quarter of a second
 
-    problems = examples(op.problems(Freedom()), _DRAWN)
+    problems = problems_drawn(op, Freedom(), _DRAWN)
     return Sample(problems, _in_symbols(op, problems))
 
 

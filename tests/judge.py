@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
 
-from opconform.harness.draw.sample import cases_drawn
+from opconform.harness.draw.sample import batches_drawn
 from opconform.harness.draw.variants import VARIANTS
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, judge
@@ -120,8 +121,9 @@ def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[C
     None takes long in Python, in which most kernels of the tests walk over rows.
     """
     problems = 3 * math.ceil(count / VARIANTS) + 1  # some do not fit, and have no variants
-    cases = cases_drawn(ops()[op], Freedom(max_bytes=max_bytes), problems, number)
-    return tuple([case for case in cases if not _takes_long(case)][:count])
+    batches = batches_drawn(ops()[op], Freedom(max_bytes=max_bytes), problems, number)
+    cases = (case for batch in batches for case in batch)
+    return tuple(itertools.islice((case for case in cases if not _takes_long(case)), count))
 
 
 def _takes_long(case: Case) -> bool:

@@ -166,6 +166,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     scaled = draw(among(freedom.choices("scaled", (False, True))))
     form_of_sizes = draw(_FORMS)
     largest = {"usual": draw(_SCALES), "wide": 513}.get(form_of_sizes, 8 if form_of_sizes != "many" else 2)
+    largest = min(largest, max(math.isqrt(freedom.max_bytes // 64), 1))  # weights have two widths
     widths = {name: draw(among(_sizes(freedom, name, largest))) for name in ("d_n", "d_r", "d_c", "d_v")}
     batch = draw(outer_sizes() if form_of_sizes == "usual" else few())
     heads, queries = draw(_HEADS), draw(_QUERIES)
@@ -181,6 +182,10 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     work = _WORK if form_of_sizes == "usual" else 4 * _WORK
     while batch * heads * _work(queries, rows, widths) > work and rows * queries * heads > 1:
         rows, queries, heads = (-(-n // 2) for n in (rows, queries, heads))
+    counts = [batch, heads, queries, rows]
+    while _bytes(*counts, widths) > freedom.max_bytes // 4 and max(counts) > 1:
+        counts[counts.index(max(counts))] = max(counts) // 2
+    batch, heads, queries, rows = counts
     padding = draw(among((1, 2, 3, 17))) if padded else 0
     scale = 1 / math.sqrt(widths["d_n"] + widths["d_r"])
     params: dict[str, Param] = {
@@ -213,6 +218,13 @@ def _sizes(freedom: Freedom, subject: str, largest: int) -> list[int]:
     sizes = freedom.choices(subject, [size for size in EDGES if size <= largest])
     large = [size for size in sizes if 2 * size > largest]
     return sizes + large * 2 or freedom.choices(subject, range(1, 1025))[:1]
+
+
+def _bytes(batch: int, heads: int, queries: int, rows: int, widths: Mapping[str, int]) -> int:
+    """What the arguments take at most."""
+    d_n, d_r, d_c, d_v = (widths[name] for name in ("d_n", "d_r", "d_c", "d_v"))
+    of_queries, of_rows = batch * heads * queries * (d_n + d_r + d_v), batch * rows * (d_c + d_r + queries)
+    return 4 * (of_queries + of_rows + heads * d_c * (d_n + d_v))
 
 
 def _work(queries: int, rows: int, widths: Mapping[str, int]) -> int:

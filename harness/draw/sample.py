@@ -1,55 +1,46 @@
-"""What a strategy gives without a search: examples of it, and some cases of an op."""
+"""What a search would draw, without the search: problems and cases of an op."""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Iterator
+from random import Random
 
-from hypothesis import HealthCheck, Phase, given, seed, settings
-from hypothesis.strategies import SearchStrategy
-
-from opconform.harness.draw.strategies import batches
+from opconform.harness.draw.problems import Problems
 from opconform.harness.draw.variants import variants
 from opconform.harness.model.case import Case
 from opconform.harness.model.limits import Freedom
-from opconform.harness.model.op import Op
-
-T = TypeVar("T")
+from opconform.harness.model.op import Op, Problem
 
 
-def examples(strategy: SearchStrategy[T], count: int, number: int = 0) -> list[T]:
-    """`count` examples of a strategy at most; the same for the same arguments."""
-    found: list[T] = []
+def problems_drawn(op: Op, freedom: Freedom, count: int, number: int = 0) -> list[Problem]:
+    """The simplest problem of an op and `count` − 1 others within `freedom`; the same for the same arguments."""
+    return [problem for problem, _ in _problems(op, freedom, count, number)]
 
-    @seed(number)
-    @settings(
-        max_examples=count,
-        phases=(Phase.generate,),
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(strategy)
-    def draw(example: T) -> None:
-        found.append(example)
 
-    draw()
-    return found
+def batches_drawn(op: Op, freedom: Freedom, problems: int, number: int = 0) -> Iterator[list[Case]]:
+    """The cases of each of so many problems of an op within `freedom`; the same for the same arguments."""
+    for problem, chosen in _problems(op, freedom, problems, number):
+        yield [variant.case(op, problem) for variant in variants(op, problem, chosen, freedom)]
 
 
 def cases_drawn(op: Op, freedom: Freedom, problems: int, number: int = 0) -> list[Case]:
-    """The cases of so many problems of an op within `freedom`; the same for the same arguments."""
-    return [
-        variant.case(op, problem)
-        for problem, chosen in examples(batches(op, freedom), problems, number)
-        for variant in variants(op, problem, chosen, freedom)
-    ]
+    """The same cases in one list."""
+    return [case for batch in batches_drawn(op, freedom, problems, number) for case in batch]
 
 
 def sample(op: Op, freedom: Freedom, count: int) -> list[Case]:
     """Up to `count` cases within `freedom`, at most four of a problem; the same for the same arguments."""
     found: list[Case] = []
-    for problem, chosen in examples(batches(op, freedom), count):
+    for batch in batches_drawn(op, freedom, count):
+        found.extend(batch[:4])
         if len(found) >= count:
             break
-        found.extend(variant.case(op, problem) for variant in variants(op, problem, chosen, freedom)[:4])
     return found[:count]
+
+
+def _problems(op: Op, freedom: Freedom, count: int, number: int) -> Iterator[tuple[Problem, int]]:
+    """Problems, each with a seed for its variants."""
+    problems, random = Problems(op.problems(freedom)), Random(number)
+    for index in range(count):
+        drawn = problems.next(random) if index else problems.simplest()
+        yield drawn.problem, random.getrandbits(16)

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from hypothesis import strategies as st
 
 from opconform.harness.model.limits import Freedom
-
-if TYPE_CHECKING:
-    from opconform.harness.model.op import Op, Problem
-
 
 T = TypeVar("T")
 
@@ -144,12 +140,3 @@ def _product(sizes: Iterable[int]) -> int:
     for size in sizes:
         product *= size
     return product
-
-
-@st.composite
-def batches(draw: st.DrawFn, op: Op, freedom: Freedom) -> tuple[Problem, int]:
-    """A problem and the seed of its variants; shrinks to the op's simplest problem."""
-    return draw(op.problems(freedom)), draw(_VARIANT_SEEDS)
-
-
-_VARIANT_SEEDS = st.integers(0, 2**16 - 1)

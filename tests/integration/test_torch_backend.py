@@ -7,12 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
 
 from opconform.backends.torch import TorchBackend
 from opconform.cases.cumsum import OP as CUMSUM
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import variants
+from opconform.harness.draw.sample import cases_drawn
 from opconform.harness.explain.stages import judged_stages
 from opconform.harness.judge.judging import Verdict, judge
 from opconform.harness.model.buffers import Buffers, Plan
@@ -20,7 +18,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Device, Unavailable
@@ -73,18 +71,10 @@ def test_a_loaded_case_gives_the_same_at_every_launch(backend: TorchBackend) -> 
 @pytest.mark.parametrize("name", OPS)
 def test_every_drawn_case_passes(backend: TorchBackend, device: Device, name: str) -> None:
     op, passed = OPS[name], 0
-
-    @settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(batch=batches(op, FREEDOM))
-    def hold(batch: tuple[Problem, int]) -> None:
-        nonlocal passed
-        problem, seed = batch
-        for variant in variants(op, problem, seed, FREEDOM):
-            verdict = verdict_on(backend, device, op, variant.case(op, problem))
-            assert not verdict.findings, verdict.case
-            passed += verdict.passed
-
-    hold()
+    for case in cases_drawn(op, FREEDOM, 100):
+        verdict = verdict_on(backend, device, op, case)
+        assert not verdict.findings, verdict.case
+        passed += verdict.passed
     assert passed > 100
 
 

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import Phase, given, seed, settings
 
-from opconform.harness.draw.strategies import batches
-from opconform.harness.draw.variants import variants
+from opconform.harness.draw.sample import batches_drawn
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Freedom, Limit
@@ -25,20 +23,8 @@ def limit(op: str, subject: str, allowed: Any) -> Limit:
 
 def drawn(op: str, limits: Sequence[Limit], count: int = 40) -> tuple[list[Case], int]:
     """The cases of `count` problems, and how many problems were turned away."""
-    freedom, cases, turned_away = Freedom(tuple(limits), 1 << 20), [], 0
-
-    @seed(1)
-    @settings(max_examples=count, phases=(Phase.generate,), database=None, deadline=None)
-    @given(batches(OPS[op], freedom))
-    def draw(batch: Any) -> None:
-        nonlocal turned_away
-        problem, chosen = batch
-        found = variants(OPS[op], problem, chosen, freedom)
-        turned_away += not found
-        cases.extend(variant.case(OPS[op], problem) for variant in found)
-
-    draw()
-    return cases, turned_away
+    batches = list(batches_drawn(OPS[op], Freedom(tuple(limits), 1 << 20), count, 1))
+    return [case for batch in batches for case in batch], sum(not batch for batch in batches)
 
 
 @pytest.mark.parametrize(

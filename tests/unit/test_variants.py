@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opconform.harness.draw.sample import examples
+from opconform.harness.draw.sample import problems_drawn
 from opconform.harness.draw.strategies import EDGES
 from opconform.harness.draw.variants import PACKED, VARIANTS, Departure, Variant, variants
 from opconform.harness.judge.judging import Verdict
@@ -156,7 +156,7 @@ def test_each_slice_is_kept_alone_now_and_then_and_only_where_there_are_others(o
 
 
 def problems_of(op: str, max_bytes: int, count: int = 1500) -> list[Problem]:
-    return examples(OPS[op].problems(Freedom(max_bytes=max_bytes)), count)
+    return problems_drawn(OPS[op], Freedom(max_bytes=max_bytes), count)
 
 
 @pytest.mark.parametrize(("op", "argument"), [("acc", "b"), ("cumsum", "x"), ("solve_tri", "a")])
