@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -183,7 +183,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     while batch * heads * _work(queries, rows, widths) > work and rows * queries * heads > 1:
         rows, queries, heads = (-(-n // 2) for n in (rows, queries, heads))
     counts = [batch, heads, queries, rows]
-    while _bytes(*counts, widths) > freedom.max_bytes // 4 and max(counts) > 1:
+    while _bytes(counts, widths) > freedom.max_bytes // 4 and max(counts) > 1:
         counts[counts.index(max(counts))] = max(counts) // 2
     batch, heads, queries, rows = counts
     padding = draw(among((1, 2, 3, 17))) if padded else 0
@@ -220,8 +220,9 @@ def _sizes(freedom: Freedom, subject: str, largest: int) -> list[int]:
     return sizes + large * 2 or freedom.choices(subject, range(1, 1025))[:1]
 
 
-def _bytes(batch: int, heads: int, queries: int, rows: int, widths: Mapping[str, int]) -> int:
-    """What the arguments take at most."""
+def _bytes(counts: Sequence[int], widths: Mapping[str, int]) -> int:
+    """What the arguments take at most; `counts` are those of sequences, heads, queries and rows."""
+    batch, heads, queries, rows = counts
     d_n, d_r, d_c, d_v = (widths[name] for name in ("d_n", "d_r", "d_c", "d_v"))
     of_queries, of_rows = batch * heads * queries * (d_n + d_r + d_v), batch * rows * (d_c + d_r + queries)
     return 4 * (of_queries + of_rows + heads * d_c * (d_n + d_v))

@@ -8,6 +8,7 @@ database in memory; the engine takes it from there and shrinks it.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
@@ -17,10 +18,22 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis.database import InMemoryExampleDatabase
 from hypothesis.strategies import SearchStrategy
 
+from opconform.harness.model.limits import MANY_ROWS, Freedom
 from opconform.harness.model.op import Problem
 
 _LEAST_BYTES, _MOST_BYTES = 1 << 9, 1 << 16  #: of one problem; most take less than a hundred
 _TRIES = 100  #: how often a problem is drawn anew where a strategy rejects what it has drawn
+
+
+def rows_of(problem: Problem) -> int:
+    """How many rows the largest argument has."""
+    shapes = (*problem.shapes.values(), problem.out_shape, *problem.more_outputs.values())
+    return max((math.prod(shape[:-1]) for shape in shapes), default=0)
+
+
+def is_affordable(problem: Problem, freedom: Freedom) -> bool:
+    """Whether a problem has no more rows than may be drawn: some devices take seconds for many."""
+    return rows_of(problem) <= MANY_ROWS or bool(freedom.choices("many_rows", (True,)))
 
 
 class _Failed(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from opconform.harness.draw.problems import Problems
+from opconform.harness.draw.problems import Problems, is_affordable
 from opconform.harness.draw.variants import variants
 from opconform.harness.model.case import Case
 from opconform.harness.model.limits import Freedom
@@ -13,7 +13,7 @@ from opconform.harness.model.op import Op, Problem
 
 
 def problems_drawn(op: Op, freedom: Freedom, count: int, number: int = 0) -> list[Problem]:
-    """The simplest problem of an op and `count` − 1 others within `freedom`; the same for the same arguments."""
+    """The simplest problem of an op and up to `count` − 1 others within `freedom`; the same for the same arguments."""
     return [problem for problem, _ in _problems(op, freedom, count, number)]
 
 
@@ -39,8 +39,10 @@ def sample(op: Op, freedom: Freedom, count: int) -> list[Case]:
 
 
 def _problems(op: Op, freedom: Freedom, count: int, number: int) -> Iterator[tuple[Problem, int]]:
-    """Problems, each with a seed for its variants."""
+    """Problems, each with a seed for its variants; those that take too long are drawn and left out."""
     problems, random = Problems(op.problems(freedom)), Random(number)
     for index in range(count):
         drawn = problems.next(random) if index else problems.simplest()
-        yield drawn.problem, random.getrandbits(16)
+        chosen = random.getrandbits(16)
+        if is_affordable(drawn.problem, freedom):
+            yield drawn.problem, chosen

@@ -9,7 +9,6 @@ that fails. While it shrinks, a failure must stay of its kind: a wrong value is 
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 from collections import Counter
@@ -19,14 +18,14 @@ from dataclasses import dataclass, field, replace
 from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
-from opconform.harness.draw.problems import Drawn, Problems
+from opconform.harness.draw.problems import Drawn, Problems, is_affordable, rows_of
 from opconform.harness.draw.variants import Variant, between, cases_of
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.limits import MANY_ROWS, Freedom
+from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
@@ -96,12 +95,6 @@ class _Supply:
         """The next batch."""
         self.prepare()
         return self._prepared.pop()
-
-
-def _rows(problem: Problem) -> int:
-    """How many rows the largest argument has."""
-    shapes = (*problem.shapes.values(), problem.out_shape, *problem.more_outputs.values())
-    return max((math.prod(shape[:-1]) for shape in shapes), default=0)
 
 
 @dataclass
@@ -371,12 +364,8 @@ class Search:
     def _is_affordable(self, problem: Problem) -> bool:
         """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases
         not as many as exceed a grid, which would take most of its time."""
-        rows = _rows(problem)
-        if rows <= MANY_ROWS:
-            return True
-        if self._settings.examples < _FEW_EXAMPLES and rows > _ROWS_OF_FEW:
-            return False
-        return bool(self._freedom.choices("many_rows", (True,)))
+        few = self._settings.examples < _FEW_EXAMPLES
+        return is_affordable(problem, self._freedom) and not (few and rows_of(problem) > _ROWS_OF_FEW)
 
     def _batch(self, drawn: Drawn, number: int) -> _Batch:
         """The cases of the problem at hand: of those that can be made of it the ones that show most that is new. One

@@ -82,7 +82,7 @@ def worker() -> Iterator[Callable[[str, str], tuple[Worker, tuple[Limit, ...]]]]
 
 def drawn(op: str, limits: tuple[Limit, ...], number: int) -> list[Case]:
     """Cases that `limits` leave, small ones; the same for the same number."""
-    freedom = Freedom(tuple(limit for limit in limits if limit.op == op), SMALL)
+    freedom = Freedom(tuple(limit for limit in limits if limit.op in (op, "*")), SMALL)
     return cases_drawn(OPS[op], freedom, 12, number)
 
 
