@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from opconform.cases.families.conversions import converted
+from opconform.cases.families.conversions import ROUNDED, converted, decoded, stored
 from opconform.cases.shapes import check_out, is_aligned, rows
 from opconform.harness.draw.strategies import among, inner_sizes, scales
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.dtypes import DTYPES, F64, QUANTISED, DType, Raw
+from opconform.harness.model.dtypes import DTYPES, F64, QUANTISED, Raw
 from opconform.harness.model.expected import Expected, Residual
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
@@ -24,10 +24,7 @@ from opconform.harness.model.op import Composite, Index, Op, Problem
 Places = npt.NDArray[np.int64]
 
 _TABLES = ("f32", "f16", "bf16", "i32", *QUANTISED)
-#: The quantised types whose rounding has a derived bound, with the codes on either side of 0 (or from the minimum on).
-_ROUNDED = {"q8_0": (127, 127), "q4_0": (8, 7), "q5_0": (16, 15), "q4_1": (0, 15), "q5_1": (0, 31)}
-_STORED = ("f32", "f16", "bf16", *_ROUNDED)
-_HALF, _HALF_TINY = 2.0**-11, 2.0**-25
+_STORED = ("f32", "f16", "bf16", *ROUNDED)
 
 
 def _with_decoder(types: list[str]) -> list[str]:
@@ -39,24 +36,6 @@ def _with_decoder(types: list[str]) -> list[str]:
 def _length(draw: st.DrawFn, dtype: str) -> int:
     block = DTYPES[dtype].block
     return draw(inner_sizes(draw(scales()))) if block == 1 else block * draw(among((1, 2, 3)))
-
-
-def _decoded(raw: Raw, came: DType, goes: DType, numerics: Numerics) -> Expected:
-    """Elements of any type in a wider one: exact, but for blocks.
-
-    An element of a block is scale times code, perhaps with a minimum: `blocks.ROUNDINGS` roundings, the reference's own
-    among them, of parts that may cancel: γ_c·(|part| + |minimum|). A device that flushes may take a scale that is a
-    denormal float16 for 0.
-    """
-    if came.block == 1:
-        return converted(raw, came, goes, numerics)
-    value = came.decode(raw)
-    scaled, least = blocks.magnitudes(came.name, raw)
-    size = scaled + least
-    bound = numerics.gamma(float(blocks.ROUNDINGS)) * size + 4 * numerics.underflow
-    if numerics.flushes_denormals:
-        bound = np.where(blocks.with_tiny_scale(came.name, raw), size, bound)
-    return Expected(value, bound)
 
 
 # --- GET_ROWS ---
@@ -77,7 +56,7 @@ def _indices(case: Case, raw: Mapping[str, Raw], name: str) -> Places:
 def get_rows(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """out[i3, i2, j] = the row b[i3, i2, j] of a[i3, i2], as float32 (whole numbers stay what they are)."""
     at = np.clip(_indices(case, raw, "b")[0], 0, max(case.inputs["a"].shape[2] - 1, 0))
-    return _decoded(_rows_at(raw["a"], at), case.inputs["a"].type, case.outputs["out"].type, numerics)
+    return decoded(_rows_at(raw["a"], at), case.inputs["a"].type, case.outputs["out"].type, numerics)
 
 
 def _check_get_rows(case: Case) -> None:
@@ -118,43 +97,11 @@ def _wrong_rows(image: Image) -> Iterator[Hypothesis]:
 # --- SET_ROWS ---
 
 
-def _rounded(value: F64, goes: DType) -> F64:
-    """How far an element of a block may be from `value` once it is rounded to the block's codes.
-
-    q8_0, d = amax/127: |error| ≤ d/2. q4_0 and q5_0, d = the largest element / −8 (−16): d/2, but the other end, where
-    a code is missing, is off by d. q4_1 and q5_1, d = (max − min)/15 (31): d/2. A scale is stored in float16, off by
-    2^-11·d + 2^-25, which the largest code multiplies; so is a minimum. 8u·amax are the roundings on the way.
-    """
-    low, high = _ROUNDED[goes.name]
-    parts = value.reshape(*value.shape[:-1], -1, goes.block)
-    amax = np.abs(parts).max(-1, keepdims=True)
-    if low:
-        d = amax / low
-        off = np.where((low > high) & (np.abs(parts) > (high - 0.5) * d), d, d / 2)
-        off = off + max(low, high) * (_HALF * d + _HALF_TINY)
-    else:
-        d = (parts.max(-1, keepdims=True) - parts.min(-1, keepdims=True)) / high
-        off = d / 2 + high * (_HALF * d + _HALF_TINY) + _HALF * amax + _HALF_TINY
-    off = off + 8 * 2.0**-24 * amax
-    off = np.where((d > 65504.0) | (amax > 65504.0 * max(low, 1)), np.inf, off)
-    return np.broadcast_to(off, parts.shape).reshape(value.shape)
-
-
-def _stored(raw: Raw, came: DType, goes: DType, numerics: Numerics) -> tuple[F64, F64, Raw | None]:
-    """Rows as they are stored: value, bound, and the bits where they are known."""
-    if goes.block == 1:
-        found = converted(raw, came, goes, numerics)
-        return found.value, found.bound, found.bits
-    value = came.decode(raw)
-    flushed = np.where(np.abs(value) < came.smallest_normal, np.abs(value), 0.0) if numerics.flushes_denormals else 0.0
-    return value, _rounded(value, goes) + flushed, None
-
-
 def set_rows(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """out = a, but row c[i3 mod n3, i2 mod n2, j] of a[i3, i2] is b[i3, i2, j] in the type of a.
 
     Rows that no index names keep their bits. The others are exact where the type holds the value, else rounded once to
-    nearest (`conversions.converted`); of a quantised type they are within the block's step (`_rounded`).
+    nearest (`conversions.converted`); of a quantised type they are within the block's step (`conversions.rounded`).
     """
     a, b = case.inputs["a"], case.inputs["b"]
     at = _indices(case, raw, "c")[0]
@@ -164,7 +111,7 @@ def set_rows(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected
     place = (i3[..., None], i2[..., None], at)
     value, bits = a.type.decode(raw["a"]), raw["a"].copy()
     bound, exact = np.zeros(a.shape), np.ones(a.shape, dtype=bool)
-    new, new_bound, new_bits = _stored(raw["b"], b.type, a.type, numerics)
+    new, new_bound, new_bits = stored(raw["b"], b.type, a.type, numerics)
     value[place], bound[place] = new, new_bound
     if new_bits is not None:
         found = converted(raw["b"], b.type, a.type, numerics)

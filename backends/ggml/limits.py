@@ -17,6 +17,11 @@ from opconform.harness.model.limits import Limit
 _TYPES = ("f32", "f16", "bf16", "i32")
 _VK_SHADER = "src/ggml-vulkan/vulkan-shaders/acc.comp"
 _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"f16", "bf16"})
+_VK_BLOCKS = (
+    *(f"{name}-f32" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")),
+    *(f"f32-{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
+    *(f"{name}-{name}" for name in ("q4_0", "q8_0", "q6_K")),
+)
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 
@@ -303,6 +308,14 @@ DEVICES: tuple[Limit, ...] = (
     ),
     Limit(
         "get_rows_back", "source", ("f32",), "Vulkan's get_rows_back adds up f32 only", _VK_SUPPORTS, device="Vulkan"
+    ),
+    Limit(
+        "cpy_blocks",
+        "types",
+        _VK_BLOCKS,
+        "Vulkan copies between f32 and simple blocks, or blocks of one type",
+        _VK_SUPPORTS,
+        device="Vulkan",
     ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )

@@ -149,6 +149,27 @@ TABLE = (
     Row("ssm_conv", "ggml_ssm_conv(x, c)"),
     Row("sum_rows", "ggml_sum_rows(x)"),
     Row("cpy", "ggml_cpy(x, out)", mixed=True),
+    Row(
+        "cpy_blocks",
+        "ggml_cpy(x, out)",
+        mixed=True,
+        wants=(
+            Wants("CPU", "x", ROWS, "has no code for an x whose rows are not contiguous, and aborts", _CPU_OPS),
+            Wants("CPU", "out", CONTIGUOUS, "has no code for an out that is not contiguous, and aborts", _CPU_OPS),
+            Wants("Vulkan", "x", ROWS, "ignores nb0 of x", f"{SHADERS}/copy_to_quant.comp", "cpy_blocks/vulkan-step-x"),
+            Wants(
+                "Vulkan", "out", ROWS, "ignores nb0 of out", f"{SHADERS}/copy_from_quant.comp", "cpy_blocks/vulkan-step"
+            ),
+            Wants(
+                "Vulkan",
+                "aligned",
+                (True,),
+                "drops the part of an offset at which no storage buffer may start",
+                _VK_OPS,
+                "cpy_blocks/vulkan-offset",
+            ),
+        ),
+    ),
     Row("cont", "ggml_cont(x)"),
     Row("add", "ggml_add(a, b)", "ggml_add_inplace", wants=(_ROWS_OF_A,)),
     Row("mul", "ggml_mul(a, b)", "ggml_mul_inplace", wants=(_ROWS_OF_A,)),

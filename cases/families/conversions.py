@@ -6,10 +6,15 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from opconform.harness.model import blocks
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F16, F64, DType, Mask, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import Numerics
+
+#: The quantised types whose rounding has a derived bound, with the codes on either side of 0 (or from the minimum on).
+ROUNDED = {"q8_0": (127, 127), "q4_0": (8, 7), "q5_0": (16, 15), "q4_1": (0, 15), "q5_1": (0, 31)}
+_HALF, _HALF_TINY = 2.0**-11, 2.0**-25
 
 Conversion = Callable[[Raw, DType, DType, Numerics], Expected]
 
@@ -40,6 +45,56 @@ def converted(elements: Raw, came: DType, goes: DType, numerics: Numerics) -> Ex
         exact = exact & ~denormal
         bound = np.where(denormal, np.maximum(bound, np.abs(x)), bound)
     return Expected(np.where(exact, value, x), bound, exact=exact, bits=bits)
+
+
+def decoded(raw: Raw, came: DType, goes: DType, numerics: Numerics) -> Expected:
+    """Elements of any type in a wider one: exact, but for blocks.
+
+    An element of a block is scale times code, perhaps with a minimum: `blocks.ROUNDINGS` roundings, the reference's own
+    among them, of parts that may cancel: γ_c·(|part| + |minimum|). A device that flushes may take a scale that is a
+    denormal float16 for 0.
+    """
+    if came.block == 1:
+        return converted(raw, came, goes, numerics)
+    value = came.decode(raw)
+    scaled, least = blocks.magnitudes(came.name, raw)
+    size = scaled + least
+    bound = numerics.gamma(float(blocks.ROUNDINGS)) * size + 4 * numerics.underflow
+    if numerics.flushes_denormals:
+        bound = np.where(blocks.with_tiny_scale(came.name, raw), size, bound)
+    return Expected(value, bound)
+
+
+def stored(raw: Raw, came: DType, goes: DType, numerics: Numerics) -> tuple[F64, F64, Raw | None]:
+    """Rows as they are stored: value, bound, and the bits where they are known."""
+    if goes.block == 1:
+        found = converted(raw, came, goes, numerics)
+        return found.value, found.bound, found.bits
+    value = came.decode(raw)
+    flushed = np.where(np.abs(value) < came.smallest_normal, np.abs(value), 0.0) if numerics.flushes_denormals else 0.0
+    return value, rounded(value, goes) + flushed, None
+
+
+def rounded(value: F64, goes: DType) -> F64:
+    """How far an element of a block may be from `value` once it is rounded to the block's codes.
+
+    q8_0, d = amax/127: |error| ≤ d/2. q4_0 and q5_0, d = the largest element / −8 (−16): d/2, but the other end, where
+    a code is missing, is off by d. q4_1 and q5_1, d = (max − min)/15 (31): d/2. A scale is stored in float16, off by
+    2^-11·d + 2^-25, which the largest code multiplies; so is a minimum. 8u·amax are the roundings on the way.
+    """
+    low, high = ROUNDED[goes.name]
+    parts = value.reshape(*value.shape[:-1], value.shape[-1] // goes.block, goes.block)
+    amax = np.abs(parts).max(-1, keepdims=True)
+    if low:
+        d = amax / low
+        off = np.where((low > high) & (np.abs(parts) > (high - 0.5) * d), d, d / 2)
+        off = off + max(low, high) * (_HALF * d + _HALF_TINY)
+    else:
+        d = (parts.max(-1, keepdims=True) - parts.min(-1, keepdims=True)) / high
+        off = d / 2 + high * (_HALF * d + _HALF_TINY) + _HALF * amax + _HALF_TINY
+    off = off + 8 * 2.0**-24 * amax
+    off = np.where((d > 65504.0) | (amax > 65504.0 * max(low, 1)), np.inf, off)
+    return np.broadcast_to(off, parts.shape).reshape(value.shape)
 
 
 def misconverted(case: Case) -> Iterator[tuple[str, Conversion]]:

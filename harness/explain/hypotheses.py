@@ -175,8 +175,8 @@ def _narrowed(op: Op, image: Image) -> Iterator[Hypothesis]:
     wide = [name for name, layout in case.inputs.items() if layout.dtype == "f32"]
     for name in _NARROW:
         narrowed = {each: _narrow(image.raw[each], DTYPES[name]) for each in wide}
-        of = wide[0] if len(case.inputs) == 1 else "every input"
-        if wide:
+        of = "every input" if len(case.inputs) > 1 else next(iter(case.inputs))
+        if narrowed:
             yield Hypothesis(f"{of} is rounded to {name} before it is used", partial(image.with_inputs, **narrowed))
         for each in wide if len(case.inputs) > 1 else ():
             says = f"{each} is rounded to {name} before it is used"

@@ -7,6 +7,7 @@ three roundings of its parts (`magnitudes`).
 
 from __future__ import annotations
 
+import importlib.util
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -77,6 +78,11 @@ def _gguf() -> Any:
 
 
 @cache
+def installed() -> bool:
+    """Whether the package that decodes blocks is there, without importing it."""
+    return importlib.util.find_spec("gguf") is not None
+
+
 def available() -> bool:
     """Whether the package that decodes blocks is installed."""
     try:
