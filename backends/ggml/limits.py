@@ -728,6 +728,12 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         "measured with CONT, RMS_NORM and ARGMAX on Mesa 22.3.6", kind="kernel", device="Vulkan",
     ),
     Limit(
+        "top_k", "long", (False,),
+        "now and then lavapipe dies of rows that take several passes, in a process that has run other ops before; whether "
+        "ggml or Mesa is to blame is not known", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_topk on Mesa 22.3.6",
+        kind="kernel", device="Vulkan",
+    ),
+    Limit(
         "mla_absorbed", "form", ("two_part", "concat"),
         "lavapipe compiles the flash attention of every pair of head sizes for 2 s (16/8) to half a minute (576/512); "
         "the CPU device has it in no time",
