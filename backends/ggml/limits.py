@@ -729,8 +729,8 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
     ),
     Limit(
         "top_k", "long", (False,),
-        "now and then lavapipe dies of rows that take several passes, in a process that has run other ops before; whether "
-        "ggml or Mesa is to blame is not known", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_topk on Mesa 22.3.6",
+        "now and then lavapipe dies of rows that take several passes, in a process that has run other ops before; "
+        "whether ggml or Mesa is to blame is not known", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_topk on Mesa 22.3.6",
         kind="kernel", device="Vulkan",
     ),
     Limit(
