@@ -482,7 +482,7 @@ class Approx:
             above = np.where(high <= 0, np.minimum(above, 0.0), above)
         if numerics.flushes_denormals:
             below, above = _with_zero(below, above, _TINY)
-        beyond = (above > F32.largest) | (below < -F32.largest)
+        beyond = ~((above <= F32.largest) & (below >= -F32.largest))  # NaN too, as 0·∞ is: an infinity stays one
         if beyond.any():
             below, above = np.where(np.isinf(low), low, below), np.where(np.isinf(high), high, above)
             below, above = _overflowed(below, above, numerics)

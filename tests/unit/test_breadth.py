@@ -50,7 +50,15 @@ CASES, MAX_BYTES = 160, 1 << 18
 #: Those in which float16 tells values apart as float32 does, and those that read none.
 NOT_IN_HALF = ("argmax", "count_equal", "sgn", "step", "set_rows", "arange", "fill")
 #: Of ops whose b is rarely drawn as a part of a, and of those with many modes, or with oddly scaled images.
-MORE_CASES = {"swiglu_clamp": 400, "rope": 400, "rope_back": 400, "upscale": 320}
+MORE_CASES = {
+    "swiglu_clamp": 400,
+    "rope": 400,
+    "rope_back": 400,
+    "upscale": 320,
+    "rms_norm_back": 400,
+    "soft_max_back": 400,
+}
+LONG_ROWS = ("rms_norm_back", "soft_max_back")  #: some of their faults show in rows above 1024 only
 
 
 class Torch(Backend):
@@ -112,7 +120,9 @@ class InHalf(Torch):
 
 @cache
 def benches(op: str) -> tuple[Bench, ...]:
-    return tuple(Bench(case) for case in drawn_cases(op, MORE_CASES.get(op, CASES), MAX_BYTES))
+    return tuple(
+        Bench(case) for case in drawn_cases(op, MORE_CASES.get(op, CASES), MAX_BYTES << (4 if op in LONG_ROWS else 0))
+    )
 
 
 def torch_benches(op: str) -> Iterator[Bench]:

@@ -64,7 +64,7 @@ def nearest(x: float, dtype: str) -> float:
 
 def test_a_conversion_gives_the_nearest_number_and_of_two_the_even_one() -> None:
     seen = set()
-    for case in small("cpy", 1000, 60):
+    for case in small("cpy", 1380, 200):
         bench = Bench(case)
         got, x = bench.expected(), reader(bench, "x")
         came = [x(*place) for place in places(case.inputs["x"].shape)]
