@@ -22,7 +22,7 @@ from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.run.backend import Backend
-from tests.judge import Bench, drawn_cases
+from tests.judge import Bench, Benches, drawn_cases
 
 UNARY = (
     *("abs", "neg", "sgn", "step", "tanh", "elu", "relu", "sigmoid", "gelu", "gelu_quick", "gelu_erf", "hardsigmoid"),
@@ -119,10 +119,8 @@ class InHalf(Torch):
 
 
 @cache
-def benches(op: str) -> tuple[Bench, ...]:
-    return tuple(
-        Bench(case) for case in drawn_cases(op, MORE_CASES.get(op, CASES), MAX_BYTES << (4 if op in LONG_ROWS else 0))
-    )
+def benches(op: str) -> Benches:
+    return Benches(drawn_cases(op, MORE_CASES.get(op, CASES), MAX_BYTES << (4 if op in LONG_ROWS else 0)))
 
 
 def torch_benches(op: str) -> Iterator[Bench]:
