@@ -482,9 +482,11 @@ class Approx:
             above = np.where(high <= 0, np.minimum(above, 0.0), above)
         if numerics.flushes_denormals:
             below, above = _with_zero(below, above, _TINY)
-        beyond = ~((above <= F32.largest) & (below >= -F32.largest))  # NaN too, as 0·∞ is: an infinity stays one
-        if beyond.any():
-            below, above = np.where(np.isinf(low), low, below), np.where(np.isinf(high), high, above)
+        beyond = (above > F32.largest) | (below < -F32.largest)
+        if beyond.any():  # of what is NaN on both sides, as an exact product of an infinity is, nothing is demanded
+            known = ~(np.isnan(below) & np.isnan(above))
+            below = np.where(np.isinf(low) & known, low, below)
+            above = np.where(np.isinf(high) & known, high, above)
             below, above = _overflowed(below, above, numerics)
         return self._made(value, below, above, rounded=True)
 
