@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opconform.backends.ggml.backend import CPU_NUMERICS
 from opconform.backends.ggml.library import REMEDY, VARIABLE
 from opconform.backends.ggml.llama import gguf, harvest, session
 from opconform.backends.ggml.llama.architectures import ARCHITECTURES
@@ -34,7 +33,10 @@ from opconform.harness.judge.oracle import expectation
 from opconform.harness.model.case import CaseError
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.ops import ops
+from opconform.harness.run import process
 from opconform.harness.run.backend import Unavailable
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
 
 BUILDS = tuple(f"{VARIABLE}{which}" for which in ("", "_OLD", "_BROKEN", "_FIXED"))
 VOCABULARY = 256
@@ -91,11 +93,17 @@ def test_nodes_that_have_a_reference_are_judged_right_on_their_actual_inputs(mod
         except (NotACase, CaseError) as reason:
             reasons.append(str(reason))
             return
-        expected = expectation(found.case, op, found.values, CPU_NUMERICS)
-        wrong = compare_output(found.case, op, found.values, expected, found.output, CPU_NUMERICS, "out").wrong
+        numerics = runner.numerics_of(found.case)
+        expected = expectation(found.case, op, found.values, numerics)
+        wrong = compare_output(found.case, op, found.values, expected, found.output, numerics, "out").wrong
         verdicts[node.what if not wrong.any() else f"{node.what} {node.name} is wrong"] += 1
 
-    with bench_of(f"{VARIABLE}_FIXED", "kimi-linear", models) as bench:
+    options = {"ggml_lib": str(folder_in(f"{VARIABLE}_FIXED"))}
+    cpu = next(device for device in process.devices_of("ggml", options) if device.id == "CPU")
+    with (
+        Runner(Target("ggml", cpu, options)) as runner,
+        bench_of(f"{VARIABLE}_FIXED", "kimi-linear", models) as bench,
+    ):
         bench.run(script(VOCABULARY, 70, steps=1), Watch(values="all"), judge)
     assert not [name for name in verdicts if "wrong" in name]
     assert {"CONT", "CPY", "CUMSUM", "SOLVE_TRI", "TRI", "DIAG", "PAD", "SET", "SSM_CONV", "L2_NORM"} <= verdicts.keys()
