@@ -44,6 +44,7 @@ _LARGE_HEAD_SIZES = (16, 31, 32, 33, 64, 100, 128)
 #: How many elements the states of all tokens may have: a reference takes milliseconds. In a rare form it is more.
 _BUDGET = 1 << 16
 _RARE_BUDGET = 1 << 18
+_MATRICES = 1 << 21  #: elements of a chunk's matrices over all chunks, of which the reference holds a dozen at once
 
 #: What the sizes are like. "usual": a few small heads. The others spend on one thing: both head sizes, the number of
 #: heads and how many share a key head, tokens, sequences, heads of a real size, or more heads than a grid holds.
@@ -94,7 +95,10 @@ def problems(
         numbers[1:] = draw(st.permutations((draw(counts()), 1, 1)))
         numbers[3] = numbers[3] if numbers[3] in freedom.choices("heads_per_key", (numbers[3],)) else 1
     budget = min(_BUDGET if form == "usual" else _RARE_BUDGET, freedom.max_bytes // 16)
-    while _states(numbers, kept) * keys * width > budget and max(numbers[1:]) + max(numbers[0] - kept, 0) > 1:
+    chunk = int(own.get("chunk", 1))
+    while (_states(numbers, kept) * keys * width > budget or _in_matrices(numbers, chunk) > _MATRICES) and max(
+        numbers[1:]
+    ) + max(numbers[0] - kept, 0) > 1:
         largest = max(range(0 if numbers[0] > kept else 1, 4), key=numbers.__getitem__)
         numbers[largest] = max(numbers[largest] // 2, 1)
     length, sequences, key_heads, shared = numbers
@@ -130,6 +134,12 @@ def _states(numbers: Sequence[int], kept: int) -> int:
     """How many states there are over all tokens, and how many of them are given back."""
     length, *others = numbers
     return max(length, kept) * math.prod(others)
+
+
+def _in_matrices(numbers: Sequence[int], chunk: int) -> int:
+    """The elements of a matrix of chunk × chunk, over all chunks of all heads."""
+    length, *others = numbers
+    return -(-length // chunk) * math.prod(others) * chunk**2
 
 
 def usual_scale(keys: int) -> float:

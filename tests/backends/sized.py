@@ -309,4 +309,4 @@ MISSED: tuple[Missed, ...] = tuple(
 )
 
 #: The right ones, by op.
-RIGHT = {"gated_delta_net": "OddDelta", "gated_delta_net_chunk": "OddDelta", "mla_absorbed": "OddMla"}
+RIGHT = {"gated_delta_net": "OddDelta", "mla_absorbed": "OddMla"}

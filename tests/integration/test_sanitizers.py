@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from opconform.backends.kernels.table import KERNELS
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.vulkan import VulkanBackend
 from opconform.harness.run.backend import Unavailable
@@ -40,7 +41,7 @@ def opconform(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize("name", BACKENDS)
 def test_our_kernels_are_clean(name: str, tmp_path: Path) -> None:
     need(name)
-    words = ("--sanitize", "--max-examples", "8", "--max-bytes", "2K", "--seed", "3")
+    words = ("--sanitize", "--max-examples", "8", "--max-bytes", "2K", "--seed", "3", "--op", ",".join(KERNELS))
     done = opconform("test", "--backend", name, *words, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{name}:0@sanitized" in done.stdout
