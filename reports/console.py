@@ -86,6 +86,8 @@ def matrix(results: Sequence[Result]) -> str:
         table.add_row(*(Text(printable(cell)) for cell in (op, *row)))
     lines = [text_of(table), *notes.lines()]
     lines += _taken_by_none([results_of for op in names if op not in rows for results_of in _of(op, results)])
+    for target in targets:
+        lines += _lies(target, [result for result in results if result.target == target and result.lies])
     left_out = list(dict.fromkeys(name for result in results for name in result.left_out))
     if left_out:
         lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {_listed(left_out)}", WIDTH)
@@ -96,6 +98,17 @@ def matrix(results: Sequence[Result]) -> str:
 
 
 _VACUOUS = "a kernel that writes zeros, or copies an input, passes them"
+
+
+def _lies(target: str, results: Sequence[Result]) -> list[str]:
+    """One line on the ops of which a device takes cases that end its process, and how to run one of them."""
+    if not results:
+        return []
+    ops, lie = [result.op for result in results], results[0].lies[0]
+    again = f"opconform replay {lie.case.id} --strict-supports --backend {printable(target)}"
+    count = f"{len(ops)} op{'s' if len(ops) > 1 else ''}"
+    text = f"says yes, aborts: {count} on {target}: {_listed(ops)}; e.g. {lie.reason} ({again})"
+    return textwrap.wrap(printable(text), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def _of(op: str, results: Sequence[Result]) -> list[Result]:

@@ -144,6 +144,7 @@ class Runner:
         self._strict = strict
         self.lost = False
         self._sanitizer = backend_class(target.spec).sanitizer() if OPTION in target.options else None
+        self.isolated = isolated
         self._start = Worker if isolated else Local
         self._worker: Worker | Local = worker or self._start(target.spec, target.options)
         self._spare: Worker | Local | None = None

@@ -8,6 +8,7 @@ from typing import Any
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
 from opconform.harness.model.plain import decoded
 from opconform.harness.search.coverage import Covered
 from opconform.harness.search.watched import Watched
@@ -89,6 +90,16 @@ class KnownBug:
 
 
 @dataclass(frozen=True)
+class Lie:
+    """A case that a device said yes to, though it ends the process: one beyond a limit of kind "kernel", whose reason
+    this is. end: how the process ended."""
+
+    case: Case
+    reason: str
+    end: str
+
+
+@dataclass(frozen=True)
 class KnownFailure:
     """An entry of known_failures.toml that matches this op and device, and what its pinned case does here.
 
@@ -111,6 +122,12 @@ class KnownFailure:
         return self.fate == "passes" and not self.covered
 
 
+_READERS = {
+    Failure: lambda value, _: Failure.from_json(value),
+    Case: lambda value, _: Case.from_json(value),
+}
+
+
 @dataclass(frozen=True)
 class Result:
     """One op on one device: `target` is what `--backend` takes, `device` one line on the device. Or a model there: then
@@ -118,7 +135,8 @@ class Result:
 
     build: the short name of the device's build. free: where the op leaves elements free, in words. failed_known: ids of
     known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without
-    time. coverage: the pairs of traits that the search drew and ran; known cases do not count.
+    time. coverage: the pairs of traits that the search drew and ran; known cases do not count. lies: what the device
+    says yes to and aborts at.
     """
 
     op: str
@@ -134,6 +152,7 @@ class Result:
     build: str = ""
     free: str = ""
     coverage: Covered = field(default_factory=Covered)
+    lies: tuple[Lie, ...] = ()
     watched: Watched | None = None
 
     @property
@@ -172,6 +191,7 @@ class Result:
             "build": self.build,
             "free": self.free,
             "coverage": asdict(self.coverage),
+            "lies": [{"case": lie.case.to_json(), "reason": lie.reason, "end": lie.end} for lie in self.lies],
         }
         if self.watched is not None:
             plain["watched"] = self.watched.to_json()
@@ -180,7 +200,7 @@ class Result:
     @classmethod
     def from_json(cls, plain: Any) -> Result:
         """The result that `to_json` gave. Raises `ValueError`, one line, for anything else."""
-        return decoded(cls, plain, "result", {Failure: lambda value, _: Failure.from_json(value)})
+        return decoded(cls, plain, "result", _READERS)
 
 
 def model_result(watched: Watched, name: str) -> Result:

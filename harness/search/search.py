@@ -19,13 +19,14 @@ from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.problems import Drawn, Problems, is_affordable, rows_of
+from opconform.harness.draw.sample import batches_drawn
 from opconform.harness.draw.variants import Variant, between, cases_of
 from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.limits import Freedom
+from opconform.harness.model.limits import Freedom, Limit
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
@@ -35,7 +36,7 @@ from opconform.harness.search.coverage import Coverage
 from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
-from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
+from opconform.harness.search.result import KnownBug, KnownFailure, Lie, Result, Tally
 from opconform.harness.search.settings import RACE_RUNS, Settings
 from opconform.harness.search.smaller import smallest
 
@@ -44,6 +45,7 @@ _CHUNK = 32  #: problems that a shard draws before it leaves as many to the next
 _REFUSED = 8  #: after so many refusals, and nothing else, cases are no longer prepared ahead
 _DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
 _FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows
+_LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a device may abort at
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
@@ -185,7 +187,31 @@ class Search:
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
             coverage=self._coverage.covered,
+            lies=() if failure else tuple(self._lies()),
         )
+
+    def _lies(self) -> Iterator[Lie]:
+        """A case that the device says yes to, and whose precondition its kernel only asserts. The process dies of it,
+        so that a short run does without."""
+        limits = self._freedom.limits
+        asserted = [limit for limit in limits if limit.kind == "kernel" and limit.subject != "many_rows"]
+        if self._settings.examples < _FEW_EXAMPLES or not self._runner.isolated or not self._taken:
+            return
+        for limit in asserted:
+            others = Freedom(tuple(other for other in limits if other is not limit), _LIE_BYTES)
+            drawn = itertools.chain.from_iterable(batches_drawn(self._op, others, _LIE_PROBLEMS))
+            case = next((case for case in drawn if self._only(limit, case)), None)
+            if case is None:
+                continue
+            (verdict,) = self._runner.verdicts(self._op, [case], beyond=("kernel",), time_limit=_LIE_SECONDS)
+            if verdict.kind == Kind.CRASH:
+                yield Lie(case, limit.reason, verdict.findings[0].detail)
+                return
+
+    def _only(self, limit: Limit, case: Case) -> bool:
+        """Whether a case is beyond this limit, and beyond no other one."""
+        traits = self._op.traits(case)
+        return [each for each in self._freedom.limits if each.forbids(case, traits)] == [limit]
 
     def _smallest_of(self, verdict: Verdict, others: Sequence[Verdict]) -> tuple[Verdict, str]:
         """The verdict to report, and why its case may not be the smallest; "" where it is. Where shrinking was cut

@@ -212,11 +212,12 @@ class Session:
     def _done(self, op: Op, target: Target, result: Result) -> Result:
         result = replace(result, build=target.build.name, free=op.free)
         failure = result.failure
-        if failure is not None:
+        for case in [*([failure.case] if failure else []), *(lie.case for lie in result.lies)]:
             try:
-                store(failure.case, self.settings.report_dir)
+                store(case, self.settings.report_dir)
             except OSError as error:  # the failure itself must still be shown
                 print(f"the failing case could not be stored: {error}", file=sys.stderr)
+        if failure is not None:
             self._observer.failure(op, target, failure)
             try:
                 result = replace(result, failure=replace(failure, also=self._also(op, target, failure)))

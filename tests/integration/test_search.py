@@ -17,7 +17,7 @@ from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase, Multip
 from opconform.harness.draw.known import KnownCase
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
-from opconform.harness.model.layouts import Layout
+from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.run.runner import Runner
@@ -245,6 +245,18 @@ def test_a_strict_run_catches_a_kernel_that_was_said_to_take_everything() -> Non
     assert kind_of(result) == "SUPPORTS_OP LIES"
     assert result.failure.packed_twin == "passes"
     assert search("LimitedKernel", isolated=True).failure is None
+
+
+def test_a_device_that_says_yes_and_aborts_is_named_with_a_case() -> None:
+    result = search("LimitedKernel", isolated=True, examples=500)
+    assert result.failure is None
+    (lie,) = result.lies
+    assert lie.case.inputs["b"].kind > LayoutClass.ROWS
+    assert lie.reason == "the kernel asserts that the rows of b are contiguous"
+    assert "SIGABRT" in lie.end
+    assert Result.from_json(result.to_json()) == result
+    assert search("LimitedKernel", isolated=True, examples=100).lies == ()  # the process dies of it
+    assert search("Good", isolated=True, examples=500).lies == ()
 
 
 def test_a_failure_carries_over_to_the_next_run_and_is_gone_once_fixed() -> None:

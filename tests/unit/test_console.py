@@ -19,7 +19,7 @@ from opconform.harness.model.findings import Finding
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import data_of, inputs_of
-from opconform.harness.search.result import KnownBug, Result, Tally
+from opconform.harness.search.result import KnownBug, Lie, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.reports.commands import commands
 from opconform.reports.console import counts, matrix
@@ -214,6 +214,15 @@ def test_a_matrix_of_many_devices_keeps_every_name_and_count() -> None:
     assert names == targets
     assert all(text.count(f"passed {100 + 10 * number}") == 2 for number in range(8))
     assert all(len(line) <= 200 for line in text.splitlines())
+
+
+def test_what_a_device_says_yes_to_and_aborts_at_is_one_line_under_the_matrix() -> None:
+    lie = Lie(acc(1, 1, 1, 2), "the kernel asserts that the rows of b are contiguous", "signal SIGABRT")
+    found = [result(op, "mine:0", lies=(lie,)) for op in ("acc", "set")] + [result("acc", "vulkan:0")]
+    text = " ".join(matrix(found).split())
+    assert "says yes, aborts: 2 ops on mine:0: acc, set; e.g. the kernel asserts that" in text
+    assert f"(opconform replay {lie.case.id} --strict-supports --backend mine:0)" in text
+    assert text.count("says yes") == 1
 
 
 def test_no_results_are_an_empty_matrix() -> None:
