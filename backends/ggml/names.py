@@ -19,7 +19,7 @@ _MOST = 200  #: names of a kind that are asked for
 _VIEWS = frozenset({"NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
 _CALLBACKS = frozenset({"MAP_CUSTOM1", "MAP_CUSTOM2", "MAP_CUSTOM3", "CUSTOM"})
 #: Ops here that test one of ggml's by another name.
-_BY_OTHERS = {"FLASH_ATTN_EXT": ("mla_absorbed",), "PAD": ("pad_circular",)}
+_BY_OTHERS = {"FLASH_ATTN_EXT": ("mla_absorbed",), "PAD": ("pad_circular",), "CPY": ("cpy_blocks",)}
 #: Those that no caller can compute, and why.
 _IMPOSSIBLE = {
     "FLASH_ATTN_BACK": 'ggml_flash_attn_back only aborts ("TODO: adapt to ggml_flash_attn_ext() changes", src/ggml.c)'

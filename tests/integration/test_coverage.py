@@ -17,7 +17,7 @@ from tests.samples import spec
 
 LIB = os.environ.get("OPCONFORM_GGML_LIB", "")
 #: Ops of which a library may have no name of its own: several nodes, or another's name.
-UNNAMED = {"gated_delta_net_chunk", "mla_absorbed", "pad_circular"}
+UNNAMED = {"gated_delta_net_chunk", "mla_absorbed", "pad_circular", "cpy_blocks"}
 
 
 def coverage(*arguments: str) -> Result:
