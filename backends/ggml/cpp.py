@@ -42,7 +42,7 @@ from opconform.harness.run.templates import render
 LISTED = 4096  #: values that a struct lists; beyond them it takes upstream's random ones
 _HERE = Path(__file__).parent
 _NMSE = 1e-7  #: upstream's limit
-_CALLED = {"pad_circular": "PAD"}  #: by ggml, where it has another name for an op
+_CALLED = {"pad_circular": "PAD", "cpy_blocks": "CPY"}  #: by ggml, where it has another name for an op
 _UNREAD = 1024.0  #: stands for a NaN that the op must not read or keep apart: upstream takes any NaN for a failure
 
 

@@ -165,6 +165,13 @@ def test_a_node_is_a_case_with_the_very_bytes() -> None:
     assert found.lost == ()
 
 
+def test_a_copy_of_blocks_is_a_case_of_another_op_than_one_of_numbers() -> None:
+    number = source("x", (4, 2, 1, 1), 512)
+    block = source("x", (32, 1, 1, 1), type="q8_0", nb=(34,) * 4, memory=Memory(0, 0, 34), data=np.zeros(34, np.uint8))
+    found = [captured(node(0, "CPY", "y", 4096, (x, number))).case.op for x in (number, block)]
+    assert found == ["cpy", "cpy_blocks"]
+
+
 def test_where_a_device_puts_a_tensor_is_no_trait_of_a_case() -> None:
     """lavapipe's memory starts at any multiple of 16, so that its allocator gives a tensor byte 176, say."""
     x = source("x", (4, 2, 1, 1), 176)

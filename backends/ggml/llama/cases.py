@@ -14,7 +14,7 @@ from opconform.backends.ggml.ops import OPS
 from opconform.backends.ggml.rows import Row
 from opconform.harness.model.buffers import ALIGNMENT
 from opconform.harness.model.case import Case, Param
-from opconform.harness.model.dtypes import DTYPES, Raw
+from opconform.harness.model.dtypes import DTYPES, QUANTISED, Raw
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.ops import ops
 
@@ -56,8 +56,12 @@ def captured(node: Node) -> Captured:
 
 
 def _row(node: Node) -> Row | None:
-    """ggml's row of a node. The gated units are two of them: on one tensor, and on two (`swiglu_split`)."""
+    """ggml's row of a node. The gated units are two of them: on one tensor, and on two (`swiglu_split`); so are copies:
+    of numbers, and from or to blocks."""
     row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
+    source = node.source(0)
+    if row is not None and row.op == "cpy" and {node.type, source.type if source else ""} & QUANTISED.keys():
+        return OPS.get("cpy_blocks", row)
     if row is not None and node.source(len(row.tensors)) is not None:
         return OPS.get(f"{row.op}_split", row)
     return row
