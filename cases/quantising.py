@@ -58,7 +58,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     ]
     came, _, goes = draw(among(pairs)).partition("-")
     block = max(DTYPES[came].block, DTYPES[goes].block)
-    *outer, n = draw(tensors(Freedom(freedom.limits, max(freedom.max_bytes // block, 64)), 4))
+    *outer, n = draw(tensors(Freedom(freedom.limits, max(4 * freedom.max_bytes // block, 64)), 4))
     shape = (*outer, block * n)
     return Problem({}, goes, {"x": shape}, shape, dtypes={"x": came})
 
@@ -104,6 +104,7 @@ OPS = (
             check=_check,
             traits=lambda case: {"types": f"{case.inputs['x'].dtype}-{case.dtype}", "aligned": is_aligned(case)},
             hypotheses=_faults,
+            alone=lambda case: (0, 1),
         ),
     )
     if blocks.installed()
