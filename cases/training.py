@@ -71,11 +71,10 @@ def _check_repeats(case: Case) -> None:
 def _repeat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that were repeated along some axes; shrinks to one element, once."""
     out = draw(tensors(freedom, 16).filter(lambda shape: 0 not in shape))
-    times = [draw(among(_TIMES)) for _ in out]
+    x = tuple(n * draw(among(_TIMES)) for n in out)
     for axis in range(len(out)):  # as many repetitions as fit
-        if within([n * m for n, m in zip(out, times)], 4, freedom) != tuple(n * m for n, m in zip(out, times)):
-            times[axis] = 1
-    x = tuple(n * m for n, m in zip(out, times))
+        if within(x, 4, freedom) != x:
+            x = (*x[:axis], out[axis], *x[axis + 1 :])
     return Problem({}, "f32", {"x": x, "like": out}, out)
 
 

@@ -252,8 +252,8 @@ def cases_of(
     or where it does not fit in `freedom.max_bytes`.
 
     `choose` picks one of the cases that are drawn for a variant. `values` are those that other problems had for a
-    parameter: a twin may have one of them. `refuses` says what experience
-    speaks against. Equal arguments give equal variants.
+    parameter: a twin may have one of them. `refuses` says what experience speaks against. Equal arguments give equal
+    variants.
     """
     random = Random(seed)
     draw = _Draw(op, problem, freedom, random, refuses)

@@ -83,6 +83,7 @@ def installed() -> bool:
     return importlib.util.find_spec("gguf") is not None
 
 
+@cache
 def available() -> bool:
     """Whether the package that decodes blocks is installed."""
     try:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from opconform.backends.torch.backend import CPU_NUMERICS, TorchBackend
+from opconform.cases.families.conversions import ROUNDED
 from opconform.harness.explain.hypotheses import named
 from opconform.harness.model import blocks
 from opconform.harness.model.buffers import Buffers
@@ -253,6 +254,42 @@ def test_one_wrong_block_in_a_row_of_4096_is_caught(name: str) -> None:
     bench = Bench(product_case(name, 4096, seed=1))
     assert bench.passes(Blocked(), Numerics(block_operands=32))
     assert not bench.passes(Blocked((1, 3)), Numerics(block_operands=32))
+
+
+class Quantises(Backend):
+    """Rounds rows to blocks as the package `gguf` does; where told so, two neighbouring blocks are exchanged."""
+
+    def __init__(self, exchanged: int | None = None) -> None:
+        super().__init__("0", {})
+        self._exchanged = exchanged
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        x = case.inputs["x"].type.decode(np.array(buffers.raw("x")))
+        made = case.outputs["out"].type.encode(x)
+        if self._exchanged is not None:
+            at = self._exchanged
+            made[..., [at, at + 1]] = made[..., [at + 1, at]]
+        buffers.raw("out")[...] = made
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_blocks_that_are_made_are_judged_one_by_one(name: str) -> None:
+    x, out = (Layout.contiguous(dtype, (1, 1, 3, 4096)) for dtype in ("f32", name))
+    bench = Bench(Case("cpy_blocks", {}, {"x": x}, {"out": out}, "normal", seed=3))
+    assert bench.passes(Quantises())
+    assert not bench.passes(Quantises(exchanged=7))
+
+
+@NAMES
+def test_blocks_that_are_decoded_are_judged_one_by_one(name: str) -> None:
+    x, out = (Layout.contiguous(dtype, (1, 1, 3, 4096)) for dtype in (name, "f32"))
+    bench = Bench(Case("cpy_blocks", {}, {"x": x}, {"out": out}, "normal", seed=3))
+    value = bench.expected().value
+    assert bench.passes(Reference(value))
+    spoilt = value.copy()
+    block = x.type.block
+    spoilt[0, 0, 1, block : 2 * block] = value[0, 0, 1, 2 * block : 3 * block]
+    assert not bench.passes(Reference(spoilt))
 
 
 # --- indices in case files ---
