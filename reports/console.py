@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
 import textwrap
 from collections.abc import Iterable, Sequence
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from opconform.harness.model.text import printable
 from opconform.harness.search.result import KnownFailure, Result
+from opconform.reports.replay import safe_options
 
 WIDTH = 110
 _NAMES = 8
@@ -101,14 +103,15 @@ _VACUOUS = "a kernel that writes zeros, or copies an input, passes them"
 
 
 def _lies(target: str, results: Sequence[Result]) -> list[str]:
-    """One line on the ops of which a device takes cases that end its process, and how to run one of them."""
+    """The ops of which a device takes cases that end its process, and how to run one of them."""
     if not results:
         return []
     ops, lie = [result.op for result in results], results[0].lies[0]
-    again = f"opconform replay {lie.case.id} --strict-supports --backend {printable(target)}"
+    again = ["opconform replay", lie.case.id, "--strict-supports --backend", shlex.quote(target)]
     count = f"{len(ops)} op{'s' if len(ops) > 1 else ''}"
-    text = f"says yes, aborts: {count} on {target}: {_listed(ops)}; e.g. {lie.reason} ({again})"
-    return textwrap.wrap(printable(text), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    text = f"says yes, aborts: {count} on {target}: {_listed(ops)}; e.g. {lie.reason}"
+    lines = textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    return [*lines, f"    ({' '.join([*again, *safe_options(lie.replay_options)])})"]  # whole, to be copied
 
 
 def _of(op: str, results: Sequence[Result]) -> list[Result]:

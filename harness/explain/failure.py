@@ -195,7 +195,7 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
         bound=op.bound,
         bound_at=op.where_bound(),
         stderr=verdict.stderr,
-        replay_options=_replay_options(runner, case),
+        replay_options=replay_options(runner, case),
         hint=hint,
         provenance=provenance,
         stage=first_wrong_stage(op, runner, case, numerics) if verdict.comparisons else "",
@@ -203,7 +203,8 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
     )
 
 
-def _replay_options(runner: Runner, case: Case) -> tuple[str, ...]:
+def replay_options(runner: Runner, case: Case) -> tuple[str, ...]:
+    """The options with which a replay has the device and takes the case."""
     options = [
         f"--{name.replace('_', '-')} {shlex.quote(value)}" if name != SANITIZE else f"--{name}"
         for name, value in runner.target.options.items()

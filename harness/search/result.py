@@ -92,11 +92,12 @@ class KnownBug:
 @dataclass(frozen=True)
 class Lie:
     """A case that a device said yes to, though it ends the process: one beyond a limit of kind "kernel", whose reason
-    this is. end: how the process ended."""
+    this is. end: how the process ended. replay_options: as those of a failure."""
 
     case: Case
     reason: str
     end: str
+    replay_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Result:
             "build": self.build,
             "free": self.free,
             "coverage": asdict(self.coverage),
-            "lies": [{"case": lie.case.to_json(), "reason": lie.reason, "end": lie.end} for lie in self.lies],
+            "lies": [{**vars(lie), "case": lie.case.to_json()} for lie in self.lies],
         }
         if self.watched is not None:
             plain["watched"] = self.watched.to_json()

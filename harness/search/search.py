@@ -21,7 +21,7 @@ from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.problems import Drawn, Problems, is_affordable, rows_of
 from opconform.harness.draw.sample import batches_drawn
 from opconform.harness.draw.variants import Variant, between, cases_of
-from opconform.harness.explain.failure import describe
+from opconform.harness.explain.failure import describe, replay_options
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError, Param
@@ -205,7 +205,7 @@ class Search:
                 continue
             (verdict,) = self._runner.verdicts(self._op, [case], beyond=("kernel",), time_limit=_LIE_SECONDS)
             if verdict.kind == Kind.CRASH:
-                yield Lie(case, limit.reason, verdict.findings[0].detail)
+                yield Lie(case, limit.reason, verdict.findings[0].detail, replay_options(self._runner, case))
                 return
 
     def _only(self, limit: Limit, case: Case) -> bool:
