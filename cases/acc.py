@@ -26,9 +26,8 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     they differ (IEEE 754-2019, section 6.3).
     """
     dtype = case.inputs["a"].type
-    value = dtype.decode(raw["a"])
-    operands = np.abs(value)
-    b = dtype.decode(raw["b"])
+    a, b = dtype.decode(raw["a"]), dtype.decode(raw["b"])
+    value, operands = a.copy(), np.abs(a)
     views.through_view(case, value)[...] += b
     views.through_view(case, operands)[...] += np.abs(b)
     inside = np.zeros(value.shape, dtype=bool)
@@ -39,7 +38,7 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     if not numerics.conversions:
         added = np.zeros(value.shape)
         views.through_view(case, added)[...] = b
-        rounded = np.where(holds_sum(dtype.decode(raw["a"]), added), 0.0, rounded)
+        rounded = np.where(holds_sum(a, added), 0.0, rounded)
     bound = rounded + converted + flushed
     too_large = np.abs(value) > dtype.largest
     if numerics.any_rounding:  # rounded up, the last of the finite ones are infinite
@@ -47,7 +46,7 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     bound = np.where(inside, np.where(too_large, np.inf, bound), 0.0)
     zero = inside & (operands == 0)
     if numerics.any_rounding:
-        negative = np.signbit(dtype.decode(raw["a"]))
+        negative = np.signbit(a)
         other = negative.copy()
         views.through_view(case, other)[...] = np.signbit(b)
         zero &= negative == other
@@ -98,6 +97,7 @@ OP = Op(
     alone=views.alone,
     hypotheses=hypotheses,
     pointwise=True,
+    stacks=True,
     sources=views.sources,
     flops=lambda case: case.inputs["b"].size,
     moves=views.moves,

@@ -78,6 +78,7 @@ OP = Op(
     alone=views.alone,
     hypotheses=hypotheses,
     pointwise=True,
+    stacks=True,
     sources=sources,
     moves=views.moves_without_reading,
 )

@@ -260,6 +260,7 @@ OP = Op(
     alone=lambda case: (0, 1),
     free="the column's solution, or a sum of products on the way to it, passes the largest float32",
     hypotheses=hypotheses,
+    stacks=True,
     composite=Composite(shape_values=shape_values, judge=judge),
     flops=flops,
     moves=moves,

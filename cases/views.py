@@ -53,15 +53,15 @@ def view_of(case: Case) -> Layout:
 
 
 def through_view(case: Case, packed: np.ndarray) -> np.ndarray:
-    """The elements of a packed C-contiguous array of `a`'s shape that the view covers, as a writable view."""
+    """The elements of a packed C-contiguous array of `a`'s shape that the view covers, as a writable view. Axes before
+    those of `a` stay as they are."""
     view = view_of(case)
-    size = view.type.itemsize
-    flat = packed.reshape(-1)
-    return np.lib.stride_tricks.as_strided(
-        flat[view.offset // size :],
-        view.shape,
-        tuple(stride // size * flat.itemsize if n > 1 else 0 for n, stride in zip(view.shape, view.strides)),
-    )
+    size, item = view.type.itemsize, packed.itemsize
+    axes = packed.ndim - len(case.inputs["a"].shape)
+    strides = [stride // size * item if n > 1 else 0 for n, stride in zip(view.shape, view.strides)]
+    shape, start = (*packed.shape[:axes], *view.shape), view.offset // size * item
+    covered: np.ndarray = np.ndarray(shape, packed.dtype, packed.data, start, (*packed.strides[:axes], *strides))
+    return covered
 
 
 def traits(case: Case) -> dict[str, Any]:

@@ -297,7 +297,7 @@ __kernel void gated_delta_net_chunk_solve(const struct arguments p, __global con
         } else if (token < p.tokens) {
             value = beta[beta_at / 4] * v[v_at / 4];
         }
-        for (ulong j = 0; j < i; j++) {
+        for (ulong j = 0; token < p.tokens && j < i; j++) {
             value -= Akk[(matrix * p.chunk + i) * p.chunk + j] * x[j * width];
         }
         x[i * width] = value;

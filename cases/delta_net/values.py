@@ -44,7 +44,7 @@ _LARGE_HEAD_SIZES = (16, 31, 32, 33, 64, 100, 128)
 #: How many elements the states of all tokens may have: a reference takes milliseconds. In a rare form it is more.
 _BUDGET = 1 << 16
 _RARE_BUDGET = 1 << 18
-_MATRICES = 1 << 21  #: elements of a chunk's matrices over all chunks, of which the reference holds a dozen at once
+_MATRICES = 1 << 21  #: elements of a chunk's matrices over all chunks, of which the reference holds a dozen
 
 #: What the sizes are like. "usual": a few small heads. The others spend on one thing: both head sizes, the number of
 #: heads and how many share a key head, tokens, sequences, heads of a real size, or more heads than a grid holds.
@@ -95,8 +95,8 @@ def problems(
         numbers[1:] = draw(st.permutations((draw(counts()), 1, 1)))
         numbers[3] = numbers[3] if numbers[3] in freedom.choices("heads_per_key", (numbers[3],)) else 1
     budget = min(_BUDGET if form == "usual" else _RARE_BUDGET, freedom.max_bytes // 16)
-    chunk = int(own.get("chunk", 1))
-    while (_states(numbers, kept) * keys * width > budget or _in_matrices(numbers, chunk) > _MATRICES) and max(
+    chunk, matrices = int(own.get("chunk", 1)), min(_MATRICES, freedom.max_bytes)
+    while (_states(numbers, kept) * keys * width > budget or _in_matrices(numbers, chunk) > matrices) and max(
         numbers[1:]
     ) + max(numbers[0] - kept, 0) > 1:
         largest = max(range(0 if numbers[0] > kept else 1, 4), key=numbers.__getitem__)

@@ -378,12 +378,11 @@ class _Draw:
     def _other_parameter(self, variant: Variant, values: Mapping[str, Sequence[Param]]) -> Iterator[Variant]:
         """Variants with another value of a parameter, of the first few that are tried: most ops take few of them."""
         others = [
-            replace(variant, params={**variant.params, name: value})
-            for name, now in self._problem.params.items()
-            for value in _others(now, values.get(name, ()))
+            (name, value) for name, now in self._problem.params.items() for value in _others(now, values.get(name, ()))
         ]
         self._random.shuffle(others)
-        yield from filter(self._is_case, others[:_PARAMETERS_TRIED])
+        tried = (replace(variant, params={**variant.params, name: value}) for name, value in others[:_PARAMETERS_TRIED])
+        yield from filter(self._is_case, tried)
 
     def _is_case(self, variant: Variant) -> bool:
         try:

@@ -5,14 +5,14 @@ Such a case is judged like any other, and is counted apart: a thousand of them m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.case import Case
-from opconform.harness.model.dtypes import F64, Raw
+from opconform.harness.model.dtypes import F64, Mask, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
@@ -22,12 +22,19 @@ _NEAR = 1e-3  #: where the error is a residual: how near to the reference a valu
 
 @dataclass(frozen=True)
 class _Output:
-    """What a right output of a case holds, how far from it another one may be, and how many elements are free."""
+    """What a right output of a case holds, how far from it another one may be, and of which elements a copy is
+    demanded."""
 
     name: str
     value: F64
     bound: F64
-    free: int
+    exact: Mask | None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is demanded of any element."""
+        free = np.isnan(self.value) | np.isinf(self.bound)
+        return bool(np.all(free if self.exact is None else free & ~self.exact))
 
 
 def vacuous(op: Op, case: Case, values: Mapping[str, Raw], expected: Expected, numerics: Numerics) -> str:
@@ -35,21 +42,29 @@ def vacuous(op: Op, case: Case, values: Mapping[str, Raw], expected: Expected, n
 
     A copied input is the right answer of an op that is a copy (`Op.copies`), and speaks against no case of it.
     """
-    outputs = [_output(op, case, values, expected, numerics, name) for name in op.outputs]
-    if all(output.value.size == 0 for output in outputs):
-        return "it has no element"
-    if all(output.free == output.value.size for output in outputs):
-        return "nothing can be demanded of any element"
-    if all(_passes(op, case, values, expected, output, None, numerics) for output in outputs):
-        return "an output of zeros passes too"
-    if op.copies or len(outputs) > 1:
+    first, *others = op.outputs
+    output = _output(op, case, values, expected, numerics, first)
+    if _passes(op, case, values, expected, output, None, numerics):
+        outputs = [output, *(_output(op, case, values, expected, numerics, name) for name in others)]
+        if all(_passes(op, case, values, expected, other, None, numerics) for other in outputs[1:]):
+            return _of_zeros(outputs)
+    if op.copies or others:
         return ""
-    out = case.outputs[outputs[0].name]
+    out = case.outputs[first]
     for name, layout in case.inputs.items():
         same = layout.dtype == out.dtype and layout.shape == out.shape
-        if same and _passes(op, case, values, expected, outputs[0], values[name], numerics):
+        if same and _passes(op, case, values, expected, output, values[name], numerics):
             return f"a copy of {name} passes too"
     return ""
+
+
+def _of_zeros(outputs: Sequence[_Output]) -> str:
+    """What to say of a case that outputs of zeros pass."""
+    if all(output.value.size == 0 for output in outputs):
+        return "it has no element"
+    if all(output.is_free for output in outputs):
+        return "nothing can be demanded of any element"
+    return "an output of zeros passes too"
 
 
 def _output(
@@ -59,11 +74,8 @@ def _output(
     if op.composite.judge is not None and name == op.outputs[0]:  # the bound is of the error that it finds
         right = case.outputs[name].type.encode(each.value)
         judged = compare(case, op, values, expected, right, numerics, name)
-        return _Output(name, each.value, judged.bound, judged.free)
-    free = np.isnan(each.value) | np.isinf(each.bound)
-    if each.exact is not None and each.bits is not None:
-        free &= ~each.exact
-    return _Output(name, each.value, each.bound, int(np.count_nonzero(free)))
+        return _Output(name, each.value, judged.bound, None)
+    return _Output(name, each.value, each.bound, None if each.bits is None else each.exact)
 
 
 def _passes(

@@ -129,6 +129,7 @@ class Coverage:
         self._hopeful = True  #: whether variants of it can show anything new
         self._met = self._met_taken = 0  #: what variants of it had, and those that were chosen
         self._met_cases = 0
+        self._seen: dict[int, tuple[Case, int]] = {}  #: cases of the problem at hand by identity, and what they add
         self._tried: list[int] = []  #: what is new in the cases that are drawn for one place
 
     def wants(self, problem: Problem) -> bool:
@@ -174,6 +175,7 @@ class Coverage:
             if self._met_taken:
                 self._taken[number] |= self._met_taken | self._problem
         self._met = self._met_taken = self._met_cases = 0
+        self._seen.clear()
 
     def choose(self, cases: Sequence[Case]) -> int:
         """The index of the case that shows most new pairs; -1 where none shows any, or another one may show more. It is
@@ -228,25 +230,33 @@ class Coverage:
         """The pairs that ran, of those that there are. What the device refuses each time there is not."""
         self._settle()
         pairs = possible = 0
+        refused = self._refused_alone()
         for number in range(len(self._numbers)):
-            there = self._there(number)
+            there = self._there(number, refused)
             possible += there.bit_count()
             pairs += (there & self._ran[number]).bit_count()
         return Covered(pairs // 2, possible // 2)
 
-    def _there(self, number: int) -> int:
-        """The traits with which this one makes a pair."""
-        if self._refused[number] and not self._ran[number]:
+    def _refused_alone(self) -> int:
+        """The traits that were refused and never ran."""
+        return sum(1 << other for other, tried in enumerate(self._refused) if tried and not self._ran[other])
+
+    def _there(self, number: int, refused: int) -> int:
+        """The traits with which this one makes a pair; none of those in `refused`, which never ran."""
+        if refused >> number & 1:
             return 0
         is_of_variant = self._of_variants >> number & 1
         others = ~0 if is_of_variant else self._of_variants
         maybe = others & ((1 << len(self._numbers)) - 1) & ~self._drawn[number] & ~self._same(number)
-        found = self._drawn[number]
-        for other in _bits(maybe):
+        found = self._seen_together(number, refused)
+        for other in _bits(maybe & ~refused):
             if self._times[number] * self._times[other] < _EXPECTED * self._cases:
                 found |= 1 << other
-        refused = sum(1 << other for other, tried in enumerate(self._refused) if tried and not self._ran[other])
-        return found & ~refused & ~(self._refused[number] & ~self._ran[number]) & ~(1 << number)
+        return found
+
+    def _seen_together(self, number: int, refused: int) -> int:
+        """The traits that this one was drawn together with, without those together with which it never ran."""
+        return self._drawn[number] & ~refused & ~(self._refused[number] & ~self._ran[number]) & ~(1 << number)
 
     def _same(self, number: int) -> int:
         """The traits that are values of the same thing."""
@@ -254,10 +264,18 @@ class Coverage:
 
     def _open(self) -> bool:
         """Whether a variant could show a new pair with a trait of the problem at hand."""
-        return any(self._there(number) & self._of_variants & ~self._taken[number] for number in self._of_problem)
+        refused = self._refused_alone()
+        return any(  # what was seen is soon told; what is still to come takes a look at each trait
+            pairs(number, refused) & self._of_variants & ~self._taken[number]
+            for pairs in (self._seen_together, self._there)
+            for number in self._of_problem
+        )
 
     def _added(self, case: Case) -> int:
         """What the variant adds to the traits of its problem: layouts, offsets and values."""
+        seen = self._seen.get(id(case))
+        if seen is not None:
+            return seen[1]
         added = 0
         for name, layout in case.layouts.items():
             if case.inplace is None or name not in case.outputs:
@@ -267,6 +285,7 @@ class Coverage:
         values = (("recipe", case.recipe), ("one slice kept", kept), ("side by side", together))
         added |= self._once((case.recipe, kept, together), values)
         self._of_variants |= added
+        self._seen[id(case)] = case, added
         return added
 
     def _once(self, key: Hashable, traits: Iterable[Trait]) -> int:
