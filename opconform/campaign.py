@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opconform.harness.draw.known import find_case
+from opconform.harness.draw.known import find_cases
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops
@@ -52,7 +52,8 @@ class Campaign:
         """The campaign that option values make, by `Option.key`. Raises `UsageError` for one that cannot be."""
         settings = settings_from(values)
         chosen = chosen_ops(values.get("op") or ())
-        cases = [find_case(name, settings.report_dir, settings.max_bytes) for name in values.get("case") or ()]
+        named = [find_cases(name, settings.report_dir, settings.max_bytes) for name in values.get("case") or ()]
+        cases = [each for several in named for each in several]
         if cases:
             chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
         asked = values.get("backend") or ()

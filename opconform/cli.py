@@ -34,6 +34,11 @@ _COMMANDS = {
     "replay": ("commands_run:replay", "Run one case, from a file or by id, on the devices named."),
     "watch": ("commands_watch:watch", "Judge a running model, node by node and as a whole, and name what is wrong."),
     "capture": ("commands_watch:capture", "Write the distinct nodes of a running model as case files."),
+    "import": (
+        "commands_lines:import_command",
+        "Make case files of the lines that llama-export-graph-ops wrote.",
+    ),
+    "export": ("commands_lines:export", "Write cases as lines for test-backend-ops --test-file."),
     "repro": ("commands_repro:repro", "Write the bundle of a failing case."),
     "runs": ("commands_history:runs_command", "The runs in a history, the oldest first."),
     "compare": ("commands_history:compare_command", "Compare the last results of two histories."),

@@ -52,7 +52,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("--minutes", "share this much time among all ops and devices", "M", float),
     Option("--seed", "seed of the search (default: drawn, and printed)", "N", int),
     Option("--profile", "how many cases: quick 150, default 1000, nightly 20000", choices=tuple(PROFILES)),
-    Option("--case", "only this case: a file, the id of a known case, or of a stored failure", "CASE", many=True),
+    Option(
+        "--case",
+        "only this case: a file, a folder of such files, or the id of a known case or stored failure",
+        "CASE",
+        many=True,
+    ),
     Option("--times", "run a case that is replayed up to N times, until it fails (default 1)", "N", int),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
     Option("--max-bytes", "memory a case may take (default 64M; 16K with --sanitize; known cases nightly 1G)", "SIZE"),

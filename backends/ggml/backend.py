@@ -12,7 +12,7 @@ from opconform.backends.ggml.arena import Arena
 from opconform.backends.ggml.binding import MissingError, RefusedError
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.graphs import GRAPHS
-from opconform.backends.ggml.library import REMEDY, Library, load
+from opconform.backends.ggml.library import REMEDY, Library, load, version
 from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.names import names_in
 from opconform.backends.ggml.nodes import Build, Nodes
@@ -27,6 +27,7 @@ from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.piece import Piece
 from opconform.harness.run.backend import Backend, Device, Named, Unavailable
+from opconform.harness.run.lines import Lines
 from opconform.harness.run.script import Script, ScriptRequest
 from opconform.harness.run.watching import Watcher, WatchRequest
 
@@ -175,6 +176,13 @@ class GgmlBackend(Backend):
         from opconform.backends.ggml.llama.architectures import ARCHITECTURES
 
         return tuple(ARCHITECTURES)
+
+    @classmethod
+    def lines(cls, options: Mapping[str, str]) -> Lines:
+        """Those that llama.cpp's `llama-export-graph-ops` writes and `test-backend-ops --test-file` reads."""
+        from opconform.backends.ggml.llama.lines import NodeLines
+
+        return NodeLines(options)
 
     def limits(self) -> tuple[Limit, ...]:
         """The constructors' asserts, this device's preconditions, and what is known to be wrong in this build."""
@@ -359,7 +367,7 @@ def _describe(library: Library, name: str, handle: Any) -> Device:
     registry = c.text(c.ggml_backend_reg_name(c.ggml_backend_dev_backend_reg(handle)))
     versions = {
         "build": library.build,
-        "ggml": library.version(),
+        "ggml": version(library.c),
         "library": library.log.file.get(registry, ""),
         "driver": library.log.driver.get(name, ""),
     }

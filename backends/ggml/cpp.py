@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
-import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +19,16 @@ import numpy as np
 from opconform.backends.ggml.calls import Call
 from opconform.backends.ggml.declarations import DECLARATIONS, TYPES
 from opconform.backends.ggml.graphs import GRAPHS
-from opconform.backends.ggml.library import library_files
 from opconform.backends.ggml.limits import CONSTRUCTORS, limits_of
+from opconform.backends.ggml.llama.lines import NodeLines
 from opconform.backends.ggml.nodes import four_nb, four_ne, is_plain
 from opconform.backends.ggml.ops import OPS
-from opconform.backends.ggml.recording import folder_of, recorded
+from opconform.backends.ggml.recording import recorded
 from opconform.backends.ggml.rows import Row
 from opconform.backends.ggml.spelling import cpp_float
 from opconform.harness.explain.companions import Companions
 from opconform.harness.explain.facts import Demand, Facts
-from opconform.harness.model.case import Case
+from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DType, Raw
 from opconform.harness.model.escape import identifier
 from opconform.harness.model.findings import Kind
@@ -42,7 +40,6 @@ from opconform.harness.run.templates import render
 LISTED = 4096  #: values that a struct lists; beyond them it takes upstream's random ones
 _HERE = Path(__file__).parent
 _NMSE = 1e-7  #: upstream's limit
-_CALLED = {"pad_circular": "PAD", "cpy_blocks": "CPY"}  #: by ggml, where it has another name for an op
 _UNREAD = 1024.0  #: stands for a NaN that the op must not read or keep apart: upstream takes any NaN for a failure
 
 
@@ -84,8 +81,9 @@ def is_ggml(facts: Facts) -> bool:
 
 
 def op_name(facts: Facts) -> str:
-    """What ggml_op_name gives."""
-    return _CALLED.get(facts.op.name, facts.op.name.upper())
+    """What ggml_op_desc gives."""
+    row = OPS.get(facts.op.name)
+    return facts.op.name.upper() if row is None else row.node
 
 
 # ---- test_case.cpp ---------------------------------------------------------------------------------------------------
@@ -315,46 +313,14 @@ def _expected(facts: Facts, demand: Demand) -> tuple[dict[str, list[str]] | None
 
 def test_file_line(facts: Facts) -> str | None:
     """The case as a line for `test-backend-ops --test-file`, with random values; None where that format has no room
-    for it (an offset, elements that share memory, an output that is given, or several), the CPU device cannot run it,
-    or the build cannot be asked."""
+    for it, upstream would compute something else (it gives each output memory of its own, and draws elements that meet
+    twice), the CPU device cannot run it, or the build cannot be asked."""
     case, row = facts.case, OPS.get(facts.op.name)
     if not is_ggml(facts) or row is None or row.results or any(name in case.outputs for name in row.tensors):
         return None
-    if any(layout.offset or layout.overlaps or four_nb(layout)[0] == 0 for layout in case.inputs.values()):
+    if any(layout.overlaps for layout in case.inputs.values()) or _cpu_aborts(facts):
         return None
-    if _cpu_aborts(facts):
-        return None
-    number = _op_number(op_name(facts), folder_of(facts.target.options))
-    if number is None:
-        return None
-    out, params = next(iter(case.outputs.values())), row.op_params(case)
-    words = [number, TYPES[out.dtype], *four_ne(out), len(params), *params, len(case.inputs)]
-    for layout in case.inputs.values():
-        plain = layout.strides == layout.packed().strides
-        words += [TYPES[layout.dtype], *four_ne(layout), *([0] * 4 if plain else four_nb(layout))]
-    return " ".join(map(str, words)) + f" {re.sub(r'[^A-Za-z0-9_-]', '_', case.id)}"
-
-
-_ASK = """
-import ctypes, sys
-base = ctypes.CDLL(sys.argv[1], ctypes.RTLD_GLOBAL)
-base.ggml_op_name.restype = ctypes.c_char_p
-for number in range(200):
-    if base.ggml_op_name(number) == sys.argv[2].encode():
-        print(number)
-        break
-"""
-
-
-def _op_number(name: str, folder: str) -> int | None:
-    """An op's number in enum ggml_op, which differs from build to build: asked of libggml in a process of its own."""
     try:
-        base, registry = library_files(Path(folder))
-    except (Unavailable, OSError, ValueError):
+        return NodeLines(facts.target.options).write(case, case.id)
+    except (CaseError, Unavailable):
         return None
-    command = [sys.executable, "-c", _ASK, str(base or registry), name]
-    try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return int(said) if said.isdecimal() else None

@@ -53,24 +53,13 @@ class Library:
         except OSError as error:
             raise Unavailable(f"libggml in {folder} cannot be loaded: {error}", REMEDY) from None
         try:
-            self.build = self._build(registry)
+            self.build = build_of(self.c, registry)
             self.c.what += f" ({self.build})"
             structs.check(self.c)
             self.log = _Log(self.c)
             self.c.ggml_backend_load_all_from_path(os.fsencode(folder))
         except MissingError as lack:
             raise Unavailable(f"{lack}: it is too old or not ggml", REMEDY) from None
-
-    def _build(self, registry: Path) -> str:
-        """The build as a person quotes it: llama.cpp's release, else ggml's own version, else the file's name."""
-        try:
-            metadata = json.loads((self.folder / "_nlcBuildMetadata.json").read_text())
-            return str(metadata["buildOptions"]["llamaCpp"]["release"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-        if match := _BUILD_IN_NAME.match(registry.name):
-            return match[1]
-        return self.version() or registry.name
 
     @cached_property
     def counts_snapshots(self) -> bool | None:
@@ -89,11 +78,6 @@ class Library:
         size = c.ggml_nbytes(c.ggml_gated_delta_net(context, *[one] * 6, 2))
         c.ggml_free(context)
         return bool(size == (1 + 2) * 4)
-
-    def version(self) -> str:
-        """ggml's version and commit, or nothing where the library does not say."""
-        names = [name for name in ("ggml_version", "ggml_commit") if self.c.has(name)]
-        return " ".join(self.c.text(getattr(self.c, name)()) for name in names)
 
     def devices(self) -> dict[str, Any]:
         """Every device that the loaded backends found: its name and its handle."""
@@ -152,6 +136,24 @@ def library_files(folder: Path) -> tuple[Path | None, Path]:
     if registry is None:
         raise Unavailable(f"there is no libggml in {folder}", REMEDY)
     return base, registry
+
+
+def build_of(c: Binding, registry: Path) -> str:
+    """The build as a person quotes it: llama.cpp's release, else ggml's own version and commit, else the file's
+    name."""
+    try:
+        metadata = json.loads((registry.parent / "_nlcBuildMetadata.json").read_text())
+        return str(metadata["buildOptions"]["llamaCpp"]["release"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    if match := _BUILD_IN_NAME.match(registry.name):
+        return match[1]
+    return version(c) or registry.name
+
+
+def version(c: Binding) -> str:
+    """ggml's version and commit, or nothing where the library does not say."""
+    return " ".join(c.text(getattr(c, name)()) for name in ("ggml_version", "ggml_commit") if c.has(name))
 
 
 def names_function(folder: Path, name: str) -> bool:

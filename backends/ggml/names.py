@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from opconform.backends.ggml.binding import Binding
@@ -18,13 +20,14 @@ _MOST = 200  #: names of a kind that are asked for
 
 _VIEWS = frozenset({"NONE", "VIEW", "RESHAPE", "PERMUTE", "TRANSPOSE"})
 _CALLBACKS = frozenset({"MAP_CUSTOM1", "MAP_CUSTOM2", "MAP_CUSTOM3", "CUSTOM"})
-#: Ops here that test one of ggml's by another name.
-_BY_OTHERS = {"FLASH_ATTN_EXT": ("mla_absorbed",), "PAD": ("pad_circular",), "CPY": ("cpy_blocks",)}
+#: Graphs of ours that test one of ggml's ops.
+_BY_GRAPHS = {"FLASH_ATTN_EXT": ("mla_absorbed",)}
 #: Those that no caller can compute, and why.
 _IMPOSSIBLE = {
     "FLASH_ATTN_BACK": 'ggml_flash_attn_back only aborts ("TODO: adapt to ggml_flash_attn_ext() changes", src/ggml.c)'
 }
-_MANY = {"UNARY": "the unary ops, below", "GLU": "the gated units, below"}
+UNARY, GATED = "UNARY", "GLU"
+_MANY = {UNARY: "the unary ops, below", GATED: "the gated units, below"}
 
 
 def names_in(c: Binding) -> Iterator[Named]:
@@ -37,18 +40,52 @@ def names_in(c: Binding) -> Iterator[Named]:
         elif name in _MANY:
             yield Named(name, "group", (), _MANY[name])
         else:
-            yield _named(name, "op", (name.lower(), *_BY_OTHERS.get(name, ())))
-    units = set(_walk(c, c.ggml_glu_op_name))
-    for name in _walk(c, c.ggml_unary_op_name):
-        if name in units:  # what stands in memory after the last one
-            break
-        yield _named(name, "unary op", (name.lower(),))
-    for name in sorted(units):
-        yield _named(name, "gated unit", (name.lower(), f"{name.lower()}_split"))
+            yield _named(name, "op")
+    numbers = numbered(c)
+    for name in numbers.units:
+        yield _named(name, "unary op")
+    for name in sorted(numbers.gates):
+        yield _named(name, "gated unit")
 
 
-def _named(name: str, kind: str, ops: tuple[str, ...]) -> Named:
-    found = tuple(op for op in ops if op in OPS or op in GRAPHS)
+@dataclass(frozen=True)
+class Numbers:
+    """How a build numbers what differs between builds: names of ops, unary ops and gated units (enum ggml_op,
+    ggml_unary_op, ggml_glu_op), each at the index that is its number."""
+
+    ops: tuple[str, ...]
+    units: tuple[str, ...]
+    gates: tuple[str, ...]
+
+    def named(self, number: int, first: int) -> tuple[str, str]:
+        """The op of a number, and what ggml_op_desc says where `first` is the first word of `op_params`. Raises
+        LookupError for a number that there is not."""
+        op = self.ops[number]
+        kinds = {UNARY: self.units, GATED: self.gates}
+        return op, kinds[op][first] if op in kinds else op
+
+    def numbers(self, what: str) -> tuple[str, int, tuple[int, ...]]:
+        """The op of what ggml_op_desc says, its number, and the words of `op_params` that say which unary op it is (the
+        row of a gated unit has its own). Raises ValueError for what the build does not have."""
+        if what in self.units:
+            return UNARY, self.ops.index(UNARY), (self.units.index(what),)
+        op = GATED if what in self.gates else what
+        return op, self.ops.index(op), ()
+
+
+def numbered(c: Binding) -> Numbers:
+    """The numbers of a library."""
+    gates = tuple(_walk(c, c.ggml_glu_op_name))
+    ahead = takewhile(
+        lambda name: name not in gates, _walk(c, c.ggml_unary_op_name)
+    )  # then comes what stands behind it
+    return Numbers(tuple(_walk(c, c.ggml_op_name, last=_LAST_OP)), tuple(ahead), gates)
+
+
+def _named(name: str, kind: str) -> Named:
+    rows = (row.op for row in OPS.values() if row.node == name)
+    graphs = (op for op in (name.lower(), *_BY_GRAPHS.get(name, ())) if op in GRAPHS)
+    found = tuple(dict.fromkeys((*rows, *graphs)))
     why = _IMPOSSIBLE.get(name, "Opconform has no reference of it yet")
     return Named(name, kind, found, "" if found else why)
 

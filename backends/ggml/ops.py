@@ -152,6 +152,7 @@ TABLE = (
     Row(
         "cpy_blocks",
         "ggml_cpy(x, out)",
+        named="CPY",
         mixed=True,
         wants=(
             Wants("CPU", "x", ROWS, "has no code for an x whose rows are not contiguous, and aborts", _CPU_OPS),
@@ -235,7 +236,12 @@ TABLE = (
         for gate, number in GATES.items()
     ),
     *(
-        Row(f"{gate}_split", f"ggml_glu_split(a, b, GGML_GLU_OP_{gate.upper()})", stored=f"{number} 0")
+        Row(
+            f"{gate}_split",
+            f"ggml_glu_split(a, b, GGML_GLU_OP_{gate.upper()})",
+            stored=f"{number} 0",
+            named=gate.upper(),
+        )
         for gate, number in GATES.items()
     ),
     Row("swiglu_oai", "ggml_swiglu_oai(a, b, alpha, limit)", stored="3 0 alpha limit"),
@@ -352,6 +358,7 @@ TABLE = (
         "ggml_top_k(x, k)",
         stored="",
         needs="ggml_argsort_top_k",
+        shaped={"k": "out.ne0"},
         mixed=True,
         wants=(
             _cpu_ignores("top_k", "nb0, nb2 and nb3", CONTIGUOUS),
@@ -402,6 +409,7 @@ TABLE = (
         "repeat_back",
         "ggml_repeat_back(x, like)",
         sources="x",
+        shaped={"like": "out"},
         wants=(
             *_cpu_rows("x"),
             Wants(
@@ -432,6 +440,7 @@ TABLE = (
         "get_rows_back",
         "ggml_get_rows_back(a, b, table)",
         sources="a b",
+        shaped={"table": "out"},
         mixed=True,
         wants=(*_cpu_rows("a"), _cpu_ignores("get_rows_back", "nb0", ROWS, "b")),
     ),
@@ -520,6 +529,7 @@ TABLE = (
         "pad_circular",
         "ggml_pad_ext_circular(x, lp0, rp0, lp1, rp1, lp2, rp2, lp3, rp3)",
         stored="lp0 rp0 lp1 rp1 lp2 rp2 lp3 rp3 1",
+        named="PAD",
         wants=(
             Wants("CPU", "dtype", ("f32",), "aborts for every type but f32", _CPU_OPS),
             *(
@@ -536,7 +546,13 @@ TABLE = (
         ),
     ),
     Row("win_part", "ggml_win_part(x, w)", stored="x.ne1/w x.ne2/w w", wants=(_cpu_packed("win_part"),)),
-    Row("win_unpart", "ggml_win_unpart(x, w0, h0, w)", stored="w", wants=(_cpu_packed("win_unpart"),)),
+    Row(
+        "win_unpart",
+        "ggml_win_unpart(x, w0, h0, w)",
+        stored="w",
+        shaped={"w0": "out.ne1", "h0": "out.ne2"},
+        wants=(_cpu_packed("win_unpart"),),
+    ),
     Row(
         "get_rel_pos",
         "ggml_get_rel_pos(x, out.ne1, out.ne1)",

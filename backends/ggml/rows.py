@@ -84,9 +84,12 @@ class Argument:
         return TYPES[layout.dtype] if self.member == "type" else (*layout.ne, 1, 1, 1)[int(self.member[-1])]
 
     def param(self, value: bool | int | float) -> Param:
-        """What a case has for a value that stands in a call."""
+        """What a case has for a value that stands in a call. Raises ValueError for one that it has no word for."""
         if self.choices:
-            return next(word for word, number in self.choices.items() if number == value)
+            words = {number: word for word, number in self.choices.items()}
+            if value not in words:
+                raise ValueError(f"{self.names[0]} is {value}; a case has words for {', '.join(map(str, words))}")
+            return words[int(value)]
         return _KINDS.get(self.type, int)(value)
 
 
@@ -129,6 +132,8 @@ class Row:
     sources, where that is not their order in the call. needs: a function that a build must have, because the
     constructor does something else without it. results: the outputs that stand packed one after another in the one
     tensor that the call makes, where there are several. mixed: whether arguments may differ in their element type.
+    named: ggml's name of the node, where that is not the op's own. shaped: what a node keeps neither as a source nor in
+    `op_params`, and what of its output gives it: a parameter ("out.ne0"), or a tensor of that shape ("out").
     wants: what kernels of all builds want though supports_op says yes; `limits.py` has the other limits.
 
     Raises ValueError for a call that is not declared so.
@@ -145,6 +150,8 @@ class Row:
     then: tuple[str, ...] = ()
     mixed: bool = False
     once_inplace: bool = False
+    named: str = ""
+    shaped: Mapping[str, str] = field(default_factory=dict)
     wants: tuple[Wants, ...] = ()
     declarations: Declarations = field(default=DECLARATIONS, repr=False)
 
@@ -164,6 +171,11 @@ class Row:
     def symbol(self) -> str:
         """The constructor."""
         return self.call.partition("(")[0]
+
+    @property
+    def node(self) -> str:
+        """What ggml calls the node: as ggml_op_desc does, a unary op and a gated unit by their own names."""
+        return self.named or self.op.upper()
 
     @property
     def _types(self) -> tuple[str, ...]:
@@ -268,6 +280,17 @@ class Row:
             elif whole := _WHOLE.fullmatch(word):
                 found[whole[1]] = int(number)
         return found
+
+    def fits(self, op_params: Sequence[int]) -> bool:
+        """Whether a node holds the numbers that the constructor stores in every case."""
+        return all(number == int(word) for word, number in zip(self._stored, op_params) if word.isdigit())
+
+    def works_in(self, op_params: Sequence[int]) -> str:
+        """The tensor that a node works in place of, as far as its parameters tell: the first of the call; nothing for
+        none."""
+        always = bool(self.inplace) and self.inplace == self.symbol
+        told = any(number for word, number in zip(self._stored, op_params) if word == "inplace")
+        return next(it.names[0] for it in self.arguments if it.is_tensor) if always or told else ""
 
     def read_cpp(self, call: str) -> dict[str, Param]:
         """The parameters in a call as `cpp` writes it."""

@@ -139,6 +139,18 @@ def find_case(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) ->
     raise UsageError(f"no case {name!r}: no such file, no known case (opconform list --cases), none in {stored.parent}")
 
 
+def find_cases(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -> list[tuple[str, Case]]:
+    """The cases that `name` means: that of `find_case`, or those of all the files *.json in a folder. Raises
+    `UsageError`."""
+    folder = Path(name)
+    if folder.suffix == ".json" or not folder.is_dir():
+        return [find_case(name, report_dir, max_bytes)]
+    found = [case_from_file(path, max_bytes) for path in sorted(folder.glob("*.json"))]
+    if not found:
+        raise UsageError(f"{name}: no file of this folder is a case (*.json)")
+    return [(case.id, case) for case in found]
+
+
 def case_path(report_dir: str, case_id: str) -> Path:
     """Where a failing case is kept."""
     return Path(report_dir) / "cases" / f"{case_id}.json"

@@ -19,6 +19,7 @@ from opconform.harness.run.script import Script, ScriptRequest
 if TYPE_CHECKING:
     from opconform.harness.model.graph import WholeGraph
     from opconform.harness.model.piece import Piece
+    from opconform.harness.run.lines import Lines
     from opconform.harness.run.sanitizer import Sanitizer
     from opconform.harness.run.watching import Watcher, WatchRequest
 
@@ -166,6 +167,12 @@ class Backend:
         """A piece in one go against its nodes one by one. Raises `UsageError` where the class cannot compute it, and
         `Unavailable` for a build or a device that there is not."""
         raise UsageError(f"the backend {cls.name or cls.__name__} computes no pieces of graphs")
+
+    @classmethod
+    def lines(cls, options: Mapping[str, str]) -> Lines:
+        """What reads and writes cases as lines that the library's own tools take. Raises `UsageError` where the class
+        has no such lines, and `Unavailable` for a library that there is not."""
+        raise UsageError(f"the backend {cls.name or cls.__name__} has no tools that read cases from a file")
 
     def limits(self) -> tuple[Limit, ...]:
         """What this device does not take. The search steers by it, so that no draw is wasted."""

@@ -150,7 +150,7 @@ def test_the_acc_bug_shows_in_the_broken_build_and_not_in_the_fixed_one() -> Non
     cpp = (folder / "test_case.cpp").read_text()
     assert "ggml_acc(ctx, a, b, 4, 4, 4, 0);" in cpp
     line = (folder / "test_case.txt").read_text().split()
-    assert line[1:11] == ["0", "1", "1", "1", "2", "5", "4", "4", "4", "0"]
+    assert line[1:12] == ["0", "1", "1", "1", "2", "16", "4", "4", "4", "0", "0"]
 
 
 def test_an_abort_of_ggml_is_caught_and_needs_no_debugger() -> None:

@@ -45,26 +45,86 @@ class Captured:
 
 def captured(node: Node) -> Captured:
     """`node` as a case of the op that ggml's rows (ops.py) name. Raises `NotACase`."""
-    row = _row(node)
-    if row is None or row.op not in ops():
-        raise NotACase(f"Opconform has no reference of {node.what} yet")
-    words = memoryview(node.params).cast("i").tolist()
+    row = row_of(node)
+    return _with_bytes(node, row.tensors, *_laid_out(node, row))
+
+
+def case_of(node: Node) -> tuple[Case, tuple[str, ...]]:
+    """The same of a node whose bytes nobody has read: a case of small integers, and what it does not keep of the
+    node's memory. Raises `NotACase`."""
+    return _laid_out(node, row_of(node))
+
+
+def _laid_out(node: Node, row: Row) -> tuple[Case, tuple[str, ...]]:
+    words = _words(node)
+    if not row.fits(words):
+        raise NotACase(f"{node.what} has parameters that a case of {row.op} has none of")
+    try:
+        params = {**_implied(row), **_shaped(node, row), **row.read(words)}
+    except ValueError as error:
+        raise NotACase(str(error)) from None
+    check_row(row)
+    op = ops()[row.op]
     if row.results:
-        return _packed(node, row, {**_implied(row), **row.read(words)})
-    params = _finite(node, row.op, {**_implied(row), **row.read(words)})
-    return capture(node, row.op, params, row.tensors)
+        case, lost = _packed(node, row, params)
+    elif lacks := op.params.keys() - params.keys():
+        raise NotACase(f"a node of {node.what} does not keep {', '.join(sorted(lacks))}")
+    else:
+        case, lost = laid_out(node, row.op, _finite(node, row.op, params), row.tensors)
+    like = Layout.contiguous(case.dtype, case.outputs[OUT].shape)
+    inputs = {**case.inputs, **{name: like for name, given in row.shaped.items() if given == OUT}}
+    return replace(case, inputs={name: inputs[name] for name in op.inputs if name in inputs}), lost
 
 
-def _row(node: Node) -> Row | None:
-    """ggml's row of a node. The gated units are two of them: on one tensor, and on two (`swiglu_split`); so are copies:
-    of numbers, and from or to blocks."""
-    row = OPS.get(node.what.lower()) or OPS.get(node.op.lower())
-    source = node.source(0)
-    if row is not None and row.op == "cpy" and {node.type, source.type if source else ""} & QUANTISED.keys():
-        return OPS.get("cpy_blocks", row)
-    if row is not None and node.source(len(row.tensors)) is not None:
-        return OPS.get(f"{row.op}_split", row)
-    return row
+def _with_bytes(node: Node, arguments: Sequence[str], case: Case, lost: tuple[str, ...]) -> Captured:
+    values: dict[str, Raw] = {}
+    for name, layout in case.inputs.items():
+        source = node.source(arguments.index(name)) if name in arguments else None
+        values[name] = _zeros(layout) if source is None else _elements(source, name).reshape(layout.blocks)
+    flat, outputs = _elements(node, OUT).reshape(-1), {}
+    for name, layout in case.outputs.items():
+        size = math.prod(layout.blocks)
+        outputs[name], flat = flat[:size].reshape(layout.blocks), flat[size:]
+    return Captured(case.with_data({name: raw.tobytes() for name, raw in values.items()}), values, outputs, lost)
+
+
+def _zeros(layout: Layout) -> Raw:
+    """What stands for the elements of an argument of which only the shape counts: ggml keeps no source for it."""
+    raw: Raw = np.zeros(layout.blocks, layout.type.raw)
+    return raw
+
+
+def row_of(node: Node) -> Row:
+    """ggml's row of a node. Some names have two: gated units of one tensor and of two, copies of numbers and of blocks,
+    padding with zeros and with what stands at the other end. Raises `NotACase`."""
+    rows = [row for row in OPS.values() if row.node == node.what and row.op in ops()]
+    if not rows:
+        raise NotACase(f"Opconform has no reference of {node.what} yet")
+    words, given = _words(node), len(node.sources)
+    blocks = bool({tensor.type for tensor in (node, *node.sources[:1])} & QUANTISED.keys())
+    found = (
+        row
+        for row in reversed(rows)
+        if row.fits(words) and len(row.tensors) == given and (row.op == "cpy_blocks") == blocks
+    )
+    return rows[0] if len(rows) == 1 else next(found, rows[0])
+
+
+def check_row(row: Row) -> None:
+    """Raises `NotACase` for an op whose cases hold several sources of the node in one argument."""
+    if apart := [name for name in row.tensors if name not in (*ops()[row.op].inputs, OUT)]:
+        raise NotACase(f"the node has sources of their own for {', '.join(apart)}; a case of {row.op} has not")
+
+
+def _words(node: Node) -> list[int]:
+    found: list[int] = memoryview(node.params).cast("i").tolist()
+    return found
+
+
+def _shaped(node: Node, row: Row) -> dict[str, Param]:
+    """The parameters that the output's sizes give."""
+    members = ((name, given.partition(".")[2]) for name, given in row.shaped.items())
+    return {name: node.ne[int(member[2:])] for name, member in members if member}
 
 
 def _finite(node: Node, op: str, params: Mapping[str, Param]) -> dict[str, Param]:
@@ -79,10 +139,13 @@ def _finite(node: Node, op: str, params: Mapping[str, Param]) -> dict[str, Param
 
 
 def _largest(node: Node) -> float:
-    """The largest magnitude that a node reads; infinite where that is not known."""
+    """The largest magnitude that a node reads; infinite where that is not known, 0 where nobody has read it: drawn
+    values stand for it."""
     source = node.source(0)
-    if source is None or source.data is None or source.type not in DTYPES:
+    if source is None or source.type not in DTYPES:
         return math.inf
+    if source.data is None:
+        return 0.0
     layout = _layout(source, source.memory.start, source.name)
     with np.errstate(invalid="ignore"):
         found = float(np.max(np.abs(layout.type.decode(layout.array(source.data))), initial=0.0))
@@ -105,6 +168,13 @@ def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequenc
 
     Raises `NotACase` where bytes were not read, or where a case cannot hold them.
     """
+    return _with_bytes(node, arguments, *laid_out(node, op, params, arguments))
+
+
+def laid_out(
+    node: Node, op: str, params: Mapping[str, Param], arguments: Sequence[str]
+) -> tuple[Case, tuple[str, ...]]:
+    """The same without the bytes, and what the case does not keep of the node's memory."""
     sources: dict[str, Tensor] = {}
     for place, name in enumerate(arguments):
         source = node.source(place)
@@ -115,16 +185,16 @@ def capture(node: Node, op: str, params: Mapping[str, Param], arguments: Sequenc
     inputs = {name: _layout(source, _start(name, sources, shares), name) for name, source in sources.items()}
     inplace = _inplace(node, sources, shares, lost)
     output = inputs[inplace] if inplace else _layout(node, _aligned_start(node), OUT)
-    values = {name: _elements(source, name) for name, source in sources.items()}
     case = Case(op, dict(params), inputs, {OUT: output}, recipe="small_int", inplace=inplace, shares=shares)
-    data = {name: raw.tobytes() for name, raw in values.items()}
-    return Captured(case.with_data(data), values, {OUT: _elements(node, OUT)}, tuple(lost))
+    return case, tuple(lost)
 
 
-def _packed(node: Node, row: Row, params: Mapping[str, Param]) -> Captured:
+def _packed(node: Node, row: Row, params: Mapping[str, Param]) -> tuple[Case, tuple[str, ...]]:
     """A node with several outputs in one tensor: that of a recurrence, and the states behind it."""
     place = {name: node.source(number) for number, name in enumerate(row.tensors)}
-    if any(tensor is None for tensor in place.values()) or row.op not in _RESULTS:
+    if lacks := [name for name, tensor in place.items() if tensor is None]:
+        raise NotACase(f"{node.what} has no source for {', '.join(lacks)}")
+    if row.op not in _RESULTS:
         raise NotACase(f"{node.what} packs {', '.join(row.results)} into one tensor")
     sizes = {name: tensor.ne[::-1] for name, tensor in place.items() if tensor is not None}
     shapes = _RESULTS[row.op](sizes, params)
@@ -132,26 +202,22 @@ def _packed(node: Node, row: Row, params: Mapping[str, Param]) -> Captured:
     if row.op == "gated_delta_net":  # its constructor has no choice in the rest of the case's parameters
         own = {"heads": "tiled", "state_layout": "vk", "gate": "log", "l2norm": False, "eps": 1e-6}
         own |= {"scale": 1 / math.sqrt(sizes["v"][-1]), "snapshots": int(params.get("snapshots", 1))}
-    found = capture(node, row.op, {**params, **own}, row.tensors)
-    inputs = dict(found.case.inputs)
+    case, lost = laid_out(node, row.op, {**params, **own}, row.tensors)
+    inputs = dict(case.inputs)
     if row.op == "gated_delta_net":
         inputs["state"] = _state(inputs["state"], shapes["state_out"], sizes["v"][0], node)
-    flat, outputs = found.output.reshape(-1), {}
-    if flat.size != sum(map(math.prod, shapes.values())):
-        raise NotACase(f"{node.what} has {flat.size} elements of output, not those of {', '.join(row.results)}")
-    for name, shape in shapes.items():
-        outputs[name], flat = flat[: math.prod(shape)].reshape(shape), flat[math.prod(shape) :]
+    size = math.prod(node.ne)
+    if size != sum(map(math.prod, shapes.values())):
+        raise NotACase(f"{node.what} has {size} elements of output, not those of {', '.join(row.results)}")
     layouts = {name: Layout.contiguous(node.type, shape) for name, shape in shapes.items()}
-    values = {name: raw.reshape(inputs[name].shape) for name, raw in found.values.items()}
-    case = replace(found.case, inputs=inputs, outputs=layouts, inplace=None)
-    return Captured(case, values, outputs, found.lost)
+    return replace(case, inputs=inputs, outputs=layouts, inplace=None), lost
 
 
 def _state(given: Layout, result: tuple[int, ...], sequences: int, node: Node) -> Layout:
     """The delta rule's state in the sizes of a case: a graph may have any."""
     state = (sequences, *result[1:])
     if not given.is_contiguous or given.size != math.prod(state):
-        raise NotACase(f"the state of {node.what} is not packed")
+        raise NotACase(f"the state of {node.what} is not packed, or has not the sizes of that in its output")
     return Layout.contiguous(given.dtype, state, given.offset)
 
 
@@ -180,6 +246,15 @@ _RESULTS: Mapping[str, Callable[[Shapes, Mapping[str, Param]], dict[str, tuple[i
     "gated_linear_attn": _walk_results,
     "ssm_scan": _scan_results,
 }
+
+
+def packed_ne(case: Case) -> tuple[int, ...]:
+    """The sizes, innermost first, of the tensor that a node packs the outputs of `case` into: a row holds what the op
+    gives for a token, heads side by side; that of ssm_scan is a single row."""
+    out, size = case.outputs[OUT], sum(layout.size for layout in case.outputs.values())
+    rows = {"gated_delta_net": out.shape[-1] * out.shape[-2], "ssm_scan": size}
+    row = rows.get(case.op, out.shape[-1])
+    return row, size // max(row, 1), 1, 1
 
 
 def _layout(tensor: Tensor, start: int, name: str) -> Layout:

@@ -15,7 +15,7 @@ from opconform.backends.ggml.llama.binding import folder_of
 from opconform.backends.ggml.llama.cases import NotACase, captured
 from opconform.backends.ggml.llama.copies import Copies
 from opconform.backends.ggml.llama.cut import cut_out
-from opconform.backends.ggml.llama.gguf import TYPES
+from opconform.backends.ggml.llama.lines import line
 from opconform.backends.ggml.llama.pieces import ends_around
 from opconform.backends.ggml.llama.records import Node, Tensor, kept
 from opconform.backends.ggml.llama.scripts import Script, script
@@ -191,23 +191,8 @@ def seen(decode: int, node: Node) -> SeenNode:
     try:
         found = captured(node)
     except NotACase as reason:
-        return SeenNode(graph_node(decode, node), str(reason), line=test_line(node))
-    return SeenNode(graph_node(decode, node), "", found.case, found.values, found.outputs, found.lost, test_line(node))
-
-
-def test_line(node: Node) -> str:
-    """The line by which test-backend-ops of the same build tests such a node (--test-file, as llama-export-graph-ops
-    writes it): op and type by number, sizes, parameters, sources up to the first that is left out."""
-    present = min(node.missing, default=len(node.sources))
-    tensors = [node, *node.sources[:present]]
-    if any(tensor.type not in TYPES for tensor in tensors):
-        return ""
-    words = memoryview(node.params).cast("i").tolist()
-    parts: list[object] = [node.number, TYPES[node.type].number, *node.ne, len(words), *words, present]
-    for source in tensors[1:]:
-        parts += [TYPES[source.type].number, *source.ne, *source.nb]
-    name = "_".join(node.name.split()) or "-"
-    return " ".join(map(str, [*parts, name]))
+        return SeenNode(graph_node(decode, node), str(reason), line=line(node))
+    return SeenNode(graph_node(decode, node), "", found.case, found.values, found.outputs, found.lost, line(node))
 
 
 def graph_node(decode: int, node: Node) -> GraphNode:
