@@ -17,7 +17,6 @@ from opconform.harness.run.lines import Lines
 from opconform.harness.run.registry import backend_class, split_target, with_class
 from opconform.harness.search.lines import export_cases, import_lines
 from opconform.harness.search.settings import OUT, bytes_of
-from opconform.options import NIGHTLY_KNOWN
 from opconform.reports.lines import exchanged_screen
 
 BACKEND = "ggml"  #: whose lines are meant where no backend is named
@@ -26,17 +25,17 @@ BACKEND = "ggml"  #: whose lines are meant where no backend is named
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("-o", "--out", metavar="DIR", type=Path, help=f"where the case files go (default: {OUT}/imported/NAME)")
-@shared("--backend", "--ggml-lib", "--max-bytes")
-def import_command(values: dict[str, Any], file: Path, out: Path | None) -> None:
+@click.option("--max-bytes", metavar="SIZE", default="1G", show_default=True, help="memory that a case may take")
+@shared("--backend", "--ggml-lib")
+def import_command(values: dict[str, Any], file: Path, out: Path | None, max_bytes: str) -> None:
     """Make case files of the lines that llama-export-graph-ops wrote: the nodes of a model's graph.
 
     FILE is what test-backend-ops --test-file reads, of the build that --ggml-lib names: it numbers the ops. Exit
     status: 0 cases were written, 1 no line can be a case, 2 usage, and a file of another kind.
     """
-    max_bytes = bytes_of(values["max_bytes"]) if values["max_bytes"] else NIGHTLY_KNOWN
     lines, folder = _lines(values), out or Path(OUT, "imported", file.stem)
-    found = import_lines(file, lines, folder, max_bytes)
-    click.echo(exchanged_screen(found, "line", f"case files in {folder}", lines.about))
+    found = import_lines(file, lines, folder, bytes_of(max_bytes))
+    click.echo(exchanged_screen(found, "line", "case file", folder, lines.about))
     sys.exit(0 if found.done else 1)
 
 
@@ -58,7 +57,7 @@ def export(values: dict[str, Any], cases: Sequence[str], out: Path) -> None:
     named = [each for name in cases for each in find_cases(name, values["report_dir"] or OUT, LARGEST)]
     lines = _lines(values)
     found = export_cases(named or known, lines, out)
-    click.echo(exchanged_screen(found, "case", f"lines in {out}", lines.about))
+    click.echo(exchanged_screen(found, "case", "line", out, lines.about))
     sys.exit(0 if found.done else 1)
 
 

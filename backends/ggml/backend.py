@@ -182,7 +182,7 @@ class GgmlBackend(Backend):
         """Those that llama.cpp's `llama-export-graph-ops` writes and `test-backend-ops --test-file` reads."""
         from opconform.backends.ggml.llama.lines import NodeLines
 
-        return NodeLines(options)
+        return NodeLines.of(options)
 
     def limits(self) -> tuple[Limit, ...]:
         """The constructors' asserts, this device's preconditions, and what is known to be wrong in this build."""

@@ -321,6 +321,6 @@ def test_file_line(facts: Facts) -> str | None:
     if any(layout.overlaps for layout in case.inputs.values()) or _cpu_aborts(facts):
         return None
     try:
-        return NodeLines(facts.target.options).write(case, case.id)
+        return NodeLines.of(facts.target.options).write(case, case.id)
     except (CaseError, Unavailable):
         return None

@@ -17,8 +17,13 @@ class NotALineError(CaseError):
 class Lines(Protocol):
     """Reads and writes lines."""
 
-    about: str  #: whose tools take such lines, with the build, in a few words
-    form: str  #: how a line looks
+    @property
+    def about(self) -> str:
+        """Whose tools take such lines, with the build, in a few words."""
+
+    @property
+    def form(self) -> str:
+        """How a line looks."""
 
     def read(self, text: str) -> tuple[str, Case]:
         """The name that stands in a line ("" for none), and the case, with layouts and parameters as the line has them;

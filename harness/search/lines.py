@@ -108,8 +108,11 @@ def suited(case: Case) -> Case:
     op, simplest = ops()[case.op], drawn(case)
     for name, index in op.indices.items():
         layout = case.inputs.get(name)
-        if layout is not None and layout.size and index.unique and layout.shape[-1] > index.size(case):
-            raise CaseError(f"{name} holds {layout.shape[-1]} places that must differ; there are {index.size(case)}")
+        if layout is None or not layout.size:
+            continue
+        wanted, there = layout.shape[-1] if index.unique else 1, index.size(case)
+        if wanted > there:
+            raise CaseError(f"{name} cannot hold {wanted} places of {there} that there are")
     if case.nbytes > MADE:
         return simplest
     try:

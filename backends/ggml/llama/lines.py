@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ LONGEST = 1 << 13  #: characters of a line: ten sources of the largest numbers t
 WORDS = 16  #: of op_params: GGML_MAX_OP_PARAMS bytes
 _MOST_SOURCES = 10  #: GGML_MAX_SRC
 _LARGEST = 2**63 - 1
+_SHOWN = 40  #: characters of a word that is no number
 _NO_MEMORY = Memory(-1, 0, 0)
 _NAMES = {number: name for name, number in TYPES.items()}
 _WORD = re.compile(r"\s*(\S+)")
@@ -56,19 +57,26 @@ def line(node: Node) -> str:
     return " ".join(map(str, [*parts, name]))
 
 
+@dataclass(frozen=True)
 class NodeLines:
     """Writes cases as lines, and reads them, with the numbers of one build. See `harness.run.lines.Lines`."""
 
-    form = "op type ne0..3 n_params params n_sources, and for each source type ne0..3 nb0..3"
+    build: str
+    numbers: Numbers
+    form: ClassVar[str] = "op type ne0..3 n_params params n_sources, and for each source type ne0..3 nb0..3"
 
-    def __init__(self, options: Mapping[str, str]) -> None:
-        """Raises `Unavailable` where no libggml says how it numbers its ops."""
-        build, self.numbers = numbers_of(options)
-        self.about = f"test-backend-ops of ggml {build}"
+    @classmethod
+    def of(cls, options: Mapping[str, str]) -> NodeLines:
+        """The lines of the build that options name. Raises `Unavailable`."""
+        return cls(*numbers_of(options))
+
+    @property
+    def about(self) -> str:
+        return f"test-backend-ops of ggml {self.build}"
 
     def read(self, text: str) -> tuple[str, Case]:
-        node = node_of(text, self.numbers)
         try:
+            node = node_of(text, self.numbers)
             return node.name, case_of(node)[0]
         except NotACase as reason:
             raise CaseError(str(reason)) from None
@@ -95,6 +103,8 @@ class NodeLines:
         except ValueError:
             raise CaseError(f"{self.about} has no {row.node}") from None
         words = (*words, *row.op_params(case))
+        if len(words) > WORDS or not all(-(2**31) <= word < 2**31 for word in words):
+            raise CaseError(f"its parameters do not fit into {WORDS} numbers of 32 bits")
         out = case.outputs[OUT]
         ne = packed_ne(case) if row.results else four_ne(out)
         sources = (_source(each, case.layouts[each]) for each in row.tensors if each in case.layouts)
@@ -149,7 +159,7 @@ def _same(given: Param | None, found: Param | None) -> bool:
 def node_of(text: str, numbers: Numbers) -> Node:
     """The node that a line is of. Each source has memory of its own, but for what the node writes into.
 
-    Raises `NotALineError`, and `CaseError` for an op or a type that there is not.
+    Raises `NotALineError`, `CaseError` for a number that nothing has, and `NotACase` for an op that there is not here.
     """
     fields = _Fields(text)
     number, kind = fields.take("the op", _LARGEST), fields.take("its type", _LARGEST)
@@ -176,19 +186,16 @@ def node_of(text: str, numbers: Numbers) -> Node:
         params=struct.pack(f"{WORDS}i", *words),
         sources=sources,
     )
-    into = _written_into(node, words)
-    if into is None:
-        return node
-    if (node.type, node.ne) != (into.type, into.ne):
-        raise CaseError(f"{what} writes into a source of other sizes or of another type than its own")
-    return replace(node, nb=into.nb, memory=into.memory)
-
-
-def _written_into(node: Node, words: Sequence[int]) -> Source | None:
-    """The source in whose memory a node writes."""
     row = row_of(node)
+    if len(sources) > len(row.tensors):
+        raise CaseError(f"it has {len(sources)} sources; {what} has at most {len(row.tensors)}")
     target = OUT if OUT in row.tensors else row.works_in(words)
-    return node.source(row.tensors.index(target)) if target else None
+    if not target:
+        return node
+    into = node.source(row.tensors.index(target))
+    if into is None or (node.type, node.ne) != (into.type, into.ne):
+        raise CaseError(f"{what} writes into a source, and has none of its own sizes and type in that place")
+    return replace(node, nb=into.nb, memory=into.memory)
 
 
 def _given(place: int, number: int, ne: tuple[int, ...], nb: tuple[int, ...]) -> Source:
@@ -234,7 +241,7 @@ class _Fields:
             raise NotALineError(f"it ends where {what} must stand, after {self._taken} numbers")
         word = found[1]
         if not _NUMBER.fullmatch(word) or not least <= int(word) <= most:
-            raise NotALineError(f"{word!r} stands where {what} must, a whole number from {least} to {most}")
+            raise NotALineError(f"{word[:_SHOWN]!r} stands where {what} must, a whole number from {least} to {most}")
         self._at, self._taken = found.end(), self._taken + 1
         return int(word)
 
