@@ -20,11 +20,12 @@ from opconform.harness.search.settings import OUT, bytes_of
 from opconform.reports.lines import exchanged_screen
 
 BACKEND = "ggml"  #: whose lines are meant where no backend is named
+PATH = click.Path(path_type=Path)  #: which a shell completes
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
-@click.option("-o", "--out", metavar="DIR", type=Path, help=f"where the case files go (default: {OUT}/imported/NAME)")
+@click.argument("file", type=PATH)
+@click.option("-o", "--out", metavar="DIR", type=PATH, help=f"where the case files go (default: {OUT}/imported/NAME)")
 @click.option("--max-bytes", metavar="SIZE", default="1G", show_default=True, help="memory that a case may take")
 @shared("--backend", "--ggml-lib")
 def import_command(values: dict[str, Any], file: Path, out: Path | None, max_bytes: str) -> None:
@@ -41,7 +42,7 @@ def import_command(values: dict[str, Any], file: Path, out: Path | None, max_byt
 
 @click.command("export")
 @click.argument("cases", metavar="[CASE]...", nargs=-1, shell_complete=complete_case)
-@click.option("-o", "--out", metavar="FILE", type=Path, required=True, help="the file to write")
+@click.option("-o", "--out", metavar="FILE", type=PATH, required=True, help="the file to write")
 @shared("--backend", "--op", "--ggml-lib", "--report-dir")
 def export(values: dict[str, Any], cases: Sequence[str], out: Path) -> None:
     """Write cases as lines for test-backend-ops --test-file.

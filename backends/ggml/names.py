@@ -60,8 +60,10 @@ class Numbers:
     def named(self, number: int, first: int) -> tuple[str, str]:
         """The op of a number, and what ggml_op_desc says where `first` is the first word of `op_params`. Raises
         LookupError for a number that there is not."""
-        op = self.ops[number]
         kinds = {UNARY: self.units, GATED: self.gates}
+        op = self.ops[number]
+        if op in kinds and first < 0:
+            raise LookupError(first)
         return op, kinds[op][first] if op in kinds else op
 
     def numbers(self, what: str) -> tuple[str, int, tuple[int, ...]]:

@@ -222,6 +222,7 @@ def test_what_is_no_line_says_where_it_ends_to_be_one(given: str, said: str) -> 
     [
         (f"999{EXP[2:]}", "this build has no op of the numbers 999"),
         (f"{number('UNARY')} 0 4 1 1 1 1 99 1 0 4 1 1 1 0 0 0 0", "this build has no op of the numbers"),
+        (f"{number('UNARY')} 0 4 1 1 1 1 -1 1 0 4 1 1 1 0 0 0 0", "this build has no op of the numbers"),
         (text("VIEW", 0, "4 1 1 1", "", "0 4 1 1 1"), "VIEW computes nothing"),
         (text("MAP_CUSTOM1", 0, "4 1 1 1", "", "0 4 1 1 1"), "no reference of MAP_CUSTOM1 yet"),
         (text("CONT", 99, "4 1 1 1", "", "0 4 1 1 1"), "it has a type of the number 99; cases have f32, f16"),

@@ -133,7 +133,8 @@ def _check_room(case: Case, row: Row) -> None:
             raise CaseError(f"a line has no room for the offset of {name}")
         if name in row.tensors and four_nb(layout)[0] == 0:
             raise CaseError(f"the nb0 of {name} is 0, which stands for a packed tensor in a line")
-        if name not in (*row.tensors, case.inplace, *([OUT] * bool(case.inplace))) and not is_plain(layout):
+        own = name not in row.tensors and not (name == OUT and case.inplace)
+        if own and not is_plain(layout):
             raise CaseError(f"a line has no room for the strides of {name}")
     if (case.inplace or "") != row.works_in(row.op_params(case)):
         raise CaseError("a line does not tell whether it works in place")
