@@ -69,4 +69,10 @@ def _lines(values: dict[str, Any]) -> Lines:
         raise UsageError(f"it takes one backend, not {', '.join(named)}: lines are of one build")
     spec, _, _ = split_target(with_class(named[0]))
     options = {"ggml_lib": values["ggml_lib"]} if values["ggml_lib"] else {}
-    return backend_class(spec).lines(options)
+    try:
+        found = backend_class(spec)
+    except UsageError:
+        raise
+    except Exception as error:  # a user's file may do anything
+        raise UsageError(f"--backend {named[0]} cannot be imported: {type(error).__name__}: {error}") from None
+    return found.lines(options)

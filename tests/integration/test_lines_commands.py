@@ -110,3 +110,10 @@ def test_what_cannot_be_exchanged_is_one_line_of_usage(arguments: list[str], say
     assert status == 2
     assert says in err.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_backend_that_cannot_be_imported_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise RuntimeError('mine')\nclass Mine: pass\n")
+    status, _, err = opconform("export", "acc/kb001", "-o", "x", "--backend", "mine.py:Mine", cwd=tmp_path)
+    assert status == 2
+    assert "--backend mine.py:Mine cannot be imported: RuntimeError: mine" in err
