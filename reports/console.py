@@ -103,15 +103,17 @@ _VACUOUS = "a kernel that writes zeros, or copies an input, passes them"
 
 
 def _lies(target: str, results: Sequence[Result]) -> list[str]:
-    """The ops of which a device takes cases that end its process, and how to run one of them."""
+    """The ops of which a device takes cases that end its process, a stored case of each, and how to run one of them and
+    to make its bundle."""
     if not results:
         return []
-    ops, lie = [result.op for result in results], results[0].lies[0]
-    again = ["opconform replay", lie.case.id, "--strict-supports --backend", shlex.quote(target)]
-    count = f"{len(ops)} op{'s' if len(ops) > 1 else ''}"
-    text = f"says yes, aborts: {count} on {target}: {_listed(ops)}; e.g. {lie.reason}"
+    lies = [lie for result in results for lie in result.lies]
+    options = ["--strict-supports --backend", shlex.quote(target), *safe_options(lies[0].replay_options)]
+    count = f"{len(results)} op{'s' if len(results) > 1 else ''}"
+    text = f"says yes, aborts: {count} on {target}: {', '.join(lie.case.id for lie in lies)}; e.g. {lies[0].reason}"
     lines = textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
-    return [*lines, f"    ({' '.join([*again, *safe_options(lie.replay_options)])})"]  # whole, to be copied
+    commands = (" ".join([f"opconform {what}", lies[0].case.id, *options]) for what in ("replay", "repro"))
+    return [*lines, *(f"    ({command})" for command in commands)]  # whole, to be copied
 
 
 def _of(op: str, results: Sequence[Result]) -> list[Result]:

@@ -218,10 +218,12 @@ def test_a_matrix_of_many_devices_keeps_every_name_and_count() -> None:
 
 def test_what_a_device_says_yes_to_and_aborts_at_is_one_line_under_the_matrix() -> None:
     lie = Lie(acc(1, 1, 1, 2), "the kernel asserts that the rows of b are contiguous", "signal SIGABRT")
-    found = [result(op, "mine:0", lies=(lie,)) for op in ("acc", "set")] + [result("acc", "vulkan:0")]
+    other = Lie(acc(1, 1, 1, 3), "the kernel asserts more", "signal SIGABRT")
+    found = [result("acc", "mine:0", lies=(lie,)), result("set", "mine:0", lies=(other,)), result("acc", "vulkan:0")]
     text = " ".join(matrix(found).split())
-    assert "says yes, aborts: 2 ops on mine:0: acc, set; e.g. the kernel asserts that" in text
+    assert f"says yes, aborts: 2 ops on mine:0: {lie.case.id}, {other.case.id}; e.g. the kernel asserts that" in text
     assert f"(opconform replay {lie.case.id} --strict-supports --backend mine:0)" in text
+    assert f"(opconform repro {lie.case.id} --strict-supports --backend mine:0)" in text
     assert text.count("says yes") == 1
 
 
