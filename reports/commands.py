@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 
-from opconform.harness.explain.failure import Failure
+from opconform.harness.explain.failure import STRICT, Failure
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.findings import Kind
 from opconform.harness.search.settings import RACE_RUNS, Settings
@@ -21,7 +21,7 @@ def commands(failure: Failure, settings: Settings) -> list[str]:
     name = failure.case.id
     where = os.path.join(settings.report_dir, "cases", f"{name}.json")
     where = f"./{where}" if where.startswith("-") else where
-    options = [*safe_options(failure.replay_options), *(["--strict-supports"] if settings.strict else [])]
+    options = list(dict.fromkeys([*safe_options(failure.replay_options), *([STRICT] if settings.strict else [])]))
     options += [f"--check {finding.check}" for finding in failure.findings if finding.check in ON_REQUEST]
     if failure.kind == Kind.NOT_DETERMINISTIC:
         options.append(f"--times {RACE_RUNS}")

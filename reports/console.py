@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from opconform.harness.explain.failure import STRICT
 from opconform.harness.model.text import printable
 from opconform.harness.search.result import KnownFailure, Result
 from opconform.reports.replay import safe_options
@@ -108,7 +109,7 @@ def _lies(target: str, results: Sequence[Result]) -> list[str]:
     if not results:
         return []
     lies = [lie for result in results for lie in result.lies]
-    options = ["--strict-supports --backend", shlex.quote(target), *safe_options(lies[0].replay_options)]
+    options = [f"{STRICT} --backend", shlex.quote(target), *safe_options(lies[0].replay_options)]
     count = f"{len(results)} op{'s' if len(results) > 1 else ''}"
     text = f"says yes, aborts: {count} on {target}: {', '.join(lie.case.id for lie in lies)}; e.g. {lies[0].reason}"
     lines = textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)

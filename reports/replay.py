@@ -6,9 +6,10 @@ import re
 import shlex
 from collections.abc import Iterable
 
+from opconform.harness.explain.failure import STRICT
 from opconform.harness.run.registry import backend_names
 
-_FLAGS = ("--sanitize",)  #: options of a failure that take no value
+_FLAGS = ("--sanitize", STRICT)  #: options of a failure that take no value
 
 
 def safe_options(texts: Iterable[str]) -> list[str]:

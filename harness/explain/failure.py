@@ -28,6 +28,8 @@ from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.sanitizer import OPTION as SANITIZE
 
+STRICT = "--strict-supports"  #: with it a case is run that only a precondition, or a known bug, keeps from being run
+
 
 @dataclass(frozen=True)
 class Worst:
@@ -211,6 +213,8 @@ def replay_options(runner: Runner, case: Case) -> tuple[str, ...]:
     ]
     if case.nbytes > DEFAULT_MAX_BYTES:
         options.append(f"--max-bytes {runner.max_bytes}")
+    if runner.strict:
+        options.append(STRICT)
     return tuple(options)
 
 

@@ -141,7 +141,7 @@ class Runner:
         self.max_bytes = max_bytes
         self.clock = Clock()
         self.slowest = 0.0
-        self._strict = strict
+        self.strict = strict
         self.lost = False
         self._sanitizer = backend_class(target.spec).sanitizer() if OPTION in target.options else None
         self.isolated = isolated
@@ -173,7 +173,7 @@ class Runner:
     def limits(self, op: Op) -> tuple[Limit, ...]:
         """The limits that hold for `op` in this run."""
         if op.name not in self._limits_of:  # a build of ggml has hundreds, and each case asks
-            kinds = {"api"} if self._strict else {"api", "kernel", "bug"}
+            kinds = {"api"} if self.strict else {"api", "kernel", "bug"}
             its = (limit for limit in self._all_limits if limit.op in (op.name, "*"))
             self._limits_of[op.name] = tuple(limit for limit in its if limit.kind in kinds)
         return self._limits_of[op.name]
@@ -411,7 +411,7 @@ class Runner:
 
     def _blame(self, op: Op, case: Case) -> Kind | None:
         """Whether the device said yes to a case that its kernel's own precondition forbids."""
-        if not self._strict:
+        if not self.strict:
             return None
         traits = op.traits(case)
         limits = (limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind == "kernel")

@@ -11,7 +11,7 @@ from typing import Any
 
 from opconform.harness.explain.companions import Companions
 from opconform.harness.explain.facts import Facts
-from opconform.harness.explain.failure import Failure, Wrong
+from opconform.harness.explain.failure import STRICT, Failure, Wrong
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
@@ -154,8 +154,9 @@ def _cause(failure: Failure) -> str:
 
 
 def _options(failure: Failure) -> list[str]:
-    """The options without which the fault does not show: of a checker, and of a check on request."""
-    found, check = ["--sanitize"] if "--sanitize" in failure.replay_options else [], failure.findings[0].check
+    """The options without which the fault does not show: of a checker, of a strict run, and of a check on request."""
+    found = [option for option in ("--sanitize", STRICT) if option in failure.replay_options]
+    check = failure.findings[0].check
     return [*found, *(["--check", check] if check in ON_REQUEST else [])]
 
 

@@ -160,7 +160,9 @@ def test_an_abort_of_ggml_is_caught_and_needs_no_debugger() -> None:
     assert done.returncode == 1
     assert "the process ended with status -6" in done.stdout
     assert not (folder / "map.svg").exists()
-    assert "supports_op says yes, the kernel aborts" in (folder / "issue.md").read_text()
+    issue = (folder / "issue.md").read_text()
+    assert "supports_op says yes, the kernel aborts" in issue
+    assert "opconform replay case.json --backend ggml:CPU --strict-supports\n" in issue
 
 
 def test_strided_views_reach_ggml_as_they_are() -> None:
