@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -14,14 +15,16 @@ from rich.text import Text
 from opconform.arguments import with_usage_errors
 from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
+from opconform.harness.model.version import VERSION
 from opconform.harness.search.known_failures import DEFAULT_FILE, fixed_line, load, stale
-from opconform.harness.search.settings import OUT, positive
+from opconform.harness.search.settings import OUT
 from opconform.reports.compare import compare, summary_of, table_of
 from opconform.reports.console import text_of
 from opconform.reports.listing import run_lines
 from opconform.reports.merge import merge
 from opconform.reports.states import Pair, State, devices_in, states_of
 from opconform.reports.summary import markdown_of
+from opconform.reports.timings import Timing, timings_of
 
 DEFAULT_HISTORY = f"{OUT}/history.sqlite"
 
@@ -34,31 +37,36 @@ _history_option = click.option(
 @click.argument("old")
 @click.argument("new")
 @_history_option
-@click.option("--slow", type=float, default=2.0, metavar="F", help="the factor that is newly slow (default: 2)")
 @click.option("--known-failures", metavar="FILE", help=f"expected failures, or none (default: {DEFAULT_FILE})")
 @click.option("--summary", type=Path, metavar="FILE", help="append matrix and changes to this file as Markdown")
+@click.option("--output", type=click.Choice(("console", "json")), default="console", help="what goes to stdout")
 @with_usage_errors
 def compare_command(
-    old: str, new: str, history: str, slow: float, known_failures: str | None, summary: Path | None
+    old: str, new: str, history: str, known_failures: str | None, summary: Path | None, output: str
 ) -> None:
     """Compare the last results of two histories: OLD and NEW are files, or ids of runs in --history. OLD may be `none`:
     then every failure is a new one.
 
-    Exit status 1 only on a regression: a new failure, something that was tested and is not any more, or an expected
-    failure that has expired or that no device tested in NEW matches.
+    Exit status 1 only on a regression: a new failure, something that was tested and is not any more, a case that
+    `perf --vs` has called slower and had not before, or an expected failure that has expired or that no device tested
+    in NEW matches.
     """
     entries = load(known_failures)
-    before = {} if old == "none" else _states(old, history)
-    after, devices = _states(new, history), devices_in(*_place(new, history))
-    changes = compare(before, after, positive("--slow", slow))
-    faults = stale(entries, devices)
-    if changes:
-        click.echo(table_of(changes) + "\n")
-    for line in [*_fixed(after), *faults]:
-        click.echo(printable(line))
-    click.echo(summary_of(changes, before, after))
+    before, timed = ({}, []) if old == "none" else _said(old, history)
+    after, timed_now = _said(new, history)
+    changes = compare(before, after, timed, timed_now)
+    faults = stale(entries, devices_in(*_place(new, history))) if after else []
+    notes = [*_fixed(after), *faults]
+    said = summary_of(changes, before, after)
+    if output == "json":
+        plain = [change.to_json() for change in changes]
+        click.echo(json.dumps({"opconform": VERSION, "summary": said, "changes": plain, "notes": notes}, indent=1))
+    else:
+        if changes:
+            click.echo(table_of(changes) + "\n")
+        click.echo("\n".join(map(printable, [*notes, said])))
     if summary is not None:
-        _append(summary, markdown_of(changes, before, after, [*_fixed(after), *faults]))
+        _append(summary, markdown_of(changes, before, after, notes))
     if faults or any(change.regression for change in changes):
         sys.exit(1)
 
@@ -82,13 +90,15 @@ def _append(path: Path, text: str) -> None:
         raise UsageError(f"--summary {path}: {error.strerror}") from None
 
 
-def _states(name: str, history: str) -> dict[Pair, State]:
-    """What the file or run `name` says. A name with a dot or a slash is meant as a file."""
-    return states_of(*_place(name, history))
+def _said(name: str, history: str) -> tuple[dict[Pair, State], list[Timing]]:
+    """What the file or run `name` says of each pair, and what it says of two builds that were timed in turn."""
+    path, run = _place(name, history)
+    return states_of(path, run, needed=not timings_of(path, run)), timings_of(path, run, compared=True)
 
 
 def _place(name: str, history: str) -> tuple[Path, str | None]:
-    """The history that `name` means, and the run in it where it means one."""
+    """The history that `name` means, and the run in it where it means one. A name with a dot or a slash is meant as a
+    file."""
     if os.path.lexists(name) or set(name) & set("./\\\0"):
         return Path(name), None
     return Path(history), name
@@ -123,7 +133,11 @@ def report_command(run: str | None, history: str, out: Path | None) -> None:
     out = out or path.parent / "report.html"
     write_report(report, out)
     failing = sum(entry.state.outcome == "failed" for entry in report.entries.values())
-    click.echo(f"{out}  {failing} of {len(report.entries)} pairs of op and device fail")
+    said = [f"{failing} of {len(report.entries)} pairs of op and device fail"] if report.entries else []
+    if report.timings:
+        timed, slower = (sum(getattr(timing, what) for timing in report.timings) for what in ("timed", "slower"))
+        said.append(f"{slower} of {timed} timed cases slower")
+    click.echo(f"{out}  {', '.join(said)}")
 
 
 @click.command("runs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,11 +18,15 @@ from opconform.harness.draw.known import LARGEST, find_case
 from opconform.harness.model.ops import chosen_ops, ops
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.target import Target
+from opconform.harness.search.observer import Observer, Observers
 from opconform.harness.search.session import targets_of
 from opconform.harness.search.settings import Settings, positive
 from opconform.harness.search.speed import Measured, Subject, Track, compared, subjects_of
 from opconform.options import NIGHTLY_KNOWN, settings_from
-from opconform.reports.speed import CsvTable, document_of, notes_of, ratios_table, summary_of, times_table
+from opconform.reports.history import recorders
+from opconform.reports.run import Run, about_devices
+from opconform.reports.speed import notes_of, ratios_table, summary_of, times_table
+from opconform.reports.speed_rows import CsvTable, document_of
 
 FORMATS = ("console", "csv", "json")
 LIMIT = 120.0  #: seconds that a case may take: shapes of whole models on a slow device
@@ -38,6 +42,7 @@ LIMIT = 120.0  #: seconds that a case may take: shapes of whole models on a slow
     "--ggml-lib",
     "--no-isolation",
     "--report-dir",
+    "--history",
 )
 @click.option("--vs", "versus", metavar="X", help="also compare with this device or build, in turn with it")
 @click.option("--vs-lib", metavar="DIR", help="also compare with the libggml in this directory")
@@ -59,21 +64,33 @@ def perf(
     subjects = _subjects(values, settings)
     targets, missing = targets_of(values["backend"], settings)
     others = [_other(target, versus, vs_lib, settings) for target in targets]
+    pairs = [(op, target.label) for target in targets for op in dict.fromkeys(each.op.name for each in subjects)]
+    run = Run(settings, "perf", about_devices(targets), pairs)
+    history = Observers(recorders(run))
     stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr) if output != "console" else contextlib.nullcontext():
+    quiet = contextlib.redirect_stdout(sys.stderr) if output != "console" else contextlib.nullcontext()
+    with contextlib.closing(history), quiet:
         name_missing(missing)
         table = CsvTable(stdout) if output == "csv" else None
         found: list[Measured] = []
         for target, other in zip(targets, others):
             for part in _parts(target, other, subjects, settings, margin, seconds):
-                found += part
+                done = [_kept(each, history, table) for each in part]
+                found += done
                 if output == "console":
-                    _show(target, other, part)
-                for each in part if table else ():
-                    table.add(each)  # type: ignore[union-attr]
+                    _show(target, other, done)
     if output == "json":
-        stdout.write(json.dumps({"opconform": __version__, "times": document_of(found)}, indent=1) + "\n")
+        plain = {"opconform": __version__, "run": run.id, "times": document_of(found)}
+        stdout.write(json.dumps(plain, indent=1) + "\n")
     _finish(found, margin)
+
+
+def _kept(measured: Measured, history: Observer, table: CsvTable | None) -> Measured:
+    """It is written down before the next case is timed: a run that is killed loses none."""
+    history.timed(measured)
+    if table is not None:
+        table.add(measured)
+    return measured
 
 
 def _settings(values: dict[str, Any]) -> Settings:
@@ -108,14 +125,21 @@ def _other(target: Target, versus: str | None, vs_lib: str | None, settings: Set
 
 def _parts(
     target: Target, other: Target | None, subjects: Sequence[Subject], settings: Settings, margin: float, seconds: float
-) -> Iterator[list[Measured]]:
-    """The times of a device, then its comparison."""
-    with Track(target, settings, seconds) as track:
-        times = [track.measured(subject) for subject in subjects]
-    yield times
+) -> Iterator[Iterable[Measured]]:
+    """The times of a device, then its comparison; each to be taken up before the next."""
+    fit = []
+
+    def times() -> Iterator[Measured]:
+        with Track(target, settings, seconds) as track:
+            for subject in subjects:
+                found = track.measured(subject)
+                if found.warm is not None:
+                    fit.append(subject)
+                yield found
+
+    yield times()
     if other is not None:
-        fit = [each.subject for each in times if each.warm is not None]
-        yield list(compared(fit, target, other, settings, margin, seconds / 4))
+        yield compared(fit, target, other, settings, margin, seconds / 4)
 
 
 def _show(target: Target, other: Target | None, part: Sequence[Measured]) -> None:

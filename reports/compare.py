@@ -1,16 +1,18 @@
-"""Two states of the world compared: what broke, what was mended, what is no longer tested."""
+"""Two states of the world compared: what broke, what was mended, what is no longer tested, what has become slower."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from opconform.reports.console import text_of
 from opconform.reports.states import Pair, State, build_names
+from opconform.reports.timings import Timing
 
 #: In the order in which they are shown.
 CHANGES = (
@@ -26,15 +28,15 @@ CHANGES = (
 )
 
 _NAMES = 3  #: names of cases shown of one pair
-ENOUGH_CASES = 50  #: fewer than these, and the speed of a pair says nothing
 
 
 @dataclass(frozen=True)
 class Change:
     """What changed for one op on one device; `old` and `new` say it in a few words.
 
-    A regression is a failure that was not there, and whatever was tested and is no longer: not to know is not green.
-    target: the pair's target, with its builds where they differ.
+    A regression is a failure that was not there, a case that has become slower, and whatever was tested and is no
+    longer: not to know is not green. target: the pair's target, with its builds where they differ. timing: what called
+    a case slower.
     """
 
     what: str
@@ -43,26 +45,63 @@ class Change:
     new: str
     regression: bool
     target: str = ""
+    timing: Timing | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The change as JSON data; what called a case slower with its figures."""
+        plain: dict[str, Any] = {
+            "change": self.what,
+            "op": self.pair.op,
+            "target": self.pair.target,
+            "build": self.pair.build.name,
+            "old": self.old,
+            "new": self.new,
+            "regression": self.regression,
+        }
+        ratio = self.timing.ratio if self.timing else None
+        if ratio is not None and ratio.interval is not None:
+            interval = ratio.interval
+            plain |= {"case_id": ratio.case, "case_name": ratio.name, "versus": ratio.versus}
+            plain |= {"ratio": interval.middle, "ratio_low": interval.low, "ratio_high": interval.high}
+        return plain
 
 
-def compare(old: Mapping[Pair, State], new: Mapping[Pair, State], slow: float = 2.0) -> list[Change]:
-    """Every change from `old` to `new`, regressions first. `slow` is the factor from which a pair is newly slow.
+def compare(
+    old: Mapping[Pair, State],
+    new: Mapping[Pair, State],
+    timed: Sequence[Timing] = (),
+    timed_now: Sequence[Timing] = (),
+) -> list[Change]:
+    """Every change from `old` to `new`, regressions first; `timed` and `timed_now` are the comparisons of builds in
+    the two.
 
     A build is compared with itself; one that `old` does not have is compared with the last build of the target there.
+    A case is newly slow where a comparison of two builds in turn has called it slower, and the one before had not. Two
+    times that were not taken in turn are never compared: what differs between two evenings on one machine is not the
+    build alone, and no interval of either time knows of the rest.
     """
-    names = build_names([*old, *new])
+    names = build_names([*old, *new, *(timing.pair for timing in (*timed, *timed_now))])
     several = {target for target, count in Counter(pair.target for pair in _targets(names)).items() if count > 1}
+
+    def shown(was: Pair | None, now: Pair | None) -> str:
+        builds = " → ".join(dict.fromkeys(names[each] or "?" for each in (was, now) if each))
+        pair = now or was
+        assert pair is not None
+        return f"{pair.target} ({builds})" if pair.target in several else pair.target
+
     changes = []
     for was, now in _matched(old, new):
         pair = now or was
         assert pair is not None
         before, after = old.get(was) if was else None, new.get(now) if now else None
-        shown = " → ".join(dict.fromkeys(names[each] or "?" for each in (was, now) if each))
-        target = f"{pair.target} ({shown})" if pair.target in several else pair.target
         changes += [
-            Change(what, pair, _words(before, after, what), _words(after, before, what), regression, target)
-            for what, regression in _changes(before, after, slow)
+            Change(what, pair, _words(before, after, what), _words(after, before, what), regression, shown(was, now))
+            for what, regression in _changes(before, after)
         ]
+    for past, timing in _newly_slow(timed, timed_now):
+        said, says = _ratio_words(past), _ratio_words(timing)
+        target = shown(past.pair if past else None, timing.pair)
+        changes.append(Change("newly slow", timing.pair, said, says, True, target, timing))
     return sorted(changes, key=lambda change: (not change.regression, CHANGES.index(change.what)))
 
 
@@ -83,7 +122,28 @@ def _matched(old: Mapping[Pair, State], new: Mapping[Pair, State]) -> Iterator[t
             yield pair, None
 
 
-def _changes(old: State | None, new: State | None, slow: float) -> Iterator[tuple[str, bool]]:
+def _newly_slow(old: Sequence[Timing], new: Sequence[Timing]) -> Iterator[tuple[Timing | None, Timing]]:
+    """What is called slower and was not, each beside what was said of it before."""
+    of_target = {(timing.pair.target, timing.case): timing for timing in old}
+    of_build = {(timing.pair, timing.case): timing for timing in old}
+    for timing in new:
+        key = timing.case
+        before = of_build.get((timing.pair, key)) or of_target.get((timing.pair.target, key))
+        if timing.slower and not (before is not None and before.slower):
+            yield before, timing
+
+
+def _ratio_words(timing: Timing | None) -> str:
+    row = timing.ratio if timing else None
+    if row is None or row.interval is None:
+        return "–"
+    interval = row.interval
+    return (
+        f"{row.name} takes {interval.middle:.2f} ({interval.low:.2f}–{interval.high:.2f}) times as long as {row.versus}"
+    )
+
+
+def _changes(old: State | None, new: State | None) -> Iterator[tuple[str, bool]]:
     """What to say of a pair, and whether it is a regression; nothing where it is as it was."""
     if new is None:
         yield "vanished", True
@@ -106,11 +166,8 @@ def _changes(old: State | None, new: State | None, slow: float) -> Iterator[tupl
         yield "fixed", False
     elif old.outcome == "unsupported":
         yield "new pair", False
-    else:
-        if set(new.reasons) - set(old.reasons):
-            yield "newly unsupported", False
-        if min(old.executed, new.executed) >= ENOUGH_CASES and new.rate * slow < old.rate:
-            yield "newly slow", False
+    elif set(new.reasons) - set(old.reasons):
+        yield "newly unsupported", False
 
 
 def _new_names(old: State, new: State) -> frozenset[str]:
@@ -122,8 +179,6 @@ def _words(state: State | None, other: State | None, what: str) -> str:
     """`state` in a few words; of cases with a name only those that `other` does not have."""
     if state is None:
         return "–"
-    if what == "newly slow":
-        return f"{state.rate:.0f} cases/s"
     ran = state.outcome in ("passed", "failed", "known")
     words = f"{state.outcome} {state.executed}" if ran else state.outcome
     other = other or State("not finished")

@@ -17,7 +17,7 @@ from pathlib import Path
 from opconform.harness.model.usage import UsageError
 from opconform.reports.rows import UPSTREAM
 
-VERSION = 2  #: of the tables below; a file with a higher one is from a newer Opconform
+VERSION = 3  #: of the tables below; a file with a higher one is from a newer Opconform
 APPLICATION_ID = 0x4F50434F  #: "OPCO", in the file's header
 BUSY_SECONDS = 30.0  #: how long to wait for another process that is writing
 
@@ -31,6 +31,34 @@ OURS = {
     "recipe": "TEXT",
     "seed": "INTEGER",
     "shrinking": "INTEGER",
+}
+
+#: What stands in `timings` beside upstream's columns. Times are in microseconds, shares and confidences parts of 1;
+#: what is not known is null. cache: "warm" or "cold". versus: the other build of a row that compares two; ratio: how
+#: many times as long the case takes as there; slower: whether it is called slower by more than `margin`.
+PERF = {
+    "case_id": "TEXT",
+    "case_name": "TEXT",
+    "target": "TEXT",
+    "build": "TEXT",
+    "cache": "TEXT",
+    "clock": "TEXT",
+    "time_low_us": "REAL",
+    "time_high_us": "REAL",
+    "confidence": "REAL",
+    "copy_us": "REAL",
+    "share_of_copy": "REAL",
+    "product_flops": "REAL",
+    "share_of_product": "REAL",
+    "planned_bytes": "INTEGER",
+    "allocated_bytes": "INTEGER",
+    "versus": "TEXT",
+    "ratio": "REAL",
+    "ratio_low": "REAL",
+    "ratio_high": "REAL",
+    "ratio_confidence": "REAL",
+    "slower": "INTEGER",
+    "margin": "REAL",
 }
 
 _RUNS = """CREATE TABLE runs (
@@ -71,6 +99,14 @@ _CASES = "CREATE TABLE test_backend_ops ({})".format(
     ", ".join(f"{name} {kind}" for name, kind in {**UPSTREAM, **OURS}.items())
 )
 
+_NEEDED = ("run_id", "test_mode", "supported", "passed", "case_id", "case_name", "target")
+_TIMINGS = "CREATE TABLE timings ({})".format(
+    ", ".join(
+        f"{name} {kind}{' NOT NULL' if name in _NEEDED else ''}"
+        for name, kind in {"run_id": "TEXT", **UPSTREAM, **PERF}.items()
+    )
+)
+
 #: What makes the tables of each version from those of the one before; 0 is an empty file. New columns have defaults, so
 #: that rows of an older version stay as they are. `options`: where the run's files went, and what its commands need;
 #: `result`: all of the result (`Result.to_json`), but for the bytes of the failing case's inputs.
@@ -80,10 +116,12 @@ _STEPS = {
         "ALTER TABLE runs ADD COLUMN options TEXT NOT NULL DEFAULT '{}'",
         "ALTER TABLE results ADD COLUMN result TEXT NOT NULL DEFAULT ''",
     ),
+    3: (_TIMINGS,),
 }
+_TIMED_FROM = 3
 
-CASES = "test_backend_ops"
-TABLES = ("runs", "results", CASES)
+CASES, TIMINGS = "test_backend_ops", "timings"
+TABLES = ("runs", "results", CASES, TIMINGS)
 
 
 @cache
@@ -193,6 +231,11 @@ def check_history(path: Path) -> None:
             raise Unwritable(f"{path}: {place} cannot be written")
 
 
+def has_timings(db: sqlite3.Connection) -> bool:
+    """Whether it is of a version that keeps times."""
+    return _pragma(db, "user_version") >= _TIMED_FROM
+
+
 @contextlib.contextmanager
 def transaction(db: sqlite3.Connection) -> Iterator[None]:
     """All of the block's changes or none of them; waits for other writers."""
@@ -248,7 +291,7 @@ def _version(db: sqlite3.Connection, path: Path) -> int:
 def _check_tables(db: sqlite3.Connection, path: Path, version: int) -> None:
     """Raise `UsageError` unless our tables are those that we make: no view that never ends in their place, no column
     that is computed, no trigger that acts when a row is written. Tables and views of the user's own are left alone."""
-    ours = _made(version) if version in _STEPS else {}
+    ours = _made(version) if version in _STEPS else dict.fromkeys(TABLES, "")
     found = dict.fromkeys(TABLES, "")
     for kind, name, table, sql in db.execute("SELECT type, name, lower(tbl_name), sql FROM sqlite_master"):
         if kind == "table" and str(name) in found:
@@ -256,15 +299,15 @@ def _check_tables(db: sqlite3.Connection, path: Path, version: int) -> None:
         elif table in found and sql is not None:
             raise UsageError(f"{path}: not a history: {kind} {str(name)[:80]!r} acts on {table}; a history has none")
     for name, sql in found.items():
-        if not sql:
-            raise UsageError(f"{path}: no such table: {name}; a history has {', '.join(TABLES)}")
-        if sql != ours.get(name):
+        if name in ours and not sql:
+            raise UsageError(f"{path}: no such table: {name}; a history has {', '.join(ours)}")
+        if sql != ours.get(name, ""):
             raise UsageError(f"{path}: not a history: table {name} is not as Opconform makes it")
 
 
 def _check_pages(db: sqlite3.Connection, path: Path) -> None:
     """Raise `UsageError` for a file whose pages refer to each other in circles: reading it would have no end."""
-    for table in TABLES:
+    for table in _made(_pragma(db, "user_version")):
         (found,) = db.execute(f"PRAGMA quick_check({table})").fetchone()
         if found != "ok":
             raise UsageError(f"{path}: not a history: the file is damaged: {found}")

@@ -19,9 +19,18 @@ from opconform.harness.model.usage import UsageError
 from opconform.harness.model.version import VERSION
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.settings import Settings
-from opconform.reports.database import OURS, Unwritable, check_history, open_history, transaction
+from opconform.reports.database import (
+    COLUMNS,
+    OURS,
+    TIMINGS,
+    Unwritable,
+    check_history,
+    open_history,
+    transaction,
+)
 from opconform.reports.rows import UPSTREAM, Rows, message_of, test_time
 from opconform.reports.run import Run, now
+from opconform.reports.speed_rows import document_of, rows_of
 
 if TYPE_CHECKING:
     from opconform.harness.judge.judging import Verdict
@@ -29,12 +38,14 @@ if TYPE_CHECKING:
     from opconform.harness.model.op import Op
     from opconform.harness.run.target import Target
     from opconform.harness.search.result import Result
+    from opconform.harness.search.speed import Measured
 
 LARGEST_CASE = 1 << 16  #: a longer case is kept without the bytes of its inputs, which its file has
 
 _INSERT_CASE = f"INSERT INTO test_backend_ops VALUES ({', '.join('?' * (len(UPSTREAM) + len(OURS)))})"
 _INSERT_RUN = "INSERT OR IGNORE INTO runs VALUES (?, ?, NULL, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _INSERT_RESULT = f"INSERT OR REPLACE INTO results VALUES ({', '.join('?' * 16)})"
+_INSERT_TIMING = f"INSERT INTO {TIMINGS} VALUES ({', '.join(f':{name}' for name in COLUMNS[TIMINGS])})"
 
 
 def history_path(settings: Settings) -> Path | None:
@@ -113,6 +124,10 @@ class Recorder(Observer):
         if self._opened():
             self._guarded(self._keep_result, result)
 
+    def timed(self, measured: Measured) -> None:
+        if self._opened():
+            self._guarded(self._keep_times, measured)
+
     def close(self) -> None:
         if self._open:
             self._guarded(self._end)
@@ -138,12 +153,16 @@ class Recorder(Observer):
     def _keep_result(self, result: Result) -> None:
         raise NotImplementedError
 
+    def _keep_times(self, measured: Measured) -> None:
+        raise NotImplementedError
+
     def _end(self) -> None:
         raise NotImplementedError
 
 
 class History(Recorder):
-    """The SQLite history: a row for the run, for every case, and for every op on a device that was finished."""
+    """The SQLite history: a row for the run, for every case, for every op on a device that was finished, and for every
+    time."""
 
     _db: sqlite3.Connection
 
@@ -189,6 +208,12 @@ class History(Recorder):
         with transaction(self._db):
             self._db.execute(_INSERT_RESULT, values)
 
+    def _keep_times(self, measured: Measured) -> None:
+        own = {"run_id": self._run.id, "target": measured.target.label}
+        values = [{name: None if it == "" else it for name, it in {**row, **own}.items()} for row in rows_of(measured)]
+        with transaction(self._db):
+            self._db.executemany(_INSERT_TIMING, values)
+
     def _end(self) -> None:
         with transaction(self._db):
             self._db.execute("UPDATE runs SET ended = ? WHERE run_id = ?", (now(), self._run.id))
@@ -216,7 +241,7 @@ def _case_text(case: Case) -> str:
 
 
 class EventLog(Recorder):
-    """The event log: one JSON object a line. `event` is run, begin, case, shrinking, result or end.
+    """The event log: one JSON object a line. `event` is run, begin, case, shrinking, result, timing or end.
 
     The workers of xdist append to the same file; each write is whole lines.
     """
@@ -266,6 +291,10 @@ class EventLog(Recorder):
 
     def _keep_result(self, result: Result) -> None:
         self._event("result", {**result.to_json()})
+
+    def _keep_times(self, measured: Measured) -> None:
+        for row in document_of([measured]):
+            self._event("timing", row)
 
     def _end(self) -> None:
         self._event("end", {})

@@ -10,6 +10,7 @@ from opconform.harness.model.text import printable
 from opconform.reports.database import CASES
 from opconform.reports.records import RunRow
 from opconform.reports.states import reading, runs_of
+from opconform.reports.timings import timing_rows
 
 _NAMES = 3  #: names in a cell
 _LONG = 60  #: characters of a name
@@ -26,6 +27,9 @@ def run_lines(path: Path) -> Iterator[tuple[str, ...]]:
             "SELECT run_id, op, target, kind <> '', passed + failed FROM results ORDER BY rowid"
         ):
             done.get(run_id, []).append((str(result[0]), str(result[1]), bool(result[2]), int(result[3])))
+        times: dict[str, Counter[str]] = {run.id: Counter() for run in runs}
+        for run_id, row in timing_rows(db):
+            times.setdefault(run_id, Counter()).update([row.what, *(["slower"] if row.slower else [])])
     for run in runs:
         pairs = list(dict.fromkeys([*run.pairs, *((op, target) for op, target, *_ in done[run.id])]))
         targets = list(dict.fromkeys(target for _, target in pairs))
@@ -37,8 +41,8 @@ def run_lines(path: Path) -> Iterator[tuple[str, ...]]:
             _few(targets),
             _few(list(dict.fromkeys(name for target in targets if (name := run.build(target).name)))) or "–",
             _few(list(dict.fromkeys(op for op, _ in pairs))),
-            _outcome(run, len(pairs), done[run.id], cases[run.id]),
-            str(run.seed),
+            _times(times[run.id]) if run.command == "perf" else _outcome(run, len(pairs), done[run.id], cases[run.id]),
+            "–" if run.command == "perf" else str(run.seed),
             f"{run.shard[0]}/{run.shard[1]}",
         )
 
@@ -56,3 +60,10 @@ def _outcome(run: RunRow, pairs: int, results: Sequence[tuple[str, str, bool, in
     if left > 0 and (results or run.ended is None):
         words += f", {left} not finished"
     return f"{words}, {max(sum(ran for *_, ran in results), cases):,} cases"
+
+
+def _times(counts: Counter[str]) -> str:
+    """What came of a run that took times."""
+    words = [f"{counts['warm']:,} case{'s' * (counts['warm'] != 1)} timed"]
+    words += [f"{counts['slower']:,} of {counts['ratio']:,} slower than the other build"] if counts["ratio"] else []
+    return ", ".join(words + [f"{counts[what]:,} {what}" for what in ("failed", "unsupported") if counts[what]])

@@ -21,13 +21,15 @@ from opconform.harness.model.usage import UsageError
 from opconform.reports.database import (
     CASES,
     COLUMNS,
+    TIMINGS,
     Unwritable,
     check_history,
+    has_timings,
     open_history,
     read_history,
     transaction,
 )
-from opconform.reports.records import check_types, result_row, run_row
+from opconform.reports.records import check_types, result_row, run_row, timing_row
 from opconform.reports.states import rows_of
 
 #: What a run of an older version has in the columns that came later.
@@ -97,8 +99,10 @@ def _take(db: sqlite3.Connection, out: Path, path: Path, cases: bool) -> Merged:
             ended = {run_id for run_id, run in ours.items() if run[_ENDED] is not None}
             changed = {run_id for run_id, run in theirs.items() if _take_run(db, run_id, run)}
             changed |= {run_id for run_id in theirs if _take_results(db, source, run_id, run_id in ended)}
+            if has_timings(source):
+                changed |= _take_list(db, source, TIMINGS, theirs, ended)
             if cases:
-                changed |= _take_cases(db, source, theirs, ended)
+                changed |= _take_list(db, source, CASES, theirs, ended)
         except _Conflict as conflict:
             raise UsageError(
                 f"{path} contradicts {out}: {conflict}; one of the two is no copy of that run. Nothing was merged"
@@ -163,55 +167,62 @@ def _take_results(db: sqlite3.Connection, source: sqlite3.Connection, run_id: st
     return bool(new)
 
 
-def _take_cases(
-    db: sqlite3.Connection, source: sqlite3.Connection, runs: Mapping[str, Row], ended: set[str]
-) -> set[str]:
-    """Add the cases that `source` has beyond those that are there; returns the runs that have got some.
+#: Of a table whose rows are written one after another: what they are called.
+_LISTS = {CASES: "cases", TIMINGS: "times"}
 
-    Cases are written one after another, so the shorter list of the two must be the beginning of the longer one. Of a
-    run that has ended all are there, or none where they were left out.
+
+def _take_list(
+    db: sqlite3.Connection, source: sqlite3.Connection, table: str, runs: Mapping[str, Row], ended: set[str]
+) -> set[str]:
+    """Add the rows of `table` that `source` has beyond those that are there; returns the runs that have got some.
+
+    They are written one after another, so the shorter list of the two must be the beginning of the longer one. Of a run
+    that has ended all are there; of cases, none where they were left out.
     """
-    ours, theirs = _counts(db), _counts(source)
+    ours, theirs = _counts(db, table), _counts(source, table)
     both = {run_id: min(ours[run_id], theirs[run_id]) for run_id in runs if run_id in ours and run_id in theirs}
-    mine, other = _digests(db, both), _digests(source, both)
+    mine, other = _digests(db, table, both), _digests(source, table, both)
     differing = [run_id for run_id in mine if mine[run_id] != other[run_id]]
     if differing:
-        raise _Conflict(f"run {differing[0]} has other cases")
+        raise _Conflict(f"run {differing[0]} has other {_LISTS[table]}")
     longer = {run_id: ours.get(run_id, 0) for run_id in runs if theirs.get(run_id, 0) > ours.get(run_id, 0)}
     for run_id, count in longer.items():
-        if count and run_id in ended:
-            raise _Conflict(f"run {run_id} has {theirs[run_id] - count} more cases after its end")
-    db.executemany(_INSERT[CASES], _beyond(source, longer))
+        if (count or table != CASES) and run_id in ended:
+            raise _Conflict(f"run {run_id} has {theirs[run_id] - count} more {_LISTS[table]} after its end")
+    db.executemany(_INSERT[table], _beyond(source, table, longer))
     return set(longer)
 
 
-def _counts(db: sqlite3.Connection) -> dict[str, int]:
-    return dict(db.execute(f"SELECT run_id, count(*) FROM {CASES} WHERE run_id IS NOT NULL GROUP BY run_id"))
+def _counts(db: sqlite3.Connection, table: str) -> dict[str, int]:
+    return dict(db.execute(f"SELECT run_id, count(*) FROM {table} WHERE run_id IS NOT NULL GROUP BY run_id"))
 
 
-def _cases(db: sqlite3.Connection) -> Iterator[tuple[str, Row]]:
-    for row in rows_of(db, f"SELECT * FROM {CASES} WHERE run_id IS NOT NULL ORDER BY rowid"):
-        check_types(CASES, row)
-        yield row["run_id"], _row(CASES, row)
+def _listed(db: sqlite3.Connection, table: str) -> Iterator[tuple[str, Row]]:
+    for row in rows_of(db, f"SELECT * FROM {table} WHERE run_id IS NOT NULL ORDER BY rowid"):
+        if table == CASES:
+            check_types(CASES, row)
+        else:
+            timing_row(row)
+        yield row["run_id"], _row(table, row)
 
 
-def _digests(db: sqlite3.Connection, counts: Mapping[str, int]) -> dict[str, str]:
-    """A digest of the first so many cases of each run."""
+def _digests(db: sqlite3.Connection, table: str, counts: Mapping[str, int]) -> dict[str, str]:
+    """A digest of the first so many rows of each run."""
     left = {run_id: count for run_id, count in counts.items() if count}
     found = {run_id: hashlib.sha256() for run_id in left}
     if left:
-        for run_id, row in _cases(db):
+        for run_id, row in _listed(db, table):
             if left.get(run_id, 0):
                 left[run_id] -= 1
                 found[run_id].update(repr(row).encode(errors="backslashreplace"))
     return {run_id: digest.hexdigest() for run_id, digest in found.items()}
 
 
-def _beyond(db: sqlite3.Connection, skipped: Mapping[str, int]) -> Iterator[Row]:
-    """The cases of these runs after the first so many."""
+def _beyond(db: sqlite3.Connection, table: str, skipped: Mapping[str, int]) -> Iterator[Row]:
+    """The rows of these runs after the first so many."""
     left = dict(skipped)
     if left:
-        for run_id, row in _cases(db):
+        for run_id, row in _listed(db, table):
             if run_id not in left:
                 continue
             if left[run_id]:

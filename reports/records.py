@@ -6,18 +6,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from opconform.harness.draw.known import LARGEST
 from opconform.harness.explain.failure import Failure
+from opconform.harness.judge.intervals import Interval
 from opconform.harness.model.builds import Build
 from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Finding
 from opconform.harness.model.plain import decoded, parsed
 from opconform.harness.search.result import KnownBug, Result, Tally
-from opconform.reports.database import CASES, COLUMNS
+from opconform.reports.database import CASES, COLUMNS, TIMINGS
 
 MOST_SHARDS = 999_999  #: `--shard` takes numbers of six digits
 
@@ -66,6 +67,33 @@ class RunRow:
     def time(self) -> datetime:
         """When it started."""
         return datetime.fromisoformat(self.started.removesuffix("Z")).replace(tzinfo=None)
+
+
+@dataclass(frozen=True)
+class TimingRow:
+    """A row of `timings`: a time in microseconds, a ratio, or why there is neither.
+
+    what: "warm" or "cold", of a time; "ratio", beside `versus`, the other build's name; "unsupported" or "failed", with
+    `message`. rates: bytes and operations a second; of_copy, of_product: shares, None where they are not known.
+    """
+
+    what: str
+    case: str
+    name: str
+    target: str
+    interval: Interval | None = None
+    clock: str = ""
+    rates: tuple[float, float] = (0.0, 0.0)
+    of_copy: float | None = None
+    of_product: float | None = None
+    versus: str = ""
+    slower: bool = False
+    message: str = ""
+
+    @property
+    def op(self) -> str:
+        """A case's id is that of its op, and ten hex digits."""
+        return self.case.rpartition("-")[0]
 
 
 def check_types(table: str, row: Mapping[str, Any]) -> None:
@@ -135,3 +163,38 @@ def result_row(row: Mapping[str, Any]) -> Result:
         known,
         tuple(KnownBug(name, "", fails) for name, fails in bugs),
     )
+
+
+def timing_row(row: Mapping[str, Any]) -> TimingRow:
+    """What a row of `timings` says. Raises `ValueError`."""
+    check_types(TIMINGS, row)
+    what, versus = row["cache"], row["versus"] or ""
+    if not row["passed"]:
+        what = "failed" if row["supported"] else "unsupported"
+    elif versus:
+        what = "ratio"
+    elif what not in ("warm", "cold"):
+        raise ValueError("a row of timings is neither of a warm case nor of a cold one")
+    found = TimingRow(what, row["case_id"], row["case_name"], row["target"], message=row["error_message"] or "")
+    if what in ("failed", "unsupported"):
+        return found
+    names = ("time_low_us", "time_us", "time_high_us", "confidence")
+    if versus:
+        names = ("ratio_low", "ratio", "ratio_high", "ratio_confidence")
+    return replace(
+        found,
+        interval=_interval(row, names),
+        clock=row["clock"] or "",
+        rates=((row["bandwidth_gb_s"] or 0.0) * 1e9, row["flops"] or 0.0),
+        of_copy=row["share_of_copy"],
+        of_product=row["share_of_product"],
+        versus=versus,
+        slower=bool(row["slower"]),
+    )
+
+
+def _interval(row: Mapping[str, Any], names: tuple[str, str, str, str]) -> Interval:
+    low, middle, high, confidence = (row[name] for name in names)
+    if None in (low, middle, high, confidence) or not (low <= middle <= high and confidence <= 1):
+        raise ValueError(f"{', '.join(f'{TIMINGS}.{name}' for name in names)} are no median with an interval")
+    return Interval(low, middle, high, confidence, row["n_runs"] or 0)

@@ -29,12 +29,13 @@ def new_run_id() -> str:
 class Run:
     """A run. Several processes (the workers of xdist) may share one; shards are runs of their own.
 
-    command: "search", or "replay" where cases were named. pairs: the op and target of everything that it sets out to
-    run, so that a reader can tell what a run that was killed never reached; they may be added until it begins.
+    command: "search", "replay" where cases were named, or "perf" where they were timed. pairs: the op and target of
+    everything that it sets out to run, so that a reader can tell what a run that was killed never reached; they may be
+    added until it begins.
     """
 
     settings: Settings
-    command: Literal["search", "replay"]
+    command: Literal["search", "replay", "perf"]
     devices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     pairs: list[tuple[str, str]] = field(default_factory=list)
     id: str = field(default_factory=new_run_id)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from opconform.harness.model.builds import Build, names_apart
 from opconform.harness.model.usage import UsageError
@@ -24,6 +24,8 @@ Outcome = Literal["passed", "failed", "known", "unsupported", "not finished"]
 BESIDE = timedelta(hours=12)
 
 _SHARDS = 8  #: shards that are missing, by number
+
+T = TypeVar("T")
 
 
 class Pair(NamedTuple):
@@ -123,34 +125,49 @@ def grouped(runs: Iterable[RunRow]) -> list[list[RunRow]]:
     return groups
 
 
-def states_of(path: Path, run_id: str | None = None) -> dict[Pair, State]:
+def states_of(path: Path, run_id: str | None = None, needed: bool = True) -> dict[Pair, State]:
     """The last state of each pair in the history at `path`, or what the run `run_id` (or the start of one) says.
 
-    Of a whole file, replays of single cases do not count. Raises `UsageError` where there is nothing to read.
+    Of a whole file, replays of single cases do not count. Raises `UsageError` where nothing was tested, unless that is
+    not needed.
     """
     with reading(path) as db:
         last = last_groups(db, groups_of(db, path, run_id))
         states = {pair: state_of(db, group, pair) for pair, group in last.items()}
-    if not states:
-        raise UsageError(f"{path}: no run in it has tested anything")
+    if needed and not states:
+        raise UsageError(nothing_in(path))
     return states
+
+
+def nothing_in(path: Path) -> str:
+    """What to say of a history in which nothing is to be read."""
+    return f"{path}: no run in it has tested anything"
 
 
 def groups_of(db: sqlite3.Connection, path: Path, run_id: str | None = None) -> list[list[RunRow]]:
     """The groups of `grouped`, the oldest first: all that have searched, or that of the run `run_id` (or the start of
-    one). Raises `UsageError` where there is no such run."""
+    one), none where it has only taken times. Raises `UsageError` where there is no such run."""
     runs = runs_of(db)
     if run_id is None:
         return grouped(run for run in runs if run.command == "search")
-    chosen = _named(runs, run_id, path)
-    return [group for group in grouped(runs) if chosen in group]
+    chosen = named(runs, run_id, path)
+    return [group for group in grouped(run for run in runs if run.command != "perf") if chosen in group]
 
 
-def _named(runs: Sequence[RunRow], name: str, path: Path) -> RunRow:
+def named(runs: Sequence[RunRow], name: str, path: Path) -> RunRow:
+    """The run whose id is `name` or begins with it. Raises `UsageError` where that is not one."""
     found = [run for run in runs if run.id == name] or [run for run in runs if run.id.startswith(name)]
     if len(found) != 1:
         raise UsageError(f"{'several runs' if found else 'no run'} {name!r} in {path}; opconform runs lists them")
     return found[0]
+
+
+def not_replaced(times: Mapping[T, datetime], target_of: Callable[[T], Any]) -> list[T]:
+    """Those that are the last of their target, or were there no longer than `BESIDE` before it."""
+    newest: dict[Any, datetime] = {}
+    for each, time in times.items():
+        newest[target_of(each)] = max(newest.get(target_of(each), time), time)
+    return [each for each, time in times.items() if newest[target_of(each)] - time <= BESIDE]
 
 
 def last_groups(db: sqlite3.Connection, groups: Iterable[Sequence[RunRow]]) -> dict[Pair, Sequence[RunRow]]:
@@ -158,11 +175,8 @@ def last_groups(db: sqlite3.Connection, groups: Iterable[Sequence[RunRow]]) -> d
     last: dict[Pair, Sequence[RunRow]] = {}
     for group in groups:
         last |= dict.fromkeys(pairs_of(db, group), group)
-    newest: dict[tuple[str, str], Any] = {}
-    for pair, group in last.items():
-        time = group[-1].time
-        newest[pair[:2]] = max(newest.get(pair[:2], time), time)
-    return {pair: group for pair, group in last.items() if newest[pair[:2]] - group[-1].time <= BESIDE}
+    times = {pair: group[-1].time for pair, group in last.items()}
+    return {pair: last[pair] for pair in not_replaced(times, lambda pair: pair[:2])}
 
 
 def pairs_of(db: sqlite3.Connection, group: Sequence[RunRow]) -> list[Pair]:

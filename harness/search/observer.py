@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
@@ -10,6 +11,9 @@ from opconform.harness.model.op import Op
 from opconform.harness.run.target import Target
 from opconform.harness.search.interrupts import uninterrupted
 from opconform.harness.search.result import Result, Tally
+
+if TYPE_CHECKING:
+    from opconform.harness.search.speed import Measured
 
 
 class Observer:
@@ -35,6 +39,9 @@ class Observer:
 
     def watched(self, result: Result) -> None:
         """A model on one device is done."""
+
+    def timed(self, measured: Measured) -> None:
+        """A case on one device has been timed, or compared with another build."""
 
     def lost(self, op: Op, target: Target, reason: str) -> None:
         """One op on one device cannot run, or not any more."""
@@ -69,6 +76,9 @@ class Observers(Observer):
 
     def watched(self, result: Result) -> None:
         self._tell(lambda observer: observer.watched(result))
+
+    def timed(self, measured: Measured) -> None:
+        self._tell(lambda observer: observer.timed(measured))
 
     def lost(self, op: Op, target: Target, reason: str) -> None:
         self._tell(lambda observer: observer.lost(op, target, reason))

@@ -1,4 +1,5 @@
-"""What the report shows, read from a history: the last state of each op on each device, its failures, and the past."""
+"""What the report shows, read from a history: the last state of each op on each device, its failures, the past, and the
+last times."""
 
 from __future__ import annotations
 
@@ -23,12 +24,14 @@ from opconform.reports.states import (
     State,
     groups_of,
     last_groups,
+    nothing_in,
     pairs_of,
     reading,
     results_of,
     state_of,
     target_names,
 )
+from opconform.reports.timings import Timing, timings_in
 
 PAST = 60  #: runs of which the trend is drawn
 
@@ -112,12 +115,14 @@ class Moment:
 
 @dataclass(frozen=True)
 class Report:
-    """All that is shown. `past`: the last runs that searched, the oldest first. `runs`: those that `entries` are of."""
+    """All that is shown. `past`: the last runs that searched, the oldest first. `runs`: those that `entries` are of.
+    `timings`: those of the last run on each target."""
 
     history: Path
     entries: Mapping[Pair, Entry]
     past: tuple[Moment, ...]
     runs: tuple[RunRow, ...]
+    timings: tuple[Timing, ...] = ()
 
     @property
     def ops(self) -> list[str]:
@@ -126,7 +131,7 @@ class Report:
     @cached_property
     def names(self) -> Mapping[Pair, str]:
         """What to call each pair's target: its build is part of the name."""
-        return target_names(self.entries)
+        return target_names([*self.entries, *(timing.pair for timing in self.timings)])
 
     @cached_property
     def targets(self) -> Mapping[str, Pair]:
@@ -153,11 +158,12 @@ def report_of(path: Path, run_id: str | None = None) -> Report:
         entries = {pair: _entry(db, pair, group) for pair, group in last_groups(db, groups).items()}
         searched = groups if run_id is None else groups_of(db, path)
         past = tuple(_moment(db, group) for group in searched[-PAST:])
-    if not entries:
-        raise UsageError(f"{path}: no run in it has tested anything")
+        timings = tuple(timings_in(db, path, run_id))
+    if not entries and not timings:
+        raise UsageError(nothing_in(path))
     ids = {run.id: run for entry in entries.values() for run in entry.group}
     runs = tuple(sorted(ids.values(), key=lambda run: run.started))
-    return Report(path, entries, past, runs)
+    return Report(path, entries, past, runs, timings)
 
 
 def _moment(db: sqlite3.Connection, group: Sequence[RunRow]) -> Moment:

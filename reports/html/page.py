@@ -30,6 +30,7 @@ from opconform.harness.model.version import VERSION
 from opconform.reports.html.charts import spark, strip, trend
 from opconform.reports.html.data import Entry, Report
 from opconform.reports.html.models import model_of
+from opconform.reports.html.times import WIDE, times_of
 from opconform.reports.repro.picture import picture
 from opconform.reports.run import now
 from opconform.reports.screen import clean, places, twin
@@ -117,6 +118,8 @@ def html(report: Report) -> str:
             numbers=numbers,
             opened=_OPEN,
             models=watched,
+            times=times_of(report),
+            wide=WIDE,
             cells={pair: _cell(entry, report, numbers, models) for pair, entry in report.entries.items()},
             totals=_totals(report),
             known=[known for entry in report.entries.values() for known in _known(entry)],
@@ -246,6 +249,8 @@ def _totals(report: Report) -> dict[str, int]:
         "failed": sum(entry.failed for entry in entries),
         "expected": sum(entry.known for entry in entries),
         "unsupported": sum(entry.unsupported.total() for entry in entries),
+        "slower": sum(timing.slower for timing in report.timings),
+        "timed": sum(timing.timed for timing in report.timings),
         "mended": sum(known.kind == "fixed" for entry in entries for known in _known(entry)),
     }
 

@@ -28,9 +28,23 @@ from opconform.reports.html.page import html
 from opconform.reports.listing import run_lines
 from opconform.reports.merge import merge
 from opconform.reports.states import devices_in, states_of
+from opconform.reports.timings import timings_of
 from tests.attack.strangers import anything, paths, put, quickly
 from tests.attack.test_printers import safe
-from tests.histories import FAILED, PASSED, REFUSED, VULKAN, finished, query, record, result_of, run_of
+from tests.histories import (
+    FAILED,
+    PASSED,
+    REFUSED,
+    TIMED,
+    VULKAN,
+    finished,
+    query,
+    ratio_of,
+    record,
+    result_of,
+    run_of,
+    timed,
+)
 from tests.repro_samples import one_failure
 from tests.samples import acc
 
@@ -39,16 +53,20 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "states": states_of,
     "devices": devices_in,
     "report": lambda path: html(report_of(path)),
-    "compare": lambda path: compare({}, states_of(path)),
+    "timings": timings_of,
+    "compare": lambda path: compare({}, states_of(path, needed=False), [], timings_of(path, compared=True)),
     "merge": lambda path: merge(path.parent / "out.sqlite", [path]),
 }
 
 
-def changed(*statements: str, values: Sequence[Any] = ()) -> Callable[[Path], None]:
-    """A good history, then these statements."""
+def changed(*statements: str, values: Sequence[Any] = (), times: bool = False) -> Callable[[Path], None]:
+    """A good history (of a search, or of times), then these statements."""
 
     def make(path: Path) -> None:
-        finished(path, [PASSED, FAILED, REFUSED])
+        if times:
+            timed(path, TIMED, ratio_of(1.5))
+        else:
+            finished(path, [PASSED, FAILED, REFUSED])
         with closing(sqlite3.connect(path, isolation_level=None)) as db:
             db.execute("PRAGMA journal_mode = DELETE")
             for statement in statements:
@@ -90,6 +108,7 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
         "no such table: results; a history has runs, results, test_backend_ops",
     ),
     "no cases": (changed("DROP TABLE test_backend_ops"), "no such table: test_backend_ops"),
+    "no times": (changed("DROP TABLE timings"), "no such table: timings"),
     "another version": (changed("PRAGMA user_version = 1"), "is not as Opconform makes it"),
     "a version below 0": (changed("PRAGMA user_version = -7"), "is not as Opconform makes it"),
     "a thousand million shards": (changed("UPDATE runs SET shards = 1000000000"), "shard 1 of 1000000000"),
@@ -115,15 +134,47 @@ WRONG: dict[str, tuple[Callable[[Path], None], str]] = {
     "a result that is none": (changed("UPDATE results SET result = '{}'"), "result has no 'op'"),
 }
 
+WRONG_TIMES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a time that is text": (changed("UPDATE timings SET time_us = 'x'", times=True), "timings.time_us holds str"),
+    "a time below 0": (
+        changed("UPDATE timings SET time_us = -1, time_low_us = -1", times=True),
+        "is -1.0; it must be 0 or above",
+    ),
+    "an endless ratio": (changed("UPDATE timings SET ratio_high = 9e999", times=True), "timings.ratio_high is inf"),
+    "an interval the wrong way round": (
+        changed("UPDATE timings SET ratio_low = 2, time_low_us = 99", times=True),
+        "are no median with an interval",
+    ),
+    "half an interval": (changed("UPDATE timings SET confidence = NULL", times=True), "are no median with an interval"),
+    "a confidence above 1": (
+        changed("UPDATE timings SET ratio_confidence = 2, confidence = 2", times=True),
+        "are no median with an interval",
+    ),
+    "a cache that is none": (
+        changed("UPDATE timings SET cache = 'lukewarm'", times=True),
+        "neither of a warm case nor of a cold one",
+    ),
+}
+READ_TIMES = ("runs", "report", "timings", "compare", "merge")
+
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("name", WRONG)
 def test_a_history_that_cannot_be_is_one_line_in_no_time(name: str, reader: str, tmp_path: Path) -> None:
     make, message = WRONG[name]
-    path = tmp_path / "x.sqlite"
-    make(path)
-    if reader in ("runs", "devices") and message.startswith("result") and "Opconform" not in message:
+    if reader in ("runs", "devices", "timings") and message.startswith("result") and "Opconform" not in message:
         pytest.skip("it reads no results")
+    refused(make, message, reader, tmp_path / "x.sqlite")
+
+
+@pytest.mark.parametrize("reader", READ_TIMES)
+@pytest.mark.parametrize("name", WRONG_TIMES)
+def test_a_time_that_cannot_be_is_one_line_in_no_time(name: str, reader: str, tmp_path: Path) -> None:
+    refused(*WRONG_TIMES[name], reader, tmp_path / "x.sqlite")
+
+
+def refused(make: Callable[[Path], None], message: str, reader: str, path: Path) -> None:
+    make(path)
     before = path.read_bytes()
     with quickly(), pytest.raises(UsageError) as caught:
         READERS[reader](path)
@@ -131,7 +182,7 @@ def test_a_history_that_cannot_be_is_one_line_in_no_time(name: str, reader: str,
     assert str(caught.value).startswith(f"{path}: ")
     assert message in str(caught.value)
     assert path.read_bytes() == before
-    assert not (tmp_path / "out.sqlite").exists()
+    assert not (path.parent / "out.sqlite").exists()
 
 
 @pytest.mark.parametrize("name", ["endless runs", "a trigger", "a column that is code", "no results"])
@@ -212,9 +263,20 @@ RESULT = (
 )
 
 
+NAMED = ", ".join(list(COLUMNS["timings"])[1:])
+TIME = "INSERT INTO timings SELECT * FROM timings LIMIT 1"
+
+
 @pytest.mark.parametrize(
     ("forgery", "said"),
     [
+        (TIME, "has 1 more times after its end"),
+        ("UPDATE timings SET slower = 0", "has other times"),
+        ("DELETE FROM timings WHERE cache = 'warm'", "has other times"),
+        (
+            f"INSERT INTO timings (run_id, {NAMED}) SELECT runs.run_id, {NAMED} FROM runs, timings",
+            "more times after its",
+        ),
         (CASE, "has 1 more cases after its end"),
         (RESULT, "has 1 more results after its end"),
         ("UPDATE test_backend_ops SET passed = 1, error_message = ''", "has other cases"),
@@ -227,6 +289,7 @@ RESULT = (
 def test_a_run_is_never_replaced_by_a_strangers_copy(forgery: str, said: str, tmp_path: Path) -> None:
     mine, out = tmp_path / "mine.sqlite", tmp_path / "out.sqlite"
     finished(mine, [PASSED, FAILED])
+    timed(mine, TIMED, ratio_of(1.5))
     merge(out, [mine])
     before = contents(out)
     forged = copy_of(mine, tmp_path / "forged.sqlite", forgery)
@@ -267,13 +330,14 @@ def test_a_history_that_was_merged_can_still_be_read(tmp_path: Path) -> None:
     out = tmp_path / "out.sqlite"
     finished(out, [PASSED])
     before = contents(out)
-    for name, (make, _) in WRONG.items():
+    for name, (make, _) in {**WRONG, **WRONG_TIMES}.items():
         bad = tmp_path / f"{name}.sqlite"
         make(bad)
         with pytest.raises(UsageError):
             merge(out, [bad])
     assert contents(out) == before
     assert len(list(run_lines(out))) == 1
+    assert timings_of(out) == []
 
 
 # Fuzzing
@@ -286,6 +350,7 @@ def good(path: Path) -> None:
     record(run, [PASSED, FAILED], replace(result_of([PASSED, FAILED]), failure=failure))
     record(run_of(path, shard=(1, 2)), [PASSED, Verdict(acc(2), unsupported="no")], result_of([PASSED]))
     record(run_of(path, shard=(2, 2)), [FAILED], close=False)
+    timed(path, TIMED, ratio_of(1.5))
 
 
 @cache
@@ -322,6 +387,7 @@ def read_by_all(path: Path) -> None:
             safe(found)
         if name == "merge":
             states_of(out)
+            timings_of(out)
             assert {*before["runs"]} <= {*contents(out)["runs"]}
     out.unlink()
 
@@ -332,7 +398,7 @@ def one_line(error: UsageError) -> None:
 
 FUZZ = settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 
-CELLS = [(table, column) for table in ("runs", "results", "test_backend_ops") for column in COLUMNS[table]]
+CELLS = [(table, column) for table in TABLES for column in COLUMNS[table]]
 JSON_CELLS = ["runs.devices", "runs.pairs", "runs.options", "results.result", "results.reasons", "results.known_bugs"]
 
 

@@ -236,7 +236,7 @@ def test_a_pair_that_vanished_is_a_regression() -> None:
         ("compare mine.py mine.py", "mine.py: not a history: file is not a database"),
         ("compare . .", ".: is not a file"),
         ("compare good.sqlite nope --history good.sqlite", "no run 'nope' in good.sqlite"),
-        ("compare good.sqlite good.sqlite --slow 0", "--slow is 0; it must be above 0"),
+        ("compare good.sqlite good.sqlite --output xml", "'xml' is not one of 'console', 'json'"),
         ("compare good.sqlite", "Missing argument 'NEW'"),
         ("merge out.sqlite", "Missing argument 'IN...'"),
         ("merge out.sqlite a.sqlite", "a.sqlite: no such file"),

@@ -6,7 +6,9 @@ import csv
 import io
 import json
 import os
+import sqlite3
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +167,52 @@ def test_a_comparison_is_a_row_of_its_own() -> None:
     assert ratio["slower"] == 1
     assert 1.1 < ratio["ratio_low"] <= ratio["ratio"] <= ratio["ratio_high"]
     assert ratio["ratio_confidence"] > 0.9999
-    assert ratio["versus"].endswith("speeds.py:Even:0 (build Even)")
+    assert ratio["versus"].endswith("speeds.py:Even:0 (Even)")
 
 
 def test_what_the_other_build_does_not_take_is_no_failure() -> None:
     said = against("Even", "Refuses").output
     assert "not timed: " in said
     assert "it takes nothing" in said
+
+
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_times_go_into_the_history_and_the_report(tmp_path: Path) -> None:
+    (*_, said) = times(of("Slower"), "--vs", of("Even"), status=1)
+    times(of("Even"), "--vs", of("Even"), "--history", "even.sqlite")
+    runs = CliRunner().invoke(main, ["runs"]).output
+    assert "1 case timed, 1 of 1 slower than the other build" in runs
+    report = CliRunner().invoke(main, ["report"])
+    assert report.output == "opconform-out/report.html  1 of 1 timed cases slower\n"
+    page = Path("opconform-out", "report.html").read_text()
+    assert CASE in page
+    assert f"{said['ratio']:.2f} (" in page
+    found = CliRunner().invoke(main, ["compare", "even.sqlite", "opconform-out/history.sqlite"])
+    assert found.exit_code == 1
+    assert f"newly slow  cumsum  {of('Slower')}:0" in found.output
+
+
+def test_what_csv_prints_is_what_the_history_holds() -> None:
+    text = perf("--backend", of("Even"), "--case", CASE, "--output", "csv", "--vs", of("Even")).stdout
+    with closing(sqlite3.connect("opconform-out/history.sqlite")) as db:
+        db.row_factory = sqlite3.Row
+        kept = [dict(row) for row in db.execute("SELECT * FROM timings")]
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [row["cache"] for row in rows] == ["warm", "cold", "warm"]
+    for row, there in zip(rows, kept, strict=True):
+        for name, value in row.items():
+            known = "" if there[name] is None else there[name]
+            assert value == (f"{known:f}" if isinstance(known, float) else str(known)), name
+
+
+def test_nothing_is_kept_with_history_none_nor_where_it_cannot_be() -> None:
+    perf("--backend", of("Even"), "--case", CASE, "--history", "none")
+    assert not Path("opconform-out").exists()
+    Path("taken").write_text("")
+    said = perf("--backend", of("Even"), "--case", CASE, "--history", "taken/h.sqlite", status=2).output
+    assert "--history taken/h.sqlite: taken is not a folder" in said
 
 
 # ---- how a sample is taken -------------------------------------------------------------------------------------------

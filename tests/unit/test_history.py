@@ -225,7 +225,7 @@ def text(path: Path) -> None:
     ("make", "message"),
     [
         (foreign, "an SQLite file of another program, not a history of Opconform"),
-        (newer, "written by a newer Opconform (history version 3; this one has 2)"),
+        (newer, f"written by a newer Opconform (history version {VERSION + 1}; this one has {VERSION})"),
         (text, "not a history: file is not a database"),
         (Path.mkdir, "is not a file"),
     ],

@@ -28,14 +28,31 @@ from opconform.harness.run.backend import Device
 from opconform.harness.run.target import Target
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
 from opconform.harness.search.settings import Settings
+from opconform.harness.search.speed import Measured, Subject
 from opconform.reports.database import _STEPS
 from opconform.reports.history import recorders
 from opconform.reports.html.charts import strip, trend
 from opconform.reports.html.data import report_of
 from opconform.reports.html.page import html
 from opconform.reports.run import Run, about_devices
-from tests.histories import ACC, FAILED, PAIR, PASSED, REFUSED, VULKAN, failure_of, finished, record, result_of, run_of
+from tests.histories import (
+    ACC,
+    FAILED,
+    PAIR,
+    PASSED,
+    REFUSED,
+    TIMED,
+    VULKAN,
+    failure_of,
+    finished,
+    ratio_of,
+    record,
+    result_of,
+    run_of,
+    timed,
+)
 from tests.repro_samples import HOSTILE, one_failure
+from tests.samples import acc
 
 SCRIPT = "<script>alert(1)</script>"
 LISTED = KnownFailure("known_failures.toml, entry 1", "acc/kb001", "ne3 is lost", "", "2099-01-01", False, 3, "fails")
@@ -147,6 +164,15 @@ def foul(text: str) -> tuple[Result, Device]:
     return result, Device(stored, stored, {stored: text})
 
 
+def foul_times(text: str, device: Device) -> list[Measured]:
+    """Times in which every string that may come from elsewhere is `text`."""
+    stored = text.encode(errors="replace").decode()
+    target = Target(stored, device)
+    subject = Subject(stored, ACC, replace(acc(3), op=stored))
+    slow = replace(ratio_of(1.5, subject, target), other=target)
+    return [replace(TIMED, subject=subject, target=target, clock=text), slow, replace(slow, versus=None, error=text)]
+
+
 @pytest.mark.parametrize(
     "text", [SCRIPT, *HOSTILE, "javascript:alert(1)", '" onerror="alert(1)', "' autofocus onfocus='"]
 )
@@ -156,6 +182,7 @@ def test_text_from_elsewhere_is_text_and_never_markup(text: str, tmp_path: Path)
         place = tmp_path / name
         result, device = foul(word)
         keep(place / "history.sqlite", result, device=device, report_dir=str(place / "r"))
+        timed(place / "history.sqlite", *foul_times(word, device))
         pages.append(html(report_of(place / "history.sqlite")))
     assert Page(pages[0]).skeleton == Page(pages[1]).skeleton
     assert all(character.isprintable() or character == "\n" for character in pages[0])
@@ -296,6 +323,7 @@ def test_each_cell_says_its_state_in_words(path: Path) -> None:
 def test_links_lead_somewhere_and_ids_are_there_once(path: Path) -> None:
     results = [result_with(replace(one_failure(), target=f"ggml:{i}"), f"ggml:{i}") for i in range(4)]
     keep(path, *results, replace(result_of([REFUSED]), known_bugs=(KnownBug("acc/a", "bug", True),)))
+    timed(path, TIMED, replace(TIMED, target=Target("cuda", VULKAN.device)))
     page = page_of(path)
     ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
     assert len(ids) == len(set(ids))
@@ -309,6 +337,7 @@ def test_links_lead_somewhere_and_ids_are_there_once(path: Path) -> None:
 
 def test_headings_go_down_by_one_and_tables_have_scopes(path: Path) -> None:
     keep(path, result_with(one_failure(VULKAN)))
+    timed(path, TIMED, ratio_of(1.5))
     page = page_of(path)
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
@@ -317,6 +346,32 @@ def test_headings_go_down_by_one_and_tables_have_scopes(path: Path) -> None:
     assert page.all("html") == [{"lang": "en"}]
     assert all(image["alt"] for image in page.all("img"))
     assert page.elements[[tag for tag, _ in page.elements].index("body") + 1][1]["class"] == "skip"
+
+
+def test_times_are_shown_beside_tests_and_without_any(path: Path) -> None:
+    run = timed(path, TIMED, ratio_of(1.5))
+    alone = page_of(path)
+    finished(path, [PASSED])
+    both = page_of(path)
+    for page in (alone, both):
+        assert "1 of 1 case timed is slower than on the other build." in page.text
+        assert "acc/one SLOWER" in page.text
+        assert f"llvmpipe, {run.started[:10]}" in page.text
+        assert "clock: graphs; against ggml:Vulkan0 (b6673)" in page.text
+        labels = [svg.get("aria-label") for svg in page.all("svg")]
+        assert "times as long: 1.50 (1.50–1.50)" in labels
+        assert "of the speed of the device's own copy: 50%" in labels
+        targets = {a["href"] for a in page.all("a")}
+        assert "#times" in targets
+        assert targets <= {f"#{attrs['id']}" for _, attrs in page.elements if "id" in attrs}
+    assert ("#matrix" in {a["href"] for a in both.all("a")}, "Matrix" in alone.text) == (True, False)
+    assert "Times" not in page_of(path, last_run(path)).text
+
+
+def last_run(path: Path) -> str:
+    """The id of the last run."""
+    with closing(sqlite3.connect(path)) as db:
+        return str(db.execute("SELECT run_id FROM runs ORDER BY started DESC").fetchone()[0])
 
 
 def test_an_older_run_is_dated_and_a_run_can_be_chosen(path: Path) -> None:
