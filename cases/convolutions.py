@@ -17,7 +17,7 @@ from opconform.cases.families.taps import Window, crossed
 from opconform.cases.products import Operand, activations, product, weights
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.cases.windows import STRIDE, TAPS, axes, check_window, geometry, params_of, window
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Expected
@@ -177,7 +177,7 @@ def _volume_sizes(case: Case) -> Sizes:
     return Sizes({**groups, **taps, **places}, made)
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom, op: str) -> Problem:
     """Small images with a few channels; shrinks to one product."""
     number = 3 if op == "conv_3d" else 2
@@ -305,7 +305,7 @@ def _check_transposed(case: Case, number: int) -> None:
     check_out(case, _transposed_shape(x, kernel, int(case.params[name]), number))
 
 
-@st.composite
+@composite
 def _transposed_problems(draw: st.DrawFn, freedom: Freedom, number: int) -> Problem:
     """Strides below, at and above the kernel's size; shrinks to one product."""
     name = "s0" if number == 1 else "stride"

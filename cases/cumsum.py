@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.harness.draw.strategies import (
     among,
+    composite,
     forms,
     inner_sizes,
     integers,
@@ -101,7 +102,7 @@ def check(case: Case) -> None:
         raise CaseError("case.inplace must be null: cumsum does not work in place")
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows along any axis, up to 1025 long, or in a rare form; shrinks to one element along ne0."""
     axis = draw(among(freedom.choices("axis", range(4))))

@@ -14,7 +14,7 @@ from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.mla.attention import Narrow, attention_error, gamma, softmax_of
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.cases.softmax import slopes
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F32, F64, DType, Raw
@@ -195,7 +195,7 @@ def _whole_tiles(queries: int) -> int:
     return -(-queries // 64) * 64
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """A few queries on up to 257 keys; shrinks to one of each."""
     kinds = [name for name in _DRAWN if blocks.available() or DTYPES[name].block == 1]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import among, inner_sizes, scales
+from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F32, F64, Raw
@@ -69,7 +69,7 @@ def _arange_sizes(case: Case) -> Sizes:
     return Sizes({"n": case.outputs["out"].shape[3]}, made)
 
 
-@st.composite
+@composite
 def _arange_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Ranges that end on a step and between two; shrinks to one number."""
     n = min(draw(inner_sizes(draw(scales()))), max(freedom.max_bytes // 64, 1))
@@ -111,7 +111,7 @@ def _check_fill(case: Case) -> None:
         raise CaseError("out must have the shape of x")
 
 
-@st.composite
+@composite
 def _fill_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Any shape; shrinks to one element."""
     dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
@@ -170,7 +170,7 @@ def _check_time(case: Case) -> None:
     check_out(case, (1, 1, x[3], dim))
 
 
-@st.composite
+@composite
 def _time_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of even and odd length for some times; shrinks to one row of one element."""
     dim, n = draw(inner_sizes(draw(scales()))), draw(inner_sizes(33))

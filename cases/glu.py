@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from opconform.cases import activations
 from opconform.cases.families import choice, elementwise
 from opconform.cases.shapes import check_out, is_aligned, rows
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, Raw
@@ -63,7 +63,7 @@ def _check(case: Case) -> None:
     check_out(case, (*x[:-1], x[-1] // 2))
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of two halves; shrinks to two elements."""
     dtype = draw(among(freedom.choices("dtype", _DTYPES)))

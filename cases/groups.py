@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.rows import standardised
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import among, inner_sizes, within
+from opconform.harness.draw.strategies import among, composite, inner_sizes, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64, Raw
@@ -29,7 +29,7 @@ def total(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     return found.stored(case.outputs["out"].type, (1, 1, 1, 1))
 
 
-@st.composite
+@composite
 def _sum_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
     return Problem({}, dtype, {"x": draw(tensors(freedom, 4))}, (1, 1, 1, 1))
@@ -89,7 +89,7 @@ def _is_even(channels: int, groups: int) -> bool:
     return channels % -(-channels // groups) == 0
 
 
-@st.composite
+@composite
 def _group_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Channels in groups, which need not divide them; shrinks to one element."""
     channels, groups = draw(inner_sizes(33)), draw(among((1, 2, 3, 4, 5, 8, 32)))
@@ -166,7 +166,7 @@ def _position_sizes(case: Case) -> Sizes:
     return Sizes(dict(zip("myxn", part)), made)
 
 
-@st.composite
+@composite
 def _position_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Windows of up to 14 × 14, as SAM has them; shrinks to one place."""
     n, y, x = (draw(among(sizes)) for sizes in ((1, 2, 3, 5, 7, 14), (1, 2, 3, 5), (1, 2, 3, 7)))

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, inner_sizes, scales
+from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -85,7 +85,7 @@ def _check_indexer(case: Case) -> None:
     check_out(case, (q[0], 1, q[1], k[1]))
 
 
-@st.composite
+@composite
 def _indexer_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """A few tokens on up to 129 keys; shrinks to one of each."""
     kind = draw(among(freedom.choices("cache", _CACHES)))
@@ -184,7 +184,7 @@ def _check_comb(case: Case) -> None:
     check_out(case, (1, mixes[2], _STREAMS, _STREAMS))
 
 
-@st.composite
+@composite
 def _comb_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some tokens; shrinks to one, in one round."""
     size, tokens = _STREAMS * (_STREAMS + 2), draw(inner_sizes(draw(scales())))
@@ -225,7 +225,7 @@ def _check_pre(case: Case) -> None:
     check_out(case, (1, 1, x[1], x[3]))
 
 
-@st.composite
+@composite
 def _pre_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some tokens of some streams; shrinks to one element."""
     n, tokens = draw(inner_sizes(draw(scales()))), draw(among((1, 2, 3, 7, 17)))
@@ -265,7 +265,7 @@ def _check_post(case: Case) -> None:
     check_out(case, residual)
 
 
-@st.composite
+@composite
 def _post_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some tokens of some streams; shrinks to one element."""
     n, tokens = draw(inner_sizes(draw(scales()))), draw(among((1, 2, 3, 7, 17)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import among, inner_sizes
+from opconform.harness.draw.strategies import among, composite, inner_sizes
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, Raw
 from opconform.harness.model.expected import Expect, Expected
@@ -51,7 +51,7 @@ def _check_concat(case: Case) -> None:
     check_out(case, (*a[:axis], a[axis] + b[axis], *a[axis + 1 :]))
 
 
-@st.composite
+@composite
 def _concat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that agree but for one axis; shrinks to two elements."""
     dtype = draw(among(freedom.choices("dtype", _TYPES)))
@@ -115,7 +115,7 @@ def _check_mask(case: Case) -> None:
         raise CaseError("out must have the shape of x")
 
 
-@st.composite
+@composite
 def _mask_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4))
     params = draw(drawn_params(freedom, {"n_past": _PAST}))

@@ -13,7 +13,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, inner_sizes, scales
+from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import BF16, DTYPES, F16, F32, F64, QUANTISED, DType, Mask, Raw
@@ -175,7 +175,7 @@ def weight_types(freedom: Freedom) -> list[str]:
     return found if blocks.available() else [name for name in found if DTYPES[name].block == 1]
 
 
-@st.composite
+@composite
 def lengths(draw: st.DrawFn, dtype: str) -> int:
     """Lengths of a row of weights: whole blocks, mostly few."""
     block = DTYPES[dtype].block
@@ -184,7 +184,7 @@ def lengths(draw: st.DrawFn, dtype: str) -> int:
     return block * draw(among((1, 2, 3, 4, 5) if block < 256 else (1, 1, 2, 3)))
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Matrices of up to 65 rows each, with outer axes over which a is repeated; shrinks to one product."""
     dtype = draw(among(weight_types(freedom)))
@@ -288,7 +288,7 @@ def traits_id(case: Case) -> dict[str, str | bool]:
     return {"weights": a.dtype, "aligned": is_aligned(case), "one_token": b.shape[1] == 1}
 
 
-@st.composite
+@composite
 def problems_id(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Up to 16 experts, of which each token uses some; shrinks to one token and one expert."""
     dtype = draw(among(weight_types(freedom)))
@@ -335,7 +335,7 @@ def check_outer(case: Case) -> None:
     check_out(case, (*b[:2], b[3], a[3]))
 
 
-@st.composite
+@composite
 def problems_outer(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Like those of MUL_MAT, turned; shrinks to one product."""
     dtype = draw(among(weight_types(freedom)))

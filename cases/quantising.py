@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.conversions import ROUNDED, decoded, stored
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, QUANTISED, Raw
@@ -50,7 +50,7 @@ def _check(case: Case) -> None:
     check_out(case, case.inputs["x"].shape)
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Any shape whose rows are whole blocks; shrinks to one block."""
     pairs = [

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from opconform.cases.activations import softplus
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64, Raw
@@ -197,7 +197,7 @@ def _otherwise(rule: _Rule, wrong: str) -> Expect:
     return partial(rule.expect, wrong=wrong)
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom, rule: _Rule, scaled: bool) -> Problem:
     """A few tokens of some sequences; shrinks to one token of one head with one channel."""
     size = draw(among(freedom.choices("head_size", _SIZES)))
@@ -329,7 +329,7 @@ def _check_scan(case: Case) -> None:
         raise CaseError("case.inplace must be null: ssm_scan does not work in place")
 
 
-@st.composite
+@composite
 def _scan_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """A few tokens of some sequences; shrinks to one token of one head."""
     form = draw(among(freedom.choices("form", ("mamba2", "mamba1"))))

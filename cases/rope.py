@@ -12,7 +12,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import among, within
+from opconform.harness.draw.strategies import among, composite, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F64, Raw
@@ -212,7 +212,7 @@ def traits(case: Case) -> dict[str, Any]:
     }
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Heads of up to 256 channels in every mode; shrinks to one pair of one token."""
     dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))

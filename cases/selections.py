@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.conversions import ROUNDED, converted, decoded, stored
 from opconform.cases.shapes import check_out, is_aligned, rows
-from opconform.harness.draw.strategies import among, inner_sizes, scales
+from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, QUANTISED, Raw
@@ -33,7 +33,7 @@ def _with_decoder(types: list[str]) -> list[str]:
     return types if blocks.available() else [name for name in types if DTYPES[name].block == 1]
 
 
-@st.composite
+@composite
 def _length(draw: st.DrawFn, dtype: str) -> int:
     block = DTYPES[dtype].block
     return draw(inner_sizes(draw(scales()))) if block == 1 else block * draw(among((1, 2, 3)))
@@ -69,7 +69,7 @@ def _check_get_rows(case: Case) -> None:
     check_out(case, (*b[1:], a[3]))
 
 
-@st.composite
+@composite
 def _get_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some rows of tables; shrinks to one row of one element."""
     dtype = draw(among(_with_decoder(freedom.choices("table", _TABLES))))
@@ -137,7 +137,7 @@ def _check_set_rows(case: Case) -> None:
         raise CaseError(f"out has shape {case.outputs['out'].shape}; in place it must be that of a, {a}")
 
 
-@st.composite
+@composite
 def _set_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of caches; shrinks to one row of one element."""
     dtype = draw(among(_with_decoder(freedom.choices("dtype", _STORED))))
@@ -176,7 +176,7 @@ def _check_add_id(case: Case) -> None:
     check_out(case, a)
 
 
-@st.composite
+@composite
 def _add_id_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of some tokens, each of which uses some experts; shrinks to one element."""
     n = draw(inner_sizes(draw(scales())))
@@ -270,14 +270,14 @@ def _judge_largest(case: Case, raw: Mapping[str, Raw], expected: Expected, got: 
     return Residual(np.where(wrong, 1.0, 0.0).reshape(got.shape), np.zeros(got.shape))
 
 
-@st.composite
+@composite
 def _argsort_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4))
     order = draw(among(freedom.choices("order", ("asc", "desc"))))
     return Problem({"order": order}, "i32", {"x": shape}, shape, dtypes={"x": "f32"})
 
 
-@st.composite
+@composite
 def _top_k_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4).filter(lambda shape: 0 not in shape))
     if not freedom.choices("long", (True,)):
@@ -289,7 +289,7 @@ def _top_k_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return Problem({"k": k}, "i32", {"x": shape}, (*shape[:-1], k), dtypes={"x": "f32"})
 
 
-@st.composite
+@composite
 def _argmax_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     n, count = draw(inner_sizes(draw(scales()))), draw(inner_sizes(33))
     return Problem({}, "i32", {"x": (1, 1, count, n)}, (1, 1, 1, count), dtypes={"x": "f32"})
@@ -330,7 +330,7 @@ def _check_count(case: Case) -> None:
     check_out(case, (1, 1, 1, 1))
 
 
-@st.composite
+@composite
 def _count_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4))
     if not freedom.choices("matrix", (False,)):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from opconform.harness.draw.strategies import (
     among,
+    composite,
     counts,
     few,
     forms,
@@ -37,7 +38,7 @@ def is_aligned(case: Case) -> bool:
     return all(layout.offset % 256 == 0 for layout in case.layouts.values())
 
 
-@st.composite
+@composite
 def rows(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     """Shapes of four axes, the innermost up to 1025 and longest, now and then empty, or in a rare form; shrinks to one
     element."""
@@ -50,7 +51,7 @@ def rows(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     return within(ne, itemsize, freedom)[::-1]
 
 
-@st.composite
+@composite
 def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     """Shapes of square matrices, up to 257 wide, in two outer dimensions, now and then many of them or a larger one;
     shrinks to one element."""
@@ -72,7 +73,7 @@ def squares(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
     return (outer[1], outer[0], n, n)
 
 
-@st.composite
+@composite
 def tensors(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     """Shapes like `rows`, with the long axis in any place: once strides are permuted, it is worth as much in each."""
     shape = draw(rows(freedom, itemsize))
@@ -80,7 +81,7 @@ def tensors(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]
     return (*shape[turned:], *shape[:turned])
 
 
-@st.composite
+@composite
 def diagonals(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     """Shapes of the diagonals of `squares`, each a matrix of one row."""
     shape = draw(squares(freedom, itemsize))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opconform.cases.families import choice, gather
 from opconform.cases.families.gathers import ALL, Elsewhere, Params, Shape, flat
 from opconform.cases.shapes import check_out, rows, tensors
-from opconform.harness.draw.strategies import among, inner_sizes, scales
+from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.image import Places
@@ -242,7 +242,7 @@ _IMAGE = {name: choice(1, 2, 3, 5, least=1, most=1 << 12) for name in ("w0", "h0
 _WINDOW = choice(1, 2, 3, 4, 7, 14, least=1, most=1 << 12)
 
 
-@st.composite
+@composite
 def _image_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Windows that cover an image, more or less; shrinks to one element."""
     dtype = draw(among(freedom.choices("dtype", ALL)))
@@ -301,7 +301,7 @@ def _check_relative(case: Case) -> None:
 _PLACES = ("f16-f16", "f32-f32", "bf16-bf16", "bf16-f16", "f32-f16")
 
 
-@st.composite
+@composite
 def _relative_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """As many places as a side of a window has, and the width of a head; shrinks to one element."""
     outs = freedom.choices("dtype", ("f16", "f32", "bf16"))

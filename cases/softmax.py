@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import check_out, is_aligned, rows
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
@@ -120,7 +120,7 @@ def traits(case: Case) -> dict[str, Any]:
     return {"masks": mask.dtype if mask else "none", "sunk": "sinks" in case.inputs, "aligned": is_aligned(case)}
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows up to 1025 long, with masks that several matrices share; shrinks to one element without a mask."""
     shape = draw(rows(freedom, 8).filter(lambda shape: 0 not in shape))

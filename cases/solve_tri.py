@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from opconform.harness.draw.strategies import (
     EDGES,
     among,
+    composite,
     counts,
     few,
     forms,
@@ -191,7 +192,7 @@ def check(case: Case) -> None:
         raise CaseError("case.inplace must be null: solve_tri does not work in place")
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Systems up to 257 wide, now and then many small ones, or with many right-hand sides; shrinks to 1×1, lower, left,
     not unit."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.harness.draw.strategies import (
     among,
+    composite,
     counts,
     few,
     forms,
@@ -83,7 +84,7 @@ def check(case: Case) -> None:
     check_out(case, (1, x[1], tokens, x[2]))
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Filters of up to 9 taps, 4 above all, over up to 1025 tokens or channels, now and then in a rare form; shrinks to
     one token of one channel."""

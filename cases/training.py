@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import among, inner_sizes, scales, within
+from opconform.harness.draw.strategies import among, composite, inner_sizes, scales, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -67,7 +67,7 @@ def _check_repeats(case: Case) -> None:
     check_out(case, like)
 
 
-@st.composite
+@composite
 def _repeat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that were repeated along some axes; shrinks to one element, once."""
     out = draw(tensors(freedom, 16).filter(lambda shape: 0 not in shape))
@@ -121,7 +121,7 @@ def _check_rows_back(case: Case) -> None:
     check_out(case, table)
 
 
-@st.composite
+@composite
 def _rows_back_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """The gradients of rows, some of which were taken several times; shrinks to one row of one element."""
     kind = draw(among(freedom.choices("source", ("f32", "f16"))))
@@ -176,7 +176,7 @@ def _check_loss(case: Case) -> None:
     check_out(case, _ONE)
 
 
-@st.composite
+@composite
 def _loss_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows up to 1025 long; shrinks to one element."""
     shape = draw(rows(freedom, 8).filter(lambda shape: 0 not in shape))
@@ -217,7 +217,7 @@ def _check_loss_back(case: Case) -> None:
     check_out(case, x)
 
 
-@st.composite
+@composite
 def _loss_back_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows up to 1025 long; shrinks to one element."""
     shape = draw(rows(freedom, 12).filter(lambda shape: 0 not in shape))
@@ -299,7 +299,7 @@ def _check_step(case: Case) -> None:
         raise CaseError("case.inplace must be 'x': the step is taken in place")
 
 
-@st.composite
+@composite
 def _step_problems(draw: st.DrawFn, freedom: Freedom, copies: int, count: int) -> Problem:
     """Any tensor; shrinks to one element."""
     grad = draw(tensors(freedom, 4 * (copies + 1)).filter(lambda shape: 0 not in shape))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, within
+from opconform.harness.draw.strategies import among, composite, within
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expected
@@ -229,7 +229,7 @@ def check(case: Case) -> None:
     check_out(case, out)
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Images that grow, shrink or keep their size along each axis; shrinks to one pixel."""
     mode = draw(among(freedom.choices("mode", MODES)))

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from opconform.harness.draw.strategies import (
     among,
+    composite,
     few,
     forms,
     inner_sizes,
@@ -111,7 +112,7 @@ def check(case: Case) -> None:
         raise CaseError("two elements of b meet the same element of a; nb1, nb2 and nb3 must keep them apart")
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: bool = True) -> Problem:
     """Views into `a`: a block of it, or strides of its own, now and then of a rare form; shrinks to one element into
     one."""

@@ -14,7 +14,7 @@ from opconform.cases.families.choices import Choices, check_params, types_of
 from opconform.cases.families.gathers import Elsewhere, drawn_types
 from opconform.cases.families.taps import Window, crossed, met
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F32, F64, DType, Raw
@@ -54,7 +54,7 @@ def check_window(name: str, its: Window, n: int) -> int:
     return count
 
 
-@st.composite
+@composite
 def axes(draw: st.DrawFn, freedom: Freedom, number: int, most: int) -> tuple[list[Window], list[int]]:
     """Windows along so many axes, the innermost first, and the axes' sizes: at least one window fits along each.
 
@@ -158,7 +158,7 @@ def _columns_shape(kernel: tuple[int, ...], x: tuple[int, ...], params: Params) 
     return (1, x[1], width, kernel[2] * kernel[3])
 
 
-@st.composite
+@composite
 def _columns_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Small images with a few channels; shrinks to one pixel and a kernel of one tap."""
     came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS))).partition("-")
@@ -258,7 +258,7 @@ def _volume_sizes(case: Case) -> Sizes:
     return Sizes(now, made)
 
 
-@st.composite
+@composite
 def _volumes_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Small volumes with a few channels; shrinks to one place and a kernel of one tap."""
     came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS[:2]))).partition("-")
@@ -343,7 +343,7 @@ def _check_overlaid(case: Case) -> None:
     check_out(case, _overlaid_shape(case.inputs["x"].shape, case.params))
 
 
-@st.composite
+@composite
 def _overlaid_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Signals with a stride below, at and above their length; shrinks to one element."""
     dtype = draw(among(freedom.choices("dtype", ("f32", "f16", "bf16"))))
@@ -405,7 +405,7 @@ def _check_returned(case: Case) -> None:
     check_out(case, out)
 
 
-@st.composite
+@composite
 def _returned_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """What IM2COL would give, turned round; shrinks to one element."""
     problem = draw(_columns_problems(Freedom((), freedom.max_bytes)))
@@ -505,7 +505,7 @@ def _pool_traits(case: Case, name: str = "x") -> dict[str, bool]:
     return {"aligned": is_aligned(case), "filled": filled, "tiled": tiled}
 
 
-@st.composite
+@composite
 def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str = "") -> Problem:
     """Planes with windows; shrinks to one element."""
     windows, sizes = draw(axes(freedom, number, 8))

@@ -10,7 +10,7 @@ from opconform.cases.delta_net import chunk_stages, faults, relations, values
 from opconform.cases.delta_net.chunk_stages import BLOCK
 from opconform.cases.delta_net.chunks import chunk_tolerance
 from opconform.cases.delta_net.rule import Rule, decoded, grouped, rule_of, stored_state, token_order, walk
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expected
@@ -53,7 +53,7 @@ def check(case: Case) -> None:
         raise CaseError(f"a chunk of {params['chunk']} has no {BLOCK}×{BLOCK} blocks to place: form must be whole")
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Up to two chunks and a few tokens, or several chunks; shrinks to one token in a chunk of 16, whole."""
     chunk = draw(among(freedom.choices("chunk", CHUNKS)))

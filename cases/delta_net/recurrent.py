@@ -20,7 +20,7 @@ from opconform.cases.delta_net.rule import (
     token_order,
     walk,
 )
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expected
@@ -88,7 +88,7 @@ _LONG = among((64, 65, 100, 129, 257))
 _SNAPSHOTS = (1, 2, 3, 5, 1, 2, 3, 5, 1, 2, 3, 5, 8, 17, 33)
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """One to 33 tokens, now and then more; shrinks to one token, one head of size 1, no initial state."""
     kept = draw(among(freedom.choices("snapshots", _SNAPSHOTS)))

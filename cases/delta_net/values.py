@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import among, counts, few, integers, outer_sizes
+from opconform.harness.draw.strategies import among, composite, counts, few, integers, outer_sizes
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.layouts import Layout
@@ -56,7 +56,7 @@ _SEQUENCES = among((8, 9, 16, 17, 33))
 SMALLEST_GATE = 2.0**-126
 
 
-@st.composite
+@composite
 def problems(
     draw: st.DrawFn,
     freedom: Freedom,

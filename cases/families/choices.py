@@ -9,7 +9,7 @@ from functools import partial
 
 from hypothesis import strategies as st
 
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
@@ -61,7 +61,7 @@ def check_params(case: Case, params: Choices) -> None:
             raise CaseError(f"{name} is {value}; it must be from {_number(its.least)} to {_number(its.most)}")
 
 
-@st.composite
+@composite
 def drawn_params(draw: st.DrawFn, freedom: Freedom, params: Choices) -> dict[str, Param]:
     """Parameters within the limits of a device; shrinks to the first value of each."""
     return {name: draw(among(freedom.choices(name, its.values))) for name, its in params.items()}

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import among, integers, within
+from opconform.harness.draw.strategies import among, composite, integers, within
 from opconform.harness.explain.hypotheses import TILES
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
@@ -179,7 +179,7 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
     )
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Rows up to 1025 long, elementwise along any axis, with other arguments that are repeated along some axes; shrinks
     to one element."""
@@ -198,7 +198,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     return Problem(params, dtype, shapes, row.out_shape(shape), row.inputs[0] if inplace else None)
 
 
-@st.composite
+@composite
 def _repeatable(
     draw: st.DrawFn, shape: tuple[int, ...], itemsize: int, freedom: Freedom
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:

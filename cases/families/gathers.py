@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from opconform.cases.families.choices import Choices, check_params, drawn_params, ignored, types_of
 from opconform.cases.families.conversions import Conversion, converted, misconverted
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.dtypes import DTYPES, Raw
 from opconform.harness.model.expected import Expected
@@ -185,7 +185,7 @@ def gather(
     )
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Any shape and parameters that the row has, within the bytes allowed; shrinks to its simplest shape, and to the
     same type on both sides."""

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.mla.attention import factor_of
-from opconform.harness.draw.strategies import EDGES, among, few, outer_sizes
+from opconform.harness.draw.strategies import EDGES, among, composite, few, outer_sizes
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.limits import Freedom
@@ -145,7 +145,7 @@ _MANY_QUERIES = among((64, 65, 129, 257))
 _BOOLEANS = st.booleans()
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Decode, in two draws of five, and prefill over caches of up to 257 rows, now and then in a rare form.
 
