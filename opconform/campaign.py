@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from opconform.harness.run.target import Target
 from opconform.harness.search.known_failures import Entry, load, problems
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import Result
-from opconform.harness.search.session import Missing, Session, idle, on_device, targets_of
+from opconform.harness.search.session import Missing, Session, Workers, end, idle, on_device, started, targets_of
 from opconform.harness.search.settings import Settings, positive
 from opconform.options import settings_from
 from opconform.reports.history import recorders
@@ -28,7 +29,8 @@ class Campaign:
 
     cases: the cases that are replayed, by name; where there are none, each op is searched. missing: backends that
     cannot run here. listed: the expected failures. asked: the backends and devices that are asked for by name.
-    seconds: the time that all pairs share, if there is a limit.
+    seconds: the time that all pairs share, if there is a limit. workers: those that the session may take over; they
+    end with the campaign.
     """
 
     settings: Settings
@@ -39,37 +41,49 @@ class Campaign:
     listed: tuple[Entry, ...] = ()
     asked: tuple[str, ...] = ()
     seconds: float | None = None
+    workers: Workers = field(default_factory=dict)
     run: Run = field(init=False)
     run_id: str | None = None
 
     def __post_init__(self) -> None:
         command = "replay" if self.cases else "search"
         named = {} if self.run_id is None else {"id": self.run_id}
+        weakref.finalize(self, end, self.workers)
         self.run = Run(self.settings, command, about_devices(self.targets), **named)  # type: ignore[arg-type]
 
     @classmethod
-    def of(cls, values: Mapping[str, Any], run_id: str | None = None) -> Campaign:
-        """The campaign that option values make, by `Option.key`. Raises `UsageError` for one that cannot be."""
+    def of(cls, values: Mapping[str, Any], run_id: str | None = None, early: bool = False) -> Campaign:
+        """The campaign that option values make, by `Option.key`. With `early` it is opened at once: the worker of the
+        backend starts while the ops are imported, and stays. Raises `UsageError` for one that cannot be."""
         settings = settings_from(values)
+        workers = started(values.get("backend") or (), settings) if early else {}
+        try:
+            return cls._of(values, run_id, settings, workers)
+        except BaseException:
+            end(workers)
+            raise
+
+    @classmethod
+    def _of(cls, values: Mapping[str, Any], run_id: str | None, settings: Settings, workers: Workers) -> Campaign:
         chosen = chosen_ops(values.get("op") or ())
         named = [find_cases(name, settings.report_dir, settings.max_bytes) for name in values.get("case") or ()]
         cases = [each for several in named for each in several]
         if cases:
             chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
         asked = values.get("backend") or ()
-        targets, missing = targets_of(asked, settings)
+        targets, missing = targets_of(asked, settings, workers)
         listed = () if cases else load(settings.known_failures)
         minutes = values.get("minutes")
         seconds = None if minutes is None else 60 * positive("--minutes", minutes)
         pairs = [(op, target) for target in targets for op in chosen]
-        return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), seconds, run_id=run_id)
+        return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), seconds, workers, run_id=run_id)
 
     def open(self, more: Sequence[Observer] = (), bundles: bool = True) -> Session:
         """The session in which the pairs run. It is a context manager. `more` observers watch it beside the history;
         with `bundles` each failure leaves one."""
         self.run.pairs[:] = [(op.name, target.label) for op, target in self.pairs]
         writers = bundle_writers(self.settings) if bundles else []
-        return Session(self.settings, [*recorders(self.run), *writers, *more], self.listed)
+        return Session(self.settings, [*recorders(self.run), *writers, *more], self.listed, self.workers)
 
     def result(self, session: Session, op: Op, target: Target) -> Result:
         """Run one pair. Raises `Unavailable` where the device cannot run, or not any more."""

@@ -5,6 +5,7 @@ Exit status: 0 all passed, 1 a failure (or nothing was executed), 2 usage, 130 s
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from importlib import import_module
@@ -57,6 +58,8 @@ class _Lazy(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _COMMANDS:
             return None
+        # No strategy of ours needs what others register with Hypothesis: trio's hook alone imports pytest.
+        os.environ.setdefault("HYPOTHESIS_NO_PLUGINS", "1")
         module, _, attribute = _COMMANDS[name][0].partition(":")
         found: click.Command = getattr(import_module(f"opconform.{module}"), attribute)
         return found

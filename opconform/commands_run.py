@@ -54,7 +54,7 @@ def test(values: dict[str, Any], processes: str | None, changed_ops: str | None,
     if changed_ops is not None:
         values = {**values, "profile": values["profile"] or "quick"}
     count = processes_of(processes)
-    campaign = Campaign.of(values)
+    campaign = Campaign.of(values, early=count == 1)
     if changed_ops is not None:
         campaign.pairs = _changed(campaign.pairs, changed_ops)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))
@@ -147,7 +147,7 @@ def replay(values: dict[str, Any], case: str, output: str) -> None:
     piece = piece_in(case, values)
     if piece is not None:
         sys.exit(replay_piece(piece, values))
-    campaign = Campaign.of({**values, "case": [case]})
+    campaign = Campaign.of({**values, "case": [case]}, early=True)
     name_missing(campaign.missing, err=True)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))
     with campaign.open([*printers, Replay(campaign.settings)], bundles=False) as session:

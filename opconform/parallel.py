@@ -158,7 +158,7 @@ def work() -> None:
 
 def _serve(messages: TextIO) -> None:
     setup = json.loads(sys.stdin.readline())
-    campaign = Campaign.of(setup["values"], setup["run"])
+    campaign = Campaign.of(setup["values"], setup["run"], early=True)
     pairs = {(op.name, target.label): (op, target) for op, target in campaign.pairs}
     campaign.pairs = [pairs[op, target] for op, target in setup["pairs"]]
     with campaign.open([_Told(messages)]) as session:

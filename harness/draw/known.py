@@ -40,14 +40,18 @@ class KnownCase:
 
 
 @cache
-def known_cases() -> dict[str, KnownCase]:
-    """Every packaged known case, by id; without the package gguf, those of plain types. Raises `CaseError` naming the
-    file for one that is not a case."""
+def known_cases(op: str = "") -> dict[str, KnownCase]:
+    """Every packaged known case, by id, or those of one op; without the package gguf, those of plain types.
+
+    Raises `CaseError` naming the file for one that is not a case.
+    """
     found: dict[str, KnownCase] = {}
     for file in sorted(files("opconform.cases").joinpath("known").iterdir(), key=lambda file: file.name):
         if not file.name.endswith(".json"):
             continue
         for entry in json.loads(file.read_text(encoding="utf-8")):
+            if op and entry["case"]["op"] != op:
+                continue
             try:
                 case = checked(Case.from_json(entry["case"], LARGEST))
             except NoBlocksError:

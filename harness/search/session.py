@@ -18,7 +18,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device, Unavailable
-from opconform.harness.run.process import devices_of
+from opconform.harness.run.process import Worker, devices_of
 from opconform.harness.run.registry import backend_names, parts_of, split_target, with_class
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Runner
@@ -40,8 +40,32 @@ class Missing:
     hardware: bool = False
 
 
-def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target], list[Missing]]:
-    """The devices that `wanted` names; every registered backend's where it names none.
+Workers = dict[str, Worker]  #: workers that stand ready, by the backend's spec
+
+
+def started(wanted: Sequence[str], settings: Settings) -> Workers:
+    """The worker of the backend that `wanted` names, where it is one: it starts while the harness makes itself ready.
+    Whoever has it ends it."""
+    try:
+        specs = {split_target(with_class(name))[0] for name in wanted}
+    except UsageError:  # `targets_of` says so, in its turn
+        return {}
+    if len(specs) != 1 or settings.sanitize or not settings.isolated:
+        return {}
+    return {spec: Worker(spec, _options_of(spec, settings)) for spec in specs}
+
+
+def end(workers: Workers) -> None:
+    """End those that nobody has taken."""
+    while workers:
+        workers.popitem()[1].close()
+
+
+def targets_of(
+    wanted: Sequence[str], settings: Settings, workers: Mapping[str, Worker] | None = None
+) -> tuple[list[Target], list[Missing]]:
+    """The devices that `wanted` names; every registered backend's where it names none. `workers` list theirs, and
+    still stand ready then.
 
     A backend without a device stands for all of its devices. Raises `UsageError` for a backend or device that does
     not exist, and for one asked for by name that cannot run.
@@ -51,7 +75,9 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
     for name in wanted or backend_names():
         spec, device_id, alias = split_target(with_class(name))
         try:
-            devices = _distinct(devices_of(spec, _options_of(spec, settings), settings.isolated))
+            worker = (workers or {}).get(spec)
+            options = _options_of(spec, settings)
+            devices = _distinct(worker.devices() if worker else devices_of(spec, options, settings.isolated))
         except Unavailable as error:
             if wanted:
                 raise UsageError(f"--backend {name} cannot run: {error.reason}; {error.remedy}") from None
@@ -62,7 +88,7 @@ def targets_of(wanted: Sequence[str], settings: Settings) -> tuple[list[Target],
             ids = ", ".join(f"{spec}:{device.id}" for device in devices)
             raise UsageError(f"--backend {name}: no such device; there are {ids}")
         for device in chosen:
-            target = Target(spec, device, _options_of(spec, settings), alias or (ALIAS if settings.sanitize else ""))
+            target = Target(spec, device, options, alias or (ALIAS if settings.sanitize else ""))
             found[target.label] = target
     return list(found.values()), missing
 
@@ -111,12 +137,19 @@ def on_device(target: Target) -> OnDevice:
 class Session:
     """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers.
 
-    `listed` are the expected failures; they hold for searches, and not for cases that are replayed. Raises `UsageError`
-    for a database of examples that cannot be.
+    `listed` are the expected failures; they hold for searches, and not for cases that are replayed. `workers` stand
+    ready for the first device of their backends. Raises `UsageError` for a database of examples that cannot be.
     """
 
-    def __init__(self, settings: Settings, observers: Sequence[Observer] = (), listed: Sequence[Entry] = ()) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        observers: Sequence[Observer] = (),
+        listed: Sequence[Entry] = (),
+        workers: Workers | None = None,
+    ) -> None:
         self.settings = settings
+        self._workers: Workers = {} if workers is None else workers
         self._listed = listed
         self._observer = Observers(observers)
         from opconform.harness.search.databases import database_of  # Hypothesis takes a quarter of a second to import
@@ -135,6 +168,7 @@ class Session:
         for runner in self._runners.values():
             runner.close()
         self._runners.clear()
+        end(self._workers)
         self._panel.close()
         self._one_thread.restore_original_limits()
         self._observer.close()
@@ -151,6 +185,7 @@ class Session:
                 isolated=settings.isolated,
                 strict=settings.strict,
                 max_bytes=settings.known_max_bytes or settings.max_bytes,
+                worker=self._workers.pop(target.spec, None),
             )
         return self._runners[target.label]
 
@@ -162,13 +197,13 @@ class Session:
     def search(self, op: Op, target: Target) -> Result:
         """Search one op on one device, and store the failing case where there is one."""
         index, count = self.settings.shard
-        known = [case for case in known_cases().values() if case.case.op == op.name][index - 1 :: count]
+        known = list(known_cases(op.name).values())[index - 1 :: count]
         from opconform.harness.search.search import Search  # Hypothesis takes a quarter of a second to import
 
         self._observer.begins(op, target)
         runner = self.runner(target)
         for limit in runner.limits(op):
-            if limit.pinned is not None and limit.pinned not in known_cases():
+            if limit.pinned not in (None, *known_cases(op.name)) and limit.pinned not in known_cases():
                 raise UsageError(
                     f"{target.label} pins {limit.pinned!r}, which is no known case (opconform list --cases)"
                 )
