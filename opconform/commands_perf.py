@@ -118,7 +118,7 @@ def _other(target: Target, versus: str | None, vs_lib: str | None, settings: Set
     found, _ = targets_of([name], replace(settings, options=options))
     if len(found) != 1:
         raise UsageError(f"--vs {name} names several devices: {', '.join(each.label for each in found)}")
-    if vs_lib is not None and found[0].options == target.options:
+    if vs_lib is not None and "ggml_lib" not in found[0].options:
         raise UsageError(f"--vs-lib is for ggml; {target.label} has no libggml")
     return found[0]
 

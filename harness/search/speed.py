@@ -13,6 +13,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.work import Work
 from opconform.harness.run.messages import Refusal, TimingError
+from opconform.harness.run.process import Worker
 from opconform.harness.run.runner import Runner, Timer
 from opconform.harness.run.target import Target
 from opconform.harness.run.timing import What
@@ -82,7 +83,7 @@ def subjects_of(chosen: Sequence[Op]) -> list[Subject]:
     has none the largest known case of at most `_LARGE` bytes."""
     found = []
     for op in chosen:
-        known = [each for each in known_cases().values() if each.case.op == op.name]
+        known = list(known_cases(op.name).values())
         models = [each for each in known if each.of_model] or _largest(known)
         found += [Subject(each.id, op, each.case) for each in models]
     return found
@@ -140,14 +141,15 @@ class Track:
         return self._product
 
 
-def runner_of(target: Target, settings: Settings) -> Runner:
-    """A runner that times. Raises `Unavailable`."""
+def runner_of(target: Target, settings: Settings, worker: Worker | None = None) -> Runner:
+    """A runner that times; `worker` is one that has been started for it. Raises `Unavailable`."""
     return Runner(
         target,
         time_limit=settings.time_limit,
         isolated=settings.isolated,
         strict=settings.strict,
         max_bytes=settings.known_max_bytes or settings.max_bytes,
+        worker=worker,
     )
 
 
@@ -218,9 +220,12 @@ def _sitting(
     """One more ratio for each case, from fresh processes."""
     first = coin()
     order = (new, old) if first else (old, new)
+    # both start before the first one is waited for
+    started = [Worker(target.spec, target.options) if settings.isolated else None for target in order]
     runners = []
     try:
-        runners += [runner_of(target, settings) for target in order]
+        for target in order:
+            runners.append(runner_of(target, settings, started.pop(0)))
         for each in cases:
             try:
                 timers = [runner.timer(each.subject.op, each.subject.case, 0) for runner in runners]
@@ -231,6 +236,8 @@ def _sitting(
     finally:
         for runner in runners:
             runner.close()
+        for worker in filter(None, started):
+            worker.close()
 
 
 def _take(each: _Case, timers: Sequence[Timer | Refusal], order: Sequence[Target], first: bool, seconds: float) -> None:

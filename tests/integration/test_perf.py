@@ -279,6 +279,23 @@ def test_ggml_computes_a_node_as_often_as_it_stands_in_a_graph() -> None:
     assert cold["time_us"] > 1
 
 
+def test_a_build_of_ggml_is_compared_with_itself() -> None:
+    folder = os.environ.get("OPCONFORM_GGML_LIB")
+    if not folder:
+        lacking("ggml:CPU", "OPCONFORM_GGML_LIB is not set")
+    *_, ratio = times("ggml:CPU", "--ggml-lib", str(folder), "--vs-lib", str(folder), isolated=True)
+    assert (ratio["slower"], ratio["versus"]) == (0, f"ggml:CPU ({ratio['build']})")
+
+
+def test_a_backend_without_a_libggml_has_no_other_one() -> None:
+    try:
+        devices_of("torch", {})
+    except Unavailable as reason:
+        lacking("torch:cpu", str(reason))
+    said = perf("--backend", "torch:cpu", "--case", CASE, "--vs-lib", ".", status=2).output
+    assert "--vs-lib is for ggml; torch:cpu has no libggml" in said
+
+
 def test_ggml_plans_the_memory_of_a_graph_of_many_nodes() -> None:
     if not os.environ.get("OPCONFORM_GGML_LIB"):
         lacking("ggml:CPU", "OPCONFORM_GGML_LIB is not set")
