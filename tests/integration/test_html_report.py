@@ -23,6 +23,7 @@ MISSING = (
     "chromium-driver) and Selenium (pip install selenium)"
 )
 HOSTILE = "<script>alert(1)</script>"
+SPEEDS = Path(__file__).parent.parent / "backends" / "speeds.py"
 
 #: A backend with one device that is right and one that drops ne3 and is called what no device should be called.
 BACKEND = f"""
@@ -46,7 +47,7 @@ Driver = Any  #: selenium.webdriver.Chrome, whose package may be missing
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a run with a failure."""
+    """The report of a run with a failure, and of times with a case that is slower."""
     folder = tmp_path_factory.mktemp("report")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -55,6 +56,9 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for seed in ("1", "2"):
             found = CliRunner().invoke(main, ["test", "--backend", "mine.py:Mine", *chosen, "--seed", seed])
             assert found.exit_code == 1, found.output
+        speeds = ("--backend", f"{SPEEDS}:Slower", "--vs", f"{SPEEDS}:Even", "--op", "cumsum", "--seconds", "0.002")
+        found = CliRunner().invoke(main, ["perf", *speeds, "--no-isolation"])
+        assert found.exit_code == 1, found.output
         found = CliRunner().invoke(main, ["report"])
         assert found.exit_code == 0, found.output
     return folder / "opconform-out" / "report.html"
