@@ -402,8 +402,11 @@ def test_a_file_with_one_backend_needs_no_class_name() -> None:
         ("opconform repl", {"replay"}),
     ],
 )
-def test_a_shell_completes_backends_ops_and_cases(words: str, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_a_shell_completes_backends_ops_and_cases(
+    words: str, found: set[str], empty_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # the backends are those that are installed
+    monkeypatch.chdir(empty_folder)
     Path("mine.py").write_text(MINE)
     count = len(words.split()) - 1
     environment = {"_OPCONFORM_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(count)}
