@@ -1,27 +1,29 @@
 """Problems one after the other until one fails, and that one shrunk.
 
 Hypothesis reads problems from random bytes, through its entry for fuzzers (`fuzz_one_input`). That costs half of what
-its engine takes to look for problems that it has not seen, and the variants differ anyway. What fails goes into a
-database in memory; the engine takes it from there and shrinks it.
+its engine takes to look for problems that it has not seen, and the variants differ anyway. It reads a few problems at
+once, for to begin costs as much as to read one. What fails is read alone, and goes into a database in memory; the
+engine takes it from there and shrinks it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import HealthCheck, Phase, Verbosity, core, given, settings
+from hypothesis import strategies as st
 from hypothesis.database import InMemoryExampleDatabase
-from hypothesis.strategies import SearchStrategy
 
 from opconform.harness.model.limits import MANY_ROWS, Freedom
 from opconform.harness.model.op import Problem
 
-_LEAST_BYTES, _MOST_BYTES = 1 << 9, 1 << 16  #: of one problem; most take less than a hundred
+TOGETHER = 4  #: problems that are read at once
+_LEAST_BYTES, _MOST_BYTES = 1 << 10, 1 << 16  #: of those; most take less than a hundred each
 _TRIES = 100  #: how often a problem is drawn anew where a strategy rejects what it has drawn
 
 
@@ -42,20 +44,27 @@ class _Failed(Exception):
 
 @dataclass(frozen=True)
 class Drawn:
-    """A problem, and the bytes that it was read from."""
+    """A problem, and the bytes that it was read from: it is number `place` of those that they hold."""
 
     problem: Problem
     source: bytes
+    place: int
 
 
 class Problems:
     """The problems of a strategy."""
 
-    def __init__(self, strategy: SearchStrategy[Problem]) -> None:
+    def __init__(self, strategy: st.SearchStrategy[Problem]) -> None:
         self._bytes = _LEAST_BYTES
+        self._left: list[Drawn] = []  #: of those read last, the next one at the end
         self._hear: Callable[[Problem], bool]
 
-        @settings(
+        def hear(*problems: Problem) -> None:
+            for problem in problems:
+                if self._hear(problem):
+                    raise _Failed
+
+        how = settings(
             phases=(Phase.reuse, Phase.shrink),
             database=InMemoryExampleDatabase(),
             deadline=None,
@@ -63,27 +72,36 @@ class Problems:
             verbosity=Verbosity.quiet,
             suppress_health_check=list(HealthCheck),
         )
-        @given(strategy)
-        def examine(problem: Problem) -> None:
-            if self._hear(problem):
-                raise _Failed
 
-        test: Any = examine  # Hypothesis gives it an attribute that its types do not name
+        @how
+        @given(strategy)
+        def one(problem: Problem) -> None:
+            hear(problem)
+
+        @how
+        @given(st.tuples(*[strategy] * TOGETHER))
+        def several(problems: Sequence[Problem]) -> None:
+            hear(*problems)
+
+        test, tests = cast("Any", one), cast("Any", several)  # Hypothesis gives them an attribute without a type
         self._shrink: Callable[[], None] = test
-        self._read: Callable[[bytes], object] = test.hypothesis.fuzz_one_input
+        self._read: Callable[[bytes], bytes | None] = test.hypothesis.fuzz_one_input
+        self._read_next: Callable[[bytes], object] = tests.hypothesis.fuzz_one_input
 
     def simplest(self) -> Drawn:
         """The problem in which every choice is the first one, which is where shrinking would end."""
-        return self._drawn(lambda: bytes(self._bytes))
+        return self._drawn(lambda: bytes(self._bytes))[0]
 
     def next(self, random: Random) -> Drawn:
-        """One more problem; the same for a generator in the same state.
+        """One more problem; the same up to `TOGETHER` for a generator in the same state.
 
         Raises ValueError where the strategy rejects whatever it draws.
         """
-        return self._drawn(lambda: random.randbytes(self._bytes))
+        if not self._left:
+            self._left = self._drawn(lambda: random.randbytes(self._bytes))[::-1]
+        return self._left.pop()
 
-    def _drawn(self, source: Callable[[], bytes]) -> Drawn:
+    def _drawn(self, source: Callable[[], bytes]) -> list[Drawn]:
         found: list[Problem] = []
 
         def hear(problem: Problem) -> bool:
@@ -91,21 +109,33 @@ class Problems:
             return False
 
         self._hear = hear
-        for _ in range(_TRIES):
+        for again in range(1, _TRIES + 1):
             read = source()
-            self._read(read)
+            self._read_next(read)
             if found:
-                return Drawn(found[0], read)
-            self._bytes = min(2 * self._bytes, _MOST_BYTES)  # it may have come to the end of the bytes
+                return [Drawn(problem, read, place) for place, problem in enumerate(found)]
+            self._bytes = min(2 * self._bytes, _MOST_BYTES)  # it may have come to the end of the bytes,
+            if again == _TRIES // 2:  # or of what Hypothesis reads for one example
+                self._read_next = self._read
         raise ValueError(f"none of {_TRIES} problems drawn was one: the op's strategy rejects them all")
+
+    def _alone(self, drawn: Drawn) -> bytes:
+        """The bytes of a problem from its own first one on."""
+        source = drawn.source
+        self._hear = lambda problem: False
+        for _ in range(drawn.place):
+            source = source[len(self._read(source) or b"") :]
+        return source
 
     def shrink(self, drawn: Drawn, fails: Callable[[Problem], bool]) -> None:
         """Ask `fails` about smaller and smaller problems, beginning with the one drawn, as long as they fail."""
+        source = self._alone(drawn)
         self._hear = fails
-        with contextlib.suppress(_Failed):
-            self._read(drawn.source)  # what fails goes into the database
-        with contextlib.suppress(_Failed), _the_same_each_time():
-            self._shrink()
+        try:
+            self._read(source)
+        except _Failed:  # it has gone into the database; an empty one would make Hypothesis skip the test at hand
+            with contextlib.suppress(_Failed), _the_same_each_time():
+                self._shrink()
 
 
 @contextlib.contextmanager

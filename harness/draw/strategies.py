@@ -6,11 +6,12 @@ cases of them.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, update_wrapper
-from typing import Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from hypothesis import strategies as st
 
@@ -18,12 +19,39 @@ from opconform.harness.model.limits import Freedom
 
 T = TypeVar("T")
 P = ParamSpec("P")
+_STRATEGIES = 256  #: of one function that are kept
 
 
 def composite(build: Callable[Concatenate[st.DrawFn, P], T]) -> Callable[P, st.SearchStrategy[T]]:
     """`st.composite`, but quickly made: that one reads and parses the source of each function, to warn of one that
-    never draws, which takes more than half of the time in which all ops are imported."""
-    return st.composite(_Sourceless(build))
+    never draws, which takes more than half of the time in which all ops are imported. Equal arguments that can be
+    hashed give the same strategy: Hypothesis looks at each new one before it draws."""
+    make: Callable[..., st.SearchStrategy[T]] = st.composite(_Sourceless(build))
+
+    @lru_cache(maxsize=_STRATEGIES, typed=True)
+    def made(*args: Any) -> st.SearchStrategy[T]:
+        return make(*(each.freedom if isinstance(each, _TheVery) else each for each in args))
+
+    def strategy(*args: P.args, **kwargs: P.kwargs) -> st.SearchStrategy[T]:
+        if not kwargs:
+            with contextlib.suppress(TypeError):  # of an argument that cannot be hashed
+                return made(*(_TheVery(each) if isinstance(each, Freedom) else each for each in args))
+        return make(*args, **kwargs)
+
+    return update_wrapper(strategy, build)
+
+
+class _TheVery:
+    """A freedom that equals no other one: it has hundreds of limits, and hashing them takes longer than a draw."""
+
+    def __init__(self, freedom: Freedom) -> None:
+        self.freedom = freedom
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _TheVery) and self.freedom is other.freedom
+
+    def __hash__(self) -> int:
+        return id(self.freedom)
 
 
 class _Sourceless(Generic[P, T]):

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
-from opconform.harness.draw.problems import Drawn, Problems, is_affordable, rows_of
+from opconform.harness.draw.problems import TOGETHER, Drawn, Problems, is_affordable, rows_of
 from opconform.harness.draw.sample import batches_drawn
 from opconform.harness.draw.variants import Variant, between, cases_of
 from opconform.harness.explain.failure import describe, replay_options
@@ -41,7 +41,7 @@ from opconform.harness.search.settings import RACE_RUNS, Settings
 from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
-_CHUNK = 32  #: problems that a shard draws before it leaves as many to the next
+_CHUNK = 8 * TOGETHER  #: problems that a shard draws before it leaves as many to the next
 _REFUSED = 8  #: after so many refusals, and nothing else, cases are no longer prepared ahead
 _DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
 _FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from opconform.harness.draw.problems import Problems
+from opconform.harness.draw.problems import TOGETHER, Problems
+from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Problem
+from opconform.harness.model.ops import ops
 
 
 def _of(sizes: tuple[int, ...]) -> Problem:
@@ -58,6 +60,21 @@ def test_what_does_not_fail_again_is_left_as_it_is() -> None:
     drawn = problems.next(Random(1))
     problems.shrink(drawn, passes)
     assert told == [drawn.problem]
+
+
+@pytest.mark.parametrize("op", ["acc", "mul_mat", "gated_delta_net_chunk", "flash_attn_ext", "top_k"])
+def test_a_problem_that_was_read_with_others_is_shrunk_alone(op: str) -> None:
+    problems, random = Problems(ops()[op].problems(Freedom())), Random(7)
+    for _ in range(2 * TOGETHER):
+        drawn = problems.next(random)
+        first: list[Problem] = []
+
+        def passes(problem: Problem, told: list[Problem] = first) -> bool:
+            told.append(problem)
+            return False
+
+        problems.shrink(drawn, passes)
+        assert first == [drawn.problem]
 
 
 def test_an_op_that_draws_much_gets_the_bytes_it_needs() -> None:
