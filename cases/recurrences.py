@@ -376,13 +376,16 @@ def _scan_faults(image: Image) -> Iterator[Hypothesis]:
 
 def _scan_traits(case: Case) -> dict[str, Any]:
     """form: "mamba1" where A has an element for each channel of the state. d_state, head_dim: sizes of a state.
-    whole: whether subgroups of 8 threads, one for each row of a state, fill workgroups of d_state threads."""
+    whole: whether subgroups of 8 threads, one for each row of a state, fill workgroups of d_state threads.
+    side_by_side: whether the rows of a token stand side by side in x, b and c; tokens may be apart."""
     state = case.inputs["state"].shape
+    rows = [case.inputs[name] for name in ("x", "b", "c")]
     return {
         "form": "mamba1" if case.inputs["a"].shape[3] > 1 or state[3] == 1 else "mamba2",
         "d_state": state[3],
         "head_dim": state[2],
         "whole": state[1] * state[2] % max(state[3] // 8, 1) == 0,
+        "side_by_side": all(its.strides[2] == its.shape[3] * its.strides[3] for its in rows),
         "aligned": is_aligned(case),
     }
 
@@ -420,6 +423,12 @@ OPS = (
         traits=_scan_traits,
         hypotheses=_scan_faults,
         indices={"ids": Index("state", 0)},
-        composite=Composite(more_outputs=("state_out",), recipes=_RECIPES, shape_values=_scan_values, batch_axes=()),
+        composite=Composite(
+            more_outputs=("state_out",),
+            recipes=_RECIPES,
+            shape_values=_scan_values,
+            packs={("x", "b", "c"): 2},
+            batch_axes=(),
+        ),
     ),
 )

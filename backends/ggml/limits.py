@@ -152,9 +152,17 @@ GRAPHS: tuple[Limit, ...] = (
             ("rwkv_wkv6", ("k", "v", "r", "tf", "td", "state")),
             ("rwkv_wkv7", ("r", "w", "k", "v", "a", "b", "state")),
             ("gated_linear_attn", ("k", "v", "q", "g", "state")),
-            ("ssm_scan", ("state", "x", "dt", "a", "b", "c")),
+            ("ssm_scan", ("state", "dt", "a")),
         )
         for name in names
+    ),
+    *(
+        Limit("ssm_scan", name, LayoutClass.ROWS, f"ggml_ssm_scan asserts nb0 of {name}", "src/ggml.c, ggml_ssm_scan")
+        for name in ("x", "b", "c")
+    ),
+    Limit(
+        "ssm_scan", "side_by_side", (True,), "ggml_ssm_scan asserts that nb1 of x, b and c is the length of a row",
+        "src/ggml.c, ggml_ssm_scan",
     ),
     Limit("gated_delta_net", "heads", ("tiled",), "ggml_gated_delta_net shares heads as h % H_k", _DELTA_NET_CPU),
     Limit("gated_delta_net", "state_layout", ("vk",), "ggml_gated_delta_net holds states as [V,K]", _DELTA_NET_CPU),

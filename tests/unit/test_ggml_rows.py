@@ -7,6 +7,7 @@ import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from opconform.backends.ggml.declarations import DECLARATIONS, TYPES, Declaratio
 from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.ops import OPS
 from opconform.backends.ggml.rows import Argument, Row
+from opconform.harness.draw.known import known_cases
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.ops import ops
 from tests.judge import OPS as SINGLE
 from tests.judge import drawn_cases
 
@@ -240,6 +244,19 @@ def test_each_wrong_answer_of_ggml_that_a_known_case_pins_has_a_line() -> None:
     pinned = {limit.pinned for limit in limits if limit.pinned}
     assert len(pinned) > 50
     assert {name for name in pinned if f"`{name}`" not in listed} == {"solve_tri/lavapipe-unread-triangle"}
+
+
+def test_the_tokens_of_a_scan_may_be_apart_and_their_rows_not() -> None:
+    case = known_cases()["ssm_scan/mamba-2-parts"].case
+    limits = [limit for limit in limits_of("CPU", True, "", "v0.5.0", True) if limit.op == case.op]
+    forbid = partial(Freedom(tuple(limits)).forbids, traits=ops()[case.op].traits)
+    assert forbid(case) is None
+    for name in ("x", "b", "c"):
+        (*outer, heads, step) = case.inputs[name].strides
+        apart = replace(case.inputs[name], strides=(*outer, heads + step, step))
+        limit = forbid(replace(case, inputs={**case.inputs, name: apart}, shares={}))
+        assert limit is not None
+        assert "nb1 of x, b and c" in limit.reason
 
 
 def test_every_declared_function_is_called() -> None:
