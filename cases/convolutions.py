@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import check_params, types_of
 from opconform.cases.families.taps import Window, crossed
+from opconform.cases.families.windowed import STRIDE, TAPS, axes, check_window, geometry, params_of, window
 from opconform.cases.products import Operand, activations, product, weights
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.cases.windows import STRIDE, TAPS, axes, check_window, geometry, params_of, window
 from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import Raw
