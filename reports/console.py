@@ -61,7 +61,6 @@ class _Notes:
 _LOWER, _LOOSER, _FAILS = "lower precision", "looser arithmetic", "known cases that fail"
 _NO, _BUG, _FIXED, _KNOWN, _EMPTY = "unsupported", "known bug", "FIXED", "known failure", "vacuous"
 _FREE, _UNCHECKED = "WARNING", "not checked"
-_MUCH_FREE = 0.05  #: from this share of a pair's elements on it is a warning that nothing could be demanded of them
 #: What follows the word for a sort of note; in the order in which they stand.
 _SORTS = {_FAILS: ":", _FREE: ",", _NO: ":", _BUG: ",", _KNOWN: ",", _FIXED: ",", _LOWER: ",", _LOOSER: ","}
 _SORTS |= {_UNCHECKED: ":", _EMPTY: ":"}
@@ -164,7 +163,7 @@ def _cell(result: Result | None, notes: _Notes) -> str:
         cell = f"FAILED ({tally.executed}) {result.failure.kind}"
     for words, count in tally.looser.items():
         cell += _arithmetic(words, count, tally.executed, notes)
-    if tally.free_share > _MUCH_FREE:
+    if tally.much_free:
         about = f"nothing is demanded of {tally.free_share:.0%} of the elements of {result.op}: {result.free}"
         cell += f", {tally.free_share:.0%} free {notes.mark(_FREE, about)}"
     if tally.unchecked:

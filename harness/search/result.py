@@ -13,6 +13,8 @@ from opconform.harness.model.plain import decoded
 from opconform.harness.search.coverage import Covered
 from opconform.harness.search.watched import Watched
 
+MUCH_FREE = 0.05  #: from this share of a pair's elements on it is a warning that nothing could be demanded of them
+
 
 @dataclass
 class Tally:
@@ -42,6 +44,11 @@ class Tally:
     def free_share(self) -> float:
         """The share of elements of which nothing could be demanded."""
         return self.free / self.elements if self.elements else 0.0
+
+    @property
+    def much_free(self) -> bool:
+        """Whether that is so much that the passed cases say less than they seem to."""
+        return self.free_share > MUCH_FREE
 
     @property
     def executed(self) -> int:

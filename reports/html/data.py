@@ -13,7 +13,7 @@ from pathlib import Path
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.model.usage import UsageError
-from opconform.harness.search.result import KnownBug, Result
+from opconform.harness.search.result import KnownBug, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.harness.search.watched import Watched
 from opconform.reports.commands import commands
@@ -82,6 +82,17 @@ class Entry:
     def covered(self) -> str:
         """What share of the pairs of traits has run, of each shard; "" in a history that does not have it."""
         return ", ".join(str(result.coverage) for result in self.results if result.coverage.possible)
+
+    @property
+    def demanded(self) -> Tally:
+        """What could be demanded of the elements of the cases that passed: `free` of `elements`, over all shards."""
+        tallies = [result.tally for result in self.results]
+        return Tally(free=sum(it.free for it in tallies), elements=sum(it.elements for it in tallies))
+
+    @property
+    def why_free(self) -> str:
+        """Where the op leaves elements free, in words; "" in a history that does not say."""
+        return next((result.free for result in self.results if result.free), "")
 
     @property
     def watched(self) -> Watched | None:

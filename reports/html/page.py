@@ -27,6 +27,7 @@ from opconform.harness.explain.failure import Failure, Worst
 from opconform.harness.model.text import printable_lines
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.version import VERSION
+from opconform.harness.search.result import MUCH_FREE
 from opconform.reports.html.charts import spark, strip, trend
 from opconform.reports.html.data import Entry, Report
 from opconform.reports.html.models import model_of
@@ -125,6 +126,8 @@ def html(report: Report) -> str:
             known=[known for entry in report.entries.values() for known in _known(entry)],
             reasons=_reasons(report),
             left_out=_left_out(report),
+            free=_free(report),
+            much_free=f"{MUCH_FREE:.0%}",
             trend=trend(report.past),
             strips={pair: strip(report.past, pair) for pair in report.entries},
             sparks={pair: spark(report.past, pair) for pair in report.entries},
@@ -166,6 +169,7 @@ def _environment() -> Environment:
         numbers=lambda values: ", ".join(map(str, values)),
         rate=lambda number: f"{number:,.0f}" if number >= 10 else f"{number:.2g}",
         said=_said,
+        share=lambda part: f"{part:.1%}" if part >= 0.001 else "below 0.1%",
         times=_times,
         twin=twin,
     )
@@ -265,6 +269,12 @@ def _reasons(report: Report) -> list[Reason]:
             counts[text] += count
             where.setdefault(text, {}).setdefault(report.names[pair], []).append(pair.op)
     return [Reason(text, count, where[text]) for text, count in counts.most_common()]
+
+
+def _free(report: Report) -> list[Entry]:
+    """The pairs with elements of which nothing could be demanded, those with most of them first."""
+    entries = [entry for entry in report.entries.values() if entry.demanded.free]
+    return sorted(entries, key=lambda entry: -entry.demanded.free_share)
 
 
 def _left_out(report: Report) -> list[str]:

@@ -320,6 +320,32 @@ def test_each_cell_says_its_state_in_words(path: Path) -> None:
     assert run.id in words
 
 
+def test_what_is_free_is_listed_and_a_large_share_is_a_warning(path: Path) -> None:
+    because = "float32 overflows there"
+    keep(
+        path,
+        replace(result_of([PASSED]), tally=Tally(4, free=60, elements=1000), free=because),
+        replace(result_of([PASSED]), target="ggml:CPU", tally=Tally(4, free=50, elements=1000), free=because),
+        replace(result_of([PASSED]), target="torch:cpu", tally=Tally(4, free=0, elements=1000), free=because),
+    )
+    text = html(report_of(path))
+    assert [cell for cell in cells_of(text) if "free" in cell] == ["passed 4 6.0% free"]
+    section = text[text.index('<h2 id="free"') : text.index('<h2 id="trend"')]
+    warned, _, few = section.partition("<details>")
+    assert [share for share in ("6.0%", "5.0%", because) if share in warned] == ["6.0%", because]
+    assert "5.0%" in few
+    assert "torch:cpu" not in section
+
+
+def test_shards_add_up_what_is_free_and_a_run_without_any_has_no_list(path: Path) -> None:
+    for index, free in enumerate((0, 120), start=1):
+        result = replace(result_of([PASSED]), tally=Tally(4, free=free, elements=1000))
+        keep(path, result, seed=3, shard=(index, 2))
+    assert "6.0% free" in html(report_of(path))
+    keep(path, replace(result_of([PASSED]), tally=Tally(4, elements=1000)))
+    assert 'id="free"' not in html(report_of(path))
+
+
 def test_links_lead_somewhere_and_ids_are_there_once(path: Path) -> None:
     results = [result_with(replace(one_failure(), target=f"ggml:{i}"), f"ggml:{i}") for i in range(4)]
     keep(path, *results, replace(result_of([REFUSED]), known_bugs=(KnownBug("acc/a", "bug", True),)))
