@@ -6,6 +6,7 @@ import numpy as np
 
 from opconform.cases.families import choice, elementwise
 from opconform.harness.model.approx import Approx
+from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64
 from opconform.harness.model.op import Op
 
@@ -72,6 +73,12 @@ def _from_zero(x: F64) -> F64:
     return found
 
 
+def _with_fractions(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+    """Whole numbers get a quarter more, so that halves are among them: of whole ones the output is a copy."""
+    if case.recipe in ("small_int", "index", "whole", "signed_zero"):
+        values["x"] *= 1.25
+
+
 OPS: tuple[Op, ...] = (
     elementwise("abs", "|x|", Approx.__abs__, mistakes={"the sign is turned": lambda x: -x}),
     elementwise("neg", "−x", lambda x: -x, mistakes={"|x| is computed": abs}),
@@ -131,9 +138,19 @@ OPS: tuple[Op, ...] = (
         "softplus", "ln(1 + e^x)", softplus, mistakes={"1 is left out: x is returned": lambda x: x.maximum(0.0)}
     ),
     elementwise(
-        "floor", "⌊x⌋", lambda x: x.stepped(np.floor), mistakes={"x is cut off": lambda x: x.stepped(np.trunc)}
+        "floor",
+        "⌊x⌋",
+        lambda x: x.stepped(np.floor),
+        mistakes={"x is cut off": lambda x: x.stepped(np.trunc)},
+        shape_values=_with_fractions,
     ),
-    elementwise("ceil", "⌈x⌉", lambda x: x.stepped(np.ceil), mistakes={"x is cut off": lambda x: x.stepped(np.trunc)}),
+    elementwise(
+        "ceil",
+        "⌈x⌉",
+        lambda x: x.stepped(np.ceil),
+        mistakes={"x is cut off": lambda x: x.stepped(np.trunc)},
+        shape_values=_with_fractions,
+    ),
     elementwise(
         "round",
         "the nearest whole number, halves away from 0",
@@ -143,6 +160,7 @@ OPS: tuple[Op, ...] = (
             "halves go up": lambda x: x.stepped(lambda v: np.floor(v + 0.5)),
         },
         bound="the whole number itself",
+        shape_values=_with_fractions,
     ),
     elementwise(
         "trunc",
@@ -150,6 +168,7 @@ OPS: tuple[Op, ...] = (
         lambda x: x.stepped(np.trunc),
         mistakes={"x is rounded down": lambda x: x.stepped(np.floor)},
         bound="the whole number itself",
+        shape_values=_with_fractions,
     ),
     elementwise(
         "leaky_relu",

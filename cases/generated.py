@@ -93,7 +93,7 @@ def _arange_faults(image: Image) -> Iterator[Hypothesis]:
 
 # --- FILL ---
 
-_VALUE = {"value": choice(1.0, 0.0, -2.0, 0.1, 65504.0, 1e-3, -0.0)}
+_VALUE = {"value": choice(1.0, 0.0, -2.0, 0.1, 65504.0, 1e-3, -0.0, 3.5, -1e4, 0.3)}
 
 
 def fill(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

@@ -132,7 +132,7 @@ def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str =
     ]
     if filled:  # windows beyond the end have none either
         sizes = [max(n, it.kernel) for n, it in zip(sizes, windows)]
-    sizes = [max(n, it.kernel - 2 * it.padding, 1) for n, it in zip(sizes, windows)]
+    sizes = [it.reached(n) for n, it in zip(sizes, windows)]
     params |= {f"k{axis}": its.kernel for axis, its in enumerate(windows)}
     params |= {name: value for name, value in params_of(windows).items() if name[0] != "d"}
     outer = [draw(among((1, 2, 3))) for _ in range(4 - number)]

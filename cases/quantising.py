@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.cases.families.conversions import ROUNDED, decoded, stored
+from opconform.cases.families.conversions import ROUNDED, decoded, fitted_to_scales, stored
 from opconform.cases.shapes import check_out, is_aligned, tensors
 from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model import blocks
@@ -18,7 +18,7 @@ from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Composite, Op, Problem
 
 _FROM = tuple(f"{name}-f32" for name in QUANTISED)
 _TO = tuple(f"{came}-{name}" for name in ROUNDED for came in ("f32", "f16"))
@@ -105,6 +105,8 @@ OPS = (
             traits=lambda case: {"types": f"{case.inputs['x'].dtype}-{case.dtype}", "aligned": is_aligned(case)},
             hypotheses=_faults,
             alone=lambda case: (0, 1),
+            copies=True,
+            composite=Composite(shape_values=fitted_to_scales("x")),
         ),
     )
     if blocks.installed()

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from opconform.cases.families.conversions import ROUNDED, converted, decoded, stored
+from opconform.cases.families.conversions import ROUNDED, converted, decoded, fitted_to_scales, stored
 from opconform.cases.shapes import check_out, is_aligned, rows
 from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
 from opconform.harness.model import blocks
@@ -375,6 +375,7 @@ OPS = (
             "aligned": is_aligned(case),
         },
         indices={"c": Index("a", 2, unique=True)},
+        composite=Composite(shape_values=fitted_to_scales("b")),
     ),
     Op(
         name="add_id",

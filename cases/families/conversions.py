@@ -11,6 +11,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F16, F64, DType, Mask, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.op import ShapeValues
 
 #: The quantised types whose rounding has a derived bound, with the codes on either side of 0 (or from the minimum on).
 ROUNDED = {"q8_0": (127, 127), "q4_0": (8, 7), "q5_0": (16, 15), "q4_1": (0, 15), "q5_1": (0, 31)}
@@ -95,6 +96,27 @@ def rounded(value: F64, goes: DType) -> F64:
     off = off + 8 * 2.0**-24 * amax
     off = np.where((d > 65504.0) | (amax > 65504.0 * max(low, 1)), np.inf, off)
     return np.broadcast_to(off, parts.shape).reshape(value.shape)
+
+
+def fitted_to_scales(name: str) -> ShapeValues:
+    """Brings elements of an input that become blocks to where float16 holds the blocks' scales.
+
+    A block that is too large comes down by a power of two: nothing could be demanded of it. Denormals come up to where
+    those of a scale begin: a block of such small ones is 0 in every kernel, right or wrong.
+    """
+
+    def fit(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
+        x, came, goes = values[name], case.inputs[name].type, case.outputs["out"].type
+        if goes.block == 1 or came.block > 1:
+            return
+        if case.recipe == "denormal":
+            x *= goes.smallest_normal / came.smallest_normal
+        low, _ = ROUNDED[goes.name]
+        parts = x.reshape(*x.shape[:-1], x.shape[-1] // goes.block, goes.block)
+        beyond = np.abs(parts).max(-1, keepdims=True, initial=0.0) / (goes.largest * max(low, 1))
+        parts *= np.exp2(-np.ceil(np.log2(np.maximum(beyond, 1.0))))
+
+    return fit
 
 
 def misconverted(case: Case) -> Iterator[tuple[str, Conversion]]:

@@ -25,7 +25,7 @@ from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.op import Composite, Op, Problem, ShapeValues
 
 #: Takes the arguments, then the case's parameters by name if the op has any.
 Formula = Callable[..., Approx]
@@ -124,15 +124,16 @@ def elementwise(
     mistakes: Mapping[str, Formula] | None = None,
     bound: str = BOUND,
     scalars: tuple[str, ...] = (),
+    shape_values: ShapeValues | None = None,
 ) -> Op:
     """An op that computes each element of `out` from those in its place.
 
     formula: takes an `Approx` for each of `inputs`, then the parameters where there are any. mistakes: formulas that a
     wrong kernel may compute, by what a hint says of it. bound: the bound in one line, where that says more than that it
-    follows from the formula. scalars: the last inputs, where they are one element each.
+    follows from the formula. scalars: the last inputs, where they are one element each. shape_values: see `Composite`.
     """
     row = _Row(inputs, formula, params, dtypes, mistakes or {}, "computed", inplace=True, scalars=scalars)
-    return _op(row, name, summary, bound)
+    return _op(row, name, summary, bound, shape_values)
 
 
 def row_op(
@@ -157,7 +158,7 @@ def row_op(
     return _op(row, name, summary, bound)
 
 
-def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
+def _op(row: _Row, name: str, summary: str, bound: str, shape_values: ShapeValues | None = None) -> Op:
     def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         return row.expect(row.formula, None, case, raw, numerics)
 
@@ -176,6 +177,7 @@ def _op(row: _Row, name: str, summary: str, bound: str) -> Op:
         hypotheses=row.hypotheses,
         pointwise=not row.along_rows,
         stacks=True,
+        composite=Composite(shape_values=shape_values),
     )
 
 

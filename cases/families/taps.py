@@ -34,6 +34,12 @@ class Window:
         found = start + np.arange(self.kernel) * self.dilation
         return np.where((found >= 0) & (found < n), found, -1)
 
+    def reached(self, n: int) -> int:
+        """The least size from n on at which there is a window, and one with an element."""
+        while (self.taps(n) < 0).all():
+            n += 1
+        return n
+
     def back(self, n: int, windows: int) -> Places:
         """For each place on an axis of n, by tap, the window (of so many) of which that tap meets it; -1 for none."""
         from_start = np.arange(n)[:, None] + self.padding - np.arange(self.kernel) * self.dilation

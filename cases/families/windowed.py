@@ -53,7 +53,8 @@ def check_window(name: str, its: Window, n: int) -> int:
 
 @composite
 def axes(draw: st.DrawFn, freedom: Freedom, number: int, most: int) -> tuple[list[Window], list[int]]:
-    """Windows along so many axes, the innermost first, and the axes' sizes: at least one window fits along each.
+    """Windows along so many axes, the innermost first, and the axes' sizes: at least one window fits along each,
+    and one tap meets an element: where all are in the padding the output is 0 whatever the elements are.
 
     Shrinks to windows of one place on axes of one.
     """
@@ -67,7 +68,7 @@ def axes(draw: st.DrawFn, freedom: Freedom, number: int, most: int) -> tuple[lis
         its = Window(kernel, *map(int, params))
         least = max(its.dilation * (kernel - 1) + 1 - 2 * its.padding, 1)
         windows.append(its)
-        sizes.append(least + draw(among((0, 1, 2, 3, 4, 6, 9, 15)[:most])))
+        sizes.append(its.reached(least + draw(among((0, 1, 2, 3, 4, 6, 9, 15)[:most]))))
     return windows, sizes
 
 

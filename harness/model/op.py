@@ -61,6 +61,9 @@ class Stage:
     says: str = ""
 
 
+ShapeValues = Callable[[Case, dict[str, F64], np.random.Generator], None]
+
+
 @dataclass(frozen=True)
 class Composite:
     """What an op has that takes several steps, or arguments that a case may leave out or hold side by side.
@@ -80,7 +83,7 @@ class Composite:
     optional: tuple[str, ...] = ()
     more_outputs: tuple[str, ...] = ()
     recipes: tuple[str, ...] = ()
-    shape_values: Callable[[Case, dict[str, F64], np.random.Generator], None] | None = None
+    shape_values: ShapeValues | None = None
     packs: Mapping[tuple[str, ...], int] = field(default_factory=dict)
     judge: Callable[[Case, Mapping[str, Raw], Expected, F64, Numerics], Residual] | None = None
     batch_axes: tuple[int, ...] = (0, 1)

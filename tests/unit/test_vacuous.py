@@ -7,9 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opconform.cases.families.conversions import ROUNDED
+from opconform.cases.families.windowed import window
+from opconform.harness.draw.sample import problems_drawn
 from opconform.harness.judge.judging import Verdict
+from opconform.harness.judge.vacuous import vacuous
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.numerics import EXACT
+from opconform.harness.model.ops import ops
 from opconform.harness.search.result import Tally
 from tests.judge import Bench
 from tests.kernels.correct import Correct
@@ -75,6 +82,37 @@ def test_a_residual_is_judged_too(seed: int) -> None:
     alone = replace(case, inputs={"a": one, "b": one}, outputs={"out": one})
     assert reason(case) == ""
     assert reason(alone) == "a copy of b passes too"  # X = B for the unit matrix
+
+
+@pytest.mark.parametrize("recipe", ["small_int", "index", "whole", "signed_zero"])
+@pytest.mark.parametrize("op", ["floor", "ceil", "round", "trunc"])
+def test_what_is_rounded_has_fractions(op: str, recipe: str) -> None:
+    bench = Bench(replace(of_x(op, 33, 3), recipe=recipe))
+    assert vacuous(bench.op, bench.case, bench.values, bench.expected(), EXACT) == ""
+
+
+@pytest.mark.parametrize("recipe", ["wide", "denormal", "edges"])
+@pytest.mark.parametrize("came", ["f32", "f16"])
+@pytest.mark.parametrize("goes", ROUNDED)
+def test_what_becomes_a_block_has_a_scale_that_float16_holds(goes: str, came: str, recipe: str) -> None:
+    x, out = Layout.contiguous(came, (1, 2, 3, 64)), Layout.contiguous(goes, (1, 2, 3, 64))
+    c, row = Layout.contiguous("i64", (1, 1, 2, 3)), Layout.contiguous(goes, (1, 2, 5, 64))
+    copied = Case("cpy_blocks", {}, {"x": x}, {"out": out}, recipe=recipe)
+    placed = Case("set_rows", {}, {"a": row, "b": x, "c": c}, {"out": row}, recipe=recipe, inplace="a")
+    for bench in (Bench(copied), Bench(placed)):
+        assert np.isfinite(bench.expected().bound).all()
+        assert vacuous(bench.op, bench.case, bench.values, bench.expected(), EXACT) == ""
+
+
+@pytest.mark.parametrize("op", ["im2col", "im2col_3d", "conv_2d", "conv_3d", "pool_2d"])
+def test_some_window_of_a_drawn_problem_meets_an_element(op: str) -> None:
+    for problem in problems_drawn(ops()[op], Freedom(max_bytes=1 << 16), 300):
+        x, kernel = problem.shapes["x"], problem.shapes.get("kernel", ())
+        for axis in range(sum(name.startswith("s") for name in problem.params)):
+            if axis and not problem.params.get("is_2d", True):
+                break
+            taps = window(problem.params, axis, kernel[-1 - axis] if kernel else int(problem.params[f"k{axis}"]))
+            assert (taps.taps(x[-1 - axis]) >= 0).any(), problem
 
 
 def test_a_vacuous_case_is_counted_apart_and_does_not_count_as_run() -> None:
