@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import COVERED_BY, DOCUMENTED, NOT_IN_A_KERNEL, SYSTEMATIC, Mutant
-from benchmarks.mutants import BACKENDS, all_mutants, equivalents, sample
+from benchmarks.mutation.listing import BACKENDS, all_mutants, equivalents, sample
 from opconform.backends.kernels.table import KERNELS
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.registry import backend_class
@@ -26,7 +26,9 @@ JUDGE = """
 import json, sys, time
 from dataclasses import replace
 
-from benchmarks.mutants import Bench, all_mutants, run
+from benchmarks.mutation.judging import Bench
+from benchmarks.mutation.listing import all_mutants
+from benchmarks.mutation.processes import run
 
 bench = replace(Bench.of("sum_rows", "opencl", {"quick": 24, "default": 48}), seconds=3.0)
 mutants = all_mutants("sum_rows", "opencl")
