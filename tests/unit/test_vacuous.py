@@ -91,6 +91,13 @@ def test_what_is_rounded_has_fractions(op: str, recipe: str) -> None:
     assert vacuous(bench.op, bench.case, bench.values, bench.expected(), EXACT) == ""
 
 
+@pytest.mark.parametrize("op", ["sqrt", "log"])
+def test_few_of_the_numbers_are_below_zero_where_that_gives_nan(op: str) -> None:
+    bench = Bench(replace(of_x(op, 33, 30), recipe="normal"))
+    share = np.isnan(bench.expected().value).mean()
+    assert 0.01 < share < 0.06
+
+
 @pytest.mark.parametrize("recipe", ["wide", "denormal", "edges"])
 @pytest.mark.parametrize("came", ["f32", "f16"])
 @pytest.mark.parametrize("goes", ROUNDED)
