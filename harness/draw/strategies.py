@@ -125,10 +125,10 @@ def outer_sizes() -> st.SearchStrategy[int]:
 #: cost on one thing: "many" rows, matrices or heads, more than an interface's grids and 16-bit counters hold; two axes
 #: that are both longer than a "tile"; one "long" row.
 FORMS = ("usual", "many", "tiles", "long")
-_FORMS = st.sampled_from(("usual",) * 14 + ("many", "many", "tiles", "tiles", "tiles", "long"))
+_FORMS = st.sampled_from(("usual",) * 14 + ("many", "many", "tiles", "tiles", "tiles", "long", "long"))
 _MANY = st.sampled_from((4097, 65537, 4096, 65536, 70001))
 _TILES = st.sampled_from((33, 33, 31, 32, 34, 63, 64, 65, 66, 66, 67, 97, 129, 130))
-_LONG = st.sampled_from((1026, 2047, 2049, 4097, 8193, 16385, 65537))
+_LONG = st.sampled_from((1026, 2047, 2049, 4097, 8193, 16385, 65537, 65537, 70001))  # an index may have 16 bits
 _FEW = st.sampled_from((1, 2, 2, 3))
 
 
