@@ -44,7 +44,7 @@ def rows(draw: st.DrawFn, freedom: Freedom, itemsize: int) -> tuple[int, ...]:
     element."""
     form = draw(forms())
     if form != "usual":
-        return within(draw(rare_sizes(form, range(4), 0, (1, 1, 2, 3))), itemsize, freedom)[::-1]
+        return within(draw(rare_sizes(form, range(4), 0, (1, 2, 3))), itemsize, freedom)[::-1]
     ne = [draw(inner_sizes(draw(scales()))), draw(inner_sizes(9)), draw(outer_sizes()), draw(outer_sizes())]
     if freedom.choices("empty", (True,)) and draw(integers(0, 15)) == 15:
         ne[draw(integers(0, 3))] = 0

@@ -126,7 +126,7 @@ def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: 
         inner = inner_sizes(scale)
         b_ne = [draw(inner), draw(inner_sizes(min(scale, 33))), draw(outer_sizes()), draw(outer_sizes())]
     else:
-        b_ne = draw(rare_sizes(form, range(4), 0, (1, 1, 2, 3)))
+        b_ne = draw(rare_sizes(form, range(4), 0, (1, 2, 3)))
     b_ne = list(within(b_ne, size, freedom))
     if form == "usual" and empty and freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
         b_ne[draw(integers(0, 3))] = 0
