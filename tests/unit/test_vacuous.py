@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from benchmarks.vacuous import searched
 from opconform.cases.families.conversions import ROUNDED
 from opconform.cases.families.windowed import window
 from opconform.harness.draw.sample import problems_drawn
@@ -120,6 +121,13 @@ def test_some_window_of_a_drawn_problem_meets_an_element(op: str) -> None:
                 break
             taps = window(problem.params, axis, kernel[-1 - axis] if kernel else int(problem.params[f"k{axis}"]))
             assert (taps.taps(x[-1 - axis]) >= 0).any(), problem
+
+
+@pytest.mark.parametrize("op", ["acc", "set_rows", "cpy_blocks", "solve_tri", "gated_delta_net", "top_k"])
+def test_what_is_right_by_definition_is_never_blamed(op: str) -> None:
+    tally = searched(op, 24)
+    assert tally.executed > 8
+    assert tally.failed == 0
 
 
 def test_a_vacuous_case_is_counted_apart_and_does_not_count_as_run() -> None:
