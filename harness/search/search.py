@@ -44,6 +44,7 @@ SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure s
 _CHUNK = 8 * TOGETHER  #: problems that a shard draws before it leaves as many to the next
 _REFUSED = 8  #: after so many refusals, and nothing else, cases are no longer prepared ahead
 _DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
+_FEW = 4  #: of a large problem there are no more cases: all of them may say nothing by chance
 _FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows
 _LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a device may abort at
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
@@ -405,7 +406,7 @@ class Search:
         made = self._ready(cases)
         for again in range(1, _DRAWN_ANEW + 1):
             silent = [place for place, (_, ready) in enumerate(made) if ready.vacuous]
-            if not silent or len(silent) == len(made):  # where all are, it is the problem that says nothing
+            if not silent or len(silent) == len(made) > _FEW:  # where all of many are, the problem says nothing
                 break
             recipes = recipes_of(self._op, drawn.problem.dtype)
             others = [
