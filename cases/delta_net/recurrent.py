@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expected
+from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Composite, Op, Problem
@@ -37,6 +39,30 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     bound of `chunks.chunk_tolerance` stands beside the other one: whichever is wider counts. Of a snapshot from before
     the first token nothing is demanded.
     """
+    several = raw["v"].ndim - len(case.inputs["v"].shape)
+    return _expect_each(case, raw, numerics) if several else _expect(case, raw, numerics)
+
+
+def _expect_each(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    """The expectations of cases that differ in their values alone. Sequences do not meet, so that those of all of them
+    are computed as the sequences of one; a snapshot of all of them stands before the next one."""
+    count = len(raw["v"])
+    rows = {name: its.reshape(-1, *its.shape[2:]) for name, its in raw.items()}
+    inputs = {name: Layout.contiguous(layout.dtype, rows[name].shape) for name, layout in case.inputs.items()}
+    of_all = _expect(replace(case, inputs=inputs), rows, numerics)
+    kept, sequences = int(case.params["snapshots"]), case.inputs["v"].shape[0]
+
+    def apart(x: F64, snapshots: int = 1) -> F64:
+        each = x.reshape(snapshots, count, sequences, *x.shape[1:]).swapaxes(0, 1)
+        found: F64 = each.reshape(count, snapshots * sequences, *x.shape[1:])
+        return found
+
+    state = of_all.others["state_out"]
+    state_out = Expected(apart(state.value, kept), apart(state.bound, kept))
+    return Expected(apart(of_all.value), apart(of_all.bound), others={"state_out": state_out})
+
+
+def _expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     rule = rule_of(case, decoded(case, raw), numerics)
     kept = min(int(case.params["snapshots"]), rule.tokens)
 
@@ -116,6 +142,7 @@ OP = Op(
     alone=lambda case: (0,),
     free="the snapshot is from before the first token, or some order of summing overflows float32",
     hypotheses=faults.hypotheses,
+    stacks=True,
     composite=Composite(
         optional=("state",),
         more_outputs=("state_out",),

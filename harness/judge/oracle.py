@@ -50,7 +50,8 @@ def _what_counts(op: Op, case: Case, numerics: Numerics) -> object:
 def _one_of(together: Expected, place: int) -> Expected:
     exact = None if together.exact is None else together.exact[place]
     bits = None if together.bits is None else together.bits[place]
-    return Expected(together.value[place], together.bound[place], exact, bits)
+    others = {name: _one_of(other, place) for name, other in together.others.items()}
+    return Expected(together.value[place], together.bound[place], exact, bits, others)
 
 
 def compare(
