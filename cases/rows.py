@@ -54,7 +54,8 @@ def _over_less(x: Approx) -> float:
     return n / max(n - 1, 1)
 
 
-_EPS = choice(1e-6, 1e-5, 1e-12, 1.0, 0.0, without=0.0, least=0.0)
+#: Of a norm.
+EPS = choice(1e-6, 1e-5, 1e-12, 1.0, 0.0, without=0.0, least=0.0)
 
 OPS = (
     row_op(
@@ -101,7 +102,7 @@ OPS = (
         "rms_norm",
         "x / √(mean of x² + eps), row by row",
         lambda x, p: x.over_root((x * x).mean() + p["eps"]),
-        params={"eps": _EPS},
+        params={"eps": EPS},
         mistakes={
             "the sum of the squares is taken, not their mean": lambda x, p: x.over_root((x * x).sum() + p["eps"]),
             "eps is added to the root, not under it": lambda x, p: x / ((x * x).mean().sqrt() + p["eps"]),
@@ -112,7 +113,7 @@ OPS = (
         "norm",
         "(x − mean) / √(variance + eps), row by row",
         lambda x, p: standardised(x, x.variance(), p),
-        params={"eps": _EPS},
+        params={"eps": EPS},
         mistakes={
             "the mean is not subtracted from x": lambda x, p: x.over_root(x.variance() + p["eps"]),
             "the variance is taken over n − 1": lambda x, p: standardised(x, x.variance() * _over_less(x), p),
@@ -127,7 +128,7 @@ OPS = (
         "(dz − x·Σx·dz / (Σx² + n·eps)) / √(Σx²/n + eps): the gradient of x through RMS_NORM, row by row",
         lambda dz, x, p: _norm_back(dz, x, float(p["eps"])),
         inputs=("dz", "x"),
-        params={"eps": _EPS},
+        params={"eps": EPS},
         mistakes={
             "dz and x are exchanged": lambda dz, x, p: _norm_back(x, dz, float(p["eps"])),
             "the part along x is left out": lambda dz, x, p: dz.over_root((x * x).mean() + float(p["eps"])),

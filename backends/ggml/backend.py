@@ -74,7 +74,7 @@ _MOST_COLUMNS = 8  #: of b without batches, for which Vulkan has kernels of thei
 _CONVOLVED = ("conv_2d", "conv_3d", "conv_transpose_1d", "conv_transpose_2d")
 
 #: The CPU looks up these in tables of float16 (src/ggml-cpu/vec.h, GGML_GELU_FP16 and GGML_GELU_QUICK_FP16).
-_TABLED = ("gelu", "gelu_quick", "geglu", "geglu_quick", "geglu_split", "geglu_quick_split")
+_TABLED = ("gelu", "gelu_mul", "gelu_quick", "geglu", "geglu_quick", "geglu_split", "geglu_quick_split")
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 

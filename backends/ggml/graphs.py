@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opconform.backends.ggml import delta_net, mla, states, training
+from opconform.backends.ggml import delta_net, mla, pieces, states, training
 from opconform.backends.ggml.nodes import Build
 
 GRAPHS: Mapping[str, Build] = {
@@ -14,4 +14,5 @@ GRAPHS: Mapping[str, Build] = {
     **{op: states.packed(op) for op in ("rwkv_wkv6", "rwkv_wkv7", "gated_linear_attn", "ssm_scan")},
     "opt_step_adamw": training.adamw,
     "opt_step_sgd": training.sgd,
+    **pieces.BUILDS,
 }

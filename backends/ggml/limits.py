@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
+from opconform.backends.ggml.pieces import inherited
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -449,6 +450,15 @@ _NEWER = 1 << 30  #: the number of a build that has none
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (
+        range(10362, _NEWER + 1),
+        Limit(
+            "snake", "aligned", (True,),
+            "Vulkan's SNAKE, the five nodes as one, aborts for an argument that does not start where a storage buffer "
+            "may, though each node alone takes it", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_can_fuse_snake",
+            kind="kernel", device="Vulkan",
+        ),
+    ),
+    (
         range(7837, _NEWER + 1),
         Limit(
             "flash_attn_ext", "padded", (False,),
@@ -780,4 +790,5 @@ def limits_of(
     limits += [limit for builds, limit in SOME_BUILDS if (int(number[1]) if number else _NEWER) in builds]
     if "llvmpipe" in driver:
         limits += LAVAPIPE_BUGS
-    return tuple(limit for limit in limits if device.startswith(limit.device))
+    limits = [limit for limit in limits if device.startswith(limit.device)]
+    return (*limits, *dict.fromkeys(inherited(limits)))

@@ -34,7 +34,7 @@ BOUND = "the rounding of each step, carried through the formula"
 
 
 @dataclass(frozen=True)
-class _Row:
+class Row:
     """What a row of the table says, as `elementwise` and `row_op` document it."""
 
     inputs: tuple[str, ...]
@@ -51,6 +51,10 @@ class _Row:
     def out_shape(self, first: tuple[int, ...]) -> tuple[int, ...]:
         return (*first[:-1], 1) if self.to_one else first
 
+    def others(self, case: Case) -> list[str]:
+        """The arguments after the first."""
+        return [name for name in self.inputs[1:] if name in case.inputs]
+
     def expect(
         self, formula: Formula, part: int | None, case: Case, raw: Mapping[str, Raw], numerics: Numerics
     ) -> Expected:
@@ -59,7 +63,7 @@ class _Row:
         stacked = raw[self.inputs[0]].shape[: -len(shape)]
         arguments = [
             Approx.of(layout.type.decode(_repeated(raw[name], shape)), layout.type, numerics, part)
-            for name, layout in case.inputs.items()
+            for name, layout in ((name, case.inputs[name]) for name in self.inputs if name in case.inputs)
         ]
         found = formula(*arguments, case.params) if self.params else formula(*arguments)
         return found.stored(out.type, (*stacked, *out.shape))
@@ -68,7 +72,7 @@ class _Row:
         """Raises `CaseError` for parameters beyond their limits and for shapes that do not fit together."""
         check_params(case, self.params)
         first = case.inputs[self.inputs[0]].shape
-        for name in self.inputs[1:]:
+        for name in self.others(case):
             its = case.inputs[name].shape
             if name in self.scalars and its != (1, 1, 1, 1):
                 raise CaseError(f"{name} has shape {its}; it must be one element")
@@ -101,10 +105,10 @@ class _Row:
             yield Hypothesis(says, partial(image.with_expect, partial(self.expect, formula, None)))
         yield from ignored(image, self.params)
         if not self.to_one:
-            for name in self.inputs[: len(self.inputs) - len(self.scalars)]:
+            for name in filter(case.inputs.__contains__, self.inputs[: len(self.inputs) - len(self.scalars)]):
                 says = f"{name} is copied, not {self.copied}"
                 yield Hypothesis(says, partial(image.with_expect, _copy_of(name)))
-        for name in self.inputs[1:]:
+        for name in self.others(case):
             if name in self.scalars:
                 continue
             yield from _repeated_otherwise(image, name, case.inputs[self.inputs[0]].shape)
@@ -132,8 +136,8 @@ def elementwise(
     wrong kernel may compute, by what a hint says of it. bound: the bound in one line, where that says more than that it
     follows from the formula. scalars: the last inputs, where they are one element each. shape_values: see `Composite`.
     """
-    row = _Row(inputs, formula, params, dtypes, mistakes or {}, "computed", inplace=True, scalars=scalars)
-    return _op(row, name, summary, bound, shape_values)
+    row = Row(inputs, formula, params, dtypes, mistakes or {}, "computed", inplace=True, scalars=scalars)
+    return as_op(row, name, summary, bound, shape_values=shape_values)
 
 
 def row_op(
@@ -154,11 +158,20 @@ def row_op(
     copied: what is done with x that a kernel leaves undone which copies it, as the hint says it. The others are as
     `elementwise` has them.
     """
-    row = _Row(inputs, formula, params, dtypes, mistakes or {}, copied, along_rows=True, to_one=to_one)
-    return _op(row, name, summary, bound)
+    row = Row(inputs, formula, params, dtypes, mistakes or {}, copied, along_rows=True, to_one=to_one)
+    return as_op(row, name, summary, bound)
 
 
-def _op(row: _Row, name: str, summary: str, bound: str, shape_values: ShapeValues | None = None) -> Op:
+def as_op(
+    row: Row,
+    name: str,
+    summary: str,
+    bound: str,
+    derivation: Callable[..., Any] | None = None,
+    shape_values: ShapeValues | None = None,
+) -> Op:
+    """The op that a row says. derivation: where a failure says that its bound comes from, if not from the formula."""
+
     def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         return row.expect(row.formula, None, case, raw, numerics)
 
@@ -169,7 +182,7 @@ def _op(row: _Row, name: str, summary: str, bound: str, shape_values: ShapeValue
         params=types_of(row.params),
         dtypes=row.dtypes,
         problems=partial(_problems, row=row),
-        expect=update_wrapper(expect, row.formula),  # so that a failure names the line of the formula
+        expect=update_wrapper(expect, derivation or row.formula),  # so that a failure names the line of the formula
         bound=bound,
         check=row.check,
         traits=row.traits,
@@ -182,7 +195,7 @@ def _op(row: _Row, name: str, summary: str, bound: str, shape_values: ShapeValue
 
 
 @composite
-def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
+def _problems(draw: st.DrawFn, freedom: Freedom, row: Row) -> Problem:
     """Rows up to 1025 long, elementwise along any axis, with other arguments that are repeated along some axes; shrinks
     to one element."""
     params = draw(drawn_params(freedom, row.params))
@@ -194,14 +207,14 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     for name in row.inputs[1:]:
         shapes[name] = (1, 1, 1, 1) if name in row.scalars else shape
         if name not in row.scalars and draw(among(freedom.choices("repeats", (False, False, True)))):
-            shape, shapes[name] = draw(_repeatable(shape, DTYPES[dtype].itemsize, freedom))
+            shape, shapes[name] = draw(repeatable(shape, DTYPES[dtype].itemsize, freedom))
     shapes[row.inputs[0]] = shape
     inplace = row.inplace and draw(among(freedom.choices("inplace", (False, False, True))))
     return Problem(params, dtype, shapes, row.out_shape(shape), row.inputs[0] if inplace else None)
 
 
 @composite
-def _repeatable(
+def repeatable(
     draw: st.DrawFn, shape: tuple[int, ...], itemsize: int, freedom: Freedom
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """`shape`, perhaps larger, and one that fills it if it is repeated.

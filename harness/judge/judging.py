@@ -85,7 +85,7 @@ def judge(
     left = Buffers(case, after, plan)
     expected = expected or expectation(case, op, values, numerics)
     comparisons = tuple(
-        compare(case, op, values, expected, np.array(left.raw(name)), numerics, name) for name in op.outputs
+        compare(case, op, values, expected, np.array(left.raw(name)), numerics, name) for name in case.outputs
     )
     runs = [Run(case, op, values, Buffers(case, before, left.plan), left, comparison) for comparison in comparisons]
     if run_intact(runs[0]) and not any(comparison.wrong.any() for comparison in comparisons):

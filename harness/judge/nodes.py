@@ -34,7 +34,7 @@ def judge_node(
     cut = _sample(case, op, values, outputs, seed)
     asked, inputs, got = cut or (case, values, outputs)
     expected = expectation(asked, op, inputs, numerics)
-    comparisons = tuple(compare(asked, op, inputs, expected, got[name], numerics, name) for name in op.outputs)
+    comparisons = tuple(compare(asked, op, inputs, expected, got[name], numerics, name) for name in asked.outputs)
     findings = [finding for each in comparisons for finding in _findings(case, each)]
     return Verdict(case, tuple(findings), comparisons=comparisons, numerics=numerics), cut is not None
 

@@ -42,7 +42,7 @@ def vacuous(op: Op, case: Case, values: Mapping[str, Raw], expected: Expected, n
 
     A copied input is the right answer of an op that is a copy (`Op.copies`), and speaks against no case of it.
     """
-    first, *others = op.outputs
+    first, *others = case.outputs
     output = _output(op, case, values, expected, numerics, first)
     if _passes(op, case, values, expected, output, None, numerics):
         outputs = [output, *(_output(op, case, values, expected, numerics, name) for name in others)]
@@ -105,7 +105,7 @@ def weaknesses(op: Op, case: Case, values: Mapping[str, Raw], numerics: Numerics
     A known case with a weakness pins nothing. That it has no element is no weakness of a case that is about that.
     """
     expected = expectation(case, op, values, numerics)
-    outputs = {name: _expected_of(op, expected, name) for name in op.outputs}
+    outputs = {name: _expected_of(op, expected, name) for name in case.outputs}
     right = {name: case.outputs[name].type.encode(each.value) for name, each in outputs.items()}
     comparisons = [compare(case, op, values, expected, raw, numerics, name) for name, raw in right.items()]
     if all(comparison.wrong.size == 0 for comparison in comparisons):
@@ -146,7 +146,7 @@ def _pass_for(
 ) -> bool:
     """Whether the right answer to other elements passes for the case, though it is another one."""
     another = False
-    for name in op.outputs:
+    for name in case.outputs:
         one, two = _expected_of(op, expected, name), _expected_of(op, other, name)
         raw = case.outputs[name].type.encode(two.value)
         if compare(case, op, values, expected, raw, numerics, name).wrong.any():

@@ -32,8 +32,8 @@ A NaN at the ends of an interval stands for anything at all. The float64 arithme
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -102,6 +102,20 @@ class Approx:
         sizes = (np.maximum(np.abs(term.low), np.abs(term.high)) for term in terms)
         step = self.numerics.u * sum(sizes, np.zeros(()))
         return self._made(self.value, self.low - step, self.high + step)
+
+    @staticmethod
+    def total(terms: Sequence[Approx]) -> Approx:
+        """The sum of several numbers, added up in any order, as `sum` has it."""
+        first = terms[0]
+        if all(term._is_exact for term in terms):
+            value = np.stack([term.value for term in terms], -1)
+            made = first._made(value, value, value)
+        else:
+            value, low, high = (np.stack(ends, -1) for ends in zip(*(term._ends for term in terms)))
+            made = first._made(value, low, high, any(term.rounded for term in terms))
+        found = replace(made, part=None).sum()
+        value, low, high = (ends[..., 0] for ends in found._ends)
+        return first._made(value, low, high, rounded=True)
 
     def times(self, one: Approx, other: Approx) -> Approx:
         """The product of three factors in any order, each of which may underflow or overflow on its way."""
@@ -251,6 +265,8 @@ class Approx:
         value, numerics = function(self.value), self.numerics
         reach = np.maximum(self.high - self.value, self.value - self.low)
         low, high = np.maximum(value - reach, -1.0), np.minimum(value + reach, 1.0)
+        if np.isinf(reach).any():  # of what may have become infinite there is neither
+            low, high = (np.where(np.isinf(reach), np.nan, end) for end in (low, high))
         if numerics.sin_within_pi:
             beyond = np.abs(self.value) > np.pi
             low, high = np.where(beyond, np.nan, low), np.where(beyond, np.nan, high)

@@ -68,7 +68,7 @@ ShapeValues = Callable[[Case, dict[str, F64], np.random.Generator], None]
 class Composite:
     """What an op has that takes several steps, or arguments that a case may leave out or hold side by side.
 
-    optional: inputs that a case may leave out.
+    optional: inputs that a case may leave out, and outputs after the first.
     more_outputs: the names of the outputs after `out`.
     recipes: the value recipes the op is tried with, the simplest first; () for those of `values.py`. A recipe that only
     the op knows is drawn as "normal", and `shape_values` gives it its meaning.

@@ -66,17 +66,22 @@ class Single(Approx):
 
 @dataclass(frozen=True)
 class Row:
-    """What a table says of an op: its formula and what wrong kernels may compute instead."""
+    """What a table says of an op: its formula and what wrong kernels may compute instead; of a piece, all results and
+    what those before the last are called."""
 
     formula: Callable[..., Approx]
     mistakes: Mapping[str, Callable[..., Approx]]
+    chain: Callable[..., tuple[Approx, ...]] | None = None
+    steps: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, op: Op) -> Row | None:
         """The row of an op, None where the op is in no table of formulas."""
         table = getattr(op.check, "__self__", None)
         formula = getattr(table, "formula", None)
-        return None if formula is None else cls(formula, table.mistakes)
+        if formula is None:
+            return None
+        return cls(formula, table.mistakes, getattr(table, "chain", None), getattr(table, "steps", ()))
 
 
 def rows() -> dict[str, Row]:

@@ -52,8 +52,12 @@ class Rows(Kernel):
         arguments = [
             self.arithmetic.holding(np.tile(x, [n // max(m, 1) for n, m in zip(shape, x.shape)])) for x in read
         ]
-        found = row.formula(*arguments, *([case.params] if case.params else [])).value
+        given = (*arguments, *([case.params] if case.params else []))
+        found = row.formula(*given).value
         self.stored(case, buffers, np.broadcast_to(found, case.outputs["out"].shape).astype(self.arithmetic.kept))
+        if "mid" in case.outputs and row.chain is not None:
+            kept = row.chain(*given)[row.steps.index(str(case.params["kept"]))].value
+            self.write(buffers, "mid", np.broadcast_to(kept, case.outputs["mid"].shape).astype(np.float32))
 
     def by_reference(self, case: Case, buffers: Buffers) -> None:
         """What is demanded of what is read, in the type of the output."""

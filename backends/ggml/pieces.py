@@ -1,0 +1,117 @@
+"""Pieces on ggml: the calls of a few nodes, one on the result of another, computed in one graph.
+
+Such a graph is that of a model: what is between stands where ggml's allocator puts it, and is no output of the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+from opconform.backends.ggml.binding import Tensor
+from opconform.backends.ggml.nodes import Build, Nodes
+from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.rows import Row
+from opconform.harness.model.layouts import LayoutClass
+from opconform.harness.model.limits import Limit
+
+_RMS_NORM_MUL = ("normed = rms_norm(x, eps)", "weighed = mul(normed, w)")
+
+#: The calls of each piece, as `Row` reads them but for the prefix of ggml's names, with the names of results.
+CHAINS: Mapping[str, tuple[str, ...]] = {
+    "rms_norm_mul": _RMS_NORM_MUL,
+    "rms_norm_mul_add": (*_RMS_NORM_MUL, "added = add(weighed, b)"),
+    "rms_norm_mul_add_mul": (*_RMS_NORM_MUL, "added = add(weighed, b)", "scaled = mul(added, s)"),
+    "add_rms_norm_mul": ("added = add(a, b)", "normed = rms_norm(added, eps)", "weighed = mul(normed, w)"),
+    "softcap": ("scaled = scale(x, down)", "bent = tanh(scaled)", "grown = scale(bent, up)"),
+    **{
+        f"{name}_mul": (f"active = {name}(x)", "gated = mul(active, y)")
+        for name in ("silu", "sigmoid", "softplus", "gelu")
+    },
+    "relu_sqr": ("active = relu(x)", "squared = sqr(active)"),
+    "snake": (
+        "turned = mul(x, a)",
+        "waved = sin(turned)",
+        "squared = sqr(waved)",
+        "scaled = mul(squared, b)",
+        "added = add(x, scaled)",
+    ),
+    "sqr_sum_rows": ("squared = sqr(x)", "summed = sum_rows(squared)"),
+}
+
+
+def _read(piece: str, text: str) -> tuple[str, Row]:
+    """The name of a result, and the call that makes it."""
+    name, _, call = text.partition(" = ")
+    return name, Row(piece, f"ggml_{call}")
+
+
+Steps = Sequence[tuple[str, Row]]
+_STEPS: Mapping[str, Steps] = {piece: [_read(piece, text) for text in chain] for piece, chain in CHAINS.items()}
+_ADDENDS = tuple("abcdefghijkl")
+
+
+@cache
+def _adds(addends: tuple[str, ...]) -> Steps:
+    """A sum of so many: "added" is that of the first two, "added2" that of three, and so on."""
+    steps, left = list[tuple[str, Row]](), addends[0]
+    for number, addend in enumerate(addends[1:], 1):
+        result = f"added{number}" if number > 1 else "added"
+        steps.append(_read("adds", f"{result} = add({left}, {addend})"))
+        left = result
+    return steps
+
+
+def steps_of(op: str, inputs: Iterable[str]) -> Steps:
+    """The calls of a piece with these arguments, in order, each with the name of its result."""
+    return _STEPS[op] if op in _STEPS else _adds(tuple(inputs))
+
+
+def build(nodes: Nodes) -> None:
+    """The nodes of a piece, behind copies of its arguments where the graph makes those itself.
+
+    What is kept is copied to its output behind the last result: the nodes of the piece stand side by side, and only the
+    count of what reads a result says that it is needed.
+    """
+    case, results = nodes.case, dict[str, Tensor]()
+    if case.params["made"]:
+        results = {name: nodes.make("cont", nodes[name]) for name in case.inputs}
+        nodes.outs += results.values()
+    steps, result = steps_of(case.op, sorted(case.inputs)), ""
+    for result, row in steps:
+        nodes.site.library.c.require(row.symbol)
+        given = row.values(case, lambda name: results.get(name) or nodes[name])
+        if row is steps[-1][1] and case.params.get("turned"):
+            given = given[::-1]
+        results[result] = nodes.ask(nodes.call(row.symbol, *given, name=result), row.symbol.removeprefix("ggml_"))
+    nodes.write("out", results[result])
+    if "mid" in case.outputs:
+        nodes.write("mid", results[str(case.params["kept"])])
+
+
+BUILDS: Mapping[str, Build] = dict.fromkeys((*CHAINS, "adds"), build)
+_WHOLE = ("aligned", "grid", "recipe")  #: subjects of limits that are about a case, not about one op in it
+
+
+def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
+    """What pieces have from the ops of their nodes: the limits on the layouts of what a node reads of the case, and on
+    a case as a whole. Faults that known cases of those ops pin are only kept away from."""
+    known: dict[str, list[Limit]] = {}
+    for limit in limits:
+        known.setdefault(limit.op, []).append(replace(limit, kind="kernel", pinned=None) if limit.pinned else limit)
+    ops = {row.symbol: row.op for row in OPS.values()}
+    for piece in BUILDS:
+        steps = steps_of(piece, _ADDENDS)
+        made = {name for name, _ in steps}
+        for _, step in steps:
+            op = ops.get(step.symbol, step.symbol.removeprefix("ggml_"))
+            theirs = OPS[op].tensors
+            is_last = step is steps[-1][1] or piece == "adds"  # whose operands may be turned
+            for limit in known.get(op, ()):
+                if limit.subject in _WHOLE:
+                    yield replace(limit, op=piece)
+                if isinstance(limit.allowed, LayoutClass) and limit.subject in theirs:
+                    for its, name in zip(theirs, step.tensors):
+                        if name not in made and (is_last or limit.subject == its):
+                            yield replace(limit, op=piece, subject=name)
