@@ -69,7 +69,7 @@ def _weights(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mapp
     sinks = None
     if "sinks" in case.inputs and not wrong.get("unsunk"):
         sinks = Approx.of(F32.decode(raw["sinks"]).reshape(-1, 1, 1), F32, numerics)
-    return _normalised(z, seen, sinks).stored(case.outputs["out"].type, layout.shape)
+    return normalised(z, seen, sinks).stored(case.outputs["out"].type, layout.shape)
 
 
 def _biased(mask: Approx, params: Mapping[str, Any], shape: tuple[int, ...]) -> Approx:
@@ -83,7 +83,7 @@ def _spread(mask: F64, shape: tuple[int, ...]) -> F64:
     return np.tile(mask, (shape[0] // max(mask.shape[0], 1), shape[1] // max(mask.shape[1], 1), 1, 1))
 
 
-def _normalised(z: Approx, seen: np.ndarray, sinks: Approx | None) -> Approx:
+def normalised(z: Approx, seen: np.ndarray, sinks: Approx | None) -> Approx:
     """Weights of what is seen."""
     hidden = z.held(np.full(z.value.shape, -np.inf), 0.0)
     largest = Approx.where(seen, z, hidden).largest()

@@ -182,6 +182,11 @@ GRAPHS: tuple[Limit, ...] = (
         "mla_absorbed", "form_mask", _FORM_MASKS, "ggml_flash_attn_ext asserts that the mask is f16",
         "src/ggml.c, ggml_flash_attn_ext",
     ),
+    *(
+        Limit("moe_routing", name, LayoutClass.CONTIGUOUS, "ggml_soft_max_ext and the kernels of ARGSORT and ADD want "
+              f"{name} contiguous", "src/ggml.c, ggml_soft_max_impl; src/ggml-cpu/ops.cpp")
+        for name in ("x", "b")
+    ),
     Limit(
         "gated_delta_net_chunk", "gate", ("log",), "llama.cpp's graph sums log gates",
         "llama.cpp, src/models/delta-net-base.cpp, build_delta_net_chunking",
@@ -194,6 +199,16 @@ _SUBBUFFER = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer"
 #: What a kernel wants although supports_op said yes.
 GRAPH_KERNELS: tuple[Limit, ...] = (
     Limit("gated_delta_net", "aligned", (True,), _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan"),
+    Limit(
+        "moe_routing",
+        "aligned",
+        (True,),
+        "Vulkan's ARGSORT, GET_ROWS and what they are fused with abort unless what "
+        "they read starts where a storage buffer may",
+        _SUBBUFFER,
+        kind="kernel",
+        device="Vulkan",
+    ),
 )
 
 #: Of every build that has ggml_gated_delta_net so far.
@@ -449,6 +464,16 @@ _NEWER = 1 << 30  #: the number of a build that has none
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
+    (
+        range(8179),
+        Limit(
+            "moe_routing", "made", (False,),
+            "the kernel that takes the nodes as one writes over the logits that it still reads, where the allocator "
+            "has given their memory to the experts or the weights",
+            "src/ggml-vulkan/ggml-vulkan.cpp before llama.cpp pull request 19768", kind="bug", device="Vulkan",
+            pinned="moe_routing/vulkan-overwritten-logits",
+        ),
+    ),
     (
         range(10362, _NEWER + 1),
         Limit(

@@ -363,6 +363,14 @@ class Approx:
         mean = self.mean()
         return found.either((self * self).mean() - mean * mean)
 
+    def taken(self, places: np.ndarray) -> Approx:
+        """The elements at `places` of each row."""
+        if self._is_exact:
+            value = np.take_along_axis(self.value, places, -1)
+            return self._made(value, value, value)
+        value, low, high = (np.take_along_axis(ends, places, -1) for ends in self._ends)
+        return self._made(value, low, high)
+
     def largest(self) -> Approx:
         """The greatest element of a row."""
         value, low, high = (ends.max(-1, keepdims=True) for ends in self._taken._ends)

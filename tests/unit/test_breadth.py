@@ -45,7 +45,7 @@ OPS = (
 #: Those that torch has no row for: they are tried with the reference alone.
 WITHOUT_TORCH = (
     *("rope", "rope_back", "rwkv_wkv6", "rwkv_wkv7", "gated_linear_attn", "ssm_scan", "lightning_indexer"),
-    *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post", "flash_attn_ext", "cpy_blocks"),
+    *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post", "flash_attn_ext", "cpy_blocks", "moe_routing"),
 )
 CASES, MAX_BYTES = 160, 1 << 18
 #: Those in which float16 tells values apart as float32 does, and those that read none.
