@@ -15,7 +15,7 @@ from opconform.cases.families.chains import MADE
 from opconform.cases.families.choices import Choices, check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import is_aligned
 from opconform.cases.softmax import normalised
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, integers
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Mask, Raw
@@ -123,8 +123,9 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shapes = {"x": (1, 1, tokens, experts)}
     if params["form"] == "late":
         params["normed"] = False
-    elif draw(among(freedom.choices("biased", (False, True)))):
+    elif draw(among(freedom.choices("biased", (False, True) if params["form"] == "softmax" else (True, False)))):
         shapes["b"] = (1, 1, 1, experts)
+        params["normed"] = params["normed"] or draw(integers(0, 1)) == 1
     found = (1, 1, tokens, k)
     return Problem(params, "f32", shapes, found, more_outputs={"ids": found}, dtypes={"ids": "i32"})
 

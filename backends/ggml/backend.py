@@ -66,7 +66,7 @@ _CPU_HALF = {
 
 #: The ops whose kernels on the CPU round what is multiplied with weights of 16 bits to their type, and with quantised
 #: ones to q8_0, q8_1 (blocks of 32) or q8_K (256): src/ggml-cpu/ggml-cpu.c, type_traits_cpu: vec_dot_type.
-_WEIGHED = ("mul_mat", "mul_mat_id")
+_WEIGHED = ("mul_mat", "mul_mat_id", "mul_mat_add", "mul_mat_add_add", "mul_mat_id_mul", "mul_mat_id_add_id_mul")
 _MOST_COLUMNS = 8  #: of b without batches, for which Vulkan has kernels of their own (mul_mat_vec_max_cols)
 
 #: Convolutions whose windows the CPU rounds to the type of a kernel of 16 bits (src/ggml-cpu/ops.cpp: they are matrix
@@ -351,7 +351,7 @@ def copies_to_16_bits(case: Case) -> bool:
     """
     weights, b = case.inputs["a"], case.inputs["b"]
     columns, batches = b.ne[1], b.ne[2] * b.ne[3]
-    if case.op == "mul_mat_id":
+    if "ids" in case.inputs:
         of_vectors = case.inputs["ids"].ne[1] == 1 and weights.dtype != "bf16"
     else:
         of_vectors = columns == 1 or (columns <= _MOST_COLUMNS and batches == 1)

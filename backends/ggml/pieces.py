@@ -18,6 +18,28 @@ from opconform.harness.model.limits import Limit
 
 _RMS_NORM_MUL = ("normed = rms_norm(x, eps)", "weighed = mul(normed, w)")
 
+#: Those that begin with an op of another family, whose limits they have as well.
+BEHIND: Mapping[str, tuple[str, ...]] = {
+    "mul_mat_add": ("product = mul_mat(a, b)", "biased = add(product, bias)"),
+    "mul_mat_add_add": (
+        "product = mul_mat(a, b)",
+        "biased = add(product, bias)",
+        "added = add(biased, residual)",
+    ),
+    "mul_mat_id_mul": ("product = mul_mat_id(a, b, ids)", "weighed = mul(product, s)"),
+    "mul_mat_id_add_id_mul": (
+        "product = mul_mat_id(a, b, ids)",
+        "biased = add_id(product, bias, ids)",
+        "weighed = mul(biased, s)",
+    ),
+    "ssm_conv_silu": ("convolved = ssm_conv(x, c)", "active = silu(convolved)"),
+    "ssm_conv_add_silu": (
+        "convolved = ssm_conv(x, c)",
+        "biased = add(convolved, bias)",
+        "active = silu(biased)",
+    ),
+}
+
 #: The calls of each piece, as `Row` reads them but for the prefix of ggml's names, with the names of results.
 CHAINS: Mapping[str, tuple[str, ...]] = {
     "rms_norm_mul": _RMS_NORM_MUL,
@@ -37,6 +59,7 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
         "scaled = mul(squared, b)",
         "added = add(x, scaled)",
     ),
+    **BEHIND,
     "sqr_sum_rows": ("squared = sqr(x)", "summed = sum_rows(squared)"),
 }
 
@@ -76,7 +99,7 @@ def build(nodes: Nodes) -> None:
     """
     case, results = nodes.case, dict[str, Tensor]()
     if case.params["made"]:
-        results = {name: nodes.make("cont", nodes[name]) for name in case.inputs}
+        results = {name: nodes.make("cont", nodes[name]) for name, its in case.inputs.items() if its.dtype == "f32"}
         nodes.outs += results.values()
     steps, result = steps_of(case.op, sorted(case.inputs)), ""
     for result, row in steps:
@@ -109,7 +132,8 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
             theirs = OPS[op].tensors
             is_last = step is steps[-1][1] or piece == "adds"  # whose operands may be turned
             for limit in known.get(op, ()):
-                if limit.subject in _WHOLE:
+                is_first = step is steps[0][1] and piece in BEHIND and not isinstance(limit.allowed, LayoutClass)
+                if limit.subject in _WHOLE or (is_first and limit.subject != "inplace"):
                     yield replace(limit, op=piece)
                 if isinstance(limit.allowed, LayoutClass) and limit.subject in theirs:
                     for its, name in zip(theirs, step.tensors):

@@ -115,8 +115,8 @@ def piece(
 
 @composite
 def _problems(draw: st.DrawFn, freedom: Freedom, row: _Piece) -> Problem:
-    """Rows up to 1025 long, or any axis, each further argument as large as the first, a row, or another part that fills
-    it; shrinks to one element, nothing kept."""
+    """Rows up to 1025 long, or any axis; further arguments are as large as the first one, all of them a row or a
+    column, or each something that fills it if it is repeated; shrinks to one element, nothing kept."""
     params = draw(drawn_params(freedom, row.params))
     if draw(integers(0, 1)):
         params["kept"] = NONE
@@ -124,11 +124,14 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Piece) -> Problem:
     if row.along_rows and shape[-1] == 1 and draw(integers(0, 15)) < 15:  # rows of one are their own sums
         shape = (*shape[:-1], 2)
     names, parts = row.inputs[: len(row.inputs) - draw(integers(0, len(row.optional)))], dict[str, tuple[int, ...]]()
-    kinds = ("whole", "whole", "row", "part") if True in freedom.choices("repeats", (False, True)) else ("whole",)
+    may_repeat = True in freedom.choices("repeats", (False, True)) and 0 not in shape
+    alike = draw(among(("whole", "each", "whole", "row", "column", "each"))) if may_repeat else "whole"
     for name in names[1:]:
-        kind = draw(among(kinds)) if 0 not in shape else "whole"
+        kind = draw(among(("whole", "row", "part"))) if alike == "each" else alike
         if kind == "row":
             parts[name] = (1, 1, 1, shape[-1])
+        elif kind == "column":
+            parts[name] = (1, 1, shape[-2], 1)
         elif kind == "part":  # which may double the shape
             shape, parts[name] = draw(repeatable(shape, 4, freedom))
     shapes = {name: parts.get(name, shape) for name in names}

@@ -76,6 +76,12 @@ class Approx:
             low, high = _with_zero(low, high, dtype.smallest_normal)
         return cls(values, low, high, numerics, part)
 
+    @classmethod
+    def about(cls, expected: Expected, numerics: Numerics) -> Approx:
+        """What another op may have given, as a formula goes on with it."""
+        bound = np.where(np.isinf(expected.bound), np.nan, expected.bound)
+        return cls(expected.value, expected.value - bound, expected.value + bound, numerics, rounded=True)
+
     # --- constants, and choices between forms ---
 
     def constant(self, value: float, roundings: int = 1) -> Approx:
