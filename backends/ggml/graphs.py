@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from opconform.backends.ggml import delta_net, mla, pieces, routing, states, training
+from opconform.backends.ggml import caching, delta_net, mla, pieces, routing, states, training
 from opconform.backends.ggml.nodes import Build
 
 GRAPHS: Mapping[str, Build] = {
@@ -16,4 +16,5 @@ GRAPHS: Mapping[str, Build] = {
     "opt_step_sgd": training.sgd,
     **pieces.BUILDS,
     "moe_routing": routing.route,
+    "rope_set_rows": caching.turn_and_store,
 }

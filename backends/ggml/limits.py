@@ -187,6 +187,15 @@ GRAPHS: tuple[Limit, ...] = (
               f"{name} contiguous", "src/ggml.c, ggml_soft_max_impl; src/ggml-cpu/ops.cpp")
         for name in ("x", "b")
     ),
+    *(
+        Limit("rope_set_rows", name, widest, f"the kernels of ROPE and SET_ROWS want {what}", "src/ggml-cpu/ops.cpp")
+        for name, widest, what in (
+            ("x", LayoutClass.ROWS, "contiguous rows of x"),
+            ("cache", LayoutClass.ROWS, "contiguous rows of the cache"),
+            ("pos", LayoutClass.CONTIGUOUS, "pos contiguous"),
+            ("factors", LayoutClass.CONTIGUOUS, "factors contiguous"),
+        )
+    ),
     Limit(
         "gated_delta_net_chunk", "gate", ("log",), "llama.cpp's graph sums log gates",
         "llama.cpp, src/models/delta-net-base.cpp, build_delta_net_chunking",
@@ -199,6 +208,15 @@ _SUBBUFFER = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer"
 #: What a kernel wants although supports_op said yes.
 GRAPH_KERNELS: tuple[Limit, ...] = (
     Limit("gated_delta_net", "aligned", (True,), _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan"),
+    Limit(
+        "rope_set_rows",
+        "aligned",
+        (True,),
+        "Vulkan's ROPE aborts, or drops a part of an offset, unless what it reads starts where a storage buffer may",
+        _SUBBUFFER,
+        kind="kernel",
+        device="Vulkan",
+    ),
     Limit(
         "moe_routing",
         "aligned",
@@ -474,14 +492,21 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
             pinned="moe_routing/vulkan-overwritten-logits",
         ),
     ),
-    (
-        range(10362, _NEWER + 1),
-        Limit(
-            "snake", "aligned", (True,),
-            "Vulkan's SNAKE, the five nodes as one, aborts for an argument that does not start where a storage buffer "
-            "may, though each node alone takes it", "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_can_fuse_snake",
-            kind="kernel", device="Vulkan",
-        ),
+    *(
+        (
+            range(10362, _NEWER + 1),
+            Limit(
+                op, "aligned", (True,),
+                f"Vulkan's {op.upper()}, its nodes as one, aborts for an argument that does not start where a storage "
+                "buffer may, though each node alone takes it",
+                f"src/ggml-vulkan/ggml-vulkan.cpp, {where}, which does not look at offsets", kind="kernel",
+                device="Vulkan",
+            ),
+        )
+        for op, where in (
+            ("snake", "ggml_vk_can_fuse_snake"), ("rms_norm_mul_add", "ggml_vk_can_fuse"),
+            ("rms_norm_mul_add_mul", "ggml_vk_can_fuse"),
+        )
     ),
     (
         range(7837, _NEWER + 1),

@@ -5,7 +5,7 @@ Sizes and strides are innermost first here, as ggml has them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,6 +141,13 @@ class Nodes:
         else:
             self.owners.append((node, out))
         self.outs.append(self.ask(node, row.op))
+
+    def begin_with(self, made: Container[str] = ()) -> dict[str, Tensor]:
+        """The inputs, at the start of the graph: a view of strides is a node, and none may stand between nodes that a
+        backend computes together. Of those that are `made` it is a copy, which the graph makes."""
+        found = {name: self.make("cont", self[name]) if name in made else self[name] for name in self.case.inputs}
+        self.outs += found.values()
+        return found
 
     def make(self, function: str, *arguments: Any) -> Tensor:
         """What `ggml_<function>` makes of `arguments`, for the device to compute."""

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
-from opconform.backends.ggml.binding import Tensor
 from opconform.backends.ggml.nodes import Build, Nodes
 from opconform.backends.ggml.ops import OPS
 from opconform.backends.ggml.rows import Row
@@ -97,14 +96,14 @@ def build(nodes: Nodes) -> None:
     What is kept is copied to its output behind the last result: the nodes of the piece stand side by side, and only the
     count of what reads a result says that it is needed.
     """
-    case, results = nodes.case, dict[str, Tensor]()
-    if case.params["made"]:
-        results = {name: nodes.make("cont", nodes[name]) for name, its in case.inputs.items() if its.dtype == "f32"}
-        nodes.outs += results.values()
+    case = nodes.case
+    results = nodes.begin_with(
+        [name for name, its in case.inputs.items() if case.params["made"] and its.dtype == "f32"]
+    )
     steps, result = steps_of(case.op, sorted(case.inputs)), ""
     for result, row in steps:
         nodes.site.library.c.require(row.symbol)
-        given = row.values(case, lambda name: results.get(name) or nodes[name])
+        given = row.values(case, results.__getitem__)
         if row is steps[-1][1] and case.params.get("turned"):
             given = given[::-1]
         results[result] = nodes.ask(nodes.call(row.symbol, *given, name=result), row.symbol.removeprefix("ggml_"))

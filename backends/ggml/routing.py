@@ -17,10 +17,8 @@ def route(nodes: Nodes) -> None:
 
     The weights are asked for first: the graph then holds what they need in the order in which a model has it.
     """
-    make, params, logits = nodes.make, nodes.case.params, nodes["x"]
-    if params["made"]:
-        logits = make("cont", logits)
-        nodes.outs.append(logits)
+    make, params = nodes.make, nodes.case.params
+    logits = nodes.begin_with("x" if params["made"] else "")["x"]
     scores = _scores(nodes, logits)
     experts, tokens = nodes.ne(logits)[:2]
     k = nodes.ne(nodes["ids"])[0]
