@@ -34,7 +34,7 @@ def _description(op: Op, sample: Sample) -> Iterator[str]:
     yield "arguments   ne is innermost first, as ggml has it; a NumPy shape is the same backwards"
     for name, sizes in sample.sizes.items():
         ne = ",".join(size.text for size in sizes)
-        about = ["output"] if name in op.outputs else ["may be left out"] if name in op.composite.optional else []
+        about = ["output"] * (name in op.outputs) + ["may be left out"] * (name in op.composite.optional)
         if name == op.outputs[0] and _inplace(sample):
             about.append(f"in place of {', '.join(_inplace(sample))} in some cases")
         yield f"  {name:<10} {_types(op, name):<16} ne=[{ne}]   {'; '.join(about)}".rstrip()
@@ -94,7 +94,8 @@ def _skeleton(op: Op, sample: Sample) -> Iterator[str]:
     yield "        # Strided NumPy views of the case's memory, outermost dimension first; writes go through."
     for name, sizes in sample.sizes.items():
         shape = ", ".join(size.text for size in reversed(sizes))
-        there = f' if "{name}" in case.inputs else None' if name in op.composite.optional else ""
+        given = "outputs" if name in op.outputs else "inputs"
+        there = f' if "{name}" in case.{given} else None' if name in op.composite.optional else ""
         yield f'        {name} = buffers.array("{name}"){there}  # {_types(op, name)}, shape ({shape})'
     for name in op.params:
         yield f'        {name} = case.params["{name}"]  # {_values(sample.values_of(name))}'

@@ -86,6 +86,12 @@ def test_what_an_argument_s_sizes_have_to_do_with_the_others_is_said() -> None:
     assert "no op 'acx'" in opconform("describe", "acx").output
 
 
+def test_an_output_that_a_case_may_leave_out_is_said_to_be_one() -> None:
+    text = opconform("describe", "softcap").output
+    assert re.search(r"^  mid .* output; may be left out$", text, re.MULTILINE)
+    assert 'buffers.array("mid") if "mid" in case.outputs else None' in text
+
+
 NEW = ("--about", "a shape", "--source", "https://example.org/1")
 
 
