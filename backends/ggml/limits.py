@@ -483,6 +483,15 @@ _NEWER = 1 << 30  #: the number of a build that has none
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (
+        range(10361),
+        Limit(
+            "rope_set_rows", "rows", LayoutClass.CONTIGUOUS,
+            "the kernel that takes ROPE, the view and SET_ROWS as one ignores nb0 of rows, which SET_ROWS alone reads",
+            "src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl, on b7836 and b8121", kind="bug", device="Vulkan",
+            pinned="rope_set_rows/vulkan-rows-step",
+        ),
+    ),
+    (
         range(8179),
         Limit(
             "moe_routing", "made", (False,),
