@@ -483,6 +483,15 @@ _NEWER = 1 << 30  #: the number of a build that has none
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
     (
+        range(_NEWER + 1),
+        Limit(
+            "mul_mat_id_add_id_mul", "made", (False,),
+            "the allocator lays ADD_ID's sum over biases of its shape that the graph has made, whose rows are still read",
+            "src/ggml-alloc.c, ggml_op_can_inplace", kind="bug", device="Vulkan",
+            pinned="mul_mat_id_add_id_mul/biases-overwritten",
+        ),
+    ),
+    (
         range(10361),
         Limit(
             "rope_set_rows", "rows", LayoutClass.CONTIGUOUS,

@@ -45,7 +45,8 @@ def test_pieces_have_the_limits_of_the_ops_of_their_nodes() -> None:
     assert on_cpu["adds", "l"].allowed == LayoutClass.ROWS  # the last operand may be turned
     assert ("add_rms_norm_mul", "normed") not in on_cpu
     assert {limit.subject for limit in limits("Vulkan0") if limit.op == "mul_mat_add"} >= {"a", "b", "repeats_ne3"}
-    assert not any(limit.pinned for limit in limits("Vulkan0") if limit.op in BUILDS)
+    pinned = {limit.pinned for limit in limits("Vulkan0") if limit.op in BUILDS} - {None}
+    assert {str(name).partition("/")[0] for name in pinned} <= set(BUILDS)  # those of single ops stay theirs
 
 
 def test_every_limit_on_a_piece_is_about_something_that_it_has() -> None:
