@@ -14,7 +14,7 @@ from opconform.cases import rope
 from opconform.cases.families.chains import MADE
 from opconform.cases.families.choices import drawn_params, types_of
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import among
+from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import Raw
@@ -77,7 +77,7 @@ def traits(case: Case) -> dict[str, Any]:
     return {**own, "aligned": is_aligned(case), "index": case.inputs["rows"].dtype}
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Problems of ROPE without batches, and caches of some more rows; shrinks to one pair of one token."""
     begun = draw(_ROPE.problems(freedom))

@@ -15,7 +15,7 @@ from opconform.cases.families.chains import MADE
 from opconform.cases.families.choices import Choices, check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import is_aligned
 from opconform.cases.softmax import normalised
-from opconform.harness.draw.strategies import among, integers
+from opconform.harness.draw.strategies import among, composite, integers
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Mask, Raw
@@ -113,7 +113,7 @@ def traits(case: Case) -> dict[str, Any]:
     return {"biased": "b" in case.inputs, "aligned": is_aligned(case), "whole": k == experts}
 
 
-@st.composite
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Up to 512 experts, of which a token uses some, or all; shrinks to two experts and one token."""
     params = draw(drawn_params(freedom, _PARAMS))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from opconform.cases.families.chains import KEPT, MADE, NONE, Chain
 from opconform.cases.families.choices import check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import among, integers
+from opconform.harness.draw.strategies import among, composite, integers
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -163,7 +163,7 @@ def behind(
     )
 
 
-@st.composite
+@composite
 def _problems(draw: st.DrawFn, freedom: Freedom, row: _Piece) -> Problem:
     """Problems of the first op, with arguments of each size that they may have; nothing is kept at first."""
     begun = draw(row.first.problems(freedom))
