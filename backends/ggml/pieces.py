@@ -15,58 +15,62 @@ from opconform.backends.ggml.rows import Row
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
-_RMS_NORM_MUL = ("normed = rms_norm(x, eps)", "weighed = mul(normed, w)")
+_RMS_NORM_MUL = ("normed = ggml_rms_norm(x, eps)", "weighed = ggml_mul(normed, w)")
 
 #: Those that begin with an op of another family, whose limits they have as well.
 BEHIND: Mapping[str, tuple[str, ...]] = {
-    "mul_mat_add": ("product = mul_mat(a, b)", "biased = add(product, bias)"),
+    "mul_mat_add": ("product = ggml_mul_mat(a, b)", "biased = ggml_add(product, bias)"),
     "mul_mat_add_add": (
-        "product = mul_mat(a, b)",
-        "biased = add(product, bias)",
-        "added = add(biased, residual)",
+        "product = ggml_mul_mat(a, b)",
+        "biased = ggml_add(product, bias)",
+        "added = ggml_add(biased, residual)",
     ),
-    "mul_mat_id_mul": ("product = mul_mat_id(a, b, ids)", "weighed = mul(product, s)"),
+    "mul_mat_id_mul": ("product = ggml_mul_mat_id(a, b, ids)", "weighed = ggml_mul(product, s)"),
     "mul_mat_id_add_id_mul": (
-        "product = mul_mat_id(a, b, ids)",
-        "biased = add_id(product, bias, ids)",
-        "weighed = mul(biased, s)",
+        "product = ggml_mul_mat_id(a, b, ids)",
+        "biased = ggml_add_id(product, bias, ids)",
+        "weighed = ggml_mul(biased, s)",
     ),
-    "ssm_conv_silu": ("convolved = ssm_conv(x, c)", "active = silu(convolved)"),
+    "ssm_conv_silu": ("convolved = ggml_ssm_conv(x, c)", "active = ggml_silu(convolved)"),
     "ssm_conv_add_silu": (
-        "convolved = ssm_conv(x, c)",
-        "biased = add(convolved, bias)",
-        "active = silu(biased)",
+        "convolved = ggml_ssm_conv(x, c)",
+        "biased = ggml_add(convolved, bias)",
+        "active = ggml_silu(biased)",
     ),
 }
 
-#: The calls of each piece, as `Row` reads them but for the prefix of ggml's names, with the names of results.
+#: The calls of each piece, as `Row` reads them, with the names of results.
 CHAINS: Mapping[str, tuple[str, ...]] = {
     "rms_norm_mul": _RMS_NORM_MUL,
-    "rms_norm_mul_add": (*_RMS_NORM_MUL, "added = add(weighed, b)"),
-    "rms_norm_mul_add_mul": (*_RMS_NORM_MUL, "added = add(weighed, b)", "scaled = mul(added, s)"),
-    "add_rms_norm_mul": ("added = add(a, b)", "normed = rms_norm(added, eps)", "weighed = mul(normed, w)"),
-    "softcap": ("scaled = scale(x, down)", "bent = tanh(scaled)", "grown = scale(bent, up)"),
+    "rms_norm_mul_add": (*_RMS_NORM_MUL, "added = ggml_add(weighed, b)"),
+    "rms_norm_mul_add_mul": (*_RMS_NORM_MUL, "added = ggml_add(weighed, b)", "scaled = ggml_mul(added, s)"),
+    "add_rms_norm_mul": (
+        "added = ggml_add(a, b)",
+        "normed = ggml_rms_norm(added, eps)",
+        "weighed = ggml_mul(normed, w)",
+    ),
+    "softcap": ("scaled = ggml_scale(x, down)", "bent = ggml_tanh(scaled)", "grown = ggml_scale(bent, up)"),
     **{
-        f"{name}_mul": (f"active = {name}(x)", "gated = mul(active, y)")
+        f"{name}_mul": (f"active = ggml_{name}(x)", "gated = ggml_mul(active, y)")
         for name in ("silu", "sigmoid", "softplus", "gelu")
     },
-    "relu_sqr": ("active = relu(x)", "squared = sqr(active)"),
+    "relu_sqr": ("active = ggml_relu(x)", "squared = ggml_sqr(active)"),
     "snake": (
-        "turned = mul(x, a)",
-        "waved = sin(turned)",
-        "squared = sqr(waved)",
-        "scaled = mul(squared, b)",
-        "added = add(x, scaled)",
+        "turned = ggml_mul(x, a)",
+        "waved = ggml_sin(turned)",
+        "squared = ggml_sqr(waved)",
+        "scaled = ggml_mul(squared, b)",
+        "added = ggml_add(x, scaled)",
     ),
     **BEHIND,
-    "sqr_sum_rows": ("squared = sqr(x)", "summed = sum_rows(squared)"),
+    "sqr_sum_rows": ("squared = ggml_sqr(x)", "summed = ggml_sum_rows(squared)"),
 }
 
 
 def _read(piece: str, text: str) -> tuple[str, Row]:
     """The name of a result, and the call that makes it."""
     name, _, call = text.partition(" = ")
-    return name, Row(piece, f"ggml_{call}")
+    return name, Row(piece, call)
 
 
 Steps = Sequence[tuple[str, Row]]
@@ -80,7 +84,7 @@ def _adds(addends: tuple[str, ...]) -> Steps:
     steps, left = list[tuple[str, Row]](), addends[0]
     for number, addend in enumerate(addends[1:], 1):
         result = f"added{number}" if number > 1 else "added"
-        steps.append(_read("adds", f"{result} = add({left}, {addend})"))
+        steps.append(_read("adds", f"{result} = ggml_add({left}, {addend})"))
         left = result
     return steps
 
