@@ -81,6 +81,12 @@ def _get_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return Problem({}, goes, shapes, (*outer, count, n), dtypes={"a": dtype, "b": "i32"})
 
 
+def _row_traits(case: Case) -> dict[str, str | bool]:
+    """table: the type of a. wide_integers: whether rows of i32 are longer than 512."""
+    a = case.inputs["a"]
+    return {"table": a.dtype, "aligned": is_aligned(case), "wide_integers": a.dtype == "i32" and a.shape[-1] > 512}
+
+
 def _wrong_rows(image: Image) -> Iterator[Hypothesis]:
     """Faults of the indices."""
     case, b = image.case, image.raw["b"]
@@ -354,7 +360,7 @@ OPS = (
         expect=get_rows,
         bound="the bits of a, γ_c·(|scale·code| + |minimum|) of blocks",
         check=_check_get_rows,
-        traits=lambda case: {"table": case.inputs["a"].dtype, "aligned": is_aligned(case)},
+        traits=_row_traits,
         hypotheses=_wrong_rows,
         indices={"b": Index("a", 2)},
     ),

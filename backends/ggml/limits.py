@@ -445,6 +445,15 @@ ACC_BUGS: tuple[Limit, ...] = (
     ),
 )  # fmt: skip
 
+GET_ROWS_BUGS: tuple[Limit, ...] = (
+    Limit(
+        "get_rows", "wide_integers", (False,),
+        "the GET_ROWS of ggml's Vulkan device writes only the first 512·⌈n/1024⌉ of the n elements of a row of i32",
+        "src/ggml-vulkan/ggml-vulkan.cpp, pipeline_get_rows of i32",
+        kind="bug", device="Vulkan", pinned="get_rows/vulkan-wide-integers",
+    ),
+)  # fmt: skip
+
 #: The same fault in SET, of every build whose Vulkan has it.
 SET_BUGS: tuple[Limit, ...] = (
     Limit(
@@ -849,7 +858,7 @@ def limits_of(
         for row in OPS.values()
         if row.once_inplace and not has(row.inplace)
     ]
-    limits += [*ACC_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
+    limits += [*ACC_BUGS, *GET_ROWS_BUGS, *(SET_BUGS if has_set else OLD_ACC_BUGS), *SSM_CONV_BUGS]
     if counts_snapshots is not None:
         limits += DELTA_NET_BUGS
     if counts_snapshots is False:

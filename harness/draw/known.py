@@ -147,7 +147,7 @@ def find_cases(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -
     """The cases that `name` means: that of `find_case`, or those of all the files *.json in a folder. Raises
     `UsageError`."""
     folder = Path(name)
-    if folder.suffix == ".json" or not folder.is_dir():
+    if folder.suffix == ".json" or not os.path.isdir(name):  # False for a name that no file can have
         return [find_case(name, report_dir, max_bytes)]
     found = [case_from_file(path, max_bytes) for path in sorted(folder.glob("*.json"))]
     if not found:

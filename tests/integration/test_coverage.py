@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from opconform.backends.ggml.graphs import GRAPHS
 from opconform.backends.ggml.names import names_in
 from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.pieces import BUILDS as CHAINS
 from opconform.cli import main
 from tests.lacking import lacking
 from tests.samples import spec
@@ -55,7 +56,7 @@ def test_each_line_says_where_an_op_is_tested_or_why_not(said: str) -> None:
 def test_no_op_of_the_adapter_is_left_out(said: str) -> None:
     names = {line.split()[0].lower() for line in said.splitlines()[1:-1]}
     missing = {op for op in (*OPS, *GRAPHS) if op.removesuffix("_split") not in names}
-    assert missing == UNNAMED
+    assert missing == {*UNNAMED, *CHAINS, "moe_routing", "rope_set_rows"}  # pieces have several nodes
 
 
 class Library:

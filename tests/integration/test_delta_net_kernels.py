@@ -220,7 +220,7 @@ FAULTS = (
         "the solve stops one row short",
         "gated_delta_net_chunk",
         "w",
-        ("for (ulong j = 0; j < i; j++)", "for (ulong j = 0; j + 1 < i; j++)"),
+        ("token < p.tokens && j < i; j++)", "token < p.tokens && j + 1 < i; j++)"),
         ("for (uint j = 0; j < i; j++)", "for (uint j = 0; j + 1 < i; j++)"),
     ),
     Fault(
