@@ -18,7 +18,7 @@ def exchanged_screen(found: Exchanged, one: str, made: str, place: object, about
         lines.append(f"left out  {sum(len(names) for _, names in reasons[_REASONS:])} more, for other reasons")
     became = found.total - found.lost
     if one == "line" and found.lost > became:
-        lines.append(f"was another build the writer? Ops are read by the numbers of {about}; --ggml-lib names another")
+        lines.append(f"was another build the writer? Name it: ops are read by the numbers of {about}")
     said = f"{became} of {_many(found.total, one)} became {_many(len(found.done), made)} in {place}"
     if found.repeated:
         said += f", {found.repeated} of them the same as others"
