@@ -43,7 +43,7 @@ _HEAD_SIZES = (1, 2, 3, 4, 5, 7, 8, 11, 13, 15, 16, 17)
 _LARGE_HEAD_SIZES = (16, 31, 32, 33, 64, 100, 128)
 #: How many elements the states of all tokens may have: a reference takes milliseconds. In a rare form it is more.
 _BUDGET = 1 << 16
-_RARE_BUDGET = 1 << 18
+_RARE_BUDGET = 5 << 16
 _MATRICES = 1 << 21  #: elements of a chunk's matrices over all chunks, of which the reference holds a dozen
 
 #: What the sizes are like. "usual": a few small heads. The others spend on one thing: both head sizes, the number of

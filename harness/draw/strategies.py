@@ -126,9 +126,10 @@ def outer_sizes() -> st.SearchStrategy[int]:
 #: that are both longer than a "tile"; one "long" row. An index of 16 bits shows from 65,537 on: of the 150 problems of
 #: a default run a few have as many along each axis.
 FORMS = ("usual", "many", "tiles", "long")
-_FORMS = st.sampled_from(("usual",) * 14 + ("many", "many", "many", "tiles", "tiles", "tiles", "long", "long"))
+_FORMS = st.sampled_from(("usual",) * 14 + ("many", "many", "many", "tiles", "tiles", "tiles", "tiles", "long", "long"))
 _MANY = st.sampled_from((4097, 65537, 65537, 65536, 70001))
 _TILES = st.sampled_from((33, 33, 31, 32, 34, 63, 64, 65, 66, 66, 67, 97, 129, 130))
+_LARGE_TILES = st.sampled_from((66, 67, 97, 129, 130))
 _LONG = st.sampled_from((1026, 2047, 2049, 4097, 8193, 16385, 65537, 65537, 70001))
 _FEW = st.sampled_from((1, 2, 2, 3))
 
@@ -174,7 +175,8 @@ def rare_sizes(draw: st.DrawFn, form: str, axes: Sequence[int], inner: int, oute
         pairs = [(one, other) for one in axes for other in axes if one < other]
         pairs += [pair for pair in pairs if pair == (0, 1)] * 4  # the rows and columns that most transposes have
         one, other = draw(st.sampled_from(pairs))
-        sizes[one], sizes[other] = draw(tile_sizes()), draw(tile_sizes())
+        tiles = _LARGE_TILES if draw(integers(0, 1)) else tile_sizes()  # beyond two tiles of 32, and beyond one of 64
+        sizes[one], sizes[other] = draw(tiles), draw(tiles)
     return sizes
 
 
