@@ -265,8 +265,15 @@ def _faults(image: Image) -> Iterator[Hypothesis]:
 
 
 def _traits(case: Case) -> Mapping[str, bool]:
-    """aligned: see `is_aligned`. planes: whether only the two inner sizes change."""
-    return {"aligned": is_aligned(case), "planes": case.inputs["x"].shape[:2] == case.outputs["out"].shape[:2]}
+    """aligned: see `is_aligned`. planes: whether only the two inner sizes change. to_one_column: whether what is made,
+    without aliases, is one column of another height."""
+    x, out = case.inputs["x"].shape, case.outputs["out"].shape
+    smooth = str(case.params["mode"]).endswith("+antialias")
+    return {
+        "aligned": is_aligned(case),
+        "planes": x[:2] == out[:2],
+        "to_one_column": smooth and out[3] == 1 and x[2] != out[2],
+    }
 
 
 OPS = (

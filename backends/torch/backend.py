@@ -15,6 +15,7 @@ from opconform.backends.rows import rows_of
 from opconform.backends.torch import activations, delta_net, mla, ops, products, small_ops, windows
 from opconform.harness.model.buffers import Buffers, Slot
 from opconform.harness.model.case import Case
+from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.script import Script, ScriptRequest
@@ -31,6 +32,15 @@ REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/
 #: vectors compute erf by formula 7.1.26 of Abramowitz and Stegun (ATen/cpu/vec/vec512/vec512_float.h), which is off by
 #: 1.5e-7 before it is rounded.
 CPU_NUMERICS = Numerics(sqrt_ulps=1.0, erf_absolute=2.0**-20)
+
+LIMITS = (
+    Limit(
+        "upscale", "to_one_column", (False,),
+        "F.interpolate with antialias gives each row of an image of one column the value of the first on the CPU",
+        "torch 2.13, aten/src/ATen/native/cpu/UpSampleKernel.cpp",
+        kind="bug", device="cpu", pinned="upscale/torch-one-column",
+    ),
+)  # fmt: skip
 
 #: What computes an op: the case's tensors by argument name to the output, or to outputs and stages by name.
 Computes = Callable[[Case, Mapping[str, "torch.Tensor"]], "torch.Tensor | dict[str, torch.Tensor]"]
@@ -102,6 +112,10 @@ class TorchBackend(Backend):
     def numerics(self, case: Case) -> Numerics | None:
         """Triangular solves of cuBLAS, MAGMA and rocBLAS invert diagonal blocks and multiply with the inverses."""
         return _INVERTED if case.op == "solve_tri" and self.device.startswith("cuda") else None
+
+    def limits(self) -> tuple[Limit, ...]:
+        """What torch is known to compute wrong."""
+        return tuple(limit for limit in LIMITS if self.device.startswith(limit.device))
 
     def load(self, case: Case, buffers: Buffers) -> _Loaded:
         return _Loaded(self, case, buffers)

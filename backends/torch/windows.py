@@ -124,10 +124,6 @@ def upscale(case: Case, tensors: Tensors) -> torch.Tensor:
         x = x.index_select(axis, at.clamp(max=x.shape[axis] - 1))
     if kind == "nearest":
         return x
-    if more == "antialias" and x.shape[3] == out.shape[3] == 1:  # torch 2.13 is wrong for images of one column
-        x = x.expand(-1, -1, -1, 2).contiguous()
-        found = torch.nn.functional.interpolate(x, (out.shape[2], 2), mode=kind, antialias=True)
-        return found[..., :1]
     flags = {"align_corners": more == "align_corners", "antialias": more == "antialias"}
     return torch.nn.functional.interpolate(x, tuple(out.shape[2:]), mode=kind, **flags)
 

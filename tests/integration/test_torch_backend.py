@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +72,8 @@ def test_a_loaded_case_gives_the_same_at_every_launch(backend: TorchBackend) -> 
 @pytest.mark.parametrize("name", OPS)
 def test_every_drawn_case_passes(backend: TorchBackend, device: Device, name: str) -> None:
     op, passed = OPS[name], 0
-    for case in cases_drawn(op, FREEDOM, 100):
+    limits = tuple(limit for limit in backend.limits() if limit.op == name)
+    for case in cases_drawn(op, replace(FREEDOM, limits=limits), 100):
         verdict = verdict_on(backend, device, op, case)
         assert not verdict.findings, verdict.case
         passed += verdict.passed
