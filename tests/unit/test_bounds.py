@@ -13,7 +13,7 @@ import pytest
 
 from opconform.harness.judge.oracle import compare
 from opconform.harness.model.case import Case
-from opconform.harness.model.dtypes import F32, F64
+from opconform.harness.model.dtypes import F16, F32, F64
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from tests.judge import Bench, drawn_cases
@@ -139,10 +139,16 @@ def test_dividing_by_a_one_by_one_matrix_may_use_a_reciprocal() -> None:
 
 @COMPUTING
 def test_a_backend_that_declares_half_precision_may_round_its_operands_to_it(op: str) -> None:
-    numerics = Numerics(roundoff=2.0**-11)
+    """Where float16 holds them as normal numbers: a roundoff says nothing of what it makes of smaller ones."""
+    numerics, judged = Numerics(roundoff=2.0**-11), 0
     for case in drawn_cases(op, CASES, 1 << 16):
         if case.recipe in ("small_int", "normal", "signed_zero"):
-            assert Bench(case).passes(HalfPrecision(), numerics), case
+            bench = Bench(case)
+            sizes = [np.abs(F32.decode(raw)) for raw in bench.values.values()]
+            if not any(((size > 0) & (size < F16.smallest_normal)).any() for size in sizes):
+                assert bench.passes(HalfPrecision(), numerics), case
+                judged += 1
+    assert judged > 50
 
 
 def test_a_bound_of_more_roundings_than_the_precision_has_is_no_bound() -> None:
