@@ -195,7 +195,7 @@ def test_a_cpp_test_case_compiles(text: str, tmp_path: Path) -> None:
 def test_the_cpp_of_every_layout_and_type_compiles(op: str, device: str, tmp_path: Path) -> None:
     made = []
     where = target(device=device, numerics=FLUSHING)
-    for case in drawn_cases(op, 30, 1 << 12, 4):
+    for case in drawn_cases(op, 20, 1 << 12, 4):
         with suppress(cpp.NoTestError):
             made.append(cpp.test_case(Facts(described(case, where), where)))
     texts = {text.rstrip() for text in made}
