@@ -2,6 +2,7 @@
 BIN := .venv/bin
 GGML := $(CURDIR)/.cache/ggml
 SEED ?= 1  # of the search in `make test`: the same cases for every change; `make run` draws new ones each time
+CASES ?= 64  # of each op on each device in `make test`; `make run` and the nightly run draw many more
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test nightly lint bench clean
@@ -28,7 +29,7 @@ test: lint  ## lint, then every test, against four builds of ggml
 	OPCONFORM_GGML_LIB_OLD=$(GGML)/b6673 \
 	OPCONFORM_GGML_LIB_BROKEN=$(GGML)/b7836 \
 	OPCONFORM_GGML_LIB_FIXED=$(GGML)/b8121 \
-	$(BIN)/python -m pytest --seed $(SEED) --profile quick -n auto --dist worksteal
+	$(BIN)/python -m pytest --seed $(SEED) --profile quick --max-examples $(CASES) -n auto --dist worksteal
 
 nightly: setup  ## the nightly run, here: BUDGET minutes, SHARDS, GGML_LIB, EXTRA_GGML="NAME=FOLDER …" (tools/nightly.sh)
 	@GGML_LIB='$(or $(GGML_LIB),$(GGML)/v0.5.0)' tools/nightly.sh

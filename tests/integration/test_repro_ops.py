@@ -39,7 +39,7 @@ from tests.repro_samples import described
 APIS = ("torch:cpu", "opencl:0", "vulkan:0", "cuda-host:0", "ggml:CPU", "ggml:Vulkan0")
 ALONE = ("cuda-host:0",)  #: a process holds the kernels of one script only
 OWN_KERNELS = ("opencl:0", "vulkan:0", "cuda-host:0")  #: they have the ops that stand in a table of kernels
-PROBLEMS = 3  #: drawn for each op; each gives several cases
+PROBLEMS = 2  #: drawn for each op; each gives several cases
 
 #: Runs scripts with Opconform out of reach: as they are, and with the device's results spoilt, every element of them.
 DRIVER = """

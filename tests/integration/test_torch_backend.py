@@ -73,7 +73,7 @@ def test_a_loaded_case_gives_the_same_at_every_launch(backend: TorchBackend) -> 
 def test_every_drawn_case_passes(backend: TorchBackend, device: Device, name: str) -> None:
     op, passed = OPS[name], 0
     limits = tuple(limit for limit in backend.limits() if limit.op == name)
-    for case in cases_drawn(op, replace(FREEDOM, limits=limits), 60):
+    for case in cases_drawn(op, replace(FREEDOM, limits=limits), 40):
         verdict = verdict_on(backend, device, op, case)
         assert not verdict.findings, verdict.case
         passed += verdict.passed
