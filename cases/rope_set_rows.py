@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases import rope
+from opconform.cases.families.behind import beginning_of
 from opconform.cases.families.chains import MADE
 from opconform.cases.families.choices import drawn_params, types_of
 from opconform.cases.shapes import is_aligned
@@ -29,10 +29,7 @@ _ROPE: Op = rope.OPS[0]
 
 def _beginning(case: Case) -> Case:
     """The ROPE alone."""
-    inputs = {name: layout for name, layout in case.inputs.items() if name in _ROPE.inputs}
-    params = {name: case.params[name] for name in _ROPE.params}
-    out = {"out": case.inputs["x"].packed()}
-    return replace(case, op=_ROPE.name, params=params, inputs=inputs, outputs=out, inplace=None, data=None)
+    return beginning_of(case, _ROPE, case.inputs["x"])
 
 
 def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:

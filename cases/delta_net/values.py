@@ -44,7 +44,9 @@ _LARGE_HEAD_SIZES = (16, 31, 32, 33, 64, 100, 128)
 #: How many elements the states of all tokens may have: a reference takes milliseconds. In a rare form it is more.
 _BUDGET = 1 << 16
 _RARE_BUDGET = 5 << 16
-_MATRICES = 1 << 21  #: elements of a chunk's matrices over all chunks, of which the reference holds a dozen
+#: Elements of a chunk's matrices over all chunks, of which the reference holds a dozen; no more than a
+#: case may have bytes.
+_MATRICES = 1 << 21
 
 #: What the sizes are like. "usual": a few small heads. The others spend on one thing: both head sizes, the number of
 #: heads and how many share a key head, tokens, sequences, heads of a real size, or more heads than a grid holds.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.cases.families.chains import KEPT, MADE, NONE, Chain
+from opconform.cases.families.chains import KEPT, MADE, NONE, Chain, check_kept
 from opconform.cases.families.choices import check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import is_aligned
 from opconform.harness.draw.strategies import among, composite, integers
@@ -19,6 +19,7 @@ from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
 from opconform.harness.model.expected import Expected
 from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op, Problem
@@ -31,6 +32,14 @@ KINDS: Mapping[str, Callable[[Mapping[str, Shape], Shape], Shape]] = {
     "column": lambda shapes, out: (*out[:3], 1),
     "experts": lambda shapes, out: (1, 1, shapes["a"][1], out[3]),
 }
+
+
+def beginning_of(case: Case, first: Op, out: Layout) -> Case:
+    """The case of the op that a piece begins with, alone, whose result has the shape and the type of `out`."""
+    inputs = {name: layout for name, layout in case.inputs.items() if name in first.inputs}
+    params = {name: case.params[name] for name in first.params}
+    outputs = {"out": out.packed()}
+    return replace(case, op=first.name, params=params, inputs=inputs, outputs=outputs, inplace=None, data=None)
 
 
 @dataclass(frozen=True)
@@ -50,10 +59,7 @@ class _Piece:
 
     def beginning(self, case: Case) -> Case:
         """The case of the first op alone."""
-        inputs = {name: layout for name, layout in case.inputs.items() if name in self.first.inputs}
-        params = {name: case.params[name] for name in self.first.params}
-        out = {"out": case.outputs["out"].packed()}
-        return replace(case, op=self.first.name, params=params, inputs=inputs, outputs=out, data=None)
+        return beginning_of(case, self.first, case.outputs["out"])
 
     def results(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> tuple[Approx, tuple[Approx, ...]]:
         """The first op's result, and the arguments of the formula, each as large."""
@@ -91,10 +97,7 @@ class _Piece:
             allowed = [KINDS[kind](shapes, out) for kind in kinds]
             if shapes[name] not in allowed:
                 raise CaseError(f"{name} has shape {shapes[name]}; it must be {' or '.join(map(str, allowed))}")
-        if (case.params["kept"] != NONE) != (KEPT in case.outputs):
-            raise CaseError(f"kept is {case.params['kept']}; {KEPT} holds what is kept, and nothing else")
-        if KEPT in case.outputs and case.outputs[KEPT].shape != out:
-            raise CaseError(f"{KEPT} has shape {case.outputs[KEPT].shape}; it must be that of out, {out}")
+        check_kept(case, "out", out)
 
     def traits(self, case: Case) -> dict[str, Any]:
         """Those of the first op, but that every argument counts for `aligned`."""

@@ -35,6 +35,15 @@ MADE: Choices = {"made": choice(False, True)}
 TURNED: Choices = {"turned": choice(False, False, True)}
 
 
+def check_kept(case: Case, name: str, shape: tuple[int, ...]) -> None:
+    """Raises `CaseError` unless there is an output for what is kept, and only then, of the shape that `name` has."""
+    kept = str(case.params["kept"])
+    if (kept != NONE) != (KEPT in case.outputs):
+        raise CaseError(f"kept is {kept}, and outputs are {', '.join(case.outputs)}; {KEPT} holds what is kept")
+    if KEPT in case.outputs and case.outputs[KEPT].shape != shape:
+        raise CaseError(f"{KEPT} has shape {case.outputs[KEPT].shape}; it must be that of {name}, {shape}")
+
+
 @dataclass(frozen=True)
 class _Piece(Row):
     """What a row of the table says, as `piece` documents it."""
@@ -57,13 +66,8 @@ class _Piece(Row):
 
     def check(self, case: Case) -> None:
         super().check(case)
-        first, kept = case.inputs[self.inputs[0]].shape, str(case.params["kept"])
-        if (kept != NONE) != (KEPT in case.outputs):
-            raise CaseError(f"kept is {kept}, and outputs are {', '.join(case.outputs)}; {KEPT} holds what is kept")
-        if KEPT in case.outputs and case.outputs[KEPT].shape != first:
-            raise CaseError(
-                f"{KEPT} has shape {case.outputs[KEPT].shape}; it must be that of {self.inputs[0]}, {first}"
-            )
+        first = case.inputs[self.inputs[0]].shape
+        check_kept(case, self.inputs[0], first)
         if set(case.inputs) != set(self.inputs[: len(case.inputs)]):
             raise CaseError(f"case.inputs are {', '.join(case.inputs)}; only the last of them may be left out")
         last = self.others(case)[-1] if self.others(case) else self.inputs[0]

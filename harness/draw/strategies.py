@@ -135,7 +135,7 @@ _FEW = st.sampled_from((1, 2, 2, 3))
 
 
 def forms() -> st.SearchStrategy[str]:
-    """One of `FORMS`, a rare one in a third of the draws; shrinks to "usual"."""
+    """One of `FORMS`, a rare one in two draws of five; shrinks to "usual"."""
     return _FORMS
 
 
