@@ -13,16 +13,8 @@ def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
     """x / max(√squares, eps) or x / √(squares + eps). Some kernels square eps (CUDA's rsqrt of max(Σx², eps²))."""
     eps = float(p["eps"])
     if p["eps_mode"] == "add":
-        return _or_by_mean(x, squares + eps)
-    return _or_by_mean(x, squares.maximum(x.constant(eps**2, roundings=3)))
-
-
-def _or_by_mean(x: Approx, limited: Approx) -> Approx:
-    """x / √limited, or as some make it of RMS_NORM (mlx-lm): x·r·c, r the inverse root of the mean of the squares and
-    c = 1/√n. Its second product rounds denormals once more."""
-    n = float(max(x.value.shape[-1], 1))
-    by_mean = x * (limited / n).rsqrt() * x.constant(n**-0.5, roundings=2)
-    return x.over_root(limited).either(by_mean)
+        return x.over_norm(squares + eps)
+    return x.over_norm(squares.maximum(x.constant(eps**2, roundings=3)))
 
 
 def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:

@@ -45,23 +45,21 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
 
 def _convolved(x: F64, c: F64, numerics: Numerics) -> Expected:
-    windows = _windows(x, c.shape[-1])
-    taps = c[0, 0]
-    products = windows * taps
-    value = products.sum(-1)[None]
-    magnitude = np.abs(products).sum(-1)[None]
-    d = taps.shape[-1]
+    windows, taps = _windows(x, c.shape[-1]), c[..., None, :, :]
+    products, d = windows * taps, c.shape[-1]
+    value = products.sum(-1)
+    magnitude = np.abs(products).sum(-1)
     bound = numerics.gamma(float(d + 2 * numerics.conversions)) * magnitude + 2 * d * numerics.underflow
     if numerics.flushes_denormals:
         operands = np.abs(windows).sum(-1) + np.abs(taps).sum(-1)
-        bound = bound + numerics.underflow * operands[None]
-    bound = np.where(numerics.rounds(quanta(products).min(-1)[None], magnitude), bound, 0.0)
+        bound = bound + numerics.underflow * operands
+    bound = np.where(numerics.rounds(quanta(products).min(-1), magnitude), bound, 0.0)
     return Expected(value, np.where(magnitude + bound <= F32.largest, bound, np.inf))
 
 
 def _windows(x: F64, d: int) -> F64:
-    """The d elements under the filter, as [n_s, n_t, d_inner, d]."""
-    found: F64 = np.lib.stride_tricks.sliding_window_view(x[0], d, axis=-1).transpose(0, 2, 1, 3)
+    """The d elements under the filter, as [1, n_s, n_t, d_inner, d]."""
+    found: F64 = np.swapaxes(np.lib.stride_tricks.sliding_window_view(x, d, axis=-1), -3, -2)
     return found
 
 
@@ -155,6 +153,7 @@ OP = Op(
     traits=traits,
     alone=lambda case: (1,),
     hypotheses=hypotheses,
+    stacks=True,
     flops=lambda case: 2 * case.inputs["c"].shape[-1] * case.outputs["out"].size,
     composite=Composite(shape_values=shape_values),
 )
