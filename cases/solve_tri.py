@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from hypothesis import strategies as st
@@ -143,10 +143,13 @@ def _from_lower_left(case: Case, x: F64) -> F64:
 
 def _read(case: Case) -> np.ndarray:
     """Which elements of A the op may read."""
-    n = case.inputs["a"].shape[-1]
-    below = -1 if case.params["unit"] else 0
-    triangle = np.tri(n, n, below, dtype=bool)
+    triangle = _triangle(case.inputs["a"].shape[-1], -1 if case.params["unit"] else 0)
     return triangle if case.params["lower"] else triangle.T
+
+
+@lru_cache(maxsize=64)
+def _triangle(n: int, below: int) -> np.ndarray:
+    return np.tri(n, n, below, dtype=bool)
 
 
 def _substitute(a: F64, b: F64) -> F64:

@@ -72,8 +72,8 @@ class Case:
     data: Mapping[str, bytes] | None = field(default=None, compare=False)
     before: Case | None = None
 
-    @property
-    def layouts(self) -> dict[str, Layout]:
+    @lazy
+    def layouts(self) -> Mapping[str, Layout]:
         """Every argument's layout: inputs, then outputs."""
         return {**self.inputs, **self.outputs}
 

@@ -36,11 +36,10 @@ class Limit:
     def forbids(self, case: Case, traits: Mapping[str, Any]) -> bool:
         """Whether `case`, with its op's `traits`, is beyond this limit."""
         if isinstance(self.allowed, LayoutClass):
-            if self.subject not in case.layouts:  # an argument that the case leaves out
+            layout = case.layouts.get(self.subject)
+            if layout is None or (case.inplace and self.subject in case.outputs):  # it is left out, or it is an input
                 return False
-            if case.inplace and self.subject in case.outputs:
-                return False
-            return case.layouts[self.subject].kind > self.allowed
+            return layout.kind > self.allowed
         if self.subject == "dtype":
             return case.dtype not in self.allowed
         if self.subject == "recipe":
@@ -51,7 +50,8 @@ class Limit:
             return False
         if self.subject == "empty":
             return any(layout.size == 0 for layout in case.layouts.values()) not in self.allowed
-        return {**traits, **case.params}[self.subject] not in self.allowed
+        told = case.params if self.subject in case.params else traits
+        return told[self.subject] not in self.allowed
 
 
 T = TypeVar("T")

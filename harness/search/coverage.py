@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.layouts import Layout, LayoutClass
@@ -161,7 +162,7 @@ class Coverage:
         """The problem at hand is this one. Returns its traits."""
         self._settle()
         self._problem = traits = self._set(problem_traits(problem))
-        self._of_problem = tuple(_bits(traits))
+        self._of_problem = _bits(traits)
         for number in self._of_problem:
             self._drawn[number] |= traits
         self._hopeful = self._open()
@@ -309,8 +310,12 @@ class Coverage:
         return found
 
 
-def _bits(traits: int) -> Iterator[int]:
+@lru_cache(maxsize=4096)
+def _bits(traits: int) -> tuple[int, ...]:
+    """The numbers in a set of traits."""
+    found = []
     while traits:
         least = traits & -traits
-        yield least.bit_length() - 1
+        found.append(least.bit_length() - 1)
         traits ^= least
+    return tuple(found)
