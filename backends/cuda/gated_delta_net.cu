@@ -48,9 +48,9 @@ extern "C" __global__ void gated_delta_net_tokens(const arguments p, const float
         for (size_t tile = 0; tile < p.keys; tile += TILE) {
             const size_t count = p.keys - tile < TILE ? p.keys - tile : TILE;
             __syncthreads();  // all are done with the tile before
-            if (thread < count) {
-                key[thread] = k[(k_row + (tile + thread) * p.k_nb[0]) / 4];
-                factor[thread] = decay[(decay_row + (tile + thread) * p.decay_nb[0]) / 4];
+            for (size_t i = thread; i < count; i += blockDim.x) {
+                key[i] = k[(k_row + (tile + i) * p.k_nb[0]) / 4];
+                factor[i] = decay[(decay_row + (tile + i) * p.decay_nb[0]) / 4];
             }
             __syncthreads();
             for (size_t i = 0; there && i < count; i++) {
@@ -75,9 +75,9 @@ extern "C" __global__ void gated_delta_net_tokens(const arguments p, const float
         for (size_t tile = 0; tile < p.keys; tile += TILE) {
             const size_t count = p.keys - tile < TILE ? p.keys - tile : TILE;
             __syncthreads();
-            if (thread < count) {
-                key[thread] = k[(k_row + (tile + thread) * p.k_nb[0]) / 4];
-                query[thread] = q[(q_row + (tile + thread) * p.q_nb[0]) / 4];
+            for (size_t i = thread; i < count; i += blockDim.x) {
+                key[i] = k[(k_row + (tile + i) * p.k_nb[0]) / 4];
+                query[i] = q[(q_row + (tile + i) * p.q_nb[0]) / 4];
             }
             __syncthreads();
             for (size_t i = 0; there && i < count; i++) {

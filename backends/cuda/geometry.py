@@ -12,6 +12,8 @@ from opconform.harness.model.case import Case
 
 THREADS = 256  #: of a block, where a kernel takes one item per thread; no block has more
 
+_FEWEST = 4  #: threads of a block: some have nothing to do in a short row, which shows what a kernel makes of them
+
 Sizes = tuple[int, int, int]  #: along x, y and z
 
 
@@ -46,8 +48,11 @@ def _grid(case: Case, launch: Launch) -> Grid:
 
 
 def _threads(length: int, most: int = THREADS) -> int:
-    """Threads of a block that shares `length` elements among them: a power of two, at least one warp."""
-    return min(max(1 << max(length - 1, 0).bit_length(), 32), most)
+    """Threads of a block that shares `length` elements among them: a power of two.
+
+    A block below a warp costs a GPU what a warp does, and cuda-host, which has a fibre for each thread, far less.
+    """
+    return min(max(1 << max(length - 1, 0).bit_length(), _FEWEST), most)
 
 
 def _tokens(case: Case) -> tuple[int, Sizes]:
