@@ -43,6 +43,7 @@ from opconform.harness.model.numerics import Numerics, holds_sum, quanta
 
 _TINY = F32.smallest_normal
 _INVERSE_ROOT_ULPS = 2.0
+_ERF_SLOPE = 2 / np.sqrt(np.pi)  #: of erf at 0, where it is steepest
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,9 +268,21 @@ class Approx:
         return self._monotone(np.tanh, numerics.ulps(numerics.tanh_ulps), numerics.tanh_absolute)
 
     def erf(self) -> Approx:
-        """erf x, off by `Numerics.erf_ulps`, or by `Numerics.erf_absolute` if that is more."""
-        numerics = self.numerics
-        return self._monotone(_erf, numerics.ulps(numerics.erf_ulps), numerics.erf_absolute)
+        """erf x, off by `Numerics.erf_ulps`, or by `Numerics.erf_absolute` if that is more.
+
+        An end of the interval is as far from the value as the greatest slope between them allows: 2/√π·e^(−m²), where m
+        is the least |x| of the interval.
+        """
+        numerics, value = self.numerics, _erf(self.value)
+        if self._is_exact:
+            return self._rounded(value, value, value, numerics.ulps(numerics.erf_ulps), numerics.erf_absolute)
+        slope = _ERF_SLOPE * np.exp(-(abs(self).low ** 2))
+        below, above = (
+            np.where((end == self.value) | (slope == 0), 0.0, slope * np.abs(end - self.value))
+            for end in (self.low, self.high)
+        )
+        low, high = np.maximum(value - below, -1.0), np.minimum(value + above, 1.0)
+        return self._rounded(value, low, high, numerics.ulps(numerics.erf_ulps), numerics.erf_absolute)
 
     def sin(self) -> Approx:
         """sin x, off by `Numerics.sin_ulps`, or by `Numerics.sin_absolute` if that is more."""
