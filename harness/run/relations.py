@@ -22,11 +22,11 @@ def related(
     """A verdict that passed, with what other runs of the same or a related case say of it. `time_limit` is as
     `Runner.verdicts` takes it.
 
-    Where a relation has led to a case of the same op that is wrong by itself, it is that case's verdict: there is
-    more to see.
+    Where a twin or a relation has led to a case of the same op that is wrong by itself, or that gave no answer, it is
+    that case's verdict: there is more to see.
     """
     others = Others(runner, op, time_limit)
-    findings, reasons = _twin_findings(runner, op, verdict, checks, time_limit)
+    findings, reasons = _twin_findings(op, verdict, checks, others)
     findings += metamorphic_findings(op, verdict, others)
     if others.wrong:
         return others.wrong[0]
@@ -34,7 +34,7 @@ def related(
 
 
 def _twin_findings(
-    runner: Runner, op: Op, verdict: Verdict, checks: Sequence[TwinCheck], time_limit: float | None
+    op: Op, verdict: Verdict, checks: Sequence[TwinCheck], others: Others
 ) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
     """What the checks on request say of a case that passed, and what they could not look at."""
     found, unchecked = [], []
@@ -43,10 +43,12 @@ def _twin_findings(
         if isinstance(twins, str):
             unchecked.append(f"{check.name}: {twins}")
             continue
-        others = runner.verdicts(op, [twin.case for twin in twins], time_limit=time_limit)
-        for twin, other in zip(twins, others):
+        run = others.runner.verdicts(op, [twin.case for twin in twins], time_limit=others.time_limit)
+        for twin, other in zip(twins, run):
             if other.unsupported is not None:
                 unchecked.append(f"{check.name}: the twin is unsupported, {other.unsupported}")
+            elif other.failed and not other.comparisons and twin.case != verdict.case:
+                others.wrong.append(other)
             elif other.failed:
                 where = f" ({twin.says})" if twin.says else ""
                 found.append(Finding(check.name, check.kind, f"its twin fails{where}: {other.findings[0].detail}"))
@@ -63,14 +65,13 @@ def _twin_findings(
 @dataclass
 class Others:
     """Runs other cases for a relation, right or wrong. wrong: the verdicts on cases of the op that are wrong by
-    themselves. ends: why runs of the op gave nothing to compare. to_blame: another op whose run is wrong by itself, in
-    words: it is then the one to look at."""
+    themselves, or that gave no answer. to_blame: another op whose run is wrong by itself, in words: it is then the
+    one to look at."""
 
     runner: Runner
     op: Op
     time_limit: float | None
     wrong: list[Verdict] = field(default_factory=list)
-    ends: list[str] = field(default_factory=list)
     to_blame: str = ""
 
     def __call__(self, case: Case) -> dict[str, Comparison] | None:
@@ -78,10 +79,8 @@ class Others:
         verdict = self.runner.verdicts(ops()[case.op], [case], time_limit=self.time_limit)[0]
         if verdict.failed and case.op != self.op.name:  # its faults are found where that op is tested
             self.to_blame = f"{case.op} is wrong there by itself, {verdict.kind}, and {self.op.name} is right"
-        elif verdict.failed and verdict.comparisons:
-            self.wrong.append(verdict)
         elif verdict.failed:
-            self.ends.append(verdict.findings[0].detail)
+            self.wrong.append(verdict)
         return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
 
@@ -94,11 +93,8 @@ def metamorphic_findings(op: Op, verdict: Verdict, others: Others) -> tuple[Find
     comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
     found = []
     for check in op.composite.metamorphic:
-        others.ends.clear()
         others.to_blame = ""
         detail = check.look(op, case, values, comparisons, others)
-        if detail is None and others.ends:
-            detail = f"a run to compare with fails: {others.ends[0]}"
         if detail is not None:
             blamed = f"; {others.to_blame}" if others.to_blame else ""
             found.append(Finding(check.name, check.kind, f"{detail}{blamed}"))
