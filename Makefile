@@ -16,7 +16,7 @@ setup:  ## install everything, in .venv and .cache; OPCONFORM_WITHOUT="torch …
 # A backend that is named and cannot run is an error, so the set-up names those that it has set up. It prints a line
 # for each that it had to leave out (torch, where its index cannot be reached).
 run: setup  ## every op on every backend that was set up; ends with the matrix
-	$(BIN)/opconform test $$(tools/setup.sh backends) --ggml-lib $(GGML)/v0.5.0
+	$(BIN)/opconform test $$(tools/setup.sh backends) --ggml-lib $(GGML)/v0.5.0 -n auto
 
 lint: setup  ## ruff, mypy and the contract of imports
 	$(BIN)/ruff check
