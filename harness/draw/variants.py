@@ -59,6 +59,17 @@ class Departure:
     offset: int = 0
     repeat: tuple[int, ...] = ()
 
+    @property
+    def width(self) -> LayoutClass:
+        """The class of layouts that it makes of sizes above 1."""
+        if self.repeat:
+            return LayoutClass.BROADCAST
+        if self.step > 1 or self.order[0] != 0:
+            return LayoutClass.STRIDED
+        if self.order != _PLAIN_ORDER or self.pads != _NO_PADS:
+            return LayoutClass.ROWS
+        return LayoutClass.CONTIGUOUS if self.offset else LayoutClass.PACKED
+
     def layout(self, dtype: str, sizes: tuple[int, ...]) -> Layout:
         """This departure as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
         if self == PACKED:
@@ -319,7 +330,7 @@ class _Draw:
         variant = Variant(departures, random.choice(self._recipes), random.randrange(256), keep)
         if self._may_pack and not packed and random.random() < 0.3:
             variant = replace(variant, together=True)
-        return self._first_taken(_nearer(variant, self._problem))
+        return self._first_taken(_nearer(variant, self._problem, self._widest))
 
     def twin(self, variant: Variant, values: Mapping[str, Sequence[Param]]) -> tuple[Variant, Case] | None:
         """A variant that differs from another one in one thing: an offset, a stride, a parameter, or the values."""
@@ -400,15 +411,18 @@ def _widest(op: Op, name: str, problem: Problem, freedom: Freedom) -> LayoutClas
     return min(widest, LayoutClass.ROWS) if DTYPES[problem.dtype_of(name)].block > 1 else widest
 
 
-def _nearer(variant: Variant, problem: Problem) -> Iterator[Variant]:
+def _nearer(variant: Variant, problem: Problem, widest: Mapping[str, LayoutClass]) -> Iterator[Variant]:
     """`variant`, then ever plainer ones: with offsets that any device can start a buffer at, with all inputs laid out
-    alike, with both, without offsets, packed."""
+    alike that may be (`widest`), with both, without offsets, packed."""
     yield variant
     aligned = {name: replace(d, offset=_ALIGNED if d.offset else 0) for name, d in variant.departures.items()}
     yield replace(variant, departures=aligned)
     for departures in (variant.departures, aligned):
         first = next((departures[name] for name in problem.shapes if departures.get(name, PACKED) != PACKED), PACKED)
-        alike = {name: first if name in problem.shapes else d for name, d in departures.items()}
+        alike = {
+            name: first if name in problem.shapes and widest[name] >= first.width else own
+            for name, own in departures.items()
+        }
         yield replace(variant, departures=alike)
     yield replace(variant, departures={name: replace(d, offset=0) for name, d in variant.departures.items()})
     yield replace(variant, departures={}, together=False)

@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from opconform.harness.draw.sample import problems_drawn
 from opconform.harness.draw.strategies import EDGES
-from opconform.harness.draw.variants import PACKED, VARIANTS, Departure, Variant, variants
+from opconform.harness.draw.variants import PACKED, VARIANTS, Departure, Variant, cases_of, variants
 from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.limits import Freedom, Limit
 from opconform.harness.model.op import Op, Problem
+from opconform.harness.model.ops import ops
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from opconform.harness.search.observer import Observer
@@ -112,6 +114,21 @@ def test_no_output_overlaps_and_every_input_that_does_is_broadcast(op: str) -> N
         assert not any(layout.overlaps for layout in case.outputs.values())
         for layout in case.inputs.values():
             assert layout.kind is LayoutClass.BROADCAST or not layout.overlaps
+
+
+@pytest.mark.parametrize("name", ops())
+def test_a_device_that_refuses_all_it_is_offered_is_offered_nothing_that_is_no_case(name: str) -> None:
+    op, offered = ops()[name], []
+
+    def refuses(case: Case) -> bool:
+        offered.append(case)
+        return True
+
+    for number, problem in enumerate(problems_drawn(op, Freedom(max_bytes=1 << 14), 16)):
+        cases_of(op, problem, number, Freedom(), refuses=refuses)
+    assert len(offered) > 100
+    for case in offered:
+        assert Case.from_json(case.to_json()) == case
 
 
 @OP_NAMES
