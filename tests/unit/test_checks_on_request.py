@@ -14,6 +14,10 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
+from opconform.harness.run.backend import Device
+from opconform.harness.run.relations import related
+from opconform.harness.run.runner import Runner
+from opconform.harness.run.target import Target
 from tests.judge import Bench, drawn_cases
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct
@@ -113,6 +117,25 @@ def test_a_slice_that_is_not_the_first_and_not_of_the_outermost_axis_is_looked_a
     twin = BATCH.twin_found(bench.case, bench.op, bench.values, finding.detail)
     assert twin is not None
     assert twin.parts["out"][:2] == (slice(0, 1), slice(2, 3))
+
+
+class FailsAlone(Correct):
+    """Does not take a slice that stands alone."""
+
+    def cumsum(self, case: Case, buffers: Buffers) -> None:
+        if case.inputs["x"].shape[:2] == (1, 1):
+            raise RuntimeError("there is one slice only")
+        super().cumsum(case, buffers)
+
+
+def test_a_twin_that_gives_no_answer_has_a_verdict_of_its_own() -> None:
+    case = cumsum(3, 2, 2, 2)
+    with Runner(Target(f"{__file__}:FailsAlone", Device("0", "NumPy")), isolated=False) as runner:
+        (verdict,) = runner.verdicts(ops()["cumsum"], [case])
+        assert verdict.passed
+        found = related(runner, ops()["cumsum"], verdict, [BATCH])
+    assert (found.kind, found.findings[0].detail) == ("ERROR", "RuntimeError: there is one slice only")
+    assert found.case.inputs["x"].shape[:2] == (1, 1)
 
 
 @pytest.mark.parametrize(("op", "kernel"), [("gated_delta_net", Delta), ("mla_absorbed", Mla)])
