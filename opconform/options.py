@@ -61,7 +61,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("--times", "run a case that is replayed up to N times, until it fails (default 1)", "N", int),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
     Option("--max-bytes", "memory a case may take (default 64M; 16K with --sanitize; known cases nightly 1G)", "SIZE"),
-    Option("--time-limit", "seconds a case may take (default 30; 300 with --sanitize)", "S", float),
+    Option(
+        "--time-limit",
+        "seconds a case may take, 4 times as many at a second try (default 30; 300 with --sanitize)",
+        "S",
+        float,
+    ),
     Option("--no-isolation", "run the backend in this process, for debugging", flag=True),
     Option("--strict-supports", "try what a kernel only asserts and what is a known bug", flag=True),
     Option("--sanitize", "run each backend under its API's checker: Oclgrind, Vulkan's validation layer", flag=True),

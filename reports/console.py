@@ -96,10 +96,14 @@ def matrix(results: Sequence[Result]) -> str:
     vacuous = sum(result.tally.vacuous for result in results)
     if vacuous:
         lines += textwrap.wrap(f"{vacuous} more cases say nothing and do not count: {_VACUOUS}", WIDTH)
+    late = [f"{result.op} on {result.target}" for result in results if result.tally.late]
+    if late:
+        lines += textwrap.wrap(f"{_LATE}: {', '.join(late)}", WIDTH)
     return shown("\n".join(lines).split("\n"))
 
 
 _VACUOUS = "a kernel that writes zeros, or copies an input, passes them"
+_LATE = "gave no answer within the time limit, and one when it had more time"
 
 
 def _lies(target: str, results: Sequence[Result]) -> list[str]:

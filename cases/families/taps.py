@@ -66,6 +66,6 @@ def met(places: Places) -> Places:
 
     Zeros add no rounding: a sum of what is met has the bound of its own length.
     """
-    most = int((places >= 0).sum(-1).max(initial=1))
+    most = int(np.max((places >= 0).sum(-1), initial=1))
     order = np.argsort(places < 0, axis=-1, kind="stable")[..., : max(most, 1)]
     return np.take_along_axis(places, order, -1)

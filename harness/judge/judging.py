@@ -27,7 +27,8 @@ class Verdict:
     `unsupported` is the reason why it was not run, or None. `findings` are empty where it passed; the first one heads
     the report. `comparisons`, one per output, are there if the backend returned; they were made with `numerics`.
     `stderr` is what the worker printed, kept for failures. `vacuous` says why a case that passed says nothing, "" for
-    one that says something. `unchecked` has what the checks on request could not look at, and why.
+    one that says something. `unchecked` has what the checks on request could not look at, and why. `late`: it was run a
+    second time, because there was no answer within the time limit at first.
     """
 
     case: Case
@@ -39,6 +40,7 @@ class Verdict:
     seconds: float = 0.0
     vacuous: str = ""
     unchecked: tuple[str, ...] = ()
+    late: bool = False
 
     @property
     def comparison(self) -> Comparison | None:

@@ -34,6 +34,8 @@ from opconform.harness.run.sanitizer import OPTION
 from opconform.harness.run.target import Target
 from opconform.harness.run.timing import What
 
+PATIENCE = 4.0  #: how many times the time limit a case may take that had no answer within it
+_MOST_PATIENCE = 120.0  #: seconds that this is at most
 _BATCH_BYTES = 64 << 20  #: cases travel together up to this much memory
 
 
@@ -119,9 +121,11 @@ class Timer:
 class Runner:
     """Runs and judges cases of one op on one device. A context manager: leaving it ends the worker.
 
-    time_limit: seconds a case may take. isolated: False runs in this process. strict: tries what the limits of kind
-    "kernel" and "bug" forbid. worker: one of the target's backend that stands ready. start_seconds: how long the
-    device may take to open (default `START_SECONDS`). `lost` turns true if it does not open any more after a crash.
+    time_limit: seconds a case may take. One that has no answer by then is run once more and may take `PATIENCE` times
+    as long, 2 minutes at most: some drivers compile a kernel for a minute when the machine is busy. isolated: False
+    runs in this process. strict: tries what the limits of kind "kernel" and "bug" forbid. worker: one of the target's
+    backend that stands ready. start_seconds: how long the device may take to open (default `START_SECONDS`). `lost`
+    turns true if it does not open any more after a crash.
     """
 
     def __init__(
@@ -227,6 +231,7 @@ class Runner:
         Raises `CaseError` for a case that its op does not know.
         """
         seconds = self.time_limit if time_limit is None else min(time_limit, self.time_limit)
+        patient = time_limit is None
         found: dict[int, Verdict] = {}
         batch: list[_Planned] = []
         size = 0
@@ -242,14 +247,14 @@ class Runner:
             needed = sum(item.plan.size for item in planned)
             if batch and size + needed > _BATCH_BYTES:
                 worker = self._worker
-                found.update(self._run(op, batch, until_death, seconds, meanwhile))
+                found.update(self._run(op, batch, until_death, seconds, meanwhile, patient))
                 batch, size = [], 0
                 if until_death and worker is not self._worker:
                     break
             batch += planned
             size += needed
         if batch:
-            found.update(self._run(op, batch, until_death, seconds, meanwhile))
+            found.update(self._run(op, batch, until_death, seconds, meanwhile, patient))
         return [found[index] for index in itertools.takewhile(found.__contains__, itertools.count())]
 
     def _forbidden(self, op: Op, case: Case, beyond: set[str]) -> str | None:
@@ -273,8 +278,12 @@ class Runner:
         until_death: bool,
         seconds: float,
         meanwhile: Callable[[], None],
+        patient: bool,
     ) -> dict[int, Verdict]:
-        """Verdicts of a batch that fits in the arena, by index; a worker that dies is replaced and the rest goes on."""
+        """Verdicts of a batch that fits in the arena, by index; a worker that dies is replaced and the rest goes on.
+
+        patient: a case that has no answer in time is run once more, with more time.
+        """
         found: dict[int, Verdict] = {}
         left = list(batch)
         while left:
@@ -292,10 +301,24 @@ class Runner:
                 found[item.index] = self._verdict(op, back, seconds)
             if isinstance(returned[-1].answer, Died):
                 self._replace_worker()
+                more = min(PATIENCE * seconds, _MOST_PATIENCE)
+                if patient and more > seconds and returned[-1].answer.kind == Kind.TIMEOUT:
+                    found.update(self._again(op, left, len(returned) - 1, more))
                 if until_death:
                     break
             left = left[len(returned) :]
         return found
+
+    def _again(self, op: Op, batch: Sequence[_Planned], place: int, seconds: float) -> dict[int, Verdict]:
+        """The verdict of the case that had no answer in time, run after the one that comes right before it, within so
+        many seconds; nothing where the device does not open any more."""
+        item = batch[place]
+        with_it = [other for other in batch if other.index == -1 - item.index and item.index >= 0]
+        try:
+            found = self._run(op, [*with_it, item], False, seconds, lambda: None, patient=False)
+        except Unavailable:
+            return {}
+        return {index: replace(verdict, late=True) for index, verdict in found.items()}
 
     def _prepare(self, op: Op, planned: Sequence[_Planned]) -> list[Prepared]:
         start = time.perf_counter()

@@ -27,6 +27,7 @@ class Tally:
     `elements` of cases that passed; those count in neither whose slices were made NaN on purpose (`Case.keep`).
     unchecked: how many cases a check on request could not look at, by what it was and why.
     looser: how many cases were judged by an arithmetic that is looser than float32, by what it is (`Numerics.looser`).
+    late: cases that gave an answer only when they were run again and had more time.
     """
 
     passed: int = 0
@@ -39,6 +40,7 @@ class Tally:
     looser: Counter[str] = field(default_factory=Counter)
     elements: int = 0
     unchecked: Counter[str] = field(default_factory=Counter)
+    late: int = 0
 
     @property
     def free_share(self) -> float:
@@ -56,6 +58,7 @@ class Tally:
 
     def count(self, verdict: Verdict, expected: bool = False) -> None:
         """Count a verdict. `expected`: it fails as an entry of known_failures.toml says."""
+        self.late += verdict.late and bool(verdict.comparisons)
         if verdict.comparisons and not verdict.vacuous and verdict.numerics.looser:
             self.looser[verdict.numerics.looser] += 1
         if verdict.unsupported is not None:

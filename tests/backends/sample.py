@@ -141,6 +141,18 @@ class SleepsOnOdd(Good):
         super().run(case, buffers)
 
 
+class SlowStart(Good):
+    """Takes a second before it runs anything, as a driver does that compiles."""
+
+    waited = False
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if not self.waited:
+            time.sleep(1)
+        self.waited = True
+        super().run(case, buffers)
+
+
 class SleepsAlways(Good):
     """Never ends."""
 
