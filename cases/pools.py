@@ -198,7 +198,7 @@ def _spread(case: Case, raw: Mapping[str, Raw], numerics: Numerics, last: bool =
         chosen = np.take_along_axis(np.broadcast_to(taken, found.shape), at[..., None], -1)
     else:
         chosen = np.broadcast_to(taken, (len(planes), *taken.shape))
-    most = max((int(np.bincount(it[it >= 0].reshape(-1), minlength=1).max()) for it in chosen), default=1)
+    most = max((int(np.max(np.bincount(it[it >= 0].reshape(-1), minlength=1))) for it in chosen), default=1)
     terms = np.zeros((len(planes), plane, max(most, 1)))
     for number, its in enumerate(chosen):
         window_of = np.repeat(np.arange(windows), its.shape[-1])

@@ -208,7 +208,9 @@ def _resized(
             whole = (np.abs(down.value) + down.off) @ (size + tiny) @ (np.abs(across.value) + across.off).T
             terms = down.terms + across.terms
             off = np.maximum(whole - exact, 0.0) + numerics.gamma(terms) * whole
-            off = np.where(off > 2.0**-48 * exact, off, 0.0)  # of products with 0 and 1 nothing is left
+            # Of products with 0 and 1 nothing is left. Elsewhere the float64 sums above round too, which counts where a
+            # whole pixel is at stake: the bound is met to the last bit.
+            off = np.where(off > 2.0**-48 * exact, off + 2.0**-48 * whole, 0.0)
             off = off + terms * numerics.underflow
             off = np.where(whole <= F32.largest, off, np.inf)
             if not number:

@@ -21,6 +21,7 @@ from opconform.backends.ggml.nodes import Assemble, Nodes
 F32, F16 = CONSTANTS["GGML_TYPE_F32"], CONSTANTS["GGML_TYPE_F16"]
 TRI_UPPER = CONSTANTS["GGML_TRI_TYPE_UPPER"]
 PREC_F32 = CONSTANTS["GGML_PREC_F32"]
+_LONGEST_MASK = 1 << 14  #: rows of the square that a causal mask is cut from: 1 GiB
 _SINK = -3.0e38
 
 
@@ -153,6 +154,8 @@ class Attention:
             return given if wanted is None or given is None else self.as_type(wanted, given)
         # Row i of a square, whose columns from i + 1 on are −inf, is the mask of a query at position i.
         side = max(self.queries, self.rows)
+        if side > _LONGEST_MASK:
+            raise RefusedError(f"ggml makes a causal mask of a square, here of {side} by {side} elements")
         later = make("tri", nodes.filled(-np.inf, side, side, 1, 1), TRI_UPPER)
         seen = nodes.part(nodes.part(later, 0, side - self.rows, self.rows), 1, side - self.queries, self.queries)
         mask = make("cont", seen)
