@@ -115,9 +115,15 @@ def check(case: Case) -> None:
 
 
 def traits(case: Case) -> dict[str, Any]:
-    """masks: the type of the mask, or "none". sunk: whether there are sinks. aligned: see `is_aligned`."""
+    """masks: the type of the mask, or "none". sunk: whether there are sinks. long_row: whether a row has more than
+    16,384 elements. aligned: see `is_aligned`."""
     mask = case.inputs.get("mask")
-    return {"masks": mask.dtype if mask else "none", "sunk": "sinks" in case.inputs, "aligned": is_aligned(case)}
+    return {
+        "masks": mask.dtype if mask else "none",
+        "sunk": "sinks" in case.inputs,
+        "long_row": case.inputs["x"].shape[-1] > 1 << 14,
+        "aligned": is_aligned(case),
+    }
 
 
 @composite

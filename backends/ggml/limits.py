@@ -501,6 +501,15 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         ),
     ),
     (
+        range(6674, _NEWER + 1),
+        Limit(
+            "soft_max", "long_row", (False,),
+            "of a row above 16,384 elements, in blocks of 512, only a few blocks are looked at for the greatest one",
+            "src/ggml-vulkan/vulkan-shaders/soft_max_large1.comp to soft_max_large3.comp", kind="bug",
+            device="Vulkan", pinned="soft_max/vulkan-long-row",
+        ),
+    ),
+    (
         range(10361),
         Limit(
             "rope_set_rows", "rows", LayoutClass.CONTIGUOUS,
