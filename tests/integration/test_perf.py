@@ -25,7 +25,7 @@ from opconform.harness.run.timing import SAMPLE_SECONDS, seconds_of
 from opconform.harness.search.speed import subjects_of
 from opconform.reports.rows import CSV_COLUMNS
 from tests import fake_cupy
-from tests.lacking import lacking
+from tests.lacking import lacking, needs_torch
 
 SPEEDS = Path(__file__).parent.parent / "backends" / "speeds.py"
 CASE = "cumsum/upstream-127"
@@ -261,7 +261,7 @@ def test_each_api_gives_figures(device: str, clock: str) -> None:
     try:
         devices_of(spec, {})
     except Unavailable as reason:
-        lacking(device, str(reason))
+        lacking(spec, str(reason))
     for row in times(device, isolated=True):
         assert row["clock"] == clock
         for figure in ("time_us", "bandwidth_gb_s", "flops", "copy_us", "share_of_copy", "n_runs"):
@@ -288,10 +288,7 @@ def test_a_build_of_ggml_is_compared_with_itself() -> None:
 
 
 def test_a_backend_without_a_libggml_has_no_other_one() -> None:
-    try:
-        devices_of("torch", {})
-    except Unavailable as reason:
-        lacking("torch:cpu", str(reason))
+    needs_torch()
     said = perf("--backend", "torch:cpu", "--case", CASE, "--vs-lib", ".", status=2).output
     assert "--vs-lib is for ggml; torch:cpu has no libggml" in said
 

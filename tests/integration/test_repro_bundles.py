@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from opconform.harness.run import writing
 from opconform.harness.run.backend import Backend, Device, Unavailable
 from opconform.harness.run.target import Target
 from opconform.reports.repro.scripts import asked, script
-from tests.lacking import lacking
+from tests.lacking import needs_torch
 from tests.repro_samples import one_failure
 from tests.samples import acc, spec
 
@@ -295,8 +294,7 @@ class Planted(TorchBackend):
 
 
 def test_a_stride_bug_in_a_torch_function() -> None:
-    if importlib.util.find_spec("torch") is None:
-        lacking("torch", "torch is not installed; pip install torch")
+    needs_torch()
     folder = bundle_of(planted(TORCH), "cumsum")
     assert not (folder / "modules").exists()
     assert run(folder).returncode == 1

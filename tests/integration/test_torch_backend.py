@@ -24,7 +24,7 @@ from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Device, Unavailable
 from tests.judge import drawn_cases
-from tests.lacking import lacking
+from tests.lacking import needs_torch
 
 OPS = {name: ops()[name] for name in TorchBackend.ops}
 FREEDOM = Freedom(max_bytes=4 << 20)
@@ -34,8 +34,7 @@ DEVICES = [device.id for device in TorchBackend.devices({})] if INSTALLED else [
 
 @pytest.fixture(scope="module", params=DEVICES)
 def device(request: pytest.FixtureRequest) -> Device:
-    if not INSTALLED:
-        lacking("torch", "torch is not installed; `make setup` does it, or `pip install torch`")
+    needs_torch()
     return next(found for found in TorchBackend.devices({}) if found.id == request.param)
 
 

@@ -24,6 +24,7 @@ from opconform.harness.model.ops import ops
 from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.run.backend import Backend
 from tests.judge import Bench, Benches, drawn_cases
+from tests.lacking import needs_torch
 
 UNARY = (
     *("abs", "neg", "sgn", "step", "tanh", "elu", "relu", "sigmoid", "gelu", "gelu_quick", "gelu_erf", "hardsigmoid"),
@@ -64,10 +65,14 @@ MORE_CASES = {
 LONG_ROWS = ("rms_norm_back", "soft_max_back")  #: some of their faults show in rows above 1024 only
 
 
+@cache
+def torch_backend() -> TorchBackend:
+    needs_torch()
+    return TorchBackend("cpu", {})
+
+
 class Torch(Backend):
     """torch's rows on a copy of the memory, whose output is written: what a kernel is that others spoil."""
-
-    inner = TorchBackend("cpu", {})
 
     def __init__(self) -> None:
         super().__init__("0", {})
@@ -75,7 +80,7 @@ class Torch(Backend):
     def run(self, case: Case, buffers: Buffers) -> None:
         copy = Buffers(case, buffers.memory.copy(), buffers.plan)
         self.read(case, copy)
-        self.inner.run(case, copy)
+        torch_backend().run(case, copy)
         found = np.array(copy.raw("out"))
         buffers.raw("out")[...] = self.written(case, buffers, found)
 
@@ -128,7 +133,7 @@ def benches(op: str) -> Benches:
 
 def torch_benches(op: str) -> Iterator[Bench]:
     for bench in benches(op):
-        if Torch.inner.supports(bench.case) is None:
+        if torch_backend().supports(bench.case) is None:
             yield bench
 
 
