@@ -331,9 +331,12 @@ def test_layers_on_two_devices_get_their_copies(models: Path) -> None:
 
 def test_a_graph_that_is_wrong_only_as_a_whole_is_cut_down_to_its_fused_piece(models: Path) -> None:
     """llama.cpp b8121 on Vulkan: the fused routing of a mixture of experts writes over the logits that it still reads
-    (mended by pull request 19768). Each of its nodes is right alone."""
-    with bench_of(f"{VARIABLE}_FIXED", "kimi-linear", models, devices=("Vulkan0",)) as bench:
-        whole = compare(bench, script(VOCABULARY, 16))
+    (mended by pull request 19768). Each of its nodes is right alone. Now and then the device crashes (docs/bugs.md)."""
+    for _ in range(3):
+        with bench_of(f"{VARIABLE}_FIXED", "kimi-linear", models, devices=("Vulkan0",)) as bench:
+            whole = compare(bench, script(VOCABULARY, 16))
+        if not whole.died and not isinstance(whole.by_node, Died):
+            break
     assert whole.wrong_times == 2
     assert whole.asked is False
     assert whole.piece is not None
