@@ -103,7 +103,7 @@ def matrix(results: Sequence[Result]) -> str:
 
 
 _VACUOUS = "a kernel that writes zeros, or copies an input, passes them"
-_LATE = "gave no answer within the time limit, and one when it had more time"
+_LATE = "no answer came within the time limit, and one came when there was more time"
 
 
 def _lies(target: str, results: Sequence[Result]) -> list[str]:

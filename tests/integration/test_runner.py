@@ -23,6 +23,7 @@ from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import Worker, devices_of
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.sanitizer import OPTION
+from opconform.harness.search.result import Tally
 from tests.samples import acc, children, descriptors, spec, target, within
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -89,6 +90,10 @@ def test_until_death_leaves_out_the_next_batch_too(monkeypatch: pytest.MonkeyPat
 def test_a_case_without_an_answer_in_time_is_given_more_time_once() -> None:
     found = verdicts("SlowStart", acc(3), acc(4), time_limit=0.5)
     assert [(verdict.passed, verdict.late) for verdict in found] == [(True, True), (True, False)]
+    tally = Tally()
+    for verdict in found:
+        tally.count(verdict)
+    assert (tally.passed, tally.late) == (2, 1)
     (verdict,) = verdicts("SleepsAlways", acc(3), time_limit=0.3)
     assert (verdict.kind, verdict.findings[0].detail) == ("TIMEOUT", "no answer within 1.2 s")
     with Runner(target("SlowStart"), time_limit=30) as runner:

@@ -151,6 +151,20 @@ def test_a_backend_that_declares_half_precision_may_round_its_operands_to_it(op:
     assert judged > 50
 
 
+def test_either_pixel_beside_a_whole_quotient_is_right_to_the_last_bit() -> None:
+    x, out = (Layout.contiguous("f32", (1, 1, n, 1)) for n in (16, 2))
+    bench = Bench(Case("upscale", {"mode": "nearest+align_corners"}, {"x": x}, {"out": out}, recipe="wide", seed=186))
+    pixels = bench.values["x"][0, 0, :, 0]
+
+    def taken(place: int) -> bool:
+        got = pixels[[0, place]].reshape(out.shape)
+        return not compare(bench.case, bench.op, bench.values, bench.expected(), got, EXACT).wrong.any()
+
+    assert taken(15)
+    assert taken(14)  # 1 / (1 / 15) may be rounded below 15
+    assert not taken(12)
+
+
 def test_a_bound_of_more_roundings_than_the_precision_has_is_no_bound() -> None:
     assert Numerics(roundoff=2.0**-11).gamma(5000) == np.inf
 

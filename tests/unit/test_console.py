@@ -317,6 +317,14 @@ def test_a_pair_of_which_every_case_says_nothing_does_not_pass() -> None:
     )
 
 
+def test_a_case_that_answers_only_at_its_second_try_is_said() -> None:
+    found = result("acc", "a:0")
+    assert "time limit" not in matrix([found])
+    found.tally.late = 1
+    said = "no answer came within the time limit, and one came when there was more time: acc on a:0"
+    assert matrix([found, result("set", "a:0")]).splitlines()[-1] == said
+
+
 def test_a_large_share_of_free_elements_is_a_warning_and_a_small_one_is_not() -> None:
     much, little = (result("exp", target) for target in ("a:0", "b:0"))
     much.tally.free, much.tally.elements = 64, 1000

@@ -10,7 +10,6 @@ get a wide threshold in this way, and no false alarm.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -227,10 +226,10 @@ def _search(
     bench: Runs, script: Script, alone: Run, thresholds: Thresholds, nodes: Sequence[Sequence[Node]]
 ) -> Piece | None:
     """The smallest wrong piece, as far as the time goes. What a decode does wrong may show itself in a later one,
-    through the cache; and it may do wrong only after others that were not stopped. A race can lead astray: where what
-    was found does not stay wrong, it is looked for again."""
+    through the cache; and it may do wrong only after others that were not stopped. A race can lead astray: each
+    decode is looked through `_SEARCHES` times."""
     orders = [(False, decode) for decode in range(len(script))] + [(True, decode) for decode in range(1, len(script))]
-    for freely, decode in itertools.chain.from_iterable([order] * _SEARCHES for order in orders):
+    for freely, decode in (order for order in orders for _ in range(_SEARCHES)):
         tries = _Tries(bench, script, alone, thresholds, nodes[decode], decode, UNOBSERVED if freely else _STOPPED)
         if not tries.free():
             continue
