@@ -27,30 +27,27 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """
     dtype = case.inputs["a"].type
     a, b = dtype.decode(raw["a"]), dtype.decode(raw["b"])
-    value, operands = a.copy(), np.abs(a)
-    views.through_view(case, value)[...] += b
-    views.through_view(case, operands)[...] += np.abs(b)
-    inside = np.zeros(value.shape, dtype=bool)
-    views.through_view(case, inside)[...] = True
-    flushed = 3 * numerics.underflow if numerics.flushes_denormals else 0.0
-    converted = numerics.conversions * numerics.u * (1 + numerics.u) * operands
-    rounded = numerics.u * np.abs(value)
+    value, bound, exact, bits = a.copy(), np.zeros(a.shape), np.ones(a.shape, dtype=bool), np.array(raw["a"])
+    covered = np.array(views.through_view(case, value))
+    total, operands = covered + b, np.abs(covered) + np.abs(b)
+    rounded = numerics.u * np.abs(total)
     if not numerics.conversions:
-        added = np.zeros(value.shape)
-        views.through_view(case, added)[...] = b
-        rounded = np.where(holds_sum(a, added), 0.0, rounded)
-    bound = rounded + converted + flushed
-    too_large = np.abs(value) > dtype.largest
+        rounded[holds_sum(covered, b)] = 0.0
+    flushed = 3 * numerics.underflow if numerics.flushes_denormals else 0.0
+    off = rounded + numerics.conversions * numerics.u * (1 + numerics.u) * operands + flushed
+    too_large = np.abs(total) > dtype.largest
     if numerics.any_rounding:  # rounded up, the last of the finite ones are infinite
-        too_large |= np.abs(value) + bound > dtype.largest
-    bound = np.where(inside, np.where(too_large, np.inf, bound), 0.0)
-    zero = inside & (operands == 0)
+        too_large |= np.abs(total) + off > dtype.largest
+    zero = operands == 0
     if numerics.any_rounding:
-        negative = np.signbit(a)
-        other = negative.copy()
-        views.through_view(case, other)[...] = np.signbit(b)
-        zero &= negative == other
-    return Expected(value, bound, exact=~inside | zero, bits=np.where(zero, dtype.encode(value), raw["a"]))
+        zero &= np.signbit(covered) == np.signbit(b)
+    views.through_view(case, value)[...] = total
+    views.through_view(case, bound)[...] = np.where(too_large, np.inf, off)
+    views.through_view(case, exact)[...] = zero
+    if zero.any():
+        within = views.through_view(case, bits)
+        within[...] = np.where(zero, dtype.encode(total), within)
+    return Expected(value, bound, exact=exact, bits=bits)
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:

@@ -7,6 +7,7 @@ the weights and how far each may be off.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -148,14 +149,6 @@ def _antialiased(n: int, m: int, numerics: Numerics) -> _Weights:
 
 
 def _weights(n: int, m: int, mode: str, numerics: Numerics, alpha: float) -> _Weights:
-    if mode.startswith("nearest"):
-        at, other = _nearest(n, m, mode, numerics)
-        value, off = np.zeros((m, n)), np.zeros((m, n))
-        rows = np.arange(m)
-        value[rows, at] = 1.0
-        off[rows, other] = np.where(other != at, 1.0, 0.0)
-        off[rows, at] = np.maximum(off[rows, at], np.where(other != at, 1.0, 0.0))
-        return _Weights(value, off, 0.0)
     if mode == "bilinear+antialias":
         return _antialiased(n, m, numerics)
     return _around(n, m, mode, numerics, alpha)
@@ -170,6 +163,32 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     sizes is whole, a division that is not rounded correctly may end below it, at the pixel before.
     """
     return _resized(case, raw, numerics)
+
+
+def _picked(planes: F64, down: tuple[Places, Places], across: tuple[Places, Places], tiny: float) -> tuple[F64, F64]:
+    """The nearest pixels, and how far from them is what a kernel may take instead. Elements up to `tiny` may be 0."""
+    value: F64 = planes[..., down[0], :][..., across[0]]
+    bound = np.full_like(value, tiny)
+    for rows, columns in itertools.product(down, across):
+        instead = planes[..., rows, :][..., columns]
+        with np.errstate(invalid="ignore"):
+            bound = np.maximum(bound, np.where(instead == value, 0.0, np.abs(instead - value)) + tiny)
+    return value, bound
+
+
+def _weighed(planes: F64, down: _Weights, across: _Weights, tiny: float, numerics: Numerics) -> tuple[F64, F64]:
+    """The weighted sums over both axes, and their bounds. Elements up to `tiny` may be taken as 0."""
+    size = np.abs(planes)
+    with np.errstate(invalid="ignore"):
+        value: F64 = down.value @ planes @ across.value.T
+        exact = np.abs(down.value) @ size @ np.abs(across.value).T
+        whole = (np.abs(down.value) + down.off) @ (size + tiny) @ (np.abs(across.value) + across.off).T
+        terms = down.terms + across.terms
+        off = np.maximum(whole - exact, 0.0) + numerics.gamma(terms) * whole
+        # Of products with 0 and 1 nothing is left, but for what the float64 sums above lose.
+        off = np.where(off > 2.0**-48 * exact, off + 2.0**-48 * whole, 0.0)
+        off = off + terms * numerics.underflow
+        return value, np.where(whole <= F32.largest, off, np.inf)
 
 
 def _exchanged(case: Case) -> list[Places]:
@@ -189,30 +208,22 @@ def _resized(
     """`turned`: the scales of the two inner axes are exchanged, as far as the image goes."""
     x, out, mode = case.inputs["x"], case.outputs["out"], str(case.params["mode"])
     (n3, n2, n1, n0), (m3, m2, m1, m0) = x.shape, out.shape
-    down, across = (_weights(n, m, mode, numerics, alpha) for n, m in ((n1, m1), (n0, m0)))
-    if turned:
-        at = _exchanged(case)
-        down, across = (_Weights(np.eye(n)[each], np.zeros((len(each), n)), 0.0) for each, n in zip(at, (n1, n0)))
-    outer = [_nearest(n, m, mode.removesuffix(_ALIGNED), numerics) for n, m in ((n3, m3), (n2, m2))]
     planes: F64 = x.type.decode(raw["x"])
     tiny = F32.smallest_normal if numerics.flushes_denormals else 0.0
+    inner = (n1, m1), (n0, m0)
+    if turned or mode.startswith("nearest"):
+        places = [(at, at) for at in _exchanged(case)] if turned else [_nearest(*nm, mode, numerics) for nm in inner]
+        resize = partial(_picked, down=places[0], across=places[1], tiny=tiny)
+    else:
+        down, across = (_weights(*nm, mode, numerics, alpha) for nm in inner)
+        resize = partial(_weighed, down=down, across=across, tiny=tiny, numerics=numerics)
+    outer = [_nearest(n, m, mode.removesuffix(_ALIGNED), numerics) for n, m in ((n3, m3), (n2, m2))]
     value = bound = np.zeros(0)
     for number, (three, two) in enumerate((a, b) for a in outer[0] for b in outer[1]):
         if number and np.array_equal(three, outer[0][0]) and np.array_equal(two, outer[1][0]):
             continue
-        its = planes[three][:, two]
-        size = np.abs(its)
+        one, off = resize(planes[three][:, two])
         with np.errstate(invalid="ignore"):
-            one = down.value @ its @ across.value.T
-            exact = np.abs(down.value) @ size @ np.abs(across.value).T
-            whole = (np.abs(down.value) + down.off) @ (size + tiny) @ (np.abs(across.value) + across.off).T
-            terms = down.terms + across.terms
-            off = np.maximum(whole - exact, 0.0) + numerics.gamma(terms) * whole
-            # Of products with 0 and 1 nothing is left. Elsewhere the float64 sums above round too, which counts where a
-            # whole pixel is at stake: the bound is met to the last bit.
-            off = np.where(off > 2.0**-48 * exact, off + 2.0**-48 * whole, 0.0)
-            off = off + terms * numerics.underflow
-            off = np.where(whole <= F32.largest, off, np.inf)
             if not number:
                 value, bound = one, off
             else:

@@ -40,7 +40,8 @@ from opconform.harness.model.work import bytes_of, everything_once
 PARAMS: Mapping[str, type] = {"nb1": int, "nb2": int, "nb3": int, "offset": int}
 VIEWS = ("block", "nested", "free")
 _ORDERS = tuple(itertools.permutations((1, 2, 3)))
-_GAPS = integers(0, 3)
+_GAPS, _SMALL_GAPS = integers(0, 3), integers(0, 1)
+_SMALL = 1 << 14  #: elements of b that may have large gaps between them
 _BOOLEANS = st.booleans()
 
 Places = npt.NDArray[np.int64]
@@ -130,17 +131,18 @@ def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: 
     b_ne = list(within(b_ne, size, freedom))
     if form == "usual" and empty and freedom.choices("empty", (True,)) and draw(integers(0, 31)) == 31:
         b_ne[draw(integers(0, 3))] = 0
+    gap = _GAPS if math.prod(b_ne) <= _SMALL else _SMALL_GAPS  # else `a` would be many times b
     if view == "block":
-        gaps = [_GAPS if form == "usual" or n > 1 else st.just(0) for n in b_ne]  # else `a` would be many times b
-        corner = [draw(gap) for gap in gaps]
-        a_ne = [max(n, 1) + before + draw(gap) for n, before, gap in zip(b_ne, corner, gaps)]
+        gaps = [gap if form == "usual" or n > 1 else st.just(0) for n in b_ne]
+        corner = [draw(each) for each in gaps]
+        a_ne = [max(n, 1) + before + draw(each) for n, before, each in zip(b_ne, corner, gaps)]
         nb = contiguous_strides(tuple(a_ne[::-1]), size)[::-1]
         offset = sum(before * step for before, step in zip(corner, nb))
     else:
         order = _ORDERS[draw(integers(0, len(_ORDERS) - 1))] if view == "free" else (1, 2, 3)
         nb_list, extent = [size] * 4, size * max(b_ne[0], 1)
         for axis in order:
-            nb_list[axis] = extent + size * draw(_GAPS)
+            nb_list[axis] = extent + size * draw(gap)
             extent = nb_list[axis] * max(b_ne[axis], 1)
         nb = tuple(nb_list)
         offset = size * draw(_GAPS)

@@ -32,9 +32,11 @@ extern "C" __global__ void gated_delta_net_chunk_blocks(const arguments p, const
     const size_t k_column = p.k_start + key_head * p.k_nb[1] + j_token * p.k_nb[2] + sequence * p.k_nb[3];
     const size_t beta_at = p.beta_start + head * p.beta_nb[1] + i_token * p.beta_nb[2] + sequence * p.beta_nb[3];
 
+    // No thread of a block has work where its first row is beyond the last token.
+    const size_t keys = chunk * p.chunk + row * BLOCK < p.tokens ? p.keys : 0;
     float kk = 0.0f;
     float qk = 0.0f;
-    for (size_t tile = 0; tile < p.keys; tile += BLOCK) {
+    for (size_t tile = 0; tile < keys; tile += BLOCK) {
         const size_t d = tile + x;
         const bool i_there = d < p.keys && i_token < p.tokens;
         const bool j_there = d < p.keys && j_token < p.tokens;

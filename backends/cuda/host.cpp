@@ -81,8 +81,11 @@ struct Fibre {
     Source barrier;  // where it waits
 };
 
+constexpr size_t PLACES = 1 << 12;
+
 std::vector<Region> regions(1);  // the first is the shared memory of the block
 size_t nearest = 0;              // the region that was used last
+uint32_t usual[PLACES];          // by place in the code, the region that was used there last: mostly the next one too
 Touched *shadow = nullptr;
 uint32_t epoch = 0, case_begin = 0, launch_begin = 0, block_begin = 0;
 
@@ -185,18 +188,21 @@ void access(void *pointer, size_t size, bool writes, void *from) {
         return;
     }
     const uintptr_t address = (uintptr_t)pointer;
+    const bool local = address - (uintptr_t)running->stack < STACK;
+    const bool geometry = address - (uintptr_t)&host_now < sizeof host_now;
+    if (local || geometry) {
+        return;
+    }
     const uint32_t at = (uint32_t)((uintptr_t)from - image);
-    Region *region = &regions[nearest];
+    uint32_t &here = usual[at % PLACES];
+    Region *region = &regions[here];
+    nearest = here;
     if (address - region->begin >= region->size) {
         region = region_of(address);
         if (region == nullptr) {
-            const bool local = address - (uintptr_t)running->stack < STACK;
-            const bool geometry = address - (uintptr_t)&host_now < sizeof host_now;
-            if (local || geometry) {
-                return;
-            }
             out_of_bounds(address, size, writes, at);
         }
+        here = (uint32_t)nearest;
     }
     const uintptr_t first = address - region->begin, last = first + size - 1;
     if (last >= region->size) {
@@ -274,7 +280,8 @@ bool one_barrier(const std::vector<Fibre *> &there) {
     host_found.place = first;
     host_found.count = (int32_t)there.size();
     for (Fibre *other : there) {
-        if (other->barrier.line != first.line || strcmp(other->barrier.file, first.file) != 0) {
+        const bool one_file = other->barrier.file == first.file || strcmp(other->barrier.file, first.file) == 0;
+        if (other->barrier.line != first.line || !one_file) {
             host_found.other_place = other->barrier;
             return false;
         }
@@ -348,6 +355,7 @@ void host_case(const host_region *given, int count) {
         regions[i].shadow = nullptr;
     }
     nearest = 0;
+    memset(usual, 0, sizeof usual);
     case_begin = ++epoch;
 }
 

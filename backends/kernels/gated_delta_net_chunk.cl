@@ -322,6 +322,8 @@ __kernel void gated_delta_net_chunk_states(const struct arguments p, __global co
 
     for (ulong chunk = 0; chunk < p.chunks; chunk++) {
         const ulong matrix = (sequence * p.heads + head) * p.chunks + chunk;
+        const ulong left = p.tokens - chunk * p.chunk;
+        const ulong there = left < p.chunk ? left : p.chunk;  // tokens of the chunk
         const ulong G_last = (matrix * p.chunk + p.chunk - 1) * p.gates;
         __global float *S = states + matrix * p.keys * p.values + column;  // its elements are `values` apart
         __global float *new_column = v_new + matrix * p.chunk * p.values + column;
@@ -336,8 +338,8 @@ __kernel void gated_delta_net_chunk_states(const struct arguments p, __global co
             }
         }
         for (ulong i = 0; i < p.chunk; i++) {
-            float sum = u[(matrix * p.chunk + i) * p.values + column];
-            for (ulong d = 0; d < p.keys; d++) {
+            float sum = i < there ? u[(matrix * p.chunk + i) * p.values + column] : 0.0f;
+            for (ulong d = 0; i < there && d < p.keys; d++) {
                 sum -= w[(matrix * p.chunk + i) * p.keys + d] * S[d * p.values];
             }
             new_column[i * p.values] = sum;
@@ -345,7 +347,7 @@ __kernel void gated_delta_net_chunk_states(const struct arguments p, __global co
         for (ulong d = 0; d < p.keys; d++) {  // S is the state after
             const ulong gate = p.gates > 1 ? d : 0;
             float sum = exp(G[G_last + gate]) * S[d * p.values];
-            for (ulong i = 0; i < p.chunk; i++) {
+            for (ulong i = 0; i < there; i++) {
                 sum += k_decayed[(matrix * p.chunk + i) * p.keys + d] * new_column[i * p.values];
             }
             S[d * p.values] = sum;

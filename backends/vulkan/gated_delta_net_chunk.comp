@@ -299,7 +299,7 @@ void solve(uint id) {
         } else if (token < tokens) {
             value = load(beta_at) * load(v_at);
         }
-        for (uint j = 0; j < i; j++) {
+        for (uint j = 0; token < tokens && j < i; j++) {
             value -= load(Akk_start + 4 * ((matrix * chunk_size + i) * chunk_size + j)) * load(x + j * row);
         }
         store(x + i * row, value);
@@ -321,8 +321,11 @@ void states(uint id, uint row) {
     uint before = chunk > 0 ? after - 4 * keys * values : initial;
     uint before_nb = chunk > 0 ? 4 * values : state_nb[1];
     bool is_zero = chunk == 0 && has_state == 0;
+    uint there = min(chunk_size, tokens - chunk * chunk_size);  // tokens of the chunk
 
-    if (place < chunk_size) {
+    if (place >= there && place < chunk_size) {
+        store(v_new_start + 4 * ((matrix * chunk_size + place) * values + column), 0.0);
+    } else if (place < chunk_size) {
         uint at = matrix * chunk_size + place;
         float sum = load(u_start + 4 * (at * values + column));
         for (uint d = 0; d < keys; d++) {
@@ -334,7 +337,7 @@ void states(uint id, uint row) {
         uint d = place - chunk_size;
         float S = is_zero ? 0.0 : load(before + d * before_nb);
         float sum = exp(load(G_at(matrix, chunk_size - 1, d))) * S;
-        for (uint i = 0; i < chunk_size; i++) {
+        for (uint i = 0; i < there; i++) {
             uint at = matrix * chunk_size + i;
             sum += load(k_decayed_start + 4 * (at * keys + d)) * load(v_new_start + 4 * (at * values + column));
         }

@@ -180,13 +180,23 @@ def rare_sizes(draw: st.DrawFn, form: str, axes: Sequence[int], inner: int, oute
     return sizes
 
 
-def within(shape: Sequence[int], itemsize: int, freedom: Freedom) -> tuple[int, ...]:
-    """`shape` with its largest sizes cut until the tensor takes at most a sixteenth of the bytes allowed.
+#: What a tensor of a usual run takes at most, so that no problem takes the time of hundreds of others (a square of 257
+#: does not); or twice its one long axis. Of what may be held altogether this is a small share.
+_USUAL_BYTES, _USUAL_SHARE = 5 << 16, 256
 
-    The rest is room for the other arguments, padding and guards.
-    """
+
+def within(shape: Sequence[int], itemsize: int, freedom: Freedom) -> tuple[int, ...]:
+    """`shape` cut until the tensor takes at most a sixteenth of the bytes allowed, its largest sizes first. The rest is
+    room for the other arguments, padding and guards. Of a tensor above 320 KiB, or above a share of the bytes allowed,
+    the batches go first: what is long stays so."""
     sizes = list(shape)
     budget = max(freedom.max_bytes // 16 // itemsize, 1)
+    usual = max(
+        max(_USUAL_BYTES, freedom.max_bytes // _USUAL_SHARE) // itemsize, max(sizes) * (2 if itemsize <= 8 else 1)
+    )
+    while usual < budget and _product(sizes) > usual:
+        least = min((axis for axis, size in enumerate(sizes) if size > 1), key=sizes.__getitem__)
+        sizes[least] = 2 if sizes[least] == 3 else sizes[least] // 2
     while _product(sizes) > budget:
         largest = max(range(len(sizes)), key=sizes.__getitem__)
         sizes[largest] = max(sizes[largest] // 2, 1)

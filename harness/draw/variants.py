@@ -24,7 +24,7 @@ from opconform.harness.model.values import recipes_of, slices
 
 VARIANTS = 8  #: cases made of one problem; they travel to the worker together
 _TWINS = (2, 5)  #: which of them are twins of the one before
-_FEWER = ((1 << 14, 8), (1 << 16, 4), (1 << 18, 3))  #: of a problem of more elements fewer: time goes into other shapes
+_FEWER = ((1 << 14, 8), (1 << 16, 4))  #: of a problem of more elements fewer: time goes into other shapes
 _LEAST = 2
 _TRIES = 4  #: how many variants are drawn for one that shows something new
 _PARAMETERS_TRIED = 4  #: how many other values of parameters are tried for a twin

@@ -43,6 +43,7 @@ from opconform.harness.model.numerics import Numerics, holds_sum, quanta
 
 _TINY = F32.smallest_normal
 _INVERSE_ROOT_ULPS = 2.0
+_SHORT = 8  #: elements of rows that are added up all rows at once
 _ERF_SLOPE = 2 / np.sqrt(np.pi)  #: of erf at 0, where it is steepest
 
 
@@ -106,8 +107,7 @@ class Approx:
 
     def besides(self, *terms: Approx) -> Approx:
         """The same value where some right kernels compute it as a sum of these terms, which they round."""
-        sizes = (np.maximum(np.abs(term.low), np.abs(term.high)) for term in terms)
-        step = self.numerics.u * sum(sizes, np.zeros(()))
+        step = self.numerics.u * sum((term._farthest for term in terms), np.zeros(()))
         return self._made(self.value, self.low - step, self.high + step)
 
     @staticmethod
@@ -252,8 +252,7 @@ class Approx:
 
     def exp(self) -> Approx:
         """e^x, off by `Numerics.exp_ulps` and by `Numerics.exp_ulps_per_unit` for each unit of |x|."""
-        farthest = np.abs(self.value) if self._is_exact else np.maximum(np.abs(self.low), np.abs(self.high))
-        return self._monotone(np.exp, self.numerics.exp_error(farthest))
+        return self._monotone(np.exp, self.numerics.exp_error(self._farthest))
 
     def log(self) -> Approx:
         """ln x, off by `Numerics.log_ulps`, or from 1/2 to 2 by `Numerics.log_absolute` if that is more."""
@@ -349,13 +348,13 @@ class Approx:
     def _summed(self, may_be_exact: bool) -> Approx:
         it = self._taken
         numerics, additions = self.numerics, max(it.value.shape[-1] - 1, 0)
-        value = it.value.sum(-1, keepdims=True)
+        value = _over_rows(np.add, it.value)
         if it._is_exact:
             low = high = value
-            magnitude = np.abs(it.value).sum(-1, keepdims=True)
+            magnitude = _over_rows(np.add, np.abs(it.value))
         else:
-            low, high = it.low.sum(-1, keepdims=True), it.high.sum(-1, keepdims=True)
-            magnitude = np.maximum(np.abs(it.low), np.abs(it.high)).sum(-1, keepdims=True)
+            low, high = _over_rows(np.add, it.low), _over_rows(np.add, it.high)
+            magnitude = _over_rows(np.add, it._farthest)
         step = numerics.gamma(float(additions)) * magnitude
         if numerics.flushes_denormals:
             step = step + additions * numerics.underflow
@@ -368,9 +367,17 @@ class Approx:
 
     def _rounds_in_sum(self, magnitude: F64) -> Mask:
         """The rows whose sum may round (see `Numerics.rounds`): all in which a term is not exact are among them."""
-        rounding = self.numerics.rounds(quanta(self.value).min(-1, keepdims=True, initial=np.inf), magnitude)
+        n = self.value.shape[-1]
+        if not n:
+            return np.zeros_like(magnitude, dtype=bool)
+        # What the first element is a multiple of bounds what all of them are: for most rows that says enough.
+        rounding = self.numerics.rounds(quanta(self.value[..., :1]), magnitude)
         if not self._is_exact:
-            rounding = rounding | ((self.low != self.value) | (self.high != self.value)).any(-1, keepdims=True)
+            rounding |= _over_rows(np.logical_or, (self.low != self.value) | (self.high != self.value))
+        left = ~rounding[..., 0]
+        if n > 1 and left.any():
+            least = _over_rows(np.minimum, quanta(self.value[left]))
+            rounding[left] = self.numerics.rounds(least, magnitude[left])
         return rounding
 
     def mean(self) -> Approx:
@@ -405,7 +412,7 @@ class Approx:
 
     def largest(self) -> Approx:
         """The greatest element of a row."""
-        value, low, high = (ends.max(-1, keepdims=True) for ends in self._taken._ends)
+        value, low, high = (_over_rows(np.maximum, ends) for ends in self._taken._ends)
         return self._made(value, low, high)
 
     def through(self, dtype: DType) -> Approx:
@@ -455,6 +462,14 @@ class Approx:
     @property
     def _ends(self) -> tuple[F64, F64, F64]:
         return self.value, self.low, self.high
+
+    @property
+    def _farthest(self) -> F64:
+        """The greatest size that a number may have."""
+        if self._is_exact:
+            return np.abs(self.value)
+        ends = np.abs(self.low), np.abs(self.high)
+        return np.maximum(*ends, out=ends[0])
 
     @property
     def _is_exact(self) -> bool:
@@ -527,15 +542,12 @@ class Approx:
         """
         numerics = self.numerics
         least = (relative if denormal is None else denormal) * _TINY * F32.unit_roundoff / numerics.roundoff
-        if low is high:
-            step = _step(low, relative, absolute, least)
-            below, above = low - step, low + step
-        else:
-            below = low - _step(low, relative, absolute, least)
-            above = high + _step(high, relative, absolute, least)
+        step = _step(low, relative, absolute, least)
+        below = np.asarray(low - step)
+        above = np.asarray(high + (step if low is high else _step(high, relative, absolute, least)))
         if _is_nothing(absolute):
-            below = np.where(low >= 0, np.maximum(below, 0.0), below)
-            above = np.where(high <= 0, np.minimum(above, 0.0), above)
+            np.copyto(below, 0.0, where=(below < 0) & (low >= 0))
+            np.copyto(above, 0.0, where=(above > 0) & (high <= 0))
         if numerics.flushes_denormals:
             below, above = _with_zero(below, above, _TINY)
         beyond = (above > F32.largest) | (below < -F32.largest)
@@ -547,9 +559,26 @@ class Approx:
         return self._made(value, below, above, rounded=True)
 
 
+def _over_rows(function: np.ufunc, rows: np.ndarray) -> np.ndarray:
+    """The sum, the least … along the last axis, which keeps one place. Short rows are gone through element by element
+    of all rows: to begin with a row costs NumPy as much as dozens of elements."""
+    n = rows.shape[-1]
+    if not 0 < n <= _SHORT or rows.size < _SHORT * n:
+        reduced: np.ndarray = function.reduce(rows, -1, keepdims=True)
+        return reduced
+    found: np.ndarray = rows[..., :1].copy()
+    for i in range(1, n):
+        function(found, rows[..., i : i + 1], out=found)
+    return found
+
+
 def _step(end: F64, relative: float | F64, absolute: float | F64, least: float | F64) -> F64:
     """How far a result near `end` may be off."""
-    step: F64 = np.maximum(relative * np.abs(end), least)
+    step: F64 = np.asarray(np.abs(end) * relative)
+    if not np.isscalar(least) and np.shape(least) != step.shape:
+        step = np.maximum(step, least)
+    else:
+        np.maximum(step, least, out=step)
     return step if _is_nothing(absolute) else np.maximum(step, absolute)
 
 
@@ -559,10 +588,10 @@ def _is_nothing(number: float | F64) -> bool:
 
 def _with_zero(low: F64, high: F64, smallest_normal: float) -> tuple[F64, F64]:
     """The interval with 0 in it, where a result in it may be a denormal that is flushed."""
-    return (
-        np.where((low > 0) & (low < smallest_normal), 0.0, low),
-        np.where((high < 0) & (high > -smallest_normal), 0.0, high),
-    )
+    tiny = (low > 0) & (low < smallest_normal), (high < 0) & (high > -smallest_normal)
+    return np.where(tiny[0], 0.0, low) if tiny[0].any() else low, np.where(tiny[1], 0.0, high) if tiny[
+        1
+    ].any() else high
 
 
 def _overflowed(low: F64, high: F64, numerics: Numerics) -> tuple[F64, F64]:
@@ -584,12 +613,11 @@ def _products(one: Approx, other: Approx) -> tuple[F64, F64]:
         number, interval = (one, other) if one._is_exact else (other, one)
         ends = number.value * interval.low, number.value * interval.high
         return np.minimum(*ends), np.maximum(*ends)
-    low = one.low * other.low, one.low * other.high
-    high = one.high * other.low, one.high * other.high
-    return (
-        np.minimum(np.minimum(*low), np.minimum(*high)),
-        np.maximum(np.maximum(*low), np.maximum(*high)),
-    )
+    first, *others = (one.low * other.low, one.low * other.high, one.high * other.low, one.high * other.high)
+    least, most = np.minimum(first, others[0]), np.maximum(first, others[0])
+    for product in others[1:]:
+        least, most = np.minimum(least, product), np.maximum(most, product)
+    return least, most
 
 
 def _erf(x: F64) -> F64:

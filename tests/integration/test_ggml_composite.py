@@ -133,6 +133,12 @@ def mla(
     return Case("mla_absorbed", {**usual, **params}, inputs, out, "normal", shares=shares)  # type: ignore[arg-type]
 
 
+def test_a_causal_mask_cut_from_a_square_too_large_is_refused_with_the_reason(backend: GgmlBackend) -> None:
+    assert backend.supports(mla("two_part", "f32", queries=1, rows=64, causal=True)) is None
+    reason = backend.supports(mla("two_part", "f32", queries=1, rows=(1 << 14) + 1, causal=True))
+    assert reason == "ggml makes a causal mask of a square, here of 16385 by 16385 elements"
+
+
 @pytest.mark.parametrize("op", COMPOSITE)
 @pytest.mark.parametrize("number", range(2))
 def test_every_drawn_case_passes(backend: GgmlBackend, op: str, number: int) -> None:

@@ -163,6 +163,8 @@ def test_either_pixel_beside_a_whole_quotient_is_right_to_the_last_bit() -> None
     assert taken(15)
     assert taken(14)  # 1 / (1 / 15) may be rounded below 15
     assert not taken(12)
+    value = pixels.view(np.float32).astype(np.float64)
+    assert bench.expected().bound[0, 0, -1, 0] == abs(value[15] - value[14])
 
 
 def test_a_bound_of_more_roundings_than_the_precision_has_is_no_bound() -> None:
