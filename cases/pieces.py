@@ -6,7 +6,7 @@ src/ggml-cuda/ggml-cuda.cu (ggml_cuda_can_fuse, ggml_cuda_try_fuse).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from opconform.cases.activations import gelu, relu, sigmoid, silu, softplus
@@ -16,7 +16,7 @@ from opconform.cases.rows import EPS
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.op import Op
 
-Params = dict[str, Any]
+Params = Mapping[str, Any]
 _ADDENDS = tuple("bcdefghijkl")  #: one more addition than ggml-vulkan takes at once (MAX_FUSED_ADDS, 9), and one
 
 
@@ -29,15 +29,15 @@ def _square(x: Approx, p: Params) -> Approx:
     return (x * x).mean() + float(p["eps"])
 
 
-def _weighed(x: Approx, w: Approx, p: Params) -> tuple[Approx, Approx]:
+def weighed(x: Approx, w: Approx, p: Params) -> tuple[Approx, Approx]:
     """x normalised, and that times w. A fused kernel multiplies three factors, in any order."""
     normed = _normed(x, p)
     return normed, (normed * w).either(x.times(_square(x, p).rsqrt(), w))
 
 
 def _rms_norm_mul_add(x: Approx, w: Approx, b: Approx, p: Params) -> tuple[Approx, ...]:
-    normed, weighed = _weighed(x, w, p)
-    return normed, weighed, weighed + b
+    normed, product = weighed(x, w, p)
+    return normed, product, product + b
 
 
 def _rms_norm_mul_add_mul(x: Approx, w: Approx, b: Approx, s: Approx, p: Params) -> tuple[Approx, ...]:
@@ -47,7 +47,7 @@ def _rms_norm_mul_add_mul(x: Approx, w: Approx, b: Approx, s: Approx, p: Params)
 
 def _add_rms_norm_mul(a: Approx, b: Approx, w: Approx, p: Params) -> tuple[Approx, ...]:
     added = a + b
-    return added, *_weighed(added, w, p)
+    return added, *weighed(added, w, p)
 
 
 def _adds(*given: Any) -> tuple[Approx, ...]:
@@ -90,7 +90,7 @@ OPS = (
     piece(
         "rms_norm_mul",
         "x / √(mean of x² + eps) · w, row by row",
-        _weighed,
+        weighed,
         inputs=("x", "w"),
         params={"eps": EPS},
         steps=("normed",),

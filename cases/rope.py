@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -136,23 +137,36 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
 
 def _turned(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mapping[str, Any]) -> Expected:
-    layout, params = case.inputs["x"], {**case.params, **wrong}
+    layout = case.inputs["x"]
+    found = turned(case, Approx.of(layout.type.decode(raw["x"]), layout.type, numerics), raw, wrong)
+    exact = np.ones(layout.shape, dtype=bool)
+    exact[..., np.concatenate(found.places)] = False
+    whole = found.all.stored(layout.type, layout.shape)
+    value = np.where(exact, layout.type.decode(raw["x"]), whole.value)
+    return Expected(value, np.where(exact, 0.0, whole.bound), exact=exact, bits=raw["x"])
+
+
+@dataclass(frozen=True)
+class Turned:
+    """All channels, and which of them have been turned: the first and the second ones of the pairs."""
+
+    all: Approx
+    places: tuple[Places, Places]
+
+
+def turned(case: Case, it: Approx, raw: Mapping[str, Raw], wrong: Mapping[str, Any]) -> Turned:
+    """`it` as ROPE turns it, with the parameters of `case` but for what is `wrong`."""
+    params, numerics = {**case.params, **wrong}, it.numerics
     theta, off = angles(case, raw, numerics, wrong)
     magnitude = float(params["attn_factor"])
     if float(params["ext_factor"]):
         magnitude *= 1 + 0.1 * math.log(1 / float(params["freq_scale"]))
-    values = layout.type.decode(raw["x"])
     first, second = _pairs(params, theta.shape[1])
-    x, y = (Approx.of(np.ascontiguousarray(values[..., place]), layout.type, numerics) for place in (first, second))
+    x, y = (it.at(place) for place in (first, second))
     cos, sin = _waves(theta[None, :, None], off[None, :, None], x, np.asarray(magnitude))
     if bool(wrong.get("backwards")) != (case.op == "rope_back"):
         sin = -sin
-    one = (x * cos - y * sin).stored(layout.type, x.value.shape)
-    other = (x * sin + y * cos).stored(layout.type, x.value.shape)
-    value, bound, exact = values.copy(), np.zeros(layout.shape), np.ones(layout.shape, dtype=bool)
-    for place, found in ((first, one), (second, other)):
-        value[..., place], bound[..., place], exact[..., place] = found.value, found.bound, False
-    return Expected(value, bound, exact=exact, bits=raw["x"])
+    return Turned(it.replaced(first, x * cos - y * sin).replaced(second, x * sin + y * cos), (first, second))
 
 
 def _pairs(params: Mapping[str, Param], pairs: int) -> tuple[Places, Places]:

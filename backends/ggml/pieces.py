@@ -39,6 +39,8 @@ BEHIND: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
+_ROPE_OF_WEIGHED = OPS["rope"].call.replace("(x,", "(weighed,", 1)
+
 #: The calls of each piece, as `Row` reads them, with the names of results.
 CHAINS: Mapping[str, tuple[str, ...]] = {
     "rms_norm_mul": _RMS_NORM_MUL,
@@ -49,6 +51,7 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
         "normed = ggml_rms_norm(added, eps)",
         "weighed = ggml_mul(normed, w)",
     ),
+    "rms_norm_mul_rope": (*_RMS_NORM_MUL, f"turned = {_ROPE_OF_WEIGHED}"),
     "softcap": ("scaled = ggml_scale(x, down)", "bent = ggml_tanh(scaled)", "grown = ggml_scale(bent, up)"),
     **{
         f"{name}_mul": (f"active = ggml_{name}(x)", "gated = ggml_mul(active, y)")
@@ -107,7 +110,7 @@ def build(nodes: Nodes) -> None:
     steps, result = steps_of(case.op, sorted(case.inputs)), ""
     for result, row in steps:
         nodes.site.library.c.require(row.symbol)
-        given = row.values(case, results.__getitem__)
+        given = row.values(case, results.__getitem__, nodes.null)
         if row is steps[-1][1] and case.params.get("turned"):
             given = given[::-1]
         results[result] = nodes.ask(nodes.call(row.symbol, *given, name=result), row.symbol.removeprefix("ggml_"))
@@ -116,6 +119,8 @@ def build(nodes: Nodes) -> None:
         nodes.write("mid", results[str(case.params["kept"])])
 
 
+#: Which node of a piece the traits of its cases are about, where they are about one.
+_ABOUT: Mapping[str, int] = {**dict.fromkeys(BEHIND, 0), "rms_norm_mul_rope": -1}
 BUILDS: Mapping[str, Build] = dict.fromkeys((*CHAINS, "adds"), build)
 _WHOLE = ("aligned", "grid", "recipe")  #: subjects of limits that are about a case, not about one op in it
 
@@ -133,12 +138,13 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
         for _, step in steps:
             op = ops.get(step.symbol, step.symbol.removeprefix("ggml_"))
             theirs = OPS[op].tensors
+            is_its_own = piece in _ABOUT and step is steps[_ABOUT[piece]][1]
             is_last = step is steps[-1][1] or piece == "adds"  # whose operands may be turned
             for limit in known.get(op, ()):
-                is_first = step is steps[0][1] and piece in BEHIND and not isinstance(limit.allowed, LayoutClass)
-                if limit.subject in _WHOLE or (is_first and limit.subject != "inplace"):
+                is_layout = isinstance(limit.allowed, LayoutClass)
+                if limit.subject in _WHOLE or (is_its_own and not is_layout and limit.subject != "inplace"):
                     yield replace(limit, op=piece)
-                if isinstance(limit.allowed, LayoutClass) and limit.subject in theirs:
+                if is_layout and limit.subject in theirs:
                     for its, name in zip(theirs, step.tensors):
                         if name not in made and (is_last or limit.subject == its):
                             yield replace(limit, op=piece, subject=name)

@@ -410,6 +410,21 @@ class Approx:
         value, low, high = (np.take_along_axis(ends, places, -1) for ends in self._ends)
         return self._made(value, low, high)
 
+    def at(self, places: np.ndarray) -> Approx:
+        """The same elements of every row."""
+        if self._is_exact:
+            value = np.ascontiguousarray(self.value[..., places])
+            return self._made(value, value, value)
+        value, low, high = (np.ascontiguousarray(ends[..., places]) for ends in self._ends)
+        return self._made(value, low, high)
+
+    def replaced(self, places: np.ndarray, its: Approx) -> Approx:
+        """The rows, with other numbers in some of their places."""
+        value, low, high = (np.array(ends) for ends in self._ends)
+        for ends, others in zip((value, low, high), its._ends):
+            ends[..., places] = others
+        return self._made(value, low, high, its.rounded)
+
     def largest(self) -> Approx:
         """The greatest element of a row."""
         value, low, high = (_over_rows(np.maximum, ends) for ends in self._taken._ends)

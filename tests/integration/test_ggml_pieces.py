@@ -18,7 +18,16 @@ from tests.judge import Bench
 __all__ = ["backend", "runner"]
 
 OVERWRITTEN = known_cases()["moe_routing/vulkan-overwritten-logits"].case
-PIECES = ("rms_norm_mul_add", "adds", "silu_mul", "moe_routing", "rope_set_rows", "mul_mat_add", "ssm_conv_add_silu")
+PIECES = (
+    "rms_norm_mul_add",
+    "adds",
+    "silu_mul",
+    "moe_routing",
+    "rope_set_rows",
+    "mul_mat_add",
+    "ssm_conv_add_silu",
+    "rms_norm_mul_rope",
+)
 
 
 def passes(runner: Runner, **params: bool) -> bool:
