@@ -11,6 +11,7 @@ from opconform.harness.draw.known import find_cases
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops
+from opconform.harness.run.host import keep_freed_memory
 from opconform.harness.run.target import Target
 from opconform.harness.search.known_failures import Entry, load, problems
 from opconform.harness.search.observer import Observer
@@ -81,6 +82,7 @@ class Campaign:
     def open(self, more: Sequence[Observer] = (), bundles: bool = True) -> Session:
         """The session in which the pairs run. It is a context manager. `more` observers watch it beside the history;
         with `bundles` each failure leaves one."""
+        keep_freed_memory()
         self.run.pairs[:] = [(op.name, target.label) for op, target in self.pairs]
         writers = bundle_writers(self.settings) if bundles else []
         return Session(self.settings, [*recorders(self.run), *writers, *more], self.listed, self.workers)

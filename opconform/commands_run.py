@@ -17,7 +17,6 @@ from opconform.campaign import Campaign
 from opconform.commands_look import name_missing
 from opconform.harness.model.op import Op
 from opconform.harness.run.backend import Unavailable
-from opconform.harness.run.host import keep_freed_memory
 from opconform.harness.run.target import Target
 from opconform.harness.search.changes import DEFAULT_BASE, changed_files, ops_concerned
 from opconform.harness.search.known_failures import fixed
@@ -56,7 +55,6 @@ def test(values: dict[str, Any], processes: str | None, changed_ops: str | None,
         values = {**values, "profile": values["profile"] or "quick"}
     count = processes_of(processes)
     campaign = Campaign.of(values, early=count == 1)
-    keep_freed_memory()
     if changed_ops is not None:
         campaign.pairs = _changed(campaign.pairs, changed_ops)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))

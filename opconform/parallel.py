@@ -23,7 +23,6 @@ from opconform.harness.explain.failure import Failure
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Unavailable
-from opconform.harness.run.host import keep_freed_memory
 from opconform.harness.run.target import Target
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import Result
@@ -153,7 +152,6 @@ def work() -> None:
     """Serve until there is no pair left. What is printed here goes to stderr: stdout is for messages."""
     messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    keep_freed_memory()
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         _serve(messages)
 

@@ -43,6 +43,7 @@ from opconform.harness.search.smaller import smallest
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 8 * TOGETHER  #: problems that a shard draws before it leaves as many to the next
 _REFUSED = 8  #: after so many refusals, and nothing else, cases are no longer prepared ahead
+_OUTRIGHT = 50  #: after so many refusals for one reason, and nothing else, no more are drawn
 _DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
 _FEW = 4  #: of a large problem there are no more cases: all of them may say nothing by chance
 _FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows
@@ -147,6 +148,7 @@ class Search:
         self._drawn = 0
         self._vacuous = 0  #: cases drawn that say nothing
         self._refused = self._taken = 0  #: cases drawn that the device refused, and those that it took
+        self._reasons: set[str] = set()  #: for which it refused them
         self._found: _Shrinking | None = None
         self._of: _Failing | None = None
 
@@ -399,7 +401,7 @@ class Search:
         that says nothing gets other values; of a problem that has none to say one is run."""
         self._keep_values(drawn.problem)
         if self._refused > _REFUSED and not self._taken:  # what is made for a device that has no such op is in vain
-            plain = cases_of(self._op, drawn.problem, number, self._freedom)
+            plain = cases_of(self._op, drawn.problem, number, self._freedom)[:1]
             return _Batch(drawn, list(plain), [self._coverage.takes(case) for _, case in plain])
         seen = self._coverage
         cases = cases_of(self._op, drawn.problem, number, self._freedom, seen.choose, self._values, seen.refuses)
@@ -423,7 +425,10 @@ class Search:
 
     def _more_to_draw(self) -> bool:
         """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
-        and a problem of which nothing fits counts as a case: a search comes to its end."""
+        and a problem of which nothing fits counts as a case: a search comes to its end. Where the device has no such op
+        it ends early: all that it says is one reason to refuse."""
+        if self._refused >= _OUTRIGHT and len(self._reasons) == 1 and not self._taken and not self._tally.executed:
+            return False
         return self._drawn < self._settings.examples and self._vacuous <= self._settings.examples
 
     def _time_left(self, start: float) -> bool:
@@ -438,9 +443,10 @@ class Search:
             limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
             self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
         verdicts = self._examine([ready for _, ready in drawn], until_death=True, meanwhile=meanwhile)
-        refused = sum(verdict.unsupported is not None for verdict in verdicts)
-        self._refused += refused
-        self._taken += len(verdicts) - refused
+        reasons = [verdict.unsupported for verdict in verdicts if verdict.unsupported is not None]
+        self._reasons.update(reasons)
+        self._refused += len(reasons)
+        self._taken += len(verdicts) - len(reasons)
         if self._taken:
             for traits, verdict in zip(batch.traits, verdicts):
                 self._coverage.ran(traits, refused=verdict.unsupported is not None or bool(verdict.vacuous))
