@@ -43,7 +43,7 @@ from opconform.harness.search.smaller import smallest
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _CHUNK = 8 * TOGETHER  #: problems that a shard draws before it leaves as many to the next
 _REFUSED = 8  #: after so many refusals, and nothing else, cases are no longer prepared ahead
-_OUTRIGHT = 50  #: after so many refusals for one reason, and nothing else, no more are drawn
+_OUTRIGHT = 100  #: after so many refusals for one reason, and nothing else, no more are drawn
 _DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
 _FEW = 4  #: of a large problem there are no more cases: all of them may say nothing by chance
 _FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows

@@ -338,6 +338,20 @@ class SaysNo(Good):
         return f"has no kernel for {case.op} yet"
 
 
+class SaysNoToSome(Good):
+    """acc: takes cases with several slices along ne3 only, which one in three has."""
+
+    def supports(self, case: Case) -> str | None:
+        return None if case.inputs["a"].shape[0] > 2 else "wants three slices"
+
+
+class SaysNoForTwoReasons(Good):
+    """acc: takes nothing, and says of some why."""
+
+    def supports(self, case: Case) -> str | None:
+        return "wants an even ne0" if case.inputs["a"].ne[0] % 2 else "has no kernel for acc yet"
+
+
 class LimitedKernel(Good):
     """Says yes to every layout of b, and its kernel asserts that rows are contiguous."""
 

@@ -47,6 +47,26 @@ def contains(interval: Approx, results: np.ndarray) -> bool:
     return bool(((results >= interval.low) & (results <= interval.high) | free).all())
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 8, 9, 64])
+def test_each_row_is_summed_by_itself_whether_it_is_short_or_long(n: int) -> None:
+    rng = np.random.default_rng(n)
+    values = rng.integers(-9, 10, (40, n)).astype(np.float64)
+    values[::2] *= 1 + 2.0**-23 * rng.integers(1, 1 << 20, (20, n))  # numbers whose sums round
+    values[1] = 0.0
+    found = of(values.astype(np.float32).astype(np.float64)).sum()
+    assert np.allclose(found.value[:, 0], values.astype(np.float32).astype(np.float64).sum(-1), rtol=1e-12, atol=1e-9)
+    exact = (found.low == found.high)[:, 0]
+    assert exact[1::2].all()
+    assert n < 3 or not exact[::2].all()
+    assert n > 1 or exact.all()
+
+
+def test_a_sum_may_round_though_its_first_element_is_whole() -> None:
+    found = of(np.array([[4.0, 2.0**-23, 2.0**-30], [4.0, 2.0, 1.0]])).sum()
+    assert found.low[0, 0] < found.value[0, 0] < found.high[0, 0]
+    assert found.low[1, 0] == found.value[1, 0] == found.high[1, 0]
+
+
 # --- no false alarm: single operations ---
 
 TWO = {

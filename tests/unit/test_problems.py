@@ -9,6 +9,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from opconform.harness.draw.problems import TOGETHER, Problems
+from opconform.harness.draw.strategies import within
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Problem
 from opconform.harness.model.ops import ops
@@ -102,3 +103,23 @@ def test_an_error_of_the_op_is_raised_as_it_is() -> None:
 
     with pytest.raises(KeyError, match="shape"):
         Problems(broken()).next(Random(1))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [
+        ((4, 3, 2, 5), (4, 3, 2, 5)),
+        ((257, 257, 1, 1), (257, 257, 1, 1)),
+        ((1025, 33, 3, 5), (1025, 33, 1, 2)),  # the batches go, what is long stays
+        ((130, 133, 3, 3), (130, 133, 1, 3)),
+        ((70001, 3, 1, 1), (70001, 2, 1, 1)),
+        ((70001, 7, 2, 1), (70001, 2, 1, 1)),
+        ((0, 1025, 1025, 9), (0, 1025, 1025, 9)),
+    ],
+)
+def test_a_large_tensor_loses_its_batches_first(sizes: tuple[int, ...], kept: tuple[int, ...]) -> None:
+    assert within(sizes, 4, Freedom()) == kept
+
+
+def test_what_may_be_held_bounds_a_tensor_too() -> None:
+    assert within((64, 64, 3, 2), 4, Freedom(max_bytes=64 << 10)) == (8, 16, 3, 2)
