@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from opconform.backends.ggml.calls import Call
+from opconform.backends.ggml.calls import Call, Calls
 from opconform.backends.ggml.declarations import DECLARATIONS, TYPES
 from opconform.backends.ggml.graphs import GRAPHS
 from opconform.backends.ggml.limits import CONSTRUCTORS, limits_of
@@ -92,7 +92,11 @@ def op_name(facts: Facts) -> str:
 def test_case(facts: Facts) -> str:
     """The file's text. Raises `NoTestError` for an op that ggml does not have, or for a case that it cannot build."""
     case = facts.case
-    build, out, demand = _one_node(facts) if facts.op.name in GRAPHS else _single(facts)
+    whole = False
+    if facts.op.name in GRAPHS:
+        build, out, demand, whole = _graph(facts)
+    else:
+        build, out, demand = _single(facts)
     listed = sum(layout.size for layout in case.inputs.values()) <= LISTED
     expected, why = _expected(facts, demand) if listed else (None, "")
     return render(
@@ -102,6 +106,7 @@ def test_case(facts: Facts) -> str:
         device=facts.failure.device,
         build=f"{facts.versions.get('build', '')} ggml {facts.versions.get('ggml', '')}",
         notes=_notes(facts, listed),
+        whole=whole,
         name=f"test_{identifier(case.id)}",
         vars=str(case)[len(case.op) + 1 : -1],
         build_lines=build,
@@ -127,26 +132,66 @@ def _single(facts: Facts) -> tuple[list[str], str, Demand]:
     return [*build, f"ggml_tensor * {out} = {call};"], out, facts.demands[out]
 
 
-def _one_node(facts: Facts) -> tuple[list[str], str, Demand]:
-    """The same for a graph that is one node but for the copies of its result into the outputs."""
+def _graph(facts: Facts) -> tuple[list[str], str, Demand, bool]:
+    """The same for a graph of nodes, and whether it has several: then upstream must compare the result alone."""
     if not is_ggml(facts):
         raise NoTestError(f"for ggml {facts.op.name} is a graph of several nodes")
     try:
-        calls = recorded(facts.request)[0].calls
+        graph = recorded(facts.request)[0]
     except CannotWriteError as reason:
         raise NoTestError(str(reason)) from None
-    row = OPS.get(facts.op.name)
+    row, case, calls = OPS.get(facts.op.name), facts.case, graph.calls
     nodes = [call for call in calls if call.function not in _NO_NODES and call.function in DECLARATIONS.makers]
     node = next((call for call in nodes if row and call.function == row.symbol), None)
-    if row is None or node is None or len(nodes) > 1:
-        raise NoTestError(f"the case is a graph of {len(nodes)} nodes, which test-backend-ops would compare one by one")
-    case, needed, build = facts.case, set(node.arguments), list[Call]()
-    for call in reversed(calls[: calls.index(node)]):
+    if row is not None and node is not None and len(nodes) == 1:
+        return _lines_to(case, calls, node), node.result, _joined(facts, row), False
+    result = _copied_out(case, calls)
+    lines = [*_lines_to(case, calls, result), *_first_nodes(case, graph, result)]
+    return lines, result.result, facts.demands[next(iter(case.outputs))], True
+
+
+def _copied_out(case: Case, calls: Sequence[Call]) -> Call:
+    """The call that makes the one result of a graph: what is copied into the output, or written where it stands."""
+    if len(case.outputs) > 1:
+        raise NoTestError(f"it has the outputs {', '.join(case.outputs)}, of which test-backend-ops would compare one")
+    (out,) = case.outputs
+    made = {call.result: call for call in calls}
+    parts = {out, *(call.result for call in calls if call.ne and call.arguments[0] == out)}
+    into = [call for call in calls if call.function == "ggml_cpy" and call.arguments[1] in parts]
+    if not into and case.inplace is not None:
+        return calls[-1]
+    if [call.arguments[1] for call in into] != [out]:
+        raise NoTestError("its result is put together of several nodes, of which test-backend-ops would compare one")
+    return made[str(into[0].arguments[0])]
+
+
+def _lines_to(case: Case, calls: Sequence[Call], last: Call) -> list[str]:
+    """The inputs, and what makes the result of a call of them."""
+    needed, build = {last.result}, list[Call]()
+    for call in reversed(calls[: calls.index(last) + 1]):
         if call.result in needed and call.result not in case.inputs:
-            needed.update(call.arguments)
+            needed.update(name for name in call.arguments if isinstance(name, str))
             build.append(call)
     lines = [line for name in case.inputs for line in _tensor(case, name)]
-    return [*lines, *(call.cpp() for call in (*build[::-1], node))], node.result, _joined(facts, row)
+    return [*lines, *(line for call in build[::-1] for line in _call_lines(call))]
+
+
+def _first_nodes(case: Case, graph: Calls, result: Call) -> list[str]:
+    """What the graph begins with: views and copies of inputs, or they would stand between nodes that are fused."""
+    plain = {name for name, layout in case.inputs.items() if is_plain(layout) and name not in case.shares}
+    written = {call.result for call in graph.calls if call.function == "ggml_cpy"} | {result.result}
+    first = [name for name in graph.outs if name not in plain | written]
+    if not first:
+        return []
+    expanded = (f"    ggml_build_forward_expand(gf, {name});" for name in first)
+    return ["", "if (gf != nullptr) { // before the nodes that a backend may compute together", *expanded, "}"]
+
+
+def _call_lines(call: Call) -> list[str]:
+    if not call.ne:
+        return [call.cpp()]
+    owner, _, offset = call.arguments
+    return _any_view(call.result, str(owner), offset, call.ne, call.nb)
 
 
 #: What makes no node that computes: copies into and out of the outputs, memory, views.
@@ -188,6 +233,8 @@ def _notes(facts: Facts, listed: bool) -> list[str]:
         notes.append(f"Where the case has NaN there is {_UNREAD:g} here: upstream takes every NaN for a failure.")
     if facts.failure.kind in (Kind.WROTE_OUTSIDE, Kind.INPUT_MODIFIED):
         notes.append("The sentinels see a write outside only where it meets one of them; repro.py sees every byte.")
+    if facts.case.params.get("made"):
+        notes.append("Upstream gives each result memory of its own: what the allocator lays over another is not seen.")
     if facts.repeats > 1:
         notes.append("It is wrong only now and then: run it several times.")
     reason = _cpu_aborts(facts)
@@ -245,10 +292,13 @@ def _memory(owner: str, layout: Layout, end: int) -> list[str]:
 
 
 def _view_lines(name: str, layout: Layout, memory: str) -> list[str]:
-    sizes = enumerate(zip(four_ne(layout), four_nb(layout)))
+    return _any_view(name, memory, layout.offset, four_ne(layout), four_nb(layout))
+
+
+def _any_view(name: str, memory: str, offset: object, ne: Sequence[int], nb: Sequence[int]) -> list[str]:
     return [
-        f"ggml_tensor * {name} = ggml_view_1d(ctx, {memory}, 1, {layout.offset}); // of any strides:",
-        *(f"{name}->ne[{i}] = {size}; {name}->nb[{i}] = {step};" for i, (size, step) in sizes),
+        f"ggml_tensor * {name} = ggml_view_1d(ctx, {memory}, 1, {offset}); // of any strides:",
+        *(f"{name}->ne[{i}] = {size}; {name}->nb[{i}] = {step};" for i, (size, step) in enumerate(zip(ne, nb))),
         "",
     ]
 

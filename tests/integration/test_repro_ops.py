@@ -16,6 +16,7 @@ import pytest
 
 from opconform.backends.ggml import cpp
 from opconform.backends.kernels.table import KERNELS
+from opconform.harness.draw.known import known_cases
 from opconform.harness.draw.sample import cases_drawn
 from opconform.harness.explain.facts import Facts
 from opconform.harness.judge.judging import Verdict
@@ -35,6 +36,7 @@ from opconform.reports.repro.bundle import files_of
 from tests.judge import Bench
 from tests.lacking import lacking
 from tests.repro_samples import described
+from tests.unit.test_repro_text import compiles
 
 APIS = ("torch:cpu", "opencl:0", "vulkan:0", "cuda-host:0", "ggml:CPU", "ggml:Vulkan0")
 ALONE = ("cuda-host:0",)  #: a process holds the kernels of one script only
@@ -169,13 +171,34 @@ def test_a_graph_of_one_node_has_a_cpp_test_case(form: str) -> None:
         )
     facts = Facts(described(case, where), where)
     if form != "one node":
-        with pytest.raises(cpp.NoTestError, match=r"the case is a graph of \d+ nodes"):
+        with pytest.raises(cpp.NoTestError, match="it has the outputs out, state_out, of which"):
             cpp.test_case(facts)
         return
     text = cpp.test_case(facts)
     assert "= ggml_gated_delta_net(ctx, q, k, v, g, beta, " in text
     issue = files_of(described(case, where), where)["issue.md"].decode()
     assert "paste `test_case.cpp`" in issue
+
+
+@pytest.mark.parametrize("name", ["rms_norm_mul_rope/qwen3-queries", "rope_set_rows/vulkan-rows-step"])
+def test_a_piece_has_a_cpp_test_case_of_its_result_alone(name: str, tmp_path: Path) -> None:
+    known = known_cases(name.partition("/")[0])
+    case = known[name].case
+    with opened("ggml:CPU") as runner:
+        where = runner.target
+    text = cpp.test_case(Facts(described(case, where), where))
+    assert "bool run_whole_graph() override { return true; }" in text
+    assert f'return "{case.op.upper()}";' in text
+    assert "ggml_build_forward_expand(gf, " in text  # a view or a copy would stand between nodes that are fused
+    compiles(text, tmp_path)
+
+
+def test_a_piece_whose_result_is_kept_has_none_and_says_why() -> None:
+    case = known_cases("rms_norm_mul_rope")["rms_norm_mul_rope/weighed-read-again"].case
+    with opened("ggml:CPU") as runner:
+        where = runner.target
+    with pytest.raises(cpp.NoTestError, match="it has the outputs out, mid"):
+        cpp.test_case(Facts(described(case, where), where))
 
 
 def test_a_graph_that_cannot_be_built_ends_the_script_as_it_ended_the_backend(tmp_path: Path) -> None:

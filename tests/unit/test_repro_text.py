@@ -123,9 +123,11 @@ STUB = """
 #include <memory>
 #include <string>
 #include <vector>
-enum ggml_type { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_I32 };
+enum ggml_type { GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_I32, GGML_TYPE_I64 };
 struct ggml_context;
+struct ggml_cgraph;
 struct ggml_tensor { int64_t ne[4]; size_t nb[4]; ggml_tensor * view_src; char name[64]; };
+#define GGML_UNUSED(x) (void)(x)
 #define GGML_ASSERT(x) if (!(x)) throw 1
 ggml_tensor * ggml_view_1d(ggml_context *, ggml_tensor *, int64_t, size_t);
 ggml_tensor * ggml_set_name(ggml_tensor *, const char *);
@@ -155,8 +157,11 @@ T ggml_cont(ggml_context *, T);
 T ggml_fill(ggml_context *, T, float);
 T ggml_gated_delta_net(ggml_context *, T, T, T, T, T, T, int64_t);
 struct test_case {
+    ggml_cgraph * gf = nullptr;
     virtual ~test_case() {}
     virtual std::string vars() { return ""; }
+    virtual std::string op_desc(ggml_tensor *) { return ""; }
+    virtual bool run_whole_graph() { return false; }
     virtual ggml_tensor * build_graph(ggml_context * ctx) = 0;
     virtual void initialize_tensors(ggml_context *) {}
     virtual double err(const float * a, const float * b, size_t n) { return nmse(a, b, n); }
