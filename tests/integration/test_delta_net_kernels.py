@@ -221,7 +221,7 @@ FAULTS = (
         "gated_delta_net_chunk",
         "w",
         ("token < p.tokens && j < i; j++)", "token < p.tokens && j + 1 < i; j++)"),
-        ("for (uint j = 0; j < i; j++)", "for (uint j = 0; j + 1 < i; j++)"),
+        ("token < tokens && j < i; j++)", "token < tokens && j + 1 < i; j++)"),
     ),
     Fault(
         "the state is added to v_new",
