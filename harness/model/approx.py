@@ -603,10 +603,9 @@ def _is_nothing(number: float | F64) -> bool:
 
 def _with_zero(low: F64, high: F64, smallest_normal: float) -> tuple[F64, F64]:
     """The interval with 0 in it, where a result in it may be a denormal that is flushed."""
-    tiny = (low > 0) & (low < smallest_normal), (high < 0) & (high > -smallest_normal)
-    return np.where(tiny[0], 0.0, low) if tiny[0].any() else low, np.where(tiny[1], 0.0, high) if tiny[
-        1
-    ].any() else high
+    above, below = (low > 0) & (low < smallest_normal), (high < 0) & (high > -smallest_normal)
+    low = np.where(above, 0.0, low) if above.any() else low
+    return low, np.where(below, 0.0, high) if below.any() else high
 
 
 def _overflowed(low: F64, high: F64, numerics: Numerics) -> tuple[F64, F64]:
