@@ -166,14 +166,15 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
 
 def _picked(planes: F64, down: tuple[Places, Places], across: tuple[Places, Places], tiny: float) -> tuple[F64, F64]:
-    """The nearest pixels, and how far from them is what a kernel may take instead. Elements up to `tiny` may be 0."""
+    """The nearest pixels, and how far from them is what a kernel may take instead. Elements up to `tiny` may be 0;
+    of a pixel that is not finite nothing is demanded."""
     value: F64 = planes[..., down[0], :][..., across[0]]
-    bound = np.full_like(value, tiny)
+    off = np.zeros_like(value)
     for rows, columns in itertools.product(down, across):
         instead = planes[..., rows, :][..., columns]
         with np.errstate(invalid="ignore"):
-            bound = np.maximum(bound, np.where(instead == value, 0.0, np.abs(instead - value)) + tiny)
-    return value, bound
+            off = np.maximum(off, np.where(instead == value, 0.0, np.abs(instead - value)))
+    return value, np.where(np.isfinite(value), off + tiny, np.inf)
 
 
 def _weighed(planes: F64, down: _Weights, across: _Weights, tiny: float, numerics: Numerics) -> tuple[F64, F64]:

@@ -167,6 +167,22 @@ def test_either_pixel_beside_a_whole_quotient_is_right_to_the_last_bit() -> None
     assert bench.expected().bound[0, 0, -1, 0] == abs(value[15] - value[14])
 
 
+@pytest.mark.parametrize("odd", [np.inf, -np.inf, np.nan])
+def test_a_pixel_that_is_not_finite_may_be_taken_and_its_neighbour_is_still_judged(odd: float) -> None:
+    x, out = (Layout.contiguous("f32", (1, 1, n, 1)) for n in (2, 4))
+    pixels = np.array([odd, 1.0], np.float32)
+    case = Case("upscale", {"mode": "nearest"}, {"x": x}, {"out": out}).with_data({"x": pixels.tobytes()})
+    bench = Bench(case)
+
+    def wrong(got: list[float]) -> list[bool]:
+        raw = np.array(got, np.float32).reshape(out.shape).view(np.uint32)
+        found = compare(case, bench.op, bench.values, bench.expected(), raw, EXACT)
+        return [bool(each) for each in found.wrong.ravel()]
+
+    assert wrong([odd, odd, 1, 1]) == [False] * 4
+    assert wrong([odd, odd, 1, 2]) == [False, False, False, True]
+
+
 def test_a_bound_of_more_roundings_than_the_precision_has_is_no_bound() -> None:
     assert Numerics(roundoff=2.0**-11).gamma(5000) == np.inf
 
