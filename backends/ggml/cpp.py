@@ -92,11 +92,7 @@ def op_name(facts: Facts) -> str:
 def test_case(facts: Facts) -> str:
     """The file's text. Raises `NoTestError` for an op that ggml does not have, or for a case that it cannot build."""
     case = facts.case
-    whole = False
-    if facts.op.name in GRAPHS:
-        build, out, demand, whole = _graph(facts)
-    else:
-        build, out, demand = _single(facts)
+    build, out, demand, whole = (_graph if facts.op.name in GRAPHS else _single)(facts)
     listed = sum(layout.size for layout in case.inputs.values()) <= LISTED
     expected, why = _expected(facts, demand) if listed else (None, "")
     return render(
@@ -117,8 +113,9 @@ def test_case(facts: Facts) -> str:
     )
 
 
-def _single(facts: Facts) -> tuple[list[str], str, Demand]:
-    """The lines that build an op of one node, the tensor that it gives, and what is demanded of that."""
+def _single(facts: Facts) -> tuple[list[str], str, Demand, bool]:
+    """The lines that build an op of one node, the tensor that it gives, what is demanded of that, and False: upstream
+    may compare each node."""
     case, row = facts.case, OPS.get(facts.op.name)
     if row is None or not row.symbol_for(case):
         raise NoTestError(f"ggml has no {'in-place ' if case.inplace else ''}{facts.op.name}")
@@ -129,11 +126,11 @@ def _single(facts: Facts) -> tuple[list[str], str, Demand]:
     if out in row.tensors:
         build += _plain_or_view("place", case.outputs[out], case.outputs[out].end)
     call = row.cpp(case, lambda name: "place" if name == out else name)
-    return [*build, f"ggml_tensor * {out} = {call};"], out, facts.demands[out]
+    return [*build, f"ggml_tensor * {out} = {call};"], out, facts.demands[out], False
 
 
 def _graph(facts: Facts) -> tuple[list[str], str, Demand, bool]:
-    """The same for a graph of nodes, and whether it has several: then upstream must compare the result alone."""
+    """The same for a graph of nodes, and True where it has several: upstream must compare the result alone then."""
     if not is_ggml(facts):
         raise NoTestError(f"for ggml {facts.op.name} is a graph of several nodes")
     try:

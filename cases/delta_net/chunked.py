@@ -56,7 +56,7 @@ def check(case: Case) -> None:
 @composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Up to two chunks and a few tokens, or several chunks; shrinks to one token in a chunk of 16, whole."""
-    chunk = draw(among(freedom.choices("chunk", (*CHUNKS, 16, 32))))
+    chunk = draw(among(freedom.choices("chunk", (*CHUNKS, 16, 32))))  # the large one less often: it costs its square
     forms = ("whole", "blockwise") if chunk > BLOCK else ("whole",)
     form = draw(among(freedom.choices("form", forms)))
     place = draw(among(freedom.choices("place", ("set", "acc") if form == "blockwise" else ("set",))))

@@ -315,11 +315,7 @@ class Approx:
 
     def stepped(self, function: Callable[[F64], F64]) -> Approx:
         """A function that never falls and whose results are numbers that float32 holds: floor, sign."""
-        if self._is_exact:
-            value = function(self.value)
-            return self._made(value, value, value)
-        value, low, high = (function(ends) for ends in self._ends)
-        return self._made(value, low, high)
+        return self._each(function)
 
     def tabled(self) -> Approx:
         """The same, but rounded to float16 where the device looks such values up in a table (`half_tables`)."""
@@ -404,19 +400,11 @@ class Approx:
 
     def taken(self, places: np.ndarray) -> Approx:
         """The elements at `places` of each row."""
-        if self._is_exact:
-            value = np.take_along_axis(self.value, places, -1)
-            return self._made(value, value, value)
-        value, low, high = (np.take_along_axis(ends, places, -1) for ends in self._ends)
-        return self._made(value, low, high)
+        return self._each(lambda ends: np.take_along_axis(ends, places, -1))
 
     def at(self, places: np.ndarray) -> Approx:
         """The same elements of every row."""
-        if self._is_exact:
-            value = np.ascontiguousarray(self.value[..., places])
-            return self._made(value, value, value)
-        value, low, high = (np.ascontiguousarray(ends[..., places]) for ends in self._ends)
-        return self._made(value, low, high)
+        return self._each(lambda ends: np.ascontiguousarray(ends[..., places]))
 
     def replaced(self, places: np.ndarray, its: Approx) -> Approx:
         """The rows, with other numbers in some of their places."""
@@ -515,12 +503,14 @@ class Approx:
     @property
     def _taken(self) -> Approx:
         """The elements of a row that go into its sums."""
-        if self.part is None:
-            return self
+        return self if self.part is None else self._each(lambda ends: ends[..., : self.part])
+
+    def _each(self, function: Callable[[F64], F64]) -> Approx:
+        """A function that rounds nothing, of the value and of both ends; of an exact number once for all three."""
         if self._is_exact:
-            value = self.value[..., : self.part]
+            value = function(self.value)
             return self._made(value, value, value)
-        value, low, high = (ends[..., : self.part] for ends in self._ends)
+        value, low, high = (function(ends) for ends in self._ends)
         return self._made(value, low, high)
 
     def _made(self, value: F64, low: F64, high: F64, rounded: bool = False) -> Approx:
