@@ -3,6 +3,7 @@ BIN := .venv/bin
 GGML := $(CURDIR)/.cache/ggml
 SEED ?= 1  # of the search in `make test`: the same cases for every change; `make run` draws new ones each time
 CASES ?= 64  # of each op on each device in `make test`; `make run` and the nightly run draw many more
+MINUTES ?= 13  # of `make run`: a slow pair of op and device ends with its share of them
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test nightly lint bench clean
@@ -16,7 +17,8 @@ setup:  ## install everything, in .venv and .cache; OPCONFORM_WITHOUT="torch …
 # A backend that is named and cannot run is an error, so the set-up names those that it has set up. It prints a line
 # for each that it had to leave out (torch, where its index cannot be reached).
 run: setup  ## every op on every backend that was set up; ends with the matrix
-	$(BIN)/opconform test $$(tools/setup.sh backends) --ggml-lib $(GGML)/v0.5.0 -n auto
+	$(BIN)/opconform test $$(tools/setup.sh backends) --ggml-lib $(GGML)/v0.5.0 -n auto \
+		--max-examples 1000 --minutes $(MINUTES)
 
 lint: setup  ## ruff, mypy and the contract of imports
 	$(BIN)/ruff check

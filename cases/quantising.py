@@ -16,6 +16,7 @@ from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, QUANTISED, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Composite, Op, Problem
@@ -48,6 +49,17 @@ def _check(case: Case) -> None:
     if case.inputs["x"].shape[-1] % block:
         raise CaseError(f"a row has {case.inputs['x'].shape[-1]} elements; they must fill blocks of {block}")
     check_out(case, case.inputs["x"].shape)
+
+
+def _traits(case: Case) -> dict[str, object]:
+    """`spread_blocks`: blocks of one type that are not whole tensors, so that a copy of all bytes is not the answer."""
+    came, goes = case.inputs["x"], case.outputs["out"]
+    is_whole = max(came.kind, goes.kind) <= LayoutClass.CONTIGUOUS
+    return {
+        "types": f"{came.dtype}-{goes.dtype}",
+        "spread_blocks": came.dtype == goes.dtype and not is_whole,
+        "aligned": is_aligned(case),
+    }
 
 
 @composite
@@ -102,7 +114,7 @@ OPS = (
             expect=cpy_blocks,
             bound="γ_c·(|scale·code| + |minimum|) of blocks that are decoded, half a step of those that are made",
             check=_check,
-            traits=lambda case: {"types": f"{case.inputs['x'].dtype}-{case.dtype}", "aligned": is_aligned(case)},
+            traits=_traits,
             hypotheses=_faults,
             alone=lambda case: (0, 1),
             copies=True,

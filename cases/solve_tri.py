@@ -234,6 +234,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
         n = min(rows, columns)
         k = min(k, max(freedom.max_bytes // 64 // (n * outer[0] * outer[1]), 1)) if form == "long" else k
     k = n if square and k and form != "long" else k
+    k = k if freedom.choices("right_sides", (k,)) else 1
     a_shape = (outer[1], outer[0], n, n)
     b_shape = (outer[1], outer[0], n, k) if left else (outer[1], outer[0], k, n)
     params = {"left": left, "lower": lower, "unit": unit}
@@ -274,7 +275,10 @@ OP = Op(
     expect=expect,
     bound="|B − A X̂| ≤ γ_{n+ρ}·|A||X̂| + underflow, ρ roundings for the division",
     check=check,
-    traits=lambda case: {"n": case.inputs["a"].shape[-1]},
+    traits=lambda case: {
+        "n": case.inputs["a"].shape[-1],
+        "right_sides": case.inputs["b"].shape[-1 if case.params["left"] else -2],
+    },
     alone=lambda case: (0, 1),
     free="the column's solution, or a sum of products on the way to it, passes the largest float32",
     hypotheses=hypotheses,

@@ -6,6 +6,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import click
@@ -22,6 +23,7 @@ from opconform.harness.search.changes import DEFAULT_BASE, changed_files, ops_co
 from opconform.harness.search.known_failures import fixed
 from opconform.harness.search.observer import Observer, Observers
 from opconform.harness.search.result import Result
+from opconform.harness.search.session import Session
 from opconform.options import OPTIONS
 from opconform.output import FORMATS, printing
 from opconform.parallel import processes_of
@@ -86,11 +88,16 @@ def _here(campaign: Campaign, budget: Budget, observers: Sequence[Observer]) -> 
     with campaign.open(observers) as session:
         _announce(campaign)
         for op, target in campaign.pairs:
-            session.settings = budget.next(session.settings)
-            try:
-                yield campaign.result(session, op, target)
-            except Unavailable as error:
-                yield f"{op.name} on {target.label} cannot run: {error}"
+            with budget.pair() as share:
+                session.settings = replace(session.settings, **share)
+                yield _result(campaign, session, op, target)
+
+
+def _result(campaign: Campaign, session: Session, op: Op, target: Target) -> Result | str:
+    try:
+        return campaign.result(session, op, target)
+    except Unavailable as error:
+        return f"{op.name} on {target.label} cannot run: {error}"
 
 
 def _shared_out(

@@ -93,14 +93,15 @@ def _attend(
         while True:
             index = -1
             index = todo.get_nowait()
-            _write(process.stdin, {"index": index, **budget.share()})
-            for line in process.stdout:
-                what, content = json.loads(line)
-                said.put((index, what, content))
-                if what in ("result", "lost"):
+            with budget.pair() as share:
+                _write(process.stdin, {"index": index, **share})
+                for line in process.stdout:
+                    what, content = json.loads(line)
+                    said.put((index, what, content))
+                    if what in ("result", "lost"):
+                        break
+                else:
                     break
-            else:
-                break
     except queue.Empty:
         return
     except (OSError, ValueError):

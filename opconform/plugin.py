@@ -11,7 +11,7 @@ import os
 import random
 import sys
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import pytest
@@ -162,11 +162,12 @@ class Pair:
             processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
             pairs = -(-len(plan.campaign.run.pairs) // processes)
             plan.budget = Budget(pairs, plan.session.settings, plan.campaign.seconds)
-        plan.session.settings = plan.budget.next(plan.session.settings)
-        try:
-            return self._plan.campaign.result(self._plan.session, self._op, self._target)
-        except Unavailable as error:
-            return f"{self._target.label} cannot run: {error}"
+        with plan.budget.pair() as share:
+            plan.session.settings = replace(plan.session.settings, **share)
+            try:
+                return plan.campaign.result(plan.session, self._op, self._target)
+            except Unavailable as error:
+                return f"{self._target.label} cannot run: {error}"
 
 
 def _is_red(found: Result | str | None) -> TypeGuard[Result | str]:

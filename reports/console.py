@@ -99,10 +99,15 @@ def matrix(results: Sequence[Result]) -> str:
     late = [f"{result.op} on {result.target}" for result in results if result.tally.late]
     if late:
         lines += textwrap.wrap(f"{_LATE}: {', '.join(late)}", WIDTH)
+    cut = sorted((result for result in results if result.cut), key=lambda result: result.tally.executed)
+    if cut:
+        named = _listed([f"{result.op} on {result.target} after {result.tally.executed} cases" for result in cut])
+        lines += textwrap.wrap(f"{_CUT}, {len(cut)} of {len(results)} pairs: {named}", WIDTH)
     return shown("\n".join(lines).split("\n"))
 
 
 _VACUOUS = "a kernel that writes zeros, or copies an input, passes them"
+_CUT = "ended by --minutes before as many cases were drawn as were asked for"
 _LATE = "no answer came within the time limit, and one came when there was more time"
 
 

@@ -359,6 +359,22 @@ DEVICES: tuple[Limit, ...] = (
         _VK_SUPPORTS,
         device="Vulkan",
     ),
+    Limit(
+        "solve_tri",
+        "right_sides",
+        tuple(range(1025)),
+        "Vulkan takes as many right-hand sides as a work group has invocations: 1024 mostly",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    Limit(
+        "cpy_blocks",
+        "spread_blocks",
+        (False,),
+        "Vulkan copies blocks of one type between contiguous tensors",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
 

@@ -34,6 +34,7 @@ REMEDY = "pip install torch (a CPU build is at https://download.pytorch.org/whl/
 CPU_NUMERICS = Numerics(sqrt_ulps=1.0, erf_absolute=2.0**-20)
 
 LIMITS = (
+    Limit("set_rows", "dtype", ("f32", "f16", "bf16"), "torch has no type that is made of blocks", "torch.dtype"),
     Limit(
         "upscale", "to_one_column", (False,),
         "F.interpolate with antialias gives each row of an image of one column the value of the first on the CPU",
@@ -114,7 +115,7 @@ class TorchBackend(Backend):
         return _INVERTED if case.op == "solve_tri" and self.device.startswith("cuda") else None
 
     def limits(self) -> tuple[Limit, ...]:
-        """What torch is known to compute wrong."""
+        """What torch has no type for, and what it is known to compute wrong."""
         return tuple(limit for limit in LIMITS if self.device.startswith(limit.device))
 
     def load(self, case: Case, buffers: Buffers) -> _Loaded:

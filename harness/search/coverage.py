@@ -133,6 +133,16 @@ class Coverage:
         self._seen: dict[int, tuple[Case, int]] = {}  #: cases of the problem at hand by identity, and what they add
         self._tried: list[int] = []  #: what is new in the cases that are drawn for one place
 
+    def promise(self, problem: Problem) -> int:
+        """How many new pairs variants of a problem might show."""
+        self._settle()
+        refused = self._refused_alone()
+        shown = (
+            self._there(number, refused) & self._of_variants & ~self._taken[number]
+            for number in _bits(self._set(problem_traits(problem)))
+        )
+        return sum(pairs.bit_count() for pairs in shown)
+
     def wants(self, problem: Problem) -> bool:
         """Whether to run a problem: not if it can show nothing new, unless several in a row could not; nor if such
         problems are refused each time."""
@@ -207,6 +217,10 @@ class Coverage:
         self._met |= added
         self._met_taken |= added
         return traits
+
+    def says_nothing(self, case: Case) -> None:
+        """A case of the problem at hand is vacuous, and will not be run."""
+        self.ran(self._problem | self._added(case), refused=True)
 
     def ran(self, traits: int, refused: bool) -> None:
         """A case with these traits ran; or the device refused it, or it says nothing."""
@@ -283,8 +297,10 @@ class Coverage:
                 kind, offset = max(layout.kind, LayoutClass.CONTIGUOUS), _offset_class(layout)
                 added |= self._once((name, kind, offset), ((f"{name} layout", kind), (f"{name} offset", offset)))
         kept, together = case.keep is not None, bool(case.shares)
-        values = (("recipe", case.recipe), ("one slice kept", kept), ("side by side", together))
-        added |= self._once((case.recipe, kept, together), values)
+        if all(layout.size for layout in case.layouts.values()):  # what is empty has no values
+            values = (("recipe", case.recipe), ("one slice kept", kept))
+            added |= self._once((case.recipe, kept), values)
+        added |= self._once(together, (("side by side", together),))
         self._of_variants |= added
         self._seen[id(case)] = case, added
         return added

@@ -147,7 +147,7 @@ class Result:
     build: the short name of the device's build. free: where the op leaves elements free, in words. failed_known: ids of
     known cases that fail. left_out: ids of known cases that did not run: larger than --max-bytes, or large and without
     time. coverage: the pairs of traits that the search drew and ran; known cases do not count. lies: what the device
-    says yes to and aborts at.
+    says yes to and aborts at. cut: whether its time was up before it had as many cases as were asked for.
     """
 
     op: str
@@ -165,6 +165,7 @@ class Result:
     coverage: Covered = field(default_factory=Covered)
     lies: tuple[Lie, ...] = ()
     watched: Watched | None = None
+    cut: bool = False
 
     @property
     def known(self) -> bool:
@@ -203,6 +204,7 @@ class Result:
             "free": self.free,
             "coverage": asdict(self.coverage),
             "lies": [{**vars(lie), "case": lie.case.to_json()} for lie in self.lies],
+            "cut": self.cut,
         }
         if self.watched is not None:
             plain["watched"] = self.watched.to_json()

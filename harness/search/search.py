@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
-from opconform.harness.draw.problems import TOGETHER, Drawn, Problems, is_affordable, rows_of
+from opconform.harness.draw.problems import TOGETHER, Drawn, Problems, is_affordable, rows_of, size_of
 from opconform.harness.draw.sample import batches_drawn
 from opconform.harness.draw.variants import Variant, between, cases_of
 from opconform.harness.explain.failure import describe, replay_options
@@ -51,6 +52,7 @@ _LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a 
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
+_DEAR = 4096  #: a case of so many elements takes about twice as long as the smallest
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
@@ -149,6 +151,7 @@ class Search:
         self._vacuous = 0  #: cases drawn that say nothing
         self._refused = self._taken = 0  #: cases drawn that the device refused, and those that it took
         self._reasons: set[str] = set()  #: for which it refused them
+        self._cut = False  #: whether the time was up before as many cases were drawn as were asked for
         self._found: _Shrinking | None = None
         self._of: _Failing | None = None
 
@@ -191,6 +194,7 @@ class Search:
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
             coverage=self._coverage.covered,
             lies=() if failure else tuple(self._lies()),
+            cut=self._cut,
         )
 
     def _lies(self) -> Iterator[Lie]:
@@ -374,6 +378,8 @@ class Search:
                 batch = supply.take()
                 if self._fails(batch, meanwhile=supply.prepare):
                     problems.shrink(batch.drawn, self._fails_still)
+            a_number = self._settings.examples < sys.maxsize
+            self._cut = a_number and self._found is None and self._more_to_draw()
         return self._shrunk()
 
     def _batches(self, problems: Problems) -> Iterator[_Batch]:
@@ -386,9 +392,14 @@ class Search:
         for chunk in itertools.count(first - 1, step):
             source = random.Random(self._settings.seed * 1_000_003 + chunk)
             for _ in range(_CHUNK):
-                drawn = problems.next(source)
+                drawn = self._better(problems.next(source), problems.next(source))
                 if self._is_affordable(drawn.problem) and self._coverage.wants(drawn.problem):
                     yield self._batch(drawn, source.getrandbits(16))
+
+    def _better(self, one: Drawn, other: Drawn) -> Drawn:
+        """The problem of which variants promise to show more for the time they take; of equal ones the first."""
+        taken = [each for each in (one, other) if self._is_affordable(each.problem)] or [one]
+        return max(taken, key=lambda each: self._coverage.promise(each.problem) / (1 + size_of(each.problem) / _DEAR))
 
     def _is_affordable(self, problem: Problem) -> bool:
         """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases
@@ -410,6 +421,8 @@ class Search:
             silent = [place for place, (_, ready) in enumerate(made) if ready.vacuous]
             if not silent or len(silent) == len(made) > _FEW:  # where all of many are, the problem says nothing
                 break
+            for place in silent:
+                seen.says_nothing(made[place][1].case)
             recipes = recipes_of(self._op, drawn.problem.dtype)
             others = [
                 made[place][0].with_other_values(self._freedom.choices("recipe", recipes), again) for place in silent

@@ -103,7 +103,7 @@ def test_a_hang_shrinks_to_a_case_that_hangs_for_the_whole_limit() -> None:
     assert result.failure.findings[0].detail == "no answer within 1.6 s"
 
 
-@pytest.mark.parametrize(("seed", "kind", "ne"), [(11, "CRASH", (1, 1, 2, 1)), (2, "WRONG VALUES", (1, 1, 1, 2))])
+@pytest.mark.parametrize(("seed", "kind", "ne"), [(11, "CRASH", (1, 1, 2, 1)), (0, "WRONG VALUES", (1, 1, 1, 2))])
 def test_a_failure_stays_of_its_kind_while_it_shrinks(seed: int, kind: str, ne: tuple[int, ...]) -> None:
     result = search("WrongThenAborts", isolated=True, seed=seed)
     assert result.failure is not None
@@ -377,8 +377,15 @@ def test_the_budget_of_seconds_is_kept_and_one_problem_is_always_tried() -> None
     result = search("Slow", seconds=1.0, examples=10**6)
     assert time.monotonic() - start < 4
     assert result.tally.executed >= 8
+    assert result.cut
     tally = search("Good", seconds=0.0, examples=10**6).tally
     assert tally.executed + tally.vacuous == 8
+
+
+def test_a_search_is_cut_only_where_it_had_less_than_was_asked_for() -> None:
+    assert not search("Good", seconds=60.0, examples=16).cut
+    assert not search("Good", seconds=0.1, examples=sys.maxsize).cut  # as much as the time allows was asked for
+    assert not search("IgnoresNe3", seconds=60.0).cut  # it failed
 
 
 def test_an_op_that_is_refused_for_one_reason_is_given_up_early() -> None:

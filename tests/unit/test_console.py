@@ -317,6 +317,17 @@ def test_a_pair_of_which_every_case_says_nothing_does_not_pass() -> None:
     )
 
 
+def test_what_was_ended_by_its_share_of_the_time_is_said_the_least_of_it_first() -> None:
+    done, some, few = (result("acc", f"{name}:0") for name in "abc")
+    some.tally.passed, few.tally.passed = 300, 8
+    assert "--minutes" not in matrix([done, some, few])
+    lines = matrix([done, replace(some, cut=True), replace(few, cut=True)]).splitlines()
+    assert lines[-2:] == [
+        "ended by --minutes before as many cases were drawn as were asked for, 2 of 3 pairs: acc on c:0 after 8 cases,",
+        "acc on b:0 after 300 cases",
+    ]
+
+
 def test_a_case_that_answers_only_at_its_second_try_is_said() -> None:
     found = result("acc", "a:0")
     assert "time limit" not in matrix([found])

@@ -83,6 +83,37 @@ def test_what_a_device_always_refuses_is_no_pair() -> None:
     assert found.pairs == found.possible == whole.possible
 
 
+def test_what_says_nothing_each_time_is_no_pair_either() -> None:
+    coverage, its = Coverage(), problem(3)
+    run(coverage, its, case(its))
+    whole = coverage.covered
+    coverage.wants(its)
+    coverage.choose([case(its, recipe="wide")])
+    coverage.says_nothing(case(its, recipe="wide"))
+    assert coverage.covered == whole
+
+
+def test_the_values_of_an_empty_case_are_no_traits() -> None:
+    coverage, its = Coverage(), problem(0, 3)
+    run(coverage, its, case(its))
+    whole = coverage.covered
+    run(coverage, its, case(its, recipe="wide"))
+    assert coverage.covered == whole
+
+
+def test_a_problem_promises_the_pairs_that_its_variants_have_not_shown() -> None:
+    coverage, its, other = Coverage(), problem(3), problem(3, exclusive=True)
+    run(coverage, its, case(its))
+    assert coverage.promise(its) == 0
+    assert coverage.promise(other) > 0  # one of a value that is new, with every trait of a variant
+    run(coverage, its, case(its, step=2, recipe="wide"))
+    before = coverage.promise(other)
+    run(coverage, other, case(other))
+    assert 0 < coverage.promise(other) < before
+    run(coverage, other, case(other, step=2, recipe="wide"))
+    assert coverage.promise(other) == 0
+
+
 def test_of_several_cases_that_with_most_new_pairs_is_chosen() -> None:
     coverage, its = Coverage(), problem(3)
     run(coverage, its, case(its))
