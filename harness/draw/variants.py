@@ -254,6 +254,7 @@ def cases_of(
     seed: int,
     freedom: Freedom,
     choose: Choose = lambda cases: 0,
+    more: Callable[[], bool] = lambda: False,
     values: Mapping[str, Sequence[Param]] | None = None,
     refuses: Callable[[Case], bool] = lambda case: False,
 ) -> list[tuple[Variant, Case]]:
@@ -262,7 +263,8 @@ def cases_of(
     Limits steer them: what the device cannot take is not drawn. None where it does not take the problem in any layout,
     or where it does not fit in `freedom.max_bytes`.
 
-    `choose` picks one of the cases that are drawn for a variant. `values` are those that other problems had for a
+    `choose` picks one of the cases that are drawn for a variant. `more` says whether the last one showed so much that a
+    large problem gets one variant more, as a small one does. `values` are those that other problems had for a
     parameter: a twin may have one of them. `refuses` says what experience speaks against. Equal arguments give equal
     variants.
     """
@@ -270,8 +272,10 @@ def cases_of(
     draw = _Draw(op, problem, freedom, random, refuses)
     found: list[tuple[Variant, Case]] = []
     count = _count(problem)
-    for index in range(count):
-        if index in _TWINS:
+    for index in range(VARIANTS):
+        if index >= count and not more():
+            break
+        if index in _TWINS and index < count:
             twin = draw.twin(found[-1][0], values or {})
             if twin is not None:
                 found.append(twin)

@@ -35,6 +35,7 @@ from opconform.harness.run.runner import Runner
 SECONDS = 10.0  #: a diagnosis ends after about this, with what it knows
 _LARGEST = 4 << 20  #: bytes of a case that is looked into
 _SEEN = 24  #: how many of the verdicts seen are looked at
+_PART_OF_COARSE = 1 / 64  #: of what 16 bits may give, the error that they give at least somewhere
 
 
 class Answer(Enum):
@@ -74,12 +75,32 @@ class Witness:
         return _answer(self, hypothesis.reading())
 
 
+def _as_read(op: Op, reading: Reading) -> Op:
+    """The op as a reading has it."""
+    if reading.expect is None:
+        return op
+    return replace(op, expect=reading.expect, composite=replace(op.composite, judge=None))
+
+
+def _is_as_coarse(witness: Witness, name: str) -> bool:
+    """Whether an error is not only within what 16 bits may give but as large as they give it: each of their roundings
+    is off by a quarter of its bound on average, so that the largest of a few is never below a small part of it."""
+    hypothesis = named(hypotheses(witness.op, witness.image)).get(name)
+    if hypothesis is None:
+        return False
+    reading, seen = hypothesis.reading(), witness.comparisons[witness.image.out]
+    op = _as_read(witness.op, reading)
+    with np.errstate(all="ignore"):
+        expected = expectation(reading.case, op, reading.raw, witness.numerics)
+        its = expected if seen.name == op.outputs[0] else expected.others[seen.name]
+        is_large = np.abs(seen.got - its.value) >= _PART_OF_COARSE * its.bound
+    return witness.overflows or bool((is_large & seen.wrong).any())
+
+
 def _answer(witness: Witness, reading: Reading) -> Answer:
     """What every element of every output says about a reading."""
     image, numerics = witness.image, witness.numerics
-    op = witness.op
-    if reading.expect is not None:
-        op = replace(op, expect=reading.expect, composite=replace(op.composite, judge=None))
+    op = _as_read(witness.op, reading)
     with np.errstate(all="ignore"):
         expected = expectation(reading.case, op, reading.raw, numerics)
         masks = [
@@ -172,7 +193,9 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     others = _run(op, runner, relaid(op, [case, *sorted(larger, key=spread)[-2:]]), out) if larger else []
     others += _witnesses(op, _chosen(case, seen), out)
     sharp = [name for name in likely if name not in COARSE]
-    coarse = [[name] for name in COARSE if name in likely]  # the narrowest error that all failures have
+    failed = [first, *(witness for witness in close if witness.failed)]
+    large = [name for name in COARSE if name in likely and any(_is_as_coarse(witness, name) for witness in failed)]
+    coarse = [[name] for name in large]  # the narrowest error that all failures have
     told = (_told_apart(case, names, close, others, deadline) for names in (sharp, *coarse))
     return next(filter(None, told), "") or _told_apart(case, silent, close, others, deadline, sure=False)
 

@@ -22,8 +22,7 @@ Trait = tuple[str, object]
 _SIZES = (0, 1, 8, 33, 257, 1025, 65535)  #: the largest size of each class but the last
 _TILES = (31, 65)  #: kernels hold squares of 32 or 64 elements in shared memory
 _EXPECTED = 8  #: a pair that chance would have drawn so often and that never came is none
-_PASSED_OVER = 2  #: how many problems in a row that show nothing new are not run
-_IN_VAIN = 6  #: after so many in a row there is little left that is new, and each problem is run
+_WORTH = 6  #: so many new pairs are worth the time of one more case of a large problem
 _REFUSALS = 3  #: a pair that was refused so often and never ran is not drawn again,
 _AGAIN = 32  #: but for one case in so many: something else may have been the reason
 _HOPELESS = 16  #: how many problems in a row are passed over because they would be refused
@@ -120,7 +119,6 @@ class Coverage:
         self._dimensions: dict[str, int] = {}
         self._of_variants = 0  #: the traits that variants add
         self._passed_over = 0
-        self._in_vain = 0  #: problems since one showed something new
         self._refusals: Counter[tuple[int, int]] = Counter()
         self._hopeless: list[int] = []  #: by trait, the traits together with which it is refused each time
         self._hopeless_pairs = False  #: whether there has been any
@@ -131,7 +129,8 @@ class Coverage:
         self._met = self._met_taken = 0  #: what variants of it had, and those that were chosen
         self._met_cases = 0
         self._seen: dict[int, tuple[Case, int]] = {}  #: cases of the problem at hand by identity, and what they add
-        self._tried: list[int] = []  #: what is new in the cases that are drawn for one place
+        self._tried: list[tuple[int, int]] = []  #: of the cases drawn for one place, how much is new, and what they add
+        self._planned: dict[int, int] = {}  #: by trait, those that chosen cases of the problem at hand have beside it
 
     def promise(self, problem: Problem) -> int:
         """How many new pairs variants of a problem might show."""
@@ -144,15 +143,8 @@ class Coverage:
         return sum(pairs.bit_count() for pairs in shown)
 
     def wants(self, problem: Problem) -> bool:
-        """Whether to run a problem: not if it can show nothing new, unless several in a row could not; nor if such
-        problems are refused each time."""
-        traits = self.meets(problem)
-        if self._is_hopeless(traits) and self._passed_over < _HOPELESS:
-            self._passed_over += 1
-            return False
-        shows = self._hopeful or any(traits & ~self._taken[number] for number in self._of_problem)
-        self._in_vain = 0 if shows else self._in_vain + 1
-        if not shows and self._passed_over < _PASSED_OVER and self._in_vain < _IN_VAIN:
+        """Whether to run a problem, which is the one at hand then: not if such problems are refused each time."""
+        if self._is_hopeless(self.meets(problem)) and self._passed_over < _HOPELESS:
             self._passed_over += 1
             return False
         self._passed_over = 0
@@ -171,6 +163,8 @@ class Coverage:
     def meets(self, problem: Problem) -> int:
         """The problem at hand is this one. Returns its traits."""
         self._settle()
+        self._tried.clear()
+        self._planned.clear()
         self._problem = traits = self._set(problem_traits(problem))
         self._of_problem = _bits(traits)
         for number in self._of_problem:
@@ -190,7 +184,12 @@ class Coverage:
 
     def choose(self, cases: Sequence[Case]) -> int:
         """The index of the case that shows most new pairs; -1 where none shows any, or another one may show more. It is
-        asked again with one case more each time."""
+        asked again with one case more each time; a single one begins the next place, and the best before has its own.
+        """
+        if len(cases) == 1 and self._tried:
+            _, added = max(self._tried, key=lambda each: each[0])
+            for number in _bits(added):
+                self._planned[number] = self._planned.get(number, 0) | self._problem | added
         added = self._added(cases[-1])
         traits = self._problem | added
         self._cases += 1
@@ -200,12 +199,16 @@ class Coverage:
         for number in _bits(added):
             self._drawn[number] |= traits
             self._times[number] += 1
-            new += (traits & ~self._taken[number]).bit_count()
-        self._tried[len(cases) - 1 :] = [new]
+            new += (traits & ~self._taken[number] & ~self._planned.get(number, 0)).bit_count()
+        self._tried[len(cases) - 1 :] = [(new, added)]
         if len(cases) == 1:
             return 0 if new or not self._hopeful else -1
-        best = max(range(len(cases)), key=self._tried.__getitem__)
-        return best if self._tried[best] else -1
+        best = max(range(len(cases)), key=lambda index: self._tried[index][0])
+        return best if self._tried[best][0] else -1
+
+    def worth_more(self) -> bool:
+        """Whether the case that was chosen last shows so much that one more of its problem is worth its time."""
+        return bool(self._tried) and max(new for new, _ in self._tried) >= _WORTH
 
     def takes(self, case: Case) -> int:
         """A case of the problem at hand will be run. Returns its traits."""

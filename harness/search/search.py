@@ -52,7 +52,8 @@ _LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a 
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
-_DEAR = 4096  #: a case of so many elements takes about twice as long as the smallest
+_LATELY = 8  #: how many problems before this one tell what may be expected of it
+_DEAR = 1 << 13  #: a case of so many elements takes about twice as long as the smallest
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
@@ -148,6 +149,7 @@ class Search:
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
+        self._promised = 0.0  #: by the problems before this one
         self._vacuous = 0  #: cases drawn that say nothing
         self._refused = self._taken = 0  #: cases drawn that the device refused, and those that it took
         self._reasons: set[str] = set()  #: for which it refused them
@@ -392,14 +394,25 @@ class Search:
         for chunk in itertools.count(first - 1, step):
             source = random.Random(self._settings.seed * 1_000_003 + chunk)
             for _ in range(_CHUNK):
-                drawn = self._better(problems.next(source), problems.next(source))
+                drawn = self._next(problems, source)
                 if self._is_affordable(drawn.problem) and self._coverage.wants(drawn.problem):
                     yield self._batch(drawn, source.getrandbits(16))
 
-    def _better(self, one: Drawn, other: Drawn) -> Drawn:
-        """The problem of which variants promise to show more for the time they take; of equal ones the first."""
-        taken = [each for each in (one, other) if self._is_affordable(each.problem)] or [one]
-        return max(taken, key=lambda each: self._coverage.promise(each.problem) / (1 + size_of(each.problem) / _DEAR))
+    def _next(self, problems: Problems, source: random.Random) -> Drawn:
+        """The next problem: one more is drawn where the first promises less for the time it takes than those before."""
+        drawn = problems.next(source)
+        promised = self._promised_by(drawn.problem)
+        if promised < self._promised:
+            other = problems.next(source)
+            promised, drawn = max((promised, drawn), (self._promised_by(other.problem), other), key=lambda it: it[0])
+        self._promised += (promised - self._promised) / _LATELY
+        return drawn
+
+    def _promised_by(self, problem: Problem) -> float:
+        """How much that is new a problem may show for the time it takes; nothing where it takes too long."""
+        if not self._is_affordable(problem):
+            return -1.0
+        return self._coverage.promise(problem) / (1 + size_of(problem) / _DEAR)
 
     def _is_affordable(self, problem: Problem) -> bool:
         """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases
@@ -415,7 +428,16 @@ class Search:
             plain = cases_of(self._op, drawn.problem, number, self._freedom)[:1]
             return _Batch(drawn, list(plain), [self._coverage.takes(case) for _, case in plain])
         seen = self._coverage
-        cases = cases_of(self._op, drawn.problem, number, self._freedom, seen.choose, self._values, seen.refuses)
+        cases = cases_of(
+            self._op,
+            drawn.problem,
+            number,
+            self._freedom,
+            choose=seen.choose,
+            more=seen.worth_more,
+            values=self._values,
+            refuses=seen.refuses,
+        )
         made = self._ready(cases)
         for again in range(1, _DRAWN_ANEW + 1):
             silent = [place for place, (_, ready) in enumerate(made) if ready.vacuous]

@@ -126,6 +126,23 @@ def test_of_several_cases_that_with_most_new_pairs_is_chosen() -> None:
     assert coverage.choose([case(its), case(its, offset=4), case(its, step=2, offset=64, recipe="wide")]) == 2
 
 
+def test_what_a_case_of_the_same_problem_will_show_is_not_new_any_more() -> None:
+    coverage, its = Coverage(), problem(3)
+    run(coverage, its, case(its))
+    coverage.wants(its)
+    coverage.choose([case(its)])
+    far, wide = case(its, offset=4), case(its, recipe="wide")
+    assert coverage.choose([case(its), far]) == 1
+    assert coverage.worth_more()
+    coverage.choose([far])
+    assert not coverage.worth_more()  # the first of the next place: the one before has what it shows
+    assert coverage.choose([far, wide]) == 1
+    coverage.wants(its)
+    assert not coverage.worth_more()
+    coverage.choose([far])
+    assert coverage.worth_more()  # none of them was run
+
+
 def test_what_is_refused_each_time_is_not_drawn_again_but_now_and_then() -> None:
     coverage, its = Coverage(), problem(3)
     for _ in range(4):
@@ -145,21 +162,6 @@ def test_a_problem_that_is_refused_each_time_is_passed_over() -> None:
         coverage.ran(coverage.takes(case(its)), refused=True)
     assert [coverage.wants(its) for _ in range(16)].count(True) == 0
     assert coverage.wants(problem(5, exclusive=True))
-
-
-def test_after_many_problems_that_show_nothing_new_each_one_is_run() -> None:
-    coverage, its = Coverage(), problem(3)
-    run(coverage, its, case(its))
-    asked = [coverage.wants(its) for _ in range(60)]
-    assert not all(asked[:6])
-    assert all(asked[6:])
-
-
-def test_a_problem_that_shows_nothing_new_is_passed_over_twice() -> None:
-    coverage, its = Coverage(), problem(3)
-    run(coverage, its, case(its))
-    assert [coverage.wants(its) for _ in range(4)] == [False, False, True, False]
-    assert coverage.wants(problem(3, exclusive=True))
 
 
 @pytest.mark.parametrize(("covered", "text"), [((994, 1000), "99 % of 1,000"), ((5, 5), "100 % of 5"), ((0, 7), "0 %")])

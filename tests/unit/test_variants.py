@@ -131,6 +131,17 @@ def test_a_device_that_refuses_all_it_is_offered_is_offered_nothing_that_is_no_c
         assert Case.from_json(case.to_json()) == case
 
 
+@pytest.mark.parametrize(("sizes", "least"), [((1, 1, 1, 65), 8), ((1, 1, 130, 257), 4), ((1, 2, 300, 300), 2)])
+def test_a_large_problem_has_few_variants_and_more_while_they_are_worth_it(
+    sizes: tuple[int, int, int, int], least: int
+) -> None:
+    op, problem = ops()["exp"], Problem({}, "f32", {"x": sizes}, sizes)
+    assert len(cases_of(op, problem, 1, Freedom())) == least
+    assert len(cases_of(op, problem, 1, Freedom(), more=lambda: True)) == 8
+    worth = iter([True, False, True])
+    assert len(cases_of(op, problem, 1, Freedom(), more=lambda: next(worth))) == min(least + 1, 8)
+
+
 @OP_NAMES
 def test_every_drawn_case_is_one_that_its_op_accepts(op: str) -> None:
     for case in drawn_cases(op, 1000, 1 << 20):
