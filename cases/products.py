@@ -169,6 +169,12 @@ def traits(case: Case) -> dict[str, str | bool]:
     return {"weights": a.dtype, "aligned": is_aligned(case), "repeats": repeats, "repeats_ne3": outermost}
 
 
+def traits_outer(case: Case) -> dict[str, str | bool]:
+    """The same; narrow_repeats: whether weights that are not f32 are repeated."""
+    found = traits(case)
+    return {**found, "narrow_repeats": found["repeats"] and found["weights"] != "f32"}
+
+
 def weight_types(freedom: Freedom) -> list[str]:
     """The types of weights that may be drawn; without the decoder none with blocks."""
     found = freedom.choices("weights", _DRAWN)
@@ -342,7 +348,10 @@ def problems_outer(draw: st.DrawFn, freedom: Freedom) -> Problem:
     m = draw(lengths(dtype))
     k, n = draw(among(_SMALL)), draw(among(_SMALL))
     outer = (draw(among((1, 2))), draw(among((1, 2, 3))))
-    repeats = draw(among(((1, 1), (1, 2), (2, 1)))) if freedom.choices("repeats", (True,)) else (1, 1)
+    may_repeat = freedom.choices("repeats", (True,))
+    if dtype != "f32":
+        may_repeat = may_repeat and freedom.choices("narrow_repeats", (True,))
+    repeats = draw(among(((1, 1), (1, 2), (2, 1)))) if may_repeat else (1, 1)
     b = (outer[0] * repeats[0], outer[1] * repeats[1], k, n)
     return Problem({}, "f32", {"a": (*outer, k, m), "b": b}, (*b[:2], n, m), dtypes={"a": dtype})
 
@@ -395,6 +404,6 @@ OPS = (
         expect=expect_outer,
         bound=_BOUND,
         check=check_outer,
-        traits=traits,
+        traits=traits_outer,
     ),
 )

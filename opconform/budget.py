@@ -13,6 +13,8 @@ from typing import Any
 from opconform.harness.search.settings import Settings
 
 _GREEDY = 16  #: beside so many pairs that were done in time, one is expected that takes all it gets
+_MOST = 3  #: a pair takes so many even shares at most: those to come may need more time than those before
+_QUICK = 3  #: of four pairs so many are expected to take next to no time, as long as nothing else is known
 
 
 class Budget:
@@ -28,7 +30,8 @@ class Budget:
         self._left, self._processes = pairs, processes
         self._lock = threading.Lock()
         self._examples = settings.examples if settings.profile == "" else sys.maxsize
-        self._took: list[float] = []  #: by pairs that were done in time, in rising order
+        quick = 0 if self._examples == sys.maxsize else _QUICK
+        self._took = [0.0] * quick  #: by pairs that were done in time, in rising order
         self._greedy = 0  #: pairs that were not
 
     @contextlib.contextmanager
@@ -49,7 +52,8 @@ class Budget:
             seconds = max(deadline - time.monotonic(), 0.0)
             evenly = seconds * self._processes / max(self._left, self._processes)
             self._left -= 1
-            return min(level(self._took, self._greedy + 1 + len(self._took) // _GREEDY, evenly), seconds)
+            share = level(self._took, self._greedy + 1 + len(self._took) // _GREEDY, evenly)
+            return min(share, _MOST * evenly, seconds)
 
     def _ends(self, share: float, took: float) -> None:
         with self._lock:

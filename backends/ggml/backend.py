@@ -308,6 +308,8 @@ class GgmlBackend(Backend):
         for name, layout in layouts.items():
             if layout.dtype not in TYPES:
                 return f"{name} is {layout.dtype}; the ggml backend has {', '.join(TYPES)}"
+            if layout.dtype not in self._library.types:
+                return f"{self._library.c.what} has no type {layout.dtype}"
         if self._arena.alignment > ALIGNMENT:
             return f"{self.device} wants memory aligned to {self._arena.alignment} bytes; the arena's is {ALIGNMENT}"
         if case.op in _PRODUCTS and self._float16 and case.recipe not in _IN_FLOAT16:

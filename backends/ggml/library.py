@@ -13,7 +13,7 @@ from typing import Any
 
 from opconform.backends.ggml import structs
 from opconform.backends.ggml.binding import Binding, MissingError
-from opconform.backends.ggml.declarations import CONSTANTS
+from opconform.backends.ggml.declarations import CONSTANTS, TYPES
 from opconform.harness.run.backend import Unavailable
 
 VARIABLE = "OPCONFORM_GGML_LIB"
@@ -60,6 +60,11 @@ class Library:
             self.c.ggml_backend_load_all_from_path(os.fsencode(folder))
         except MissingError as lack:
             raise Unavailable(f"{lack}: it is too old or not ggml", REMEDY) from None
+
+    @cached_property
+    def types(self) -> frozenset[str]:
+        """The element types that this build has. It aborts at any other."""
+        return frozenset(name for name, number in TYPES.items() if structs.has_type(self.c, number))
 
     @cached_property
     def counts_snapshots(self) -> bool | None:

@@ -24,6 +24,7 @@ _VK_BLOCKS = (
     *(f"{name}-{name}" for name in ("q4_0", "q8_0", "q6_K")),
 )
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
+_CPU_SUPPORTS = "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
 
 SPLIT = (*(f"{gate}_split" for gate in GATES), "swiglu_oai", "swiglu_clamp")
@@ -293,6 +294,22 @@ DEVICES: tuple[Limit, ...] = (
     ),
     Limit("out_prod", "weights", ("f32",), "Vulkan's out_prod takes f32 only", _VK_SUPPORTS, device="Vulkan"),
     Limit(
+        "out_prod",
+        "weights",
+        tuple(name for name in TYPES if name != "bf16"),
+        "the CPU's out_prod takes no bf16",
+        _CPU_SUPPORTS,
+        device="CPU",
+    ),
+    Limit(
+        "out_prod",
+        "narrow_repeats",
+        (False,),
+        "the CPU's out_prod repeats weights of f32 only",
+        _CPU_SUPPORTS,
+        device="CPU",
+    ),
+    Limit(
         "mul_mat", "repeats_ne3", (False,), "Vulkan's mul_mat wants a and b of one ne3", _VK_SUPPORTS, device="Vulkan"
     ),
     Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
@@ -327,7 +344,7 @@ DEVICES: tuple[Limit, ...] = (
         "kernel",
         LayoutClass.CONTIGUOUS,
         "the CPU's conv_2d wants the kernel contiguous",
-        "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op",
+        _CPU_SUPPORTS,
         device="CPU",
     ),
     *(

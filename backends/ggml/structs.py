@@ -27,7 +27,7 @@ _REMEDY = "use another build of libggml, or a newer Opconform"
 def check(c: Binding) -> None:
     """Raise `Unavailable` where the library numbers its element types otherwise, or holds a field in another place."""
     for name, number in c.declarations.choices["ggml_type"].items():
-        if not _has(c, number):
+        if not has_type(c, number):
             continue
         if c.text(c.ggml_type_name(number)).lower() != name:
             raise Unavailable(f"{c.what} does not number the type {name} {number}", _REMEDY)
@@ -36,7 +36,7 @@ def check(c: Binding) -> None:
         raise Unavailable(f"{c.what} does not keep {', '.join(wrong)} of a tensor where declarations.h says", _REMEDY)
 
 
-def _has(c: Binding, number: int) -> bool:
+def has_type(c: Binding, number: int) -> bool:
     """Whether the library has a type of this number: those that were added in 2025 and later stand at the end, and
     nothing says how many there are. ggml_type_name answers for any number, "NONE" or, in some builds, nothing."""
     name = c.ggml_type_name(number)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +23,7 @@ Bytes = npt.NDArray[np.uint8]
 REMEDY = 'pip install "opconform[gguf]"'
 #: The roundings in a decoded element: the reference's own, in float32, and as many of a kernel that decodes it.
 ROUNDINGS = 6
+_ELEMENTS_OF_ROW = 4096  #: that are decoded in one row: 16 of them fit into a cache
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,20 @@ def _values(name: str, blocks: Bytes) -> F64:
     if not len(blocks):
         return np.zeros((0, BLOCKS[name].block))
     with np.errstate(all="ignore"):
-        found: F64 = _gguf().dequantize(blocks, _number(name)).astype(np.float64)
-    return found
+        found = [_gguf().dequantize(rows, _number(name)) for rows in _in_rows(blocks, BLOCKS[name].block)]
+    return np.concatenate(found, axis=None, dtype=np.float64).reshape(len(blocks), -1)
+
+
+def _in_rows(blocks: np.ndarray, length: int) -> Iterator[np.ndarray]:
+    """All of [blocks, what each holds] as a few long rows, and what is left over as another one: the package goes
+    through 16 rows at a time, which with a block for a row costs more than to decode them. length: elements of a block.
+    """
+    together = max(_ELEMENTS_OF_ROW // length, 1)
+    whole = len(blocks) // together * together
+    if whole:
+        yield blocks[:whole].reshape(-1, together * blocks.shape[1])
+    if whole < len(blocks):
+        yield blocks[whole:].reshape(1, -1)
 
 
 def decode(name: str, raw: np.ndarray) -> F64:
@@ -162,7 +175,8 @@ def encode(name: str, values: F64) -> np.ndarray:
     quantiser = _gguf()._type_traits[_number(name)]
     if "quantize_blocks" in quantiser.__dict__:
         with np.errstate(all="ignore"):
-            return _as_raw(name, quantiser.quantize(near), shape)
+            made = [quantiser.quantize(rows).reshape(-1) for rows in _in_rows(near, its.block)]
+        return _as_raw(name, np.concatenate(made), shape)
     rng = np.random.default_rng(zlib.crc32(near.tobytes()))
     largest = np.abs(near.astype(np.float64)).max(1)
     blocks = _with_scale(name, _codes(name, rng, len(near)), np.ones(len(near)))

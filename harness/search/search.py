@@ -9,6 +9,7 @@ that fails. While it shrinks, a failure must stay of its kind: a wrong value is 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import sys
 import time
@@ -53,7 +54,7 @@ _REPEATS = 2  #: how often a failing case is run again to see whether it always 
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
 _LATELY = 8  #: how many problems before this one tell what may be expected of it
-_DEAR = 1 << 13  #: a case of so many elements takes about twice as long as the smallest
+_DEAR = 1 << 12  #: a case of so many elements takes about twice as long as the smallest
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
@@ -395,12 +396,15 @@ class Search:
             source = random.Random(self._settings.seed * 1_000_003 + chunk)
             for _ in range(_CHUNK):
                 drawn = self._next(problems, source)
-                if self._is_affordable(drawn.problem) and self._coverage.wants(drawn.problem):
+                problem = drawn.problem
+                if self._is_affordable(problem) and (self._coverage.wants(problem) or self._takes_nothing()):
                     yield self._batch(drawn, source.getrandbits(16))
 
     def _next(self, problems: Problems, source: random.Random) -> Drawn:
         """The next problem: one more is drawn where the first promises less for the time it takes than those before."""
         drawn = problems.next(source)
+        if self._takes_nothing():
+            return drawn
         promised = self._promised_by(drawn.problem)
         if promised < self._promised:
             other = problems.next(source)
@@ -408,11 +412,15 @@ class Search:
         self._promised += (promised - self._promised) / _LATELY
         return drawn
 
+    def _takes_nothing(self) -> bool:
+        """Whether the device seems to have no such op: then all that is made for it is in vain."""
+        return self._refused > _REFUSED and not self._taken
+
     def _promised_by(self, problem: Problem) -> float:
         """How much that is new a problem may show for the time it takes; nothing where it takes too long."""
         if not self._is_affordable(problem):
             return -1.0
-        return self._coverage.promise(problem) / (1 + size_of(problem) / _DEAR)
+        return self._coverage.promise(problem) / math.sqrt(1 + size_of(problem) / _DEAR)
 
     def _is_affordable(self, problem: Problem) -> bool:
         """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases
@@ -424,7 +432,7 @@ class Search:
         """The cases of the problem at hand: of those that can be made of it the ones that show most that is new. One
         that says nothing gets other values; of a problem that has none to say one is run."""
         self._keep_values(drawn.problem)
-        if self._refused > _REFUSED and not self._taken:  # what is made for a device that has no such op is in vain
+        if self._takes_nothing():
             plain = cases_of(self._op, drawn.problem, number, self._freedom)[:1]
             return _Batch(drawn, list(plain), [self._coverage.takes(case) for _, case in plain])
         seen = self._coverage

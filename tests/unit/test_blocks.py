@@ -35,6 +35,18 @@ def test_drawn_blocks_are_numbers_with_any_scale(name: str) -> None:
     assert len(np.unique(values)) > 10
 
 
+@NAMES
+@pytest.mark.parametrize("count", [1, 15, 16, 257])
+def test_many_blocks_are_what_each_is_alone(name: str, count: int) -> None:
+    raw = blocks.drawn(name, np.random.default_rng(count), (count,), widest=False)
+    values = blocks.decode(name, raw)
+    alone = [blocks.decode(name, raw[index : index + 1]) for index in range(count)]
+    assert (values == np.concatenate(alone)).all()
+    if name in ENCODED:
+        own = [blocks.encode(name, each) for each in alone]
+        assert (blocks.encode(name, values) == np.concatenate(own)).all()
+
+
 @pytest.mark.parametrize("name", ENCODED)
 def test_an_encoded_block_is_near_its_values(name: str) -> None:
     values = np.random.default_rng(1).standard_normal((3, 4 * 32))
