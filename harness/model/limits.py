@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.layouts import LayoutClass
 
-MANY_ROWS = 512  #: more rows than this take long on some devices
+MANY_ROWS = 130  #: more rows than this take long on some devices
 
 
 @dataclass(frozen=True)

@@ -61,12 +61,25 @@ def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Trait]:
         for k, size in enumerate(reversed(shape)):
             yield f"{name} ne{k}", "1" if size == 1 else "above 1"
     yield "empty", any(0 in shape for shape in shapes.values())
-    sizes = [(size, -axis) for shape in shapes.values() for axis, size in enumerate(shape)]
+    yield "longest", _longest(shapes.values())
+    yield "two long axes", max(map(_two_long, shapes.values()), default=0)
+
+
+def _longest(shapes: Iterable[tuple[int, ...]]) -> str:
+    """The size class of the longest dimension, and where it is if it is long."""
+    sizes = [(size, -axis) for shape in shapes for axis, size in enumerate(shape)]
     longest, axis = max(sizes, default=(0, 0))
-    yield "longest", f"{_size_class(longest)} along ne{3 + axis}" if longest > 33 else _size_class(longest)
-    seconds = (sorted(shape)[-2] if len(shape) > 1 else 0 for shape in shapes.values())
-    second = max(seconds, default=0)
-    yield "two long axes", sum(second > tile for tile in _TILES)
+    return f"{_size_class(longest)} along ne{3 + axis}" if longest > 33 else _size_class(longest)
+
+
+def _two_long(shape: tuple[int, ...]) -> int:
+    """How many of the tiles that kernels have the second longest dimension exceeds."""
+    second = sorted(shape)[-2] if len(shape) > 1 else 0
+    return sum(second > tile for tile in _TILES)
+
+
+def _form(shape: tuple[int, ...]) -> tuple[str, int]:
+    return _longest([shape]), _two_long(shape)
 
 
 def problem_traits(problem: Problem) -> Iterator[Trait]:
@@ -117,6 +130,7 @@ class Coverage:
         self._names: list[str] = []
         self._sets: dict[Hashable, int] = {}
         self._dimensions: dict[str, int] = {}
+        self._outputs: set[tuple[str, int]] = set()  #: the forms that the outputs of cases to be run have
         self._of_variants = 0  #: the traits that variants add
         self._passed_over = 0
         self._refusals: Counter[tuple[int, int]] = Counter()
@@ -141,6 +155,13 @@ class Coverage:
             for number in _bits(self._set(problem_traits(problem)))
         )
         return sum(pairs.bit_count() for pairs in shown)
+
+    def is_first(self, problem: Problem) -> bool:
+        """Whether a problem has two traits that no problem run has had together, or an output like none before."""
+        traits = self._set(problem_traits(problem))
+        if _form(problem.out_shape) not in self._outputs:
+            return True
+        return any(traits & ~self._taken[number] for number in _bits(traits))
 
     def wants(self, problem: Problem) -> bool:
         """Whether to run a problem, which is the one at hand then: not if such problems are refused each time."""
@@ -214,6 +235,7 @@ class Coverage:
         """A case of the problem at hand will be run. Returns its traits."""
         added = self._added(case)
         traits = self._problem | added
+        self._outputs.add(_form(next(iter(case.outputs.values())).shape))
         for number in _bits(added):
             self._drawn[number] |= traits
             self._taken[number] |= traits

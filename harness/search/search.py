@@ -54,6 +54,7 @@ _REPEATS = 2  #: how often a failing case is run again to see whether it always 
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
 _LATELY = 8  #: how many problems before this one tell what may be expected of it
+_WORTH_A_DRAW = 1.5  #: where problems promise fewer new pairs on average, one more draw takes longer than it saves
 _DEAR = 1 << 12  #: a case of so many elements takes about twice as long as the smallest
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
@@ -85,6 +86,16 @@ class _Batch:
     drawn: Drawn
     cases: list[tuple[Variant, Case | Ready]]
     traits: list[int]  #: of each case, as the coverage numbers them
+
+
+@dataclass(frozen=True)
+class _Promise:
+    """What a problem drawn may show. first: it is the first of its kind. promise: how many new pairs of traits for the
+    time that it takes."""
+
+    drawn: Drawn
+    first: bool
+    promise: float
 
 
 class _Supply:
@@ -401,26 +412,28 @@ class Search:
                     yield self._batch(drawn, source.getrandbits(16))
 
     def _next(self, problems: Problems, source: random.Random) -> Drawn:
-        """The next problem: one more is drawn where the first promises less for the time it takes than those before."""
+        """The next problem. One more is drawn where it is not the first of its kind, and promises far less for the time
+        it takes than those before it."""
         drawn = problems.next(source)
         if self._takes_nothing():
             return drawn
-        promised = self._promised_by(drawn.problem)
-        if promised < self._promised:
-            other = problems.next(source)
-            promised, drawn = max((promised, drawn), (self._promised_by(other.problem), other), key=lambda it: it[0])
-        self._promised += (promised - self._promised) / _LATELY
-        return drawn
+        found = self._promise_of(drawn)
+        if not found.first and 2 * found.promise < self._promised and self._promised > _WORTH_A_DRAW:
+            other = self._promise_of(problems.next(source))
+            found = max(found, other, key=lambda each: (each.first, each.promise))
+        self._promised += (found.promise - self._promised) / _LATELY
+        return found.drawn
 
     def _takes_nothing(self) -> bool:
         """Whether the device seems to have no such op: then all that is made for it is in vain."""
         return self._refused > _REFUSED and not self._taken
 
-    def _promised_by(self, problem: Problem) -> float:
-        """How much that is new a problem may show for the time it takes; nothing where it takes too long."""
+    def _promise_of(self, drawn: Drawn) -> _Promise:
+        problem = drawn.problem
         if not self._is_affordable(problem):
-            return -1.0
-        return self._coverage.promise(problem) / math.sqrt(1 + size_of(problem) / _DEAR)
+            return _Promise(drawn, False, -1.0)
+        promise = self._coverage.promise(problem) / math.sqrt(1 + size_of(problem) / _DEAR)
+        return _Promise(drawn, self._coverage.is_first(problem), promise)
 
     def _is_affordable(self, problem: Problem) -> bool:
         """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases

@@ -278,6 +278,24 @@ def test_an_op_that_an_old_build_lacks_is_unsupported(
     ]
 
 
+@pytest.mark.parametrize("variable", ["OPCONFORM_GGML_LIB_BROKEN", "OPCONFORM_GGML_LIB_FIXED"])
+def test_a_type_that_a_build_does_not_have_is_unsupported_there_and_not_asked_for(
+    worker: Callable[[str, str], tuple[Worker, tuple[Limit, ...]]], variable: str
+) -> None:
+    """Each of them aborts at a type's number that is beyond its table."""
+    row = Layout.contiguous("f32", (1, 1, 1, 64))
+    one = Layout.contiguous("f32", (1, 1, 1, 1))
+    products = [
+        Case("mul_mat", {}, {"a": Layout.contiguous(name, (1, 1, 1, 64)), "b": row}, {"out": one})
+        for name in ("nvfp4", "mxfp4")
+    ]
+    old, _ = worker(variable, "CPU")
+    build = old.devices()[0].versions["build"]
+    assert old.supports(products) == [f"this libggml ({build}) has no type nvfp4", None]
+    new, _ = worker("OPCONFORM_GGML_LIB", "CPU")
+    assert new.supports(products) == [None, None]
+
+
 @pytest.mark.parametrize(
     ("variable", "old"), [("OPCONFORM_GGML_LIB_BROKEN", True), ("OPCONFORM_GGML_LIB_FIXED", False)]
 )

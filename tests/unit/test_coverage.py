@@ -105,6 +105,8 @@ def test_a_problem_promises_the_pairs_that_its_variants_have_not_shown() -> None
     coverage, its, other = Coverage(), problem(3), problem(3, exclusive=True)
     run(coverage, its, case(its))
     assert coverage.promise(its) == 0
+    assert coverage.is_first(other)
+    assert not coverage.is_first(its)
     assert coverage.promise(other) > 0  # one of a value that is new, with every trait of a variant
     run(coverage, its, case(its, step=2, recipe="wide"))
     before = coverage.promise(other)
