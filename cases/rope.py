@@ -200,8 +200,9 @@ def check(case: Case) -> None:
         raise CaseError(f"sections are {sections}; the mode of vision has two: the others must be 0, or out of reach")
     if params["ext_factor"] and min(float(params[it]) for it in ("n_ctx_orig", "beta_fast", "beta_slow")) <= 0:
         raise CaseError("with ext_factor, n_ctx_orig, beta_fast and beta_slow must be above 0")
-    if "factors" in case.inputs and (case.inputs["factors"].shape[3] < n // 2 or case.inputs["factors"].shape[2] != 1):
-        raise CaseError(f"factors have shape {case.inputs['factors'].shape}; there must be {n // 2} at least")
+    pairs = n if mode == VISION else n // 2  # a factor for each pair of channels that turn
+    if "factors" in case.inputs and (case.inputs["factors"].shape[3] < pairs or case.inputs["factors"].shape[2] != 1):
+        raise CaseError(f"factors have shape {case.inputs['factors'].shape}; there must be {pairs} at least")
     for name, least in (
         ("freq_base", 1.0),
         ("freq_scale", 1e-6),
