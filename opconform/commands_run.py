@@ -90,7 +90,8 @@ def _here(campaign: Campaign, budget: Budget, observers: Sequence[Observer]) -> 
         for op, target in campaign.pairs:
             with budget.pair() as share:
                 session.settings = replace(session.settings, **share)
-                yield _result(campaign, session, op, target)
+                found = _result(campaign, session, op, target)
+            yield found  # what is printed of it is no time of the pair's
 
 
 def _result(campaign: Campaign, session: Session, op: Op, target: Target) -> Result | str:

@@ -29,18 +29,12 @@ _TRIES = 100  #: how often a problem is drawn anew where a strategy rejects what
 
 def rows_of(problem: Problem) -> int:
     """How many rows the largest argument has."""
-    return max(math.prod(shape[:-1]) for shape in _shapes(problem))
+    return max(math.prod(shape[:-1]) for shape in problem.every_shape)
 
 
 def size_of(problem: Problem) -> int:
     """How many elements the largest argument has."""
-    return max(math.prod(shape) for shape in _shapes(problem))
-
-
-def _shapes(problem: Problem) -> Iterator[tuple[int, ...]]:
-    yield from problem.shapes.values()
-    yield problem.out_shape
-    yield from problem.more_outputs.values()
+    return max(math.prod(shape) for shape in problem.every_shape)
 
 
 def is_affordable(problem: Problem, freedom: Freedom) -> bool:

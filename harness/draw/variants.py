@@ -294,8 +294,7 @@ def cases_of(
 
 def _count(problem: Problem) -> int:
     """How many variants are made of a problem."""
-    shapes = (*problem.shapes.values(), problem.out_shape, *problem.more_outputs.values())
-    sizes = [math.prod(shape) for shape in shapes]
+    sizes = [math.prod(shape) for shape in problem.every_shape]
     if 0 in sizes:
         return _LEAST
     largest = max(sizes)

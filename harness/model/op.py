@@ -40,6 +40,11 @@ class Problem:
     more_outputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtypes: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def every_shape(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of all arguments, inputs and outputs."""
+        return (*self.shapes.values(), self.out_shape, *self.more_outputs.values())
+
     def dtype_of(self, argument: str) -> str:
         """An argument's element type."""
         return self.dtypes.get(argument, self.dtype)

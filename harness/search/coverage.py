@@ -146,22 +146,17 @@ class Coverage:
         self._tried: list[tuple[int, int]] = []  #: of the cases drawn for one place, how much is new, and what they add
         self._planned: dict[int, int] = {}  #: by trait, those that chosen cases of the problem at hand have beside it
 
-    def promise(self, problem: Problem) -> int:
-        """How many new pairs variants of a problem might show."""
+    def promise(self, problem: Problem) -> tuple[bool, int]:
+        """Whether a problem is the first of its kind, with two traits that no problem run has had together or an output
+        like none before; and how many new pairs variants of it might show."""
         self._settle()
-        refused = self._refused_alone()
-        shown = (
-            self._there(number, refused) & self._of_variants & ~self._taken[number]
-            for number in _bits(self._set(problem_traits(problem)))
-        )
-        return sum(pairs.bit_count() for pairs in shown)
-
-    def is_first(self, problem: Problem) -> bool:
-        """Whether a problem has two traits that no problem run has had together, or an output like none before."""
-        traits = self._set(problem_traits(problem))
-        if _form(problem.out_shape) not in self._outputs:
-            return True
-        return any(traits & ~self._taken[number] for number in _bits(traits))
+        traits, refused = self._set(problem_traits(problem)), self._refused_alone()
+        first, pairs = _form(problem.out_shape) not in self._outputs, 0
+        for number in _bits(traits):
+            untaken = ~self._taken[number]
+            first = first or bool(traits & untaken)
+            pairs += (self._there(number, refused) & self._of_variants & untaken).bit_count()
+        return first, pairs
 
     def wants(self, problem: Problem) -> bool:
         """Whether to run a problem, which is the one at hand then: not if such problems are refused each time."""

@@ -392,8 +392,8 @@ class Search:
                 batch = supply.take()
                 if self._fails(batch, meanwhile=supply.prepare):
                     problems.shrink(batch.drawn, self._fails_still)
-            a_number = self._settings.examples < sys.maxsize
-            self._cut = a_number and self._found is None and self._more_to_draw()
+            counted = self._settings.examples < sys.maxsize
+            self._cut = counted and self._found is None and self._more_to_draw()
         return self._shrunk()
 
     def _batches(self, problems: Problems) -> Iterator[_Batch]:
@@ -432,8 +432,8 @@ class Search:
         problem = drawn.problem
         if not self._is_affordable(problem):
             return _Promise(drawn, False, -1.0)
-        promise = self._coverage.promise(problem) / math.sqrt(1 + size_of(problem) / _DEAR)
-        return _Promise(drawn, self._coverage.is_first(problem), promise)
+        first, pairs = self._coverage.promise(problem)
+        return _Promise(drawn, first, pairs / math.sqrt(1 + size_of(problem) / _DEAR))
 
     def _is_affordable(self, problem: Problem) -> bool:
         """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases

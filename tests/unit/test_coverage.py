@@ -104,16 +104,16 @@ def test_the_values_of_an_empty_case_are_no_traits() -> None:
 def test_a_problem_promises_the_pairs_that_its_variants_have_not_shown() -> None:
     coverage, its, other = Coverage(), problem(3), problem(3, exclusive=True)
     run(coverage, its, case(its))
-    assert coverage.promise(its) == 0
-    assert coverage.is_first(other)
-    assert not coverage.is_first(its)
-    assert coverage.promise(other) > 0  # one of a value that is new, with every trait of a variant
+    assert coverage.promise(its) == (False, 0)
+    first, pairs = coverage.promise(other)
+    assert first
+    assert pairs > 0  # one of a value that is new, with every trait of a variant
     run(coverage, its, case(its, step=2, recipe="wide"))
-    before = coverage.promise(other)
+    _, before = coverage.promise(other)
     run(coverage, other, case(other))
-    assert 0 < coverage.promise(other) < before
+    assert 0 < coverage.promise(other)[1] < before
     run(coverage, other, case(other, step=2, recipe="wide"))
-    assert coverage.promise(other) == 0
+    assert coverage.promise(other) == (False, 0)
 
 
 def test_of_several_cases_that_with_most_new_pairs_is_chosen() -> None:
