@@ -282,10 +282,10 @@ def test_half_of_all_elements_may_be_off_by_a_few_units_in_the_last_place_at_mos
 
 @pytest.mark.parametrize(
     ("op", "median"),
-    [("acc", 1.5), ("cumsum", 16), ("solve_tri", 32), ("sum_rows", 20), ("l2_norm", 16), ("ssm_conv", 8)],
+    [("acc", 1.5), ("cumsum", 16), ("solve_tri", 32), ("sum_rows", 16), ("l2_norm", 16), ("ssm_conv", 8)],
 )
 def test_the_bound_is_a_small_multiple_of_the_error_of_a_plain_kernel(op: str, median: float) -> None:
-    found = list(factors(op, CASES))
+    found = list(factors(op, 4 * CASES))  # row lengths differ a lot, and with them the factors
     assert min(found) >= 1
     assert np.median(found) <= median
 
