@@ -135,9 +135,9 @@ def _other_pads(case: Case) -> Iterator[Elsewhere]:
 
 
 def _other_shapes(shape: Shape, params: Mapping[str, Param]) -> Sequence[Shape]:
-    """The same shape, one row, rows merged in pairs, and the sizes backwards."""
+    """The same shape, which is the most usual one, one row, rows merged in pairs, and the sizes backwards."""
     i3, i2, i1, i0 = shape
-    return shape, (1, 1, 1, i3 * i2 * i1 * i0), (1, i3, i2, i1 * i0), shape[::-1]
+    return shape, (1, 1, 1, i3 * i2 * i1 * i0), shape, (1, i3, i2, i1 * i0), shape[::-1]
 
 
 def _check_copy(case: Case) -> None:

@@ -126,12 +126,13 @@ def outer_sizes() -> st.SearchStrategy[int]:
 #: that are both longer than a "tile"; one "long" row. An index of 16 bits shows from 65,537 on: of the 150 problems of
 #: a default run a few have as many along each axis.
 FORMS = ("usual", "many", "tiles", "long")
-_FORMS = st.sampled_from(("usual",) * 14 + ("many", "many", "many", "tiles", "tiles", "tiles", "tiles", "long"))
+_FORMS = st.sampled_from(("usual",) * 12 + ("many",) * 3 + ("tiles",) * 4 + ("long",) * 2)
 _MANY = st.sampled_from((4097, 65537, 65537, 65536, 70001))
 _TILES = st.sampled_from((33, 33, 31, 32, 34, 63, 64, 65, 66, 66, 67, 97, 129, 130))
 _LARGE_TILES = st.sampled_from((66, 67, 97, 129, 130))
 _LONG = st.sampled_from((1026, 2047, 2049, 4097, 8193, 16385, 65537, 65537, 70001))
 _FEW = st.sampled_from((1, 1, 2, 3))
+_FEW_IN_MANY = st.sampled_from((1, 2, 3, 2))
 
 
 def forms() -> st.SearchStrategy[str]:
@@ -169,13 +170,15 @@ def rare_sizes(draw: st.DrawFn, form: str, axes: Sequence[int], inner: int, oute
     elif form == "many":
         axis = draw(st.sampled_from(list(outer)))
         sizes = [1, 1, 1, 1]  # a case costs as much as it has elements
-        sizes[draw(st.sampled_from([other for other in range(4) if other != axis]))] = draw(few())
+        others = [other for other in range(4) if other != axis]
+        others += [other for other in others if other == inner] * 4  # a row of one element says little
+        sizes[draw(st.sampled_from(others))] = draw(_FEW_IN_MANY)
         sizes[axis] = draw(counts())
     else:
         pairs = [(one, other) for one in axes for other in axes if one < other]
-        pairs += [pair for pair in pairs if pair == (0, 1)] * 4  # the rows and columns that most transposes have
+        pairs += [pair for pair in pairs if pair == (0, 1)] * 6  # the rows and columns that most transposes have
         one, other = draw(st.sampled_from(pairs))
-        tiles = _LARGE_TILES if draw(integers(0, 1)) else tile_sizes()  # beyond two tiles of 32, and beyond one of 64
+        tiles = _LARGE_TILES if draw(integers(0, 2)) else tile_sizes()  # beyond two tiles of 32, and beyond one of 64
         sizes[one], sizes[other] = draw(tiles), draw(tiles)
     return sizes
 

@@ -66,10 +66,15 @@ def _of_shapes(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Trait]:
 
 
 def _longest(shapes: Iterable[tuple[int, ...]]) -> str:
-    """The size class of the longest dimension, and where it is if it is long."""
+    """The size class of the longest dimension, and where it is if it is long. A long row has classes of its own; of
+    rows, matrices and batches it counts whether there are more than a grid holds."""
     sizes = [(size, -axis) for shape in shapes for axis, size in enumerate(shape)]
     longest, axis = max(sizes, default=(0, 0))
-    return f"{_size_class(longest)} along ne{3 + axis}" if longest > 33 else _size_class(longest)
+    if longest <= _SIZES[3]:
+        return _size_class(longest)
+    if axis == -3:
+        return f"{_size_class(longest)} along ne0"
+    return f"above {_SIZES[-1] if longest > _SIZES[-1] else _SIZES[3]} along ne{3 + axis}"
 
 
 def _two_long(shape: tuple[int, ...]) -> int:
@@ -78,8 +83,10 @@ def _two_long(shape: tuple[int, ...]) -> int:
     return sum(second > tile for tile in _TILES)
 
 
-def _form(shape: tuple[int, ...]) -> tuple[str, int]:
-    return _longest([shape]), _two_long(shape)
+def _form(shape: tuple[int, ...]) -> Hashable:
+    """What an output is like: how long it is, and along which axis; if two are longer than a tile, along which."""
+    tiles = _two_long(shape)
+    return _longest([shape]), tiles, tiles and frozenset(sorted(range(len(shape)), key=shape.__getitem__)[-2:])
 
 
 def problem_traits(problem: Problem) -> Iterator[Trait]:
@@ -130,7 +137,7 @@ class Coverage:
         self._names: list[str] = []
         self._sets: dict[Hashable, int] = {}
         self._dimensions: dict[str, int] = {}
-        self._outputs: set[tuple[str, int]] = set()  #: the forms that the outputs of cases to be run have
+        self._outputs: set[Hashable] = set()  #: the forms that the outputs of cases to be run have
         self._of_variants = 0  #: the traits that variants add
         self._passed_over = 0
         self._refusals: Counter[tuple[int, int]] = Counter()
@@ -159,8 +166,10 @@ class Coverage:
         return first, pairs
 
     def wants(self, problem: Problem) -> bool:
-        """Whether to run a problem, which is the one at hand then: not if such problems are refused each time."""
-        if self._is_hopeless(self.meets(problem)) and self._passed_over < _HOPELESS:
+        """Whether to run a problem, which is the one at hand then: not if such problems are refused each time. A trait
+        that no case has had yet is tried all the same."""
+        hopeless = self._is_hopeless(self.meets(problem)) and all(self._times[number] for number in self._of_problem)
+        if hopeless and self._passed_over < _HOPELESS:
             self._passed_over += 1
             return False
         self._passed_over = 0
