@@ -1,15 +1,14 @@
 """The search: Hypothesis draws problems for one op on one device until one fails, and shrinks it.
 
-Hypothesis draws a problem (shapes and parameters); `variants.py` makes several cases of it that travel to the worker
-together. At the first failure the variant that failed is simplified and kept, Hypothesis shrinks the problem under it,
-the variant is simplified once more, and at the end the case itself is made smaller (`smaller.py`), as a known case is
-that fails. While it shrinks, a failure must stay of its kind: a wrong value is not traded for a crash.
+Hypothesis draws a problem (shapes and parameters), and several cases of it travel to the worker together
+(`batches.py`). At the first failure the variant that failed is simplified and kept, Hypothesis shrinks the problem
+under it, the variant is simplified once more, and at the end the case itself is made smaller (`smaller.py`), as a known
+case is that fails. While it shrinks, a failure must stay of its kind: a wrong value is not traded for a crash.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import sys
 import time
@@ -20,13 +19,13 @@ from dataclasses import dataclass, field, replace
 from hypothesis.database import ExampleDatabase
 
 from opconform.harness.draw.known import KnownCase
-from opconform.harness.draw.problems import TOGETHER, Drawn, Problems, is_affordable, rows_of, size_of
+from opconform.harness.draw.problems import Problems
 from opconform.harness.draw.sample import batches_drawn
-from opconform.harness.draw.variants import Variant, between, cases_of
+from opconform.harness.draw.variants import Variant, between
 from opconform.harness.explain.failure import describe, replay_options
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
-from opconform.harness.model.case import Case, CaseError, Param
+from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Freedom, Limit
 from opconform.harness.model.op import Op, Problem
@@ -34,7 +33,7 @@ from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.relations import related
 from opconform.harness.run.runner import Ready, Runner
-from opconform.harness.search.coverage import Coverage
+from opconform.harness.search.batches import Batch, Batches, Supply
 from opconform.harness.search.databases import FailingCases
 from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
@@ -43,19 +42,10 @@ from opconform.harness.search.settings import RACE_RUNS, Settings
 from opconform.harness.search.smaller import smallest
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
-_CHUNK = 8 * TOGETHER  #: problems that a shard draws before it leaves as many to the next
-_REFUSED = 8  #: after so many refusals, and nothing else, cases are no longer prepared ahead
-_OUTRIGHT = 100  #: after so many refusals for one reason, and nothing else, no more are drawn
-_DRAWN_ANEW = 2  #: how often cases that say nothing are drawn anew
-_FEW = 4  #: of a large problem there are no more cases: all of them may say nothing by chance
-_FEW_EXAMPLES, _ROWS_OF_FEW = 500, 1 << 14  #: a run of fewer cases draws no problem of more rows
 _LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a device may abort at
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
-_LATELY = 8  #: how many problems before this one tell what may be expected of it
-_WORTH_A_DRAW = 1.5  #: where problems promise fewer new pairs on average, one more draw takes longer than it saves
-_DEAR = 1 << 12  #: a case of so many elements takes about twice as long as the smallest
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
@@ -77,43 +67,6 @@ class _Shrinking:
     def kept_by(self, verdict: Verdict | None) -> bool:
         """Whether a verdict is on the same kind of failure."""
         return verdict is not None and verdict.kind in self.kinds
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """A problem drawn, and its cases with the variants that they were made by."""
-
-    drawn: Drawn
-    cases: list[tuple[Variant, Case | Ready]]
-    traits: list[int]  #: of each case, as the coverage numbers them
-
-
-@dataclass(frozen=True)
-class _Promise:
-    """What a problem drawn may show. first: it is the first of its kind. promise: how many new pairs of traits for the
-    time that it takes."""
-
-    drawn: Drawn
-    first: bool
-    promise: float
-
-
-class _Supply:
-    """Batches in their order. The next one can be drawn while the backend computes the one before it."""
-
-    def __init__(self, batches: Iterator[_Batch]) -> None:
-        self._batches = batches
-        self._prepared: list[_Batch] = []
-
-    def prepare(self) -> None:
-        """Draw the next batch, unless it is drawn already."""
-        if not self._prepared:
-            self._prepared.append(next(self._batches))
-
-    def take(self) -> _Batch:
-        """The next batch."""
-        self.prepare()
-        return self._prepared.pop()
 
 
 @dataclass
@@ -155,16 +108,12 @@ class Search:
         self._listed = listed
         self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
         self._covered: Counter[str] = Counter()
-        self._coverage = Coverage()
-        self._values: dict[str, list[Param]] = {}  #: of each parameter, as problems were drawn
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
+        self._batches = Batches(op, runner, settings, self._freedom)
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
-        self._promised = 0.0  #: by the problems before this one
         self._vacuous = 0  #: cases drawn that say nothing
-        self._refused = self._taken = 0  #: cases drawn that the device refused, and those that it took
-        self._reasons: set[str] = set()  #: for which it refused them
         self._cut = False  #: whether the time was up before as many cases were drawn as were asked for
         self._found: _Shrinking | None = None
         self._of: _Failing | None = None
@@ -206,7 +155,7 @@ class Search:
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
-            coverage=self._coverage.covered,
+            coverage=self._batches.coverage.covered,
             lies=() if failure else tuple(self._lies()),
             cut=self._cut,
         )
@@ -216,7 +165,7 @@ class Search:
         so that a short run does without."""
         limits = self._freedom.limits
         asserted = [limit for limit in limits if limit.kind == "kernel" and limit.subject != "many_rows"]
-        if self._settings.examples < _FEW_EXAMPLES or not self._runner.isolated or not self._taken:
+        if self._settings.is_short or not self._runner.isolated or not self._batches.took_any:
             return
         for limit in asserted:
             others = Freedom(tuple(other for other in limits if other is not limit), _LIE_BYTES)
@@ -387,7 +336,7 @@ class Search:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
         if self._freedom.choices("dtype", self._op.dtypes):
             problems = Problems(self._op.problems(self._freedom))
-            supply = _Supply(self._batches(problems))
+            supply = Supply(self._batches.of(problems))
             while not self._found and self._time_left(start) and self._more_to_draw():
                 batch = supply.take()
                 if self._fails(batch, meanwhile=supply.prepare):
@@ -396,94 +345,11 @@ class Search:
             self._cut = counted and self._found is None and self._more_to_draw()
         return self._shrunk()
 
-    def _batches(self, problems: Problems) -> Iterator[_Batch]:
-        """Problems with their cases, without end: the simplest, then those of the seed. Shards of one search take
-        chunks in turn."""
-        simplest = problems.simplest()
-        self._coverage.meets(simplest.problem)
-        yield self._batch(simplest, self._settings.seed)
-        first, step = self._settings.shard
-        for chunk in itertools.count(first - 1, step):
-            source = random.Random(self._settings.seed * 1_000_003 + chunk)
-            for _ in range(_CHUNK):
-                drawn = self._next(problems, source)
-                problem = drawn.problem
-                if self._is_affordable(problem) and (self._coverage.wants(problem) or self._takes_nothing()):
-                    yield self._batch(drawn, source.getrandbits(16))
-
-    def _next(self, problems: Problems, source: random.Random) -> Drawn:
-        """The next problem. One more is drawn where it is not the first of its kind, and promises far less for the time
-        it takes than those before it."""
-        drawn = problems.next(source)
-        if self._takes_nothing():
-            return drawn
-        found = self._promise_of(drawn)
-        if not found.first and 2 * found.promise < self._promised and self._promised > _WORTH_A_DRAW:
-            other = self._promise_of(problems.next(source))
-            found = max(found, other, key=lambda each: (each.first, each.promise))
-        self._promised += (found.promise - self._promised) / _LATELY
-        return found.drawn
-
-    def _takes_nothing(self) -> bool:
-        """Whether the device seems to have no such op: then all that is made for it is in vain."""
-        return self._refused > _REFUSED and not self._taken
-
-    def _promise_of(self, drawn: Drawn) -> _Promise:
-        problem = drawn.problem
-        if not self._is_affordable(problem):
-            return _Promise(drawn, False, -1.0)
-        first, pairs = self._coverage.promise(problem)
-        return _Promise(drawn, first, pairs / math.sqrt(1 + size_of(problem) / _DEAR))
-
-    def _is_affordable(self, problem: Problem) -> bool:
-        """Whether so many rows may be drawn: not where a limit says that they take seconds, and in a run of few cases
-        not as many as exceed a grid, which would take most of its time."""
-        few = self._settings.examples < _FEW_EXAMPLES
-        return is_affordable(problem, self._freedom) and not (few and rows_of(problem) > _ROWS_OF_FEW)
-
-    def _batch(self, drawn: Drawn, number: int) -> _Batch:
-        """The cases of the problem at hand: of those that can be made of it the ones that show most that is new. One
-        that says nothing gets other values; of a problem that has none to say one is run."""
-        self._keep_values(drawn.problem)
-        if self._takes_nothing():
-            plain = cases_of(self._op, drawn.problem, number, self._freedom)[:1]
-            return _Batch(drawn, list(plain), [self._coverage.takes(case) for _, case in plain])
-        seen = self._coverage
-        cases = cases_of(
-            self._op,
-            drawn.problem,
-            number,
-            self._freedom,
-            choose=seen.choose,
-            more=seen.worth_more,
-            values=self._values,
-            refuses=seen.refuses,
-        )
-        made = self._ready(cases)
-        for again in range(1, _DRAWN_ANEW + 1):
-            silent = [place for place, (_, ready) in enumerate(made) if ready.vacuous]
-            if not silent or len(silent) == len(made) > _FEW:  # where all of many are, the problem says nothing
-                break
-            for place in silent:
-                seen.says_nothing(made[place][1].case)
-            recipes = recipes_of(self._op, drawn.problem.dtype)
-            others = [
-                made[place][0].with_other_values(self._freedom.choices("recipe", recipes), again) for place in silent
-            ]
-            for place, each in zip(silent, self._ready([(it, it.case(self._op, drawn.problem)) for it in others])):
-                made[place] = each
-        telling = [each for each in made if not each[1].vacuous] or made[:1]
-        return _Batch(drawn, list(telling), [seen.takes(ready.case) for _, ready in telling])
-
-    def _ready(self, made: Sequence[tuple[Variant, Case]]) -> list[tuple[Variant, Ready]]:
-        ready = self._runner.ready(self._op, [case for _, case in made])
-        return [(variant, each) for (variant, _), each in zip(made, ready)]
-
     def _more_to_draw(self) -> bool:
         """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;
         and a problem of which nothing fits counts as a case: a search comes to its end. Where the device has no such op
         it ends early: all that it says is one reason to refuse."""
-        if self._refused >= _OUTRIGHT and len(self._reasons) == 1 and not self._taken and not self._tally.executed:
+        if self._batches.refused_outright and not self._tally.executed:
             return False
         return self._drawn < self._settings.examples and self._vacuous <= self._settings.examples
 
@@ -492,20 +358,14 @@ class Search:
         in_time = self._settings.seconds is None or time.monotonic() - start < self._settings.seconds
         return in_time or not self._drawn
 
-    def _fails(self, batch: _Batch, meanwhile: Callable[[], None]) -> bool:
+    def _fails(self, batch: Batch, meanwhile: Callable[[], None]) -> bool:
         """Judge a batch. Where a case fails, its variant is what is shrunk, made as plain as it can be."""
         problem, drawn = batch.drawn.problem, batch.cases
         if not drawn:
             limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
             self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
         verdicts = self._examine([ready for _, ready in drawn], until_death=True, meanwhile=meanwhile)
-        reasons = [verdict.unsupported for verdict in verdicts if verdict.unsupported is not None]
-        self._reasons.update(reasons)
-        self._refused += len(reasons)
-        self._taken += len(verdicts) - len(reasons)
-        if self._taken:
-            for traits, verdict in zip(batch.traits, verdicts):
-                self._coverage.ran(traits, refused=verdict.unsupported is not None or bool(verdict.vacuous))
+        self._batches.ran(batch, verdicts)
         vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
         self._vacuous += vacuous
         self._drawn += len(drawn) - vacuous if drawn else 1
@@ -525,13 +385,6 @@ class Search:
             return False
         self._of.problem = problem
         return True
-
-    def _keep_values(self, problem: Problem) -> None:
-        for name, value in problem.params.items():
-            kept = self._values.setdefault(name, [])
-            if value in kept:
-                kept.remove(value)
-            kept.append(value)
 
     def _alone(self, ran: Sequence[Variant], problem: Problem, verdict: Verdict) -> tuple[Variant, Verdict]:
         """The last variant of those that ran one after the other, and its verdict; where it is right on a backend that

@@ -18,6 +18,8 @@ OUT = "opconform-out"
 #: How often a case that fails now and then is run to see it fail again.
 RACE_RUNS = 50
 
+_FEW_EXAMPLES = 500  #: a run of fewer cases leaves out what takes most of its time
+
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
@@ -59,6 +61,11 @@ class Settings:
     database: str | None = None
     sanitize: bool = False
     times: int = 1
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the run is one of few cases, and does without what takes long or kills its processes."""
+        return self.examples < _FEW_EXAMPLES
 
 
 def bytes_of(text: str) -> int:
