@@ -144,6 +144,16 @@ def _check_set_rows(case: Case) -> None:
         raise CaseError(f"out has shape {case.outputs['out'].shape}; in place it must be that of a, {a}")
 
 
+def _set_rows_traits(case: Case) -> dict[str, str | bool]:
+    """loose_blocks: whether a is of a quantised type, and an argument starts where a storage buffer may not."""
+    return {
+        "source": case.inputs["b"].dtype,
+        "index": case.inputs["c"].dtype,
+        "aligned": is_aligned(case),
+        "loose_blocks": case.inputs["a"].type.block > 1 and not is_aligned(case),
+    }
+
+
 @composite
 def _set_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of caches; shrinks to one row of one element."""
@@ -378,11 +388,7 @@ OPS = (
         expect=set_rows,
         bound="the bits of a; one rounding of b, half a step of a block",
         check=_check_set_rows,
-        traits=lambda case: {
-            "source": case.inputs["b"].dtype,
-            "index": case.inputs["c"].dtype,
-            "aligned": is_aligned(case),
-        },
+        traits=_set_rows_traits,
         indices={"c": Index("a", 2, unique=True)},
         composite=Composite(shape_values=fitted_to_scales("b")),
     ),

@@ -1,7 +1,7 @@
 """What ggml does not take, as data: the constructors' asserts, the kernels' preconditions, and known bugs.
 
 Paths are those of the ggml repository, which llama.cpp carries in its folder ggml/. What is said of a device was also
-measured on it (builds b7836, b8121 and v0.5.0; CPU, and Vulkan on lavapipe).
+measured on it (builds b7836, b8121, b8390 and v0.5.0; CPU, and Vulkan on lavapipe).
 """
 
 from __future__ import annotations
@@ -286,7 +286,7 @@ DEVICES: tuple[Limit, ...] = (
     Limit("set", "dtype", ("f32", "i32"), "Vulkan sets f32 and i32 only", _VK_SUPPORTS, device="Vulkan"),
     *(
         Limit(op, "x", LayoutClass.ROWS, f"Vulkan's {op} wants contiguous rows", _VK_SUPPORTS, device="Vulkan")
-        for op in ("cumsum", "sum_rows", "mean", "rope", "rope_back")
+        for op in ("cumsum", "sum_rows", "mean")
     ),
     *(
         Limit(op, "streams", (4,), f"Vulkan's {op} has four streams only", _VK_SUPPORTS, device="Vulkan")
@@ -339,14 +339,6 @@ DEVICES: tuple[Limit, ...] = (
         _VK_SUPPORTS,
         device="Vulkan",
     ),
-    Limit(
-        "conv_2d",
-        "kernel",
-        LayoutClass.CONTIGUOUS,
-        "the CPU's conv_2d wants the kernel contiguous",
-        _CPU_SUPPORTS,
-        device="CPU",
-    ),
     *(
         Limit(
             op, name, LayoutClass.CONTIGUOUS, f"Vulkan's {op} wants a contiguous {name}", _VK_SUPPORTS, device="Vulkan"
@@ -360,8 +352,6 @@ DEVICES: tuple[Limit, ...] = (
             ("soft_max_back", ("dy", "y")),
             ("cross_entropy_loss", ("x", "labels")),
             ("cross_entropy_loss_back", ("grad", "x", "labels")),
-            ("dsv4_hc_pre", ("x", "weights")),
-            ("dsv4_hc_post", ("x", "residual", "post", "comb")),
         )
         for name in names
     ),
@@ -678,7 +668,51 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
                 "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
             ),
         )
-        for op in ("exp", "silu", "norm", "leaky_relu", "xielu", *UNARY_INPLACE, *UNARY)
+        for op in ("exp", "silu", "norm", "leaky_relu", "xielu", *UNARY_INPLACE, *UNARY, *GATES, *SPLIT)
+    ),
+    (
+        range(10361),
+        Limit(
+            "conv_2d", "kernel", LayoutClass.CONTIGUOUS, "the CPU's CONV_2D aborts unless the kernel is contiguous",
+            "src/ggml-cpu/ops.cpp, ggml_compute_forward_conv_2d_impl", kind="kernel", device="CPU",
+        ),
+    ),
+    (
+        range(10361, _NEWER + 1),
+        Limit(
+            "conv_2d", "kernel", LayoutClass.CONTIGUOUS, "the CPU's conv_2d wants the kernel contiguous",
+            _CPU_SUPPORTS, device="CPU",
+        ),
+    ),
+    (
+        range(8121),
+        Limit(
+            "rope", "x", LayoutClass.ROWS, "Vulkan's ROPE reads the channels of x as if they were packed",
+            "src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl", kind="bug", device="Vulkan",
+            pinned="rope/vulkan-x-step",
+        ),
+    ),
+    (
+        range(8121, _NEWER + 1),
+        Limit("rope", "x", LayoutClass.ROWS, "Vulkan's rope wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
+    ),
+    (
+        range(10361),
+        Limit(
+            "get_rows", "aligned", (True,),
+            "Vulkan's GET_ROWS aborts for an argument that does not start where a storage buffer may",
+            "src/ggml-vulkan/ggml-vulkan.cpp before llama.cpp pull request 28253, init_pushconst_tensor_offsets",
+            kind="kernel", device="Vulkan",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "set_rows", "loose_blocks", (False,),
+            "Vulkan's SET_ROWS into quantised types drops the part of an offset that the start of a storage buffer "
+            "cannot have", "src/ggml-vulkan/vulkan-shaders/copy_to_quant.comp", kind="bug", device="Vulkan",
+            pinned="set_rows/vulkan-block-offset",
+        ),
     ),
     *(
         (
@@ -738,7 +772,7 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         for op in ("leaky_relu",)
     ),
     (
-        range(8121),
+        range(10361),
         Limit(
             "step", "recipe", ("small_int", "index", "normal", "wide"), "Vulkan's STEP is 1 at 0",
             "src/ggml-vulkan/vulkan-shaders/step.comp", kind="bug", device="Vulkan", pinned="step/vulkan-zero",

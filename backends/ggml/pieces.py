@@ -123,6 +123,7 @@ def build(nodes: Nodes) -> None:
 _ABOUT: Mapping[str, int] = {**dict.fromkeys(BEHIND, 0), "rms_norm_mul_rope": -1}
 BUILDS: Mapping[str, Build] = dict.fromkeys((*CHAINS, "adds"), build)
 _WHOLE = ("aligned", "grid", "recipe")  #: subjects of limits that are about a case, not about one op in it
+_TURNED = ("ggml_add", "ggml_mul")  #: a piece may give the last of them its operands the other way round
 
 
 def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
@@ -139,12 +140,12 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
             op = ops.get(step.symbol, step.symbol.removeprefix("ggml_"))
             theirs = OPS[op].tensors
             is_its_own = piece in _ABOUT and step is steps[_ABOUT[piece]][1]
-            is_last = step is steps[-1][1] or piece == "adds"  # whose operands may be turned
+            may_be_turned = step.symbol in _TURNED and (step is steps[-1][1] or piece == "adds")
             for limit in known.get(op, ()):
                 is_layout = isinstance(limit.allowed, LayoutClass)
                 if limit.subject in _WHOLE or (is_its_own and not is_layout and limit.subject != "inplace"):
                     yield replace(limit, op=piece)
                 if is_layout and limit.subject in theirs:
                     for its, name in zip(theirs, step.tensors):
-                        if name not in made and (is_last or limit.subject == its):
+                        if name not in made and (may_be_turned or limit.subject == its):
                             yield replace(limit, op=piece, subject=name)

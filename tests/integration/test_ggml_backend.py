@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,12 @@ from opconform.backends.ggml import GgmlBackend
 from opconform.backends.ggml.arena import Arena
 from opconform.backends.ggml.library import REMEDY, VARIABLE, Library, load
 from opconform.harness.draw.known import known_cases
-from opconform.harness.draw.sample import cases_drawn
+from opconform.harness.draw.sample import batches_drawn, cases_drawn
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.limits import Freedom, Limit
+from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.process import Worker
 from tests.judge import OPS, Bench
@@ -309,3 +311,43 @@ def test_the_bugs_of_the_old_acc_are_known_for_the_builds_that_have_it(
     assert ("set/vulkan-permuted-view" in pinned) != old
     assert "l2_norm/kb106" in pinned
     assert ("l2_norm/vulkan-offset" in pinned) != old
+
+
+def is_apart(layout: Layout) -> bool:
+    """Whether ggml, for which an axis of one element has no stride, takes a tensor for one that is not contiguous."""
+    packed = layout.type.itemsize
+    for size, stride in zip(layout.ne, layout.nb):
+        if size > 1 and stride != packed:
+            return True
+        packed *= size
+    return False
+
+
+def beyond_only(limit: Limit, limits: tuple[Limit, ...]) -> Case | None:
+    """A drawn case that one of the limits of its op forbids, and no other one; None where none was drawn."""
+    op = ops()[limit.op]
+    others = Freedom(tuple(other for other in limits if other is not limit), 1 << 16)
+    for case in itertools.chain.from_iterable(batches_drawn(op, others, 60)):
+        traits = op.traits(case)
+        if isinstance(limit.allowed, LayoutClass) and not is_apart(case.layouts[limit.subject]):
+            continue
+        if limit.forbids(case, traits) and not any(other.forbids(case, traits) for other in others.limits):
+            return case
+    return None
+
+
+@pytest.mark.parametrize(("device", "least"), [("CPU", 3), ("Vulkan0", 55)])
+def test_where_a_limit_quotes_supports_op_the_device_says_no(
+    opened: Callable[[str], GgmlBackend], monkeypatch: pytest.MonkeyPatch, device: str, least: int
+) -> None:
+    backend = opened(device)
+    api = tuple(limit for limit in backend.limits() if limit.kind == "api" and device.startswith(limit.device))
+    monkeypatch.setattr(backend, "_refused", {})  # else the backend answers for its device
+    tried = 0
+    for limit in api:
+        if "supports_op" in limit.source:
+            case = beyond_only(limit, tuple(other for other in api if other.op in (limit.op, "*")))
+            if case is not None:
+                tried += 1
+                assert backend.supports(case) is not None, f"{limit}: {case}"
+    assert tried >= least
