@@ -98,6 +98,8 @@ def problems(
         numbers[3] = numbers[3] if numbers[3] in freedom.choices("heads_per_key", (numbers[3],)) else 1
     budget = min(_BUDGET if form == "usual" else _RARE_BUDGET, freedom.max_bytes // 16)
     chunk, matrices = int(own.get("chunk", 1)), min(_MATRICES, freedom.max_bytes)
+    if form == "many" and _states(numbers, kept) * keys * width > budget:
+        keys, width, numbers[0] = min(allowed), min(allowed if square else widths), min(length, kept)
     while (_states(numbers, kept) * keys * width > budget or _in_matrices(numbers, chunk) > matrices) and max(
         numbers[1:]
     ) + max(numbers[0] - kept, 0) > 1:

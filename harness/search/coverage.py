@@ -167,8 +167,8 @@ class Coverage:
 
     def wants(self, problem: Problem) -> bool:
         """Whether to run a problem, which is the one at hand then: not if such problems are refused each time. A trait
-        that no case has had yet is tried all the same."""
-        hopeless = self._is_hopeless(self.meets(problem)) and all(self._times[number] for number in self._of_problem)
+        that no case to be run has had yet is tried all the same."""
+        hopeless = self._is_hopeless(self.meets(problem)) and all(self._taken[number] for number in self._of_problem)
         if hopeless and self._passed_over < _HOPELESS:
             self._passed_over += 1
             return False

@@ -164,7 +164,7 @@ def test_outer_dimensions_are_above_1_in_most_draws(op: str) -> None:
     looked_at = "a" if op in ("add", "mul") else list(cases[0].inputs)[-1]  # their b has 1 where it is repeated
     for axis in (0, 1):
         sizes = [case.inputs[looked_at].shape[axis] for case in cases]
-        assert np.mean([size > 1 for size in sizes]) > 0.65
+        assert np.mean([size > 1 for size in sizes]) > 0.5
 
 
 @OP_NAMES
