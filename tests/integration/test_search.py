@@ -195,13 +195,10 @@ def test_a_failure_that_there_was_no_time_to_shrink_says_so_and_is_the_smallest_
 
 
 def test_a_crash_above_a_size_is_reported_at_the_first_size_that_crashes() -> None:
-    failure = search("AbortsAbove40", isolated=True).failure
+    failure = search("AbortsAbove40", isolated=True, seed=2).failure
     assert failure is not None
     assert failure.kind == "CRASH"
-    a, b = failure.case.inputs["a"], failure.case.inputs["b"]
-    assert sorted(a.shape) == [1, 1, 1, 41]  # along which axis depends on what was drawn
-    assert a == Layout.contiguous("f32", a.shape)
-    assert b == acc(41).inputs["b"]
+    assert failure.case.inputs == acc(41).inputs
 
 
 def test_a_known_case_that_hangs_is_waited_for_once() -> None:

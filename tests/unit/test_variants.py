@@ -162,9 +162,10 @@ def test_drawn_cases_keep_to_max_bytes(op: str, max_bytes: int) -> None:
 def test_outer_dimensions_are_above_1_in_most_draws(op: str) -> None:
     cases = drawn_cases(op, 2000, 1 << 20)[::VARIANTS]
     looked_at = "a" if op in ("add", "mul") else list(cases[0].inputs)[-1]  # their b has 1 where it is repeated
+    least = 0.6 if op == "pad" else 0.65  # 0.61 along ne2 in 1,000 problems of pad
     for axis in (0, 1):
         sizes = [case.inputs[looked_at].shape[axis] for case in cases]
-        assert np.mean([size > 1 for size in sizes]) > 0.5
+        assert np.mean([size > 1 for size in sizes]) > least
 
 
 @OP_NAMES
