@@ -77,6 +77,8 @@ class Campaign:
         minutes = values.get("minutes")
         seconds = None if minutes is None else 60 * positive("--minutes", minutes)
         pairs = [(op, target) for target in targets for op in chosen]
+        if seconds is not None:  # an op on all devices: if time runs short, no device is worse off for coming last
+            pairs = [(op, target) for op in chosen for target in targets]
         return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), seconds, workers, run_id=run_id)
 
     def open(self, more: Sequence[Observer] = (), bundles: bool = True) -> Session:

@@ -78,6 +78,8 @@ def test(values: dict[str, Any], processes: str | None, changed_ops: str | None,
         stopped = True
     finally:
         run.close()
+    devices = [target.label for target in campaign.targets]
+    results.sort(key=lambda result: devices.index(result.target))  # processes are done with them in any order
     if stopped:
         _stopped(results, len(campaign.pairs))
     _finish(results, lost, campaign.faults(results))

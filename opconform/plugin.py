@@ -151,7 +151,7 @@ class Pair:
             listed = found.known_failures
             pytest.xfail("; ".join(f"{known.reason} ({known.entry}; {known.link})" for known in listed))
         if not found.tally.executed:
-            pytest.skip(f"unsupported: {'; '.join(found.tally.unsupported)}")
+            pytest.skip(f"unsupported: {'; '.join(found.tally.reasons)}")
 
     def _outcome(self) -> Result | str:
         """What comes of the pair, or why it cannot run."""

@@ -6,7 +6,7 @@ import io
 import re
 import shlex
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -144,7 +144,7 @@ def _taken_by_none(results: Sequence[Result]) -> list[str]:
     reasons = [
         re.sub(rf"\b{re.escape(result.op)}\b", "this op", reason)
         for result in results
-        for reason in result.tally.unsupported
+        for reason in result.tally.reasons
     ]
     why = "; ".join(list(dict.fromkeys(reasons))[:_NAMES])
     return textwrap.wrap(f"taken by no device: {', '.join(ops)} ({why})", WIDTH, subsequent_indent="    ")
@@ -159,8 +159,7 @@ def _cell(result: Result | None, notes: _Notes) -> str:
     if result is None:
         return "–"
     tally = result.tally
-    bugs = {bug.reason for bug in result.known_bugs}  # each has a note of its own
-    reasons = "".join(notes.mark(_NO, reason, result.op) for reason in tally.unsupported if reason not in bugs)
+    reasons = "".join(_marks(tally.reasons, result, notes))
     if tally.executed == 0 and tally.vacuous:
         return f"vacuous {tally.vacuous} {notes.mark(_EMPTY, _VACUOUS)}"
     if tally.executed == 0:
@@ -180,8 +179,9 @@ def _cell(result: Result | None, notes: _Notes) -> str:
         cell += f", {tally.unchecked.total()} not checked {marks}"
     if result.failed_known:
         cell += f", fails {_named(result.failed_known, notes)}"
-    if tally.unsupported:
-        cell += f", {tally.unsupported.total()} unsupported {reasons}".rstrip()
+    for refused, what in ((tally.unsupported, "unsupported"), (tally.known_unsupported, "known cases unsupported")):
+        if refused:
+            cell += f", {refused.total()} {what} {''.join(_marks(refused, result, notes))}".rstrip()
     for bug in result.known_bugs:
         if bug.still_fails:
             cell += f", known bug {notes.mark(_BUG, f'kept out of the search: {bug.reason} (case {bug.id})')}"
@@ -191,6 +191,12 @@ def _cell(result: Result | None, notes: _Notes) -> str:
         sort = _FIXED if listed.fixed else _KNOWN
         cell += f", {sort} {notes.mark(sort, _about_known(listed))}"
     return cell
+
+
+def _marks(reasons: Iterable[str], result: Result, notes: _Notes) -> Iterator[str]:
+    """The numbers of the notes on why cases of a pair did not run."""
+    bugs = {bug.reason for bug in result.known_bugs}  # each has a note of its own
+    return (notes.mark(_NO, reason, result.op) for reason in reasons if reason not in bugs)
 
 
 def _arithmetic(words: str, count: int, executed: int, notes: _Notes) -> str:

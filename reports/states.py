@@ -222,7 +222,7 @@ def state_of(db: sqlite3.Connection, group: Sequence[RunRow], pair: Pair) -> Sta
         kind,
         case_id,
         frozenset(name for _, result in results for name in result.failed_known),
-        tuple(dict.fromkeys(reason for _, result in results for reason in result.tally.unsupported)),
+        tuple(dict.fromkeys(reason for _, result in results for reason in result.tally.reasons)),
         frozenset(bug.id for bug in bugs if bug.still_fails),
         frozenset(bug.id for bug in bugs if not bug.still_fails),
         detail,

@@ -21,6 +21,7 @@ class Tally:
     """Counts of one op on one device. Every case that ran is passed, failed or known; the others have a reason, or say
     nothing.
 
+    unsupported: why cases that were drawn did not run. known_unsupported: the same of known cases, which are no draws.
     known: failing cases that entries of known_failures.toml cover.
     vacuous: cases that a kernel passes which writes zeros or copies an input (`vacuous.py`); they do not count as run.
     free: elements of which nothing could be demanded (float32 overflows there, or the reference is NaN), of all
@@ -41,6 +42,7 @@ class Tally:
     elements: int = 0
     unchecked: Counter[str] = field(default_factory=Counter)
     late: int = 0
+    known_unsupported: Counter[str] = field(default_factory=Counter)
 
     @property
     def free_share(self) -> float:
@@ -56,13 +58,18 @@ class Tally:
     def executed(self) -> int:
         return self.passed + self.failed + self.known
 
-    def count(self, verdict: Verdict, expected: bool = False) -> None:
-        """Count a verdict. `expected`: it fails as an entry of known_failures.toml says."""
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why cases did not run, drawn ones and known ones."""
+        return tuple(dict.fromkeys((*self.unsupported, *self.known_unsupported)))
+
+    def count(self, verdict: Verdict, expected: bool = False, drawn: bool = True) -> None:
+        """Count a verdict. `expected`: it fails as an entry of known_failures.toml says. `drawn`: no known case."""
         self.late += verdict.late and bool(verdict.comparisons)
         if verdict.comparisons and not verdict.vacuous and verdict.numerics.looser:
             self.looser[verdict.numerics.looser] += 1
         if verdict.unsupported is not None:
-            self.unsupported[verdict.unsupported] += 1
+            (self.unsupported if drawn else self.known_unsupported)[verdict.unsupported] += 1
         elif verdict.failed:
             self.known += expected
             self.failed += not expected
@@ -87,7 +94,7 @@ class Tally:
         return cls(**{**plain, **counters})
 
 
-_COUNTERS = ("unsupported", "looser", "unchecked")
+_COUNTERS = ("unsupported", "looser", "unchecked", "known_unsupported")
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ class Search:
         tried: dict[str, Verdict] = {}
         for name, case in cases:
             try:
-                (tried[name],) = self._examine([case])
+                (tried[name],) = self._examine([case], drawn=False)
             except Unavailable:
                 if any(verdict.failed for verdict in tried.values()):
                     break  # one of them took the device along
@@ -280,7 +280,7 @@ class Search:
                 kept.keep(text)
                 if verdict is not None and verdict is not tried[case.id]:
                     tried[case.id] = verdict
-                    self._tell([verdict])
+                    self._tell([verdict], drawn=False)
             found |= {name: verdict for name, verdict in tried.items() if self._is_new(verdict)}
         return found
 
@@ -293,7 +293,11 @@ class Search:
         return verdict
 
     def _examine(
-        self, cases: Sequence[Case | Ready], until_death: bool = False, meanwhile: Callable[[], None] = lambda: None
+        self,
+        cases: Sequence[Case | Ready],
+        until_death: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
+        drawn: bool = True,
     ) -> list[Verdict]:
         """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
         verdicts = []
@@ -306,13 +310,13 @@ class Search:
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
-        self._tell(verdicts)
+        self._tell(verdicts, drawn)
         return verdicts
 
-    def _tell(self, verdicts: Sequence[Verdict]) -> None:
+    def _tell(self, verdicts: Sequence[Verdict], drawn: bool) -> None:
         """Count verdicts, and let the observer know."""
         for verdict in verdicts:
-            self._count(verdict)
+            self._count(verdict, drawn)
         self._observer.verdicts(self._op, self._runner.target, verdicts)
         self._observer.progress(self._op, self._runner.target, self._tally)
 
@@ -326,9 +330,9 @@ class Search:
             return verdict
         return now_and_then(verdict, f"wrong at first, then right {passes} times out of {_REPEATS}")
 
-    def _count(self, verdict: Verdict) -> None:
+    def _count(self, verdict: Verdict, drawn: bool) -> None:
         entry = self._covering(verdict)
-        self._tally.count(verdict, expected=entry is not None)
+        self._tally.count(verdict, expected=entry is not None, drawn=drawn)
         if entry is not None:
             self._covered[entry.place] += 1
 

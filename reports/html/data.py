@@ -75,8 +75,13 @@ class Entry:
 
     @property
     def unsupported(self) -> Counter[str]:
-        """How many cases were not supported, by reason."""
+        """How many of the cases that were drawn were not supported, by reason."""
         return sum((result.tally.unsupported for result in self.results), Counter())
+
+    @property
+    def known_unsupported(self) -> Counter[str]:
+        """How many known cases were not, by reason."""
+        return sum((result.tally.known_unsupported for result in self.results), Counter())
 
     @property
     def covered(self) -> str:

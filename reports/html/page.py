@@ -265,7 +265,7 @@ def _reasons(report: Report) -> list[Reason]:
     where: dict[str, dict[str, list[str]]] = {}
     for pair, entry in report.entries.items():
         limits = {limit: 0 for result in entry.results for limit in result.limits}
-        for text, count in {**limits, **entry.unsupported}.items():
+        for text, count in {**limits, **(entry.unsupported + entry.known_unsupported)}.items():
             counts[text] += count
             where.setdefault(text, {}).setdefault(report.names[pair], []).append(pair.op)
     return [Reason(text, count, where[text]) for text, count in counts.most_common()]

@@ -178,6 +178,15 @@ def test_minutes_are_shared_among_the_pairs_and_each_runs() -> None:
     assert all(int(number) >= 8 for number in re.findall(r": (\d+) cases in", found.output))
 
 
+def test_where_minutes_are_shared_no_device_comes_last_and_the_matrix_keeps_their_order() -> None:
+    command = ("test", "--backend", spec("TwoDevices"), "--op", "cumsum,set", "--max-examples", "8")
+    found = opconform(*command, "--minutes", "5", "--history", "none")
+    ran = re.findall(r"^passed +(\w+) on \S+:(\d):", found.output, re.MULTILINE)
+    assert len(ran) == 4
+    assert ran[0][0] == ran[1][0] != ran[2][0] == ran[3][0]
+    assert re.search(r":0 .*:1\n", found.output)
+
+
 def test_minutes_and_a_number_of_cases_hold_together_whichever_comes_first() -> None:
     chosen = ("--op", "acc", "--backend", spec("Good"), "--no-isolation", "--history", "none", "--seed", "1")
     few = opconform("test", *chosen, "--max-examples", "16", "--minutes", "5")

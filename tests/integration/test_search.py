@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,16 @@ def test_a_known_case_above_max_bytes_is_named_and_left_out() -> None:
     result = search("Good", cases=cases, max_bytes=1 << 20)
     assert result.left_out == ("acc/large",)
     assert not result.tally.unsupported
+
+
+def test_a_known_case_that_the_device_does_not_take_is_no_draw_and_counts_apart() -> None:
+    case = acc(3)
+    spread = replace(case, inputs={**case.inputs, "b": Layout("f32", (1, 1, 1, 3), (32, 32, 32, 8))})
+    tally = search("LimitedKernel", cases=[known("acc/spread", spread), known("acc/packed", case)]).tally
+    assert sum(tally.unsupported.values()) == 0
+    assert sum(tally.known_unsupported.values()) == 1
+    assert tally.reasons == ("the kernel asserts that the rows of b are contiguous",)
+    assert Tally.from_json(json.loads(json.dumps(tally.to_json()))) == tally
 
 
 @pytest.mark.parametrize(("name", "still_fails"), [("KnownBug", True), ("FixedBug", False)])

@@ -227,6 +227,17 @@ def test_what_a_device_says_yes_to_and_aborts_at_is_one_line_under_the_matrix() 
     assert text.count("says yes") == 1
 
 
+def test_known_cases_that_a_device_does_not_take_are_counted_beside_those_drawn() -> None:
+    found = result("acc", "mine:0", unsupported={"no bf16 here": 12})
+    found.tally.known_unsupported.update({"b is too large": 3, "no bf16 here": 1})
+    text = matrix([found])
+    assert "passed 1000, 12 unsupported [1], 4 known cases unsupported [2][1]" in text
+    assert "[2] unsupported: b is too large" in text
+    found = result("acc", "mine:0", 0)
+    found.tally.known_unsupported.update({"b is too large": 3})
+    assert "taken by no device" in matrix([found, result("set", "mine:0")])
+
+
 def test_no_results_are_an_empty_matrix() -> None:
     assert counts([]) == (
         "0 cases run, 0 passed, 0 failed, 0 unsupported; 0 of 0 pairs of op and device without a failure"
