@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from opconform.harness.draw.known import find_cases
+from opconform.harness.draw.known import KnownCase, find_cases, known_in
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops
+from opconform.harness.model.usage import UsageError
 from opconform.harness.run.host import keep_freed_memory
 from opconform.harness.run.target import Target
 from opconform.harness.search.known_failures import Entry, load, problems
@@ -28,10 +29,10 @@ from opconform.reports.run import Run, about_devices
 class Campaign:
     """The ops and devices of a run, in the order in which they run, and how each of them runs.
 
-    cases: the cases that are replayed, by name; where there are none, each op is searched. missing: backends that
-    cannot run here. listed: the expected failures. asked: the backends and devices that are asked for by name.
-    seconds: the time that all pairs share, if there is a limit. workers: those that the session may take over; they
-    end with the campaign.
+    cases: the cases that are replayed, by name; where there are none, each op is searched. known: what is tried first
+    then, beside the packaged known cases. missing: backends that cannot run here. listed: the expected failures. asked:
+    the backends and devices that are asked for by name. seconds: the time that all pairs share, if there is a limit.
+    workers: those that the session may take over; they end with the campaign.
     """
 
     settings: Settings
@@ -40,6 +41,7 @@ class Campaign:
     pairs: list[tuple[Op, Target]]
     cases: list[tuple[str, Case]] = field(default_factory=list)
     listed: tuple[Entry, ...] = ()
+    known: tuple[KnownCase, ...] = ()
     asked: tuple[str, ...] = ()
     seconds: float | None = None
     workers: Workers = field(default_factory=dict)
@@ -71,7 +73,10 @@ class Campaign:
         cases = [each for several in named for each in several]
         if cases:
             chosen = [op for op in chosen if any(case.op == op.name for _, case in cases)]
-        asked = values.get("backend") or ()
+        folders, asked = values.get("known_cases") or (), values.get("backend") or ()
+        if cases and folders:
+            raise UsageError("--known-cases adds to a search; with --case there is none")
+        known = tuple(each for folder in folders for each in known_in(folder))
         targets, missing = targets_of(asked, settings, workers)
         listed = () if cases else load(settings.known_failures)
         minutes = values.get("minutes")
@@ -79,7 +84,9 @@ class Campaign:
         pairs = [(op, target) for target in targets for op in chosen]
         if seconds is not None:  # an op on all devices: if time runs short, no device is worse off for coming last
             pairs = [(op, target) for op in chosen for target in targets]
-        return cls(settings, targets, missing, pairs, cases, listed, tuple(asked), seconds, workers, run_id=run_id)
+        return cls(
+            settings, targets, missing, pairs, cases, listed, known, tuple(asked), seconds, workers, run_id=run_id
+        )
 
     def open(self, more: Sequence[Observer] = (), bundles: bool = True) -> Session:
         """The session in which the pairs run. It is a context manager. `more` observers watch it beside the history;
@@ -87,7 +94,7 @@ class Campaign:
         keep_freed_memory()
         self.run.pairs[:] = [(op.name, target.label) for op, target in self.pairs]
         writers = bundle_writers(self.settings) if bundles else []
-        return Session(self.settings, [*recorders(self.run), *writers, *more], self.listed, self.workers)
+        return Session(self.settings, [*recorders(self.run), *writers, *more], self.listed, self.workers, self.known)
 
     def result(self, session: Session, op: Op, target: Target) -> Result:
         """Run one pair. Raises `Unavailable` where the device cannot run, or not any more."""

@@ -58,6 +58,7 @@ OPTIONS: tuple[Option, ...] = (
         "CASE",
         many=True,
     ),
+    Option("--known-cases", "run the case files of this folder too, as known cases", "DIR", many=True),
     Option("--times", "run a case that is replayed up to N times, until it fails (default 1)", "N", int),
     Option("--check", "also this check: deterministic, batch_invariant, layout_invariant", "NAME", many=True),
     Option("--max-bytes", "memory a case may take (default 64M; 16K with --sanitize; known cases nightly 1G)", "SIZE"),

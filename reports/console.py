@@ -179,7 +179,7 @@ def _cell(result: Result | None, notes: _Notes) -> str:
         cell += f", {tally.unchecked.total()} not checked {marks}"
     if result.failed_known:
         cell += f", fails {_named(result.failed_known, notes)}"
-    for refused, what in ((tally.unsupported, "unsupported"), (tally.known_unsupported, "known cases unsupported")):
+    for refused, what in ((tally.unsupported, "unsupported"), (tally.known_unsupported, "known unsupported")):
         if refused:
             cell += f", {refused.total()} {what} {''.join(_marks(refused, result, notes))}".rstrip()
     for bug in result.known_bugs:

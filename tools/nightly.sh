@@ -12,6 +12,8 @@
 #   EXTRA_GGML      more ggml builds, as NAME=FOLDER with blanks between; each is tested as --backend ggml@NAME, so that its
 #                   results have a history of their own. Keep the name when the build changes: then it is compared
 #   KNOWN_FAILURES  the expected failures; default known_failures.toml where there is one
+#   KNOWN_CASES     folders of case files that run as known cases, with blanks between: such as opconform import writes of
+#                   the models that you serve
 #   WATCH           minutes for tiny models of every architecture, watched on each device of each ggml build; default a
 #                   third of BUDGET, 0 leaves them out. It comes on top of BUDGET
 #   NIGHTLY_DIR     where everything goes; default opconform-out/nightly
@@ -59,8 +61,10 @@ watch() {
 
 # run_all: the searches of every build; they leave $out/shard-*.sqlite.
 run_all() {
-  local shards=${SHARDS:-2} lib=${GGML_LIB:-${OPCONFORM_GGML_LIB:-}} more extra build seed end left
+  local shards=${SHARDS:-2} lib=${GGML_LIB:-${OPCONFORM_GGML_LIB:-}} more extra known folder build seed end left
   read -ra more <<<"${NIGHTLY_ARGS:-}"
+  read -ra known <<<"${KNOWN_CASES:-}"
+  for folder in "${known[@]}"; do more+=(--known-cases "$folder"); done
   read -ra extra <<<"${EXTRA_GGML:-}"
   [[ ${BUDGET:=30} =~ ^[0-9]+(\.[0-9]+)?$ ]] || wrong "BUDGET is '$BUDGET'; it must be a number of minutes"
   [[ ${WATCH:-0} =~ ^[0-9]+(\.[0-9]+)?$ ]] || wrong "WATCH is '$WATCH'; it must be a number of minutes"

@@ -149,10 +149,23 @@ def find_cases(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -
     folder = Path(name)
     if folder.suffix == ".json" or not os.path.isdir(name):  # False for a name that no file can have
         return [find_case(name, report_dir, max_bytes)]
-    found = [case_from_file(path, max_bytes) for path in sorted(folder.glob("*.json"))]
-    if not found:
-        raise UsageError(f"{name}: no file of this folder is a case (*.json)")
-    return [(case.id, case) for case in found]
+    return [(case.id, case) for case in (case_from_file(path, max_bytes) for path in _files_in(name))]
+
+
+def _files_in(folder: str) -> list[Path]:
+    """The case files of a folder. Raises `UsageError` where there is none."""
+    paths = sorted(Path(folder).glob("*.json"))
+    if not paths:
+        raise UsageError(f"{folder}: no file of this folder is a case (*.json)")
+    return paths
+
+
+def known_in(folder: str) -> list[KnownCase]:
+    """The case files of a folder as known cases; the path of each is its id. Raises `UsageError`."""
+    if not os.path.isdir(folder):
+        raise UsageError(f"--known-cases is {folder!r}; it must be a folder of case files, as opconform import writes")
+    about = f"a case of {folder}"
+    return [KnownCase(str(path), about, str(path), case_from_file(path, LARGEST)) for path in _files_in(folder)]
 
 
 def case_path(report_dir: str, case_id: str) -> Path:

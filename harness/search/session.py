@@ -9,7 +9,7 @@ from functools import partial
 
 from threadpoolctl import threadpool_limits
 
-from opconform.harness.draw.known import known_cases, store
+from opconform.harness.draw.known import KnownCase, known_cases, store
 from opconform.harness.explain.blame import Panel
 from opconform.harness.explain.failure import Failure, describe
 from opconform.harness.judge.checks import ON_REQUEST, TwinCheck
@@ -137,8 +137,9 @@ def on_device(target: Target) -> OnDevice:
 class Session:
     """Runs ops on devices, one worker per device at a time. A context manager: leaving it ends the workers.
 
-    `listed` are the expected failures; they hold for searches, and not for cases that are replayed. `workers` stand
-    ready for the first device of their backends. Raises `UsageError` for a database of examples that cannot be.
+    `listed` are the expected failures; they hold for searches, and not for cases that are replayed. `known` are known
+    cases beside the packaged ones. `workers` stand ready for the first device of their backends. Raises `UsageError`
+    for a database of examples that cannot be.
     """
 
     def __init__(
@@ -147,10 +148,12 @@ class Session:
         observers: Sequence[Observer] = (),
         listed: Sequence[Entry] = (),
         workers: Workers | None = None,
+        known: Sequence[KnownCase] = (),
     ) -> None:
         self.settings = settings
         self._workers: Workers = {} if workers is None else workers
         self._listed = listed
+        self._known = known
         self._observer = Observers(observers)
         from opconform.harness.search.databases import database_of  # Hypothesis takes a quarter of a second to import
 
@@ -197,7 +200,8 @@ class Session:
     def search(self, op: Op, target: Target) -> Result:
         """Search one op on one device, and store the failing case where there is one."""
         index, count = self.settings.shard
-        known = list(known_cases(op.name).values())[index - 1 :: count]
+        known = [*known_cases(op.name).values(), *(each for each in self._known if each.case.op == op.name)]
+        known = known[index - 1 :: count]
         from opconform.harness.search.search import Search  # Hypothesis takes a quarter of a second to import
 
         self._observer.begins(op, target)

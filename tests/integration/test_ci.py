@@ -140,7 +140,7 @@ def test_the_nightly_script_is_red_only_on_a_regression(tmp_path: Path) -> None:
     assert "fixed" in (out / "summary.md").read_text()
     assert (out / "report.html").is_file()
     assert opconform("runs", "--history", str(out / "history.sqlite")).output.count(" search ") == 6
-    for wrong in ({"BUDGET": "soon"}, {"SHARDS": "0"}, {"EXTRA_GGML": "b7836"}):
+    for wrong in ({"BUDGET": "soon"}, {"KNOWN_CASES": "no-such-folder"}, {"SHARDS": "0"}, {"EXTRA_GGML": "b7836"}):
         assert night("Good", **wrong).returncode == 2
     assert night("Good", "--nonsense").returncode == 2
     assert "BUDGET" in night("Good", "--help").stdout

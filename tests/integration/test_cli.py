@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from opconform.cli import main
-from opconform.harness.draw.known import known_cases
+from opconform.harness.draw.known import known_cases, write_case
 from opconform.harness.model.case import Case
 from opconform.harness.search import session
 from tests.samples import acc, children, spec, within
@@ -176,6 +176,27 @@ def test_minutes_are_shared_among_the_pairs_and_each_runs() -> None:
     assert found.exit_code == 0
     assert time.monotonic() - start < 10
     assert all(int(number) >= 8 for number in re.findall(r": (\d+) cases in", found.output))
+
+
+def test_the_case_files_of_a_folder_run_as_known_cases_beside_the_search(tmp_path: Path) -> None:
+    write_case(acc(1, 1, 1, 2), tmp_path / "model" / "add-1.json")
+    write_case(acc(3), tmp_path / "model" / "add-2.json")
+    command = ("test", "--backend", spec("IgnoresNe3"), "--op", "acc,set", "--max-examples", "8", "--no-isolation")
+    more = ("--known-cases", str(tmp_path / "model"), "--seed", "1", "--history", "none")
+    found = opconform(*command, *more, "--output", "json")
+    assert found.exit_code == 1
+    failing = {result["op"]: result["failed_known"] for result in json.loads(found.stdout)["results"]}
+    assert str(tmp_path / "model" / "add-1.json") in failing["acc"]
+    assert str(tmp_path / "model" / "add-2.json") not in failing["acc"]
+    assert not any("add-" in name for name in failing["set"])
+    for folder, said in (
+        ("none", "must be a folder of case files"),
+        (str(tmp_path), "no file of this folder is a case"),
+    ):
+        refused = opconform(*command, "--known-cases", folder)
+        assert refused.exit_code == 2
+        assert said in " ".join(refused.output.split())
+    assert opconform(*command, *more, "--case", "acc/kb001").exit_code == 2
 
 
 def test_where_minutes_are_shared_no_device_comes_last_and_the_matrix_keeps_their_order() -> None:

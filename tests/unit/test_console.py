@@ -231,7 +231,7 @@ def test_known_cases_that_a_device_does_not_take_are_counted_beside_those_drawn(
     found = result("acc", "mine:0", unsupported={"no bf16 here": 12})
     found.tally.known_unsupported.update({"b is too large": 3, "no bf16 here": 1})
     text = matrix([found])
-    assert "passed 1000, 12 unsupported [1], 4 known cases unsupported [2][1]" in text
+    assert "passed 1000, 12 unsupported [1], 4 known unsupported [2][1]" in text
     assert "[2] unsupported: b is too large" in text
     found = result("acc", "mine:0", 0)
     found.tally.known_unsupported.update({"b is too large": 3})
