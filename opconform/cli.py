@@ -49,6 +49,10 @@ _COMMANDS = {
 }
 
 
+_RUNNING = ("test", "replay", "repro")  #: commands that begin with a worker, which starts while they are imported
+_WITHOUT_WORKER = frozenset(("-h", "--help", "--no-isolation", "--sanitize"))
+
+
 class _Lazy(click.Group):
     """A group that knows its commands by name, and imports one when it is called: the help must be quick."""
 
@@ -63,6 +67,16 @@ class _Lazy(click.Group):
         module, _, attribute = _COMMANDS[name][0].partition(":")
         found: click.Command = getattr(import_module(f"opconform.{module}"), attribute)
         return found
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] in _RUNNING and not _WITHOUT_WORKER.intersection(args) and not context.resilient_parsing:
+            from opconform.harness.run import begun
+
+            begun.begin()
+            context.call_on_close(begun.end)
+        return super().resolve_command(context, args)
 
     def invoke(self, context: click.Context) -> Any:
         try:

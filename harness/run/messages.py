@@ -8,7 +8,6 @@ what is wrong.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -23,17 +22,11 @@ from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device, Named, Unavailable
+from opconform.harness.run.wire import HEAD, NonsenseError
 
 T = TypeVar("T")
 
-HEAD = struct.Struct(">IQ")  #: before each message: bytes of JSON, and bytes of arrays behind it
-LARGEST_TEXT = 1 << 20  #: bytes of JSON in one message
-LARGEST_ARRAYS = 1 << 32
 _LONGEST = 20_000  #: characters of one text
-
-
-class NonsenseError(Exception):
-    """A worker has sent what is no message."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +104,6 @@ def unpacked(text: bytes) -> tuple[str, Any]:
     if not isinstance(kind, str):
         raise NonsenseError(f"{kind!r} is no kind of message")
     return kind, content
-
-
-def lengths(head: bytes) -> tuple[int, int]:
-    """The two lengths that stand before a message. Raises `NonsenseError` for more than any message has."""
-    text, arrays = HEAD.unpack(head)
-    if text > LARGEST_TEXT or arrays > LARGEST_ARRAYS:
-        raise NonsenseError(f"{head!r} does not begin a message")
-    return text, arrays
 
 
 # ---- the worker's side ----------------------------------------------------------------------------------------------

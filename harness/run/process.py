@@ -6,10 +6,8 @@ fresh worker.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +20,11 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run import messages
+from opconform.harness.run import begun, messages
 from opconform.harness.run.backend import Device, Named, Unavailable
 from opconform.harness.run.messages import (
     Answer,
     Clock,
-    NonsenseError,
     Refusal,
     Samples,
     Shown,
@@ -37,7 +34,7 @@ from opconform.harness.run.messages import (
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG, OPTION
 from opconform.harness.run.timing import What
-from opconform.harness.run.wire import EndedError, OutOfTimeError, Wire, exit_words
+from opconform.harness.run.wire import EndedError, NonsenseError, OutOfTimeError, exit_words
 from opconform.harness.run.worker import answer, clocked, shown_stages
 
 T = TypeVar("T")
@@ -45,9 +42,6 @@ T = TypeVar("T")
 START_SECONDS = 120.0  #: how long a backend may take to list and open its devices
 _EXIT_SECONDS = 5.0  #: how long a worker that hung up may take to end
 _STDERR_BYTES = 6000  #: how much of a dead worker's last words a report keeps
-
-#: The folder it runs in comes last, so that a file random.py there does not hide the standard library's.
-_START = "import sys; sys.path.sort(key=lambda place: not place); from opconform.harness.run.worker import main; main()"
 
 
 @dataclass(frozen=True)
@@ -66,11 +60,10 @@ class Worker:
 
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
         before, environment, self._log = _under_sanitizer(spec, options)
-        self._memory_fd = memory_file()
         self._arena = np.empty(0, np.uint8)
-        command = [*before, sys.executable, "-c", _START, str(self._memory_fd), spec]
-        self._wire = Wire(command, environment, keep=(self._memory_fd,))
-        self._wire.send(dict(options), START_SECONDS)
+        begun_already = None if before or environment else begun.taken()
+        self._wire, self._memory_fd = begun_already or begun.started(before, environment)
+        self._wire.send((spec, dict(options)), START_SECONDS)
         self._devices: list[Device] | None = None
         self._mark = 0  #: how much it had printed before the last cases
 
@@ -265,20 +258,6 @@ def _under_sanitizer(spec: str, options: Mapping[str, str]) -> tuple[Sequence[st
     os.close(handle)
     before, environment = sanitizer.start(log)
     return before, {**environment, LOG: log}, log
-
-
-def memory_file() -> int:
-    """A file that lives in memory, or, where the system has none, a nameless temporary one. A worker cannot make one in
-    memory shorter: to read beyond its end would end the harness."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("opconform", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        with contextlib.suppress(ImportError, AttributeError, OSError):
-            import fcntl
-
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
-        return descriptor
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 class Local:

@@ -13,19 +13,26 @@ import pickle
 import select
 import signal
 import socket
+import struct
 import subprocess
+import tempfile
 import termios
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opconform.harness.run.messages import HEAD, lengths
-
+HEAD = struct.Struct(">IQ")  #: before each message: bytes of JSON, and bytes of arrays behind it
+_LARGEST_TEXT = 1 << 20  #: bytes of JSON in one message
+_LARGEST_ARRAYS = 1 << 32
 _TICK = 0.05  #: seconds between two looks at a process, where the system has no descriptor for one
 _CHUNK = 1 << 16
 _KEPT = 1 << 16  #: bytes of what a worker prints that are kept
 _GRACE = 0.2  #: seconds for what an ended process has printed to arrive
+
+
+class NonsenseError(Exception):
+    """A worker has sent what is no message."""
 
 
 class OutOfTimeError(Exception):
@@ -157,7 +164,7 @@ class Wire:
         Raises `OutOfTimeError`, `EndedError`, or `NonsenseError` for what does not begin a message.
         """
         deadline = time.monotonic() + seconds
-        text, arrays = lengths(self._take(HEAD.size, deadline))
+        text, arrays = _lengths(self._take(HEAD.size, deadline))
         return self._take(text, deadline), self._take(arrays, deadline)
 
     def _take(self, count: int, deadline: float) -> bytes:
@@ -217,6 +224,26 @@ class Wire:
         if self._end is not None:
             os.close(self._end)
             self._end = None
+
+
+def _lengths(head: bytes) -> tuple[int, int]:
+    """The two lengths that stand before a message. Raises `NonsenseError` for more than any message has."""
+    text, arrays = HEAD.unpack(head)
+    if text > _LARGEST_TEXT or arrays > _LARGEST_ARRAYS:
+        raise NonsenseError(f"{head!r} does not begin a message")
+    return text, arrays
+
+
+def memory_file() -> int:
+    """A file that lives in memory, or, where the system has none, a nameless temporary one. A worker cannot make one in
+    memory shorter: to read beyond its end would end the harness."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("opconform", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with contextlib.suppress(AttributeError, OSError):
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+        return descriptor
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 def _descriptor_of(pid: int) -> int | None:

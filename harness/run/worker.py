@@ -1,8 +1,8 @@
 """The worker process: opens one backend, runs cases on shared memory, and may die without harm to anyone.
 
-Started by `process.Worker` with the arguments MEMORY_FD SPEC SOCKET_FD. Requests come from the harness, which it
-trusts; what it sends are the messages of `messages.py`. The first one lists the backend's devices, or says what stood
-in the way. After that it answers:
+Started by `begun.started` with the arguments MEMORY_FD SOCKET_FD. Requests come from the harness, which it trusts; what
+it sends are the messages of `messages.py`. The first request names the backend, with its options; the answer lists its
+devices, or says what stood in the way. After that it answers:
 
     ("open", device id)              → the device's limits
     ("run", size, [(case, offset)])  → one answer per case, as soon as each is finished
@@ -39,10 +39,11 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run import messages
 from opconform.harness.run.backend import Backend, Device, KernelFault, Unavailable, loaded
-from opconform.harness.run.messages import HEAD, Answer, Clock, Refusal, Samples, Shown, StageError
+from opconform.harness.run.messages import Answer, Clock, Refusal, Samples, Shown, StageError
 from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG
 from opconform.harness.run.timing import Stopwatch, What
+from opconform.harness.run.wire import HEAD
 
 
 def answer(backend: Backend, case: Case, memory: np.ndarray) -> Answer:
@@ -204,18 +205,20 @@ def _checked(devices: Any) -> list[Device]:
 
 def main() -> None:
     """Serve until the harness hangs up."""
-    memory_fd, spec, socket_fd = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    memory_fd, socket_fd = int(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     for descriptor in (socket_fd, memory_fd):  # a program that the backend starts must not keep them open
         os.set_inheritable(descriptor, False)
     harness = _Harness(socket_fd)
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(harness, spec, _Memory(memory_fd), _Log())
+        _serve(harness, _Memory(memory_fd), _Log())
 
 
-def _serve(harness: _Harness, spec: str, memory: _Memory, log: _Log) -> None:
-    options: Mapping[str, str] = harness.request()
+def _serve(harness: _Harness, memory: _Memory, log: _Log) -> None:
+    spec: str
+    options: Mapping[str, str]
+    spec, options = harness.request()
     try:
         backend_type = backend_class(spec)
         harness.send(messages.of_devices(_checked(backend_type.devices(options))))

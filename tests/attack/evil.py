@@ -1,6 +1,6 @@
 """Backends that attack the harness: what they send, what they return, how they end. Each is named for what it does.
 
-They are `Good` but for that. A worker has the descriptor of its memory in argv[1] and of its socket in argv[3].
+They are `Good` but for that. A worker has the descriptor of its memory in argv[1] and of its socket in argv[2].
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Device
-from opconform.harness.run.messages import HEAD
+from opconform.harness.run.wire import HEAD
 from tests.backends.sample import Good
 
 
 def send(data: bytes) -> None:
     """Write to the harness past the worker's own code."""
-    os.write(int(sys.argv[3]), data)
+    os.write(int(sys.argv[2]), data)
 
 
 def framed(text: bytes, arrays: bytes = b"") -> bytes:
@@ -99,7 +99,7 @@ class SendsTwoAnswers(Good):
 
 class ClosesItsSocket(Good):
     def run(self, case: Case, buffers: Buffers) -> None:
-        os.close(int(sys.argv[3]))
+        os.close(int(sys.argv[2]))
         time.sleep(1e6)
 
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -19,7 +20,9 @@ from opconform.harness.draw.known import known_cases
 from opconform.harness.draw.strategies import composite
 from opconform.harness.model.ops import ops
 from opconform.harness.model.usage import UsageError
+from opconform.harness.run import begun
 from opconform.harness.run.process import Worker
+from opconform.harness.run.wire import Wire
 from opconform.harness.search import session
 
 GOOD = f"{Path(__file__).parent.parent / 'backends' / 'sample.py'}:Good"
@@ -64,6 +67,45 @@ def test_a_campaign_that_is_never_opened_ends_its_worker(started: list[Worker]) 
     assert [worker.is_alive() for worker in started] == [True]
     del campaign
     assert [worker.is_alive() for worker in started] == [False]
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[Wire]:
+    """The processes of workers that are started from here on."""
+    found: list[Wire] = []
+    start = begun.started
+
+    def counted(*arguments: Any) -> tuple[Wire, int]:
+        wire, memory = start(*arguments)
+        found.append(wire)
+        return wire, memory
+
+    monkeypatch.setattr(begun, "started", counted)
+    return found
+
+
+def test_the_process_that_begins_with_the_command_is_the_workers(
+    processes: list[Wire], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert CliRunner().invoke(main, RUN).exit_code == 0
+    assert [wire.is_alive() for wire in processes] == [False]
+    assert begun.taken() is None
+
+
+@pytest.mark.parametrize("more", [("--op", "nope"), ("--minutes", "-1"), ("--nonsense",), ("--backend", "nope")])
+def test_a_process_that_was_begun_for_a_command_that_cannot_be_is_ended(
+    more: tuple[str, ...], processes: list[Wire]
+) -> None:
+    assert CliRunner().invoke(main, ["test", *more]).exit_code == 2
+    assert processes
+    assert not any(wire.is_alive() for wire in processes)
+
+
+@pytest.mark.parametrize("more", [("-h",), ("--no-isolation",), ("--sanitize",)])
+def test_a_command_that_needs_no_plain_worker_begins_none(more: tuple[str, ...], processes: list[Wire]) -> None:
+    CliRunner().invoke(main, ["test", *more, "--op", "nope"])
+    assert not processes
 
 
 @pytest.mark.parametrize("wanted", [(), (GOOD, "torch"), ("nope",), ("nope.py",)])

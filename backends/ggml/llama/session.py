@@ -31,9 +31,8 @@ from opconform.backends.ggml.llama.scripts import Batch
 from opconform.backends.ggml.llama.worker import PROGRESS
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.graph import Ended
-from opconform.harness.run.messages import NonsenseError, packed, unpacked
-from opconform.harness.run.process import memory_file
-from opconform.harness.run.wire import EndedError, OutOfTimeError, Wire, exit_words
+from opconform.harness.run.messages import packed, unpacked
+from opconform.harness.run.wire import EndedError, NonsenseError, OutOfTimeError, Wire, exit_words, memory_file
 
 SECONDS = 300.0  #: how long a decode may take without a sign of life: lavapipe compiles shaders for a minute
 _EXIT_SECONDS = 5.0

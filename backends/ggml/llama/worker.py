@@ -31,7 +31,8 @@ from opconform.backends.ggml.llama.params import ContextParams, ModelParams
 from opconform.backends.ggml.llama.piece_graph import PieceGraph
 from opconform.harness.model.piece import PieceError, read_piece
 from opconform.harness.run.backend import Unavailable
-from opconform.harness.run.messages import HEAD, packed, unpacked
+from opconform.harness.run.messages import packed, unpacked
+from opconform.harness.run.wire import HEAD
 
 PAGE = 4096
 #: Number of the decode, whether it runs, first and last node of the piece in flight, op and name of the last.
