@@ -233,9 +233,11 @@ class Worker:
         return self._wire.is_alive()
 
     def close(self) -> None:
-        """End the process, and all that it has started."""
+        """End the process, and all that it has started. Twice does no harm."""
         self._wire.close()
-        os.close(self._memory_fd)
+        if self._memory_fd >= 0:
+            os.close(self._memory_fd)
+            self._memory_fd = -1
         if self._log:
             Path(self._log).unlink(missing_ok=True)
 

@@ -446,9 +446,10 @@ class Runner:
 
     def _replace_worker(self) -> None:
         """Take the worker standing by, and start the next one, so that shrinking a crash does not wait for start-up."""
-        self._worker.close()
         self.lost = True
-        self._worker = self._spare or self._start(self.target.spec, self.target.options)
+        spare, self._spare = self._spare, None  # Ctrl-C may come at any line: no worker is in two places
+        self._worker.close()
+        self._worker = spare or self._start(self.target.spec, self.target.options)
         self._spare = self._start(self.target.spec, self.target.options)
 
     def _open_again(self) -> None:

@@ -97,8 +97,9 @@ class Output:
 
     def close(self) -> None:
         self._thread.join(_GRACE)
-        if not self._thread.is_alive():  # a process that left the group may still print; its thread ends with it
+        if not self._thread.is_alive() and self._reading >= 0:  # a process that left the group may still print
             os.close(self._reading)
+            self._reading = -1
 
 
 class Wire:
@@ -218,6 +219,7 @@ class Wire:
         self._process.wait()
 
     def close(self) -> None:
+        """End it. Twice does no harm: Ctrl-C may come in the middle."""
         self.kill()
         self._socket.close()
         self.output.close()

@@ -142,6 +142,18 @@ def test_an_exception_is_an_error_told_from_the_backends_frame_on() -> None:
     assert "harness" not in raises.stderr
 
 
+def test_ctrl_c_while_a_worker_is_replaced_leaves_a_runner_that_closes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> Worker:
+        raise KeyboardInterrupt
+
+    with Runner(target("Good")) as runner:
+        runner.fresh()  # from here on one stands by
+        monkeypatch.setattr(runner, "_start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            runner.fresh()
+    runner.close()
+
+
 def test_a_hang_is_a_timeout_within_its_limit_and_the_next_case_runs() -> None:
     with Runner(target("SleepsOnOdd"), time_limit=0.5) as runner:
         start = time.monotonic()
