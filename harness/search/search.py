@@ -9,6 +9,7 @@ case is that fails. While it shrinks, a failure must stay of its kind: a wrong v
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import sys
 import time
@@ -46,6 +47,7 @@ _LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a 
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
+_FIRST_SECONDS = 1.0  #: the first problem has so much time where less is left
 
 #: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
 #: read from the wrong place.
@@ -113,6 +115,7 @@ class Search:
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
+        self._sent = 0  #: cases drawn that were sent to the device
         self._vacuous = 0  #: cases drawn that say nothing
         self._cut = False  #: whether the time was up before as many cases were drawn as were asked for
         self._found: _Shrinking | None = None
@@ -343,7 +346,7 @@ class Search:
             supply = Supply(self._batches.of(problems))
             while not self._found and self._time_left(start) and self._more_to_draw():
                 batch = supply.take()
-                if self._fails(batch, meanwhile=supply.prepare):
+                if self._fails(batch, start, meanwhile=supply.prepare):
                     problems.shrink(batch.drawn, self._fails_still)
             counted = self._settings.examples < sys.maxsize
             self._cut = counted and self._found is None and self._more_to_draw()
@@ -359,20 +362,23 @@ class Search:
 
     def _time_left(self, start: float) -> bool:
         """Whether to draw on. One problem is always tried, for a pair that ran nothing would read as unsupported."""
-        in_time = self._settings.seconds is None or time.monotonic() - start < self._settings.seconds
-        return in_time or not self._drawn
+        return self._seconds_left(start) > 0 or not self._drawn
 
-    def _fails(self, batch: Batch, meanwhile: Callable[[], None]) -> bool:
+    def _seconds_left(self, start: float) -> float:
+        return math.inf if self._settings.seconds is None else self._settings.seconds - (time.monotonic() - start)
+
+    def _fails(self, batch: Batch, start: float, meanwhile: Callable[[], None]) -> bool:
         """Judge a batch. Where a case fails, its variant is what is shrunk, made as plain as it can be."""
         problem, drawn = batch.drawn.problem, batch.cases
         if not drawn:
             limit = self._freedom.forbids(Variant().case(self._op, problem), self._op.traits)
             self._tally.unsupported[limit.reason if limit else "takes more than --max-bytes allows, as drawn"] += 1
-        verdicts = self._examine([ready for _, ready in drawn], until_death=True, meanwhile=meanwhile)
+        before = self._sent
+        verdicts = self._in_time([ready for _, ready in drawn], start, meanwhile)
         self._batches.ran(batch, verdicts)
         vacuous = sum(bool(verdict.vacuous) for verdict in verdicts)
         self._vacuous += vacuous
-        self._drawn += len(drawn) - vacuous if drawn else 1
+        self._drawn += self._sent - before - vacuous if drawn else 1
         for index, verdict in enumerate(verdicts):
             if self._is_new(verdict):
                 variant, verdict = self._alone([variant for variant, _ in drawn[: index + 1]], problem, verdict)
@@ -381,6 +387,28 @@ class Search:
                 self._simplify()
                 return True
         return False
+
+    def _in_time(self, cases: Sequence[Case | Ready], start: float, meanwhile: Callable[[], None]) -> list[Verdict]:
+        """The verdicts on the cases of a batch, until one takes its worker along. Where the time is limited, no more
+        of them run at once than are expected to end in time, by those before: some drivers take minutes for one."""
+        left = self._seconds_left(start)
+        until = time.monotonic() + (left if self._drawn else max(left, _FIRST_SECONDS))
+        verdicts: list[Verdict] = []
+        while len(verdicts) < len(cases) and (not verdicts or time.monotonic() < until):
+            some = cases[len(verdicts) :][: self._fit(start, until)]
+            found = self._examine(some, until_death=True, meanwhile=meanwhile)
+            self._sent += len(some)
+            verdicts += found
+            if len(found) < len(some) or any(map(self._is_new, found)):
+                break
+        return verdicts
+
+    def _fit(self, start: float, until: float) -> int:
+        """How many cases are expected to end in time; the first one tells of those after it."""
+        if until == math.inf:
+            return sys.maxsize
+        now = time.monotonic()
+        return max(int((until - now) * self._sent / max(now - start, 1e-6)), 1)
 
     def _fails_still(self, problem: Problem) -> bool:
         """Whether the variant fails in the same way with a smaller problem."""

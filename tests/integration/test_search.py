@@ -436,3 +436,11 @@ def test_large_known_cases_run_only_while_there_is_time_for_one() -> None:
     in_a_hurry = search("Good", **chosen, seconds=0.1)
     assert in_a_hurry.left_out == ("acc/large",)
     assert in_a_hurry.tally.passed >= 1 + 8  # the small one, and what the search always tries
+
+
+def test_of_a_batch_of_slow_cases_no_more_run_than_there_is_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opconform.harness.search.search._FIRST_SECONDS", 0.0)
+    tally = search("Slow", seconds=0.2).tally  # each takes 50 ms, and eight are made at once
+    assert 1 <= tally.executed + tally.vacuous <= 5
+    none_left = search("Slow", seconds=1e-6).tally
+    assert none_left.executed + none_left.vacuous == 1
