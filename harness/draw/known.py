@@ -149,7 +149,8 @@ def find_cases(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -
     folder = Path(name)
     if folder.suffix == ".json" or not os.path.isdir(name):  # False for a name that no file can have
         return [find_case(name, report_dir, max_bytes)]
-    return [(case.id, case) for case in (case_from_file(path, max_bytes) for path in _files_in(name))]
+    found = [case_from_file(path, max_bytes) for path in _files_in(name)]
+    return [(case.id, case) for case in found]
 
 
 def _files_in(folder: str) -> list[Path]:

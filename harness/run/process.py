@@ -61,8 +61,8 @@ class Worker:
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
         before, environment, self._log = _under_sanitizer(spec, options)
         self._arena = np.empty(0, np.uint8)
-        begun_already = None if before or environment else begun.taken()
-        self._wire, self._memory_fd = begun_already or begun.started(before, environment)
+        waiting = None if self._log else begun.taken()
+        self._wire, self._memory_fd = waiting or begun.started(before, environment)
         self._wire.send((spec, dict(options)), START_SECONDS)
         self._devices: list[Device] | None = None
         self._mark = 0  #: how much it had printed before the last cases

@@ -97,7 +97,9 @@ class Output:
 
     def close(self) -> None:
         self._thread.join(_GRACE)
-        if not self._thread.is_alive() and self._reading >= 0:  # a process that left the group may still print
+        if self._thread.is_alive():  # a process that left the group may still print; its thread ends with it
+            return
+        if self._reading >= 0:
             os.close(self._reading)
             self._reading = -1
 
