@@ -79,8 +79,13 @@ class _Lazy(click.Group):
         return super().resolve_command(context, args)
 
     def invoke(self, context: click.Context) -> Any:
+        from opconform.harness.run.interrupts import heed, heeded
+
         try:
-            return super().invoke(context)
+            with heeded():
+                result = super().invoke(context)
+                heed()
+                return result
         except KeyboardInterrupt:
             click.echo("\nstopped by Ctrl-C", err=True)
             sys.exit(128 + signal.SIGINT)

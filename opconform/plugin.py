@@ -6,6 +6,7 @@ conformance test is collected or a backend is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import pytest
 from opconform.budget import Budget
 from opconform.harness.model.text import speak_any_encoding
 from opconform.harness.model.usage import UsageError
+from opconform.harness.run.interrupts import heeded
 from opconform.options import OPTIONS, SHARD_NEEDS_SEED, settings_from
 from opconform.reports.run import new_run_id
 
@@ -92,6 +94,9 @@ class State:
     def plan(self) -> Plan:
         """Made at its first use: listing devices starts every backend once."""
         if self._plan is None:
+            stack = contextlib.ExitStack()
+            stack.enter_context(heeded())
+            self._config.add_cleanup(stack.close)
             self._plan = Plan.of(self._config)
         return self._plan
 

@@ -26,6 +26,7 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Named, Unavailable
+from opconform.harness.run.interrupts import heed
 from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError
 from opconform.harness.run.messages import Clock as TimerClock
 from opconform.harness.run.process import Died, Local, Worker
@@ -287,6 +288,7 @@ class Runner:
         found: dict[int, Verdict] = {}
         left = list(batch)
         while left:
+            heed()
             if self.lost:
                 try:
                     self._open_again()

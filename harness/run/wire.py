@@ -22,10 +22,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opconform.harness.run.interrupts import heed
+
 HEAD = struct.Struct(">IQ")  #: before each message: bytes of JSON, and bytes of arrays behind it
 _LARGEST_TEXT = 1 << 20  #: bytes of JSON in one message
 _LARGEST_ARRAYS = 1 << 32
 _TICK = 0.05  #: seconds between two looks at a process, where the system has no descriptor for one
+_NAP = 0.5  #: seconds to wait at most at a stretch: a signal that comes as the wait begins does not end it
 _CHUNK = 1 << 16
 _KEPT = 1 << 16  #: bytes of what a worker prints that are kept
 _GRACE = 0.2  #: seconds for what an ended process has printed to arrive
@@ -191,8 +194,9 @@ class Wire:
     def _wait(self, deadline: float) -> None:
         """Until there is something to read or the process has ended."""
         while True:
+            heed()
             left = deadline - time.monotonic()
-            ready = self._poll.poll(max(left if self._end is not None else min(left, _TICK), 0) * 1000)
+            ready = self._poll.poll(max(min(left, _TICK if self._end is None else _NAP), 0) * 1000)
             if ready or (self._end is None and not self.is_alive()):
                 return
             if left <= 0:

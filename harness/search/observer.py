@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from opconform.harness.explain.failure import Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.op import Op
+from opconform.harness.run.interrupts import uninterrupted
 from opconform.harness.run.target import Target
-from opconform.harness.search.interrupts import uninterrupted
 from opconform.harness.search.result import Result, Tally
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from opconform.harness.model.case import Case, Param, _plain
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device
+from opconform.harness.run.interrupts import uninterrupted
 from opconform.harness.run.target import Target
-from opconform.harness.search.interrupts import uninterrupted
 from opconform.harness.search.result import KnownBug, Result
 from opconform.harness.search.settings import Settings
 from opconform.reports import history
