@@ -20,7 +20,7 @@ from opconform.harness.model.dtypes import BF16, DTYPES, F16, F32, F64, QUANTISE
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
-from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.numerics import Numerics, quanta
 from opconform.harness.model.op import Composite, Index, Op, Problem
 
 #: The types of weights, the plain ones first, and as often as all quantised ones.
@@ -59,7 +59,8 @@ def weights(raw: Raw, dtype: DType, numerics: Numerics) -> Operand:
 def activations(value: F64, its: DType, of: DType, numerics: Numerics) -> Operand:
     """The other operand, beside weights of type `of`. A device may round it, where it declares so.
 
-    `narrow_operands`: to the weights' type of 16 bits, float16 beside blocks, |error| ≤ u·|y|. `block_operands`: to
+    `narrow_operands`: to the weights' type of 16 bits, float16 beside blocks, |error| ≤ u·|y|, and 0 for a normal number
+    of that type. `block_operands`: to
     whole multiples of amax/127 in a block with the largest size amax, |error| ≤ amax/254; a block of 32 holds its
     scale in float16, so that the 127 steps are off by 127·(2^-11·amax/127 + 2^-25) more. 4u·amax are the roundings
     on that way.
@@ -73,10 +74,19 @@ def activations(value: F64, its: DType, of: DType, numerics: Numerics) -> Operan
         rounded = np.maximum(narrow.unit_roundoff * size, narrow.smallest_normal * narrow.unit_roundoff)
         if numerics.flushes_denormals:
             rounded = np.where(size < narrow.smallest_normal, np.maximum(rounded, size), rounded)
+        rounded = np.where(_is_normal(size, narrow), 0.0, rounded)
         off = off + np.where(size > narrow.largest, np.inf, rounded)
     if numerics.block_operands and of.block > 1:
         off = off + _in_blocks(size, numerics)
     return Operand(value, size, np.zeros_like(value), off)
+
+
+def _is_normal(size: F64, narrow: DType) -> Mask:
+    """Where a size is 0 or a normal number of the type."""
+    with np.errstate(over="ignore"):
+        same = narrow.decode(narrow.encode(size)) == size
+    found: Mask = same & ((size == 0) | (size >= narrow.smallest_normal))
+    return found
 
 
 def _in_blocks(size: F64, numerics: Numerics) -> F64:
@@ -105,8 +115,8 @@ def product(w: Operand, y: Operand, of: DType, numerics: Numerics) -> Expected:
     Σ|w||y| (Higham 2002, eq. 3.5 and the remark after it), to which blocks add the roundings of their decoding, scale
     times code and minimum apart: |error| ≤ Σ(|w| + δw)·δy + Σδw·|y| + γ_{k+c}·Σ(|w| + δw)(|y| + δy). A block of 32 with
     a minimum needs the sum of the other operand's block, which q8_1 holds in float16: 2^-11·Σ|min|(|y| + δy) more. A
-    device that flushes may lose 2^-126 in each operation. Where Σ|w||y| passes the largest float32, nothing is
-    demanded.
+    device that flushes may lose 2^-126 in each operation. Where both operands are exact and not in blocks, and no order
+    of summing rounds (`Numerics.rounds`), the bound is 0. Where Σ|w||y| passes the largest float32, nothing is demanded.
     """
     k = w.value.shape[-1]
     value = _times(y.value, w.value)
@@ -121,7 +131,18 @@ def product(w: Operand, y: Operand, of: DType, numerics: Numerics) -> Expected:
         sums = _times(whole_y, w.offsets)
         bound = bound + _HALF * sums + _HALF_TINY * _times(np.ones_like(whole_y), w.offsets)
         bound = np.where(_too_large(whole_y), np.inf, bound)
+    if of.block == 1:
+        with np.errstate(invalid="ignore"):  # 0·∞: a row that is not exact beside one of zeros
+            quantum = _quanta(y)[..., :, None] * _quanta(w)[..., None, :]
+        rounding = numerics.rounds(quantum, magnitude)
+        bound = np.where(rounding, bound, 0.0)
     return Expected(value, np.where(magnitude + bound <= F32.largest, bound, np.inf))
+
+
+def _quanta(x: Operand) -> F64:
+    """A power of two that all elements of a row are multiples of: ∞ for a row of zeros, 0 for one that is not exact."""
+    least: F64 = quanta(x.value).min(-1, initial=np.inf)
+    return np.where(x.off.any(-1), 0.0, least)
 
 
 def _times(y: F64, w: F64) -> F64:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics, quanta
 from tests.judge import Bench, drawn_cases
@@ -66,6 +67,28 @@ def test_the_products_of_a_convolution_count_too() -> None:
     case = Case("ssm_conv", {}, {"x": x, "c": c}, {"out": out}, recipe="whole")
     assert not Bench(case).expected().bound.any()
     assert Bench(Case("ssm_conv", {}, {"x": x, "c": c}, {"out": out}, recipe="normal")).expected().bound.all()
+
+
+def of_product(a: list[list[float]], b: list[list[float]], dtype: str = "f32") -> Bench:
+    """Rows of a by rows of b."""
+    values = {"a": (dtype, a), "b": ("f32", b)}
+    inputs = {name: Layout.contiguous(of, (1, 1, len(its), len(its[0]))) for name, (of, its) in values.items()}
+    case = Case("mul_mat", {}, inputs, {"out": Layout.contiguous("f32", (1, 1, len(b), len(a)))})
+    data = {name: DTYPES[of].encode(np.array(its)).tobytes() for name, (of, its) in values.items()}
+    return Bench(case.with_data(data))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_the_products_of_a_matrix_are_exact_row_by_row(dtype: str) -> None:
+    a, b = [[1.0, -3.0], [0.0, 0.0], [0.5, 2.0]], [[4.0, 7.0], [2.0**24 - 1, 1.0], [0.1, 3e38], [np.inf, 1.0]]
+    bound = of_product(a, b, dtype).expected().bound[0, 0]
+    assert (bound == 0).tolist() == [[True, True, True], [False, True, False], [False, True, False], [False] * 3]
+
+
+def test_a_product_is_exact_on_a_device_that_narrows_it_where_nothing_is_lost() -> None:
+    bench = of_product([[1.0, 3.0]], [[2047.0, 1.0], [2049.0, 1.0]], "f16")
+    assert (bench.expected(Numerics(narrow_operands=True)).bound == 0).flatten().tolist() == [True, False]
+    assert bench.expected(Numerics(roundoff=2.0**-11)).bound.all()
 
 
 @pytest.mark.parametrize("recipe", ["small_int", "index", "whole"])
