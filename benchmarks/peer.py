@@ -1,9 +1,11 @@
 """ggml's test-backend-ops beside Opconform: the same ops on the same build and device, in one run, start-up included.
 
     python benchmarks/peer.py --peer PATH/test-backend-ops --ggml-lib DIR [--device CPU]… [--op acc]… [--runs 3]
+                              [--old PYTHON]
 
-The time is that of the whole process, and what counts are cases that were computed and judged. The two take turns, and
-the ratio is the median of the turns. benchmarks/README.md says how the peer's program is built.
+The time is that of the whole process, and what counts are cases that were computed and judged. They take turns, and
+the ratio is the median of the turns. With the interpreter of another checkout, `--old`, its Opconform takes turns too.
+benchmarks/README.md says how the peer's program is built.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +61,12 @@ def run_of_peer(program: Path, folder: Path, op: str, device: str) -> Run:
     return Run(cases_of_peer(found.stdout + found.stderr), seconds)
 
 
+def ratio_of(turns: Sequence[tuple[Run, ...]], which: int) -> str:
+    """The median ratio of one program's rate to the peer's, which stands first in each turn, and its range."""
+    each = [turn[which].rate / turn[0].rate for turn in turns]
+    return f"{median(each):7.1f} {min(each):6.1f}–{max(each):<6.1f}"
+
+
 def cases_of_peer(text: str) -> int:
     """How many cases its output says it has judged, on all devices that it ran."""
     return sum(int(total) for _, total in _JUDGED.findall(text))
@@ -87,6 +96,7 @@ def run_of_ours(python: str, folder: Path, op: str, device: str, examples: int) 
 @click.option("--runs", default=3, show_default=True, help="turns of each")
 @click.option("--examples", default=1000, show_default=True, help="cases that Opconform draws: its default profile")
 @click.option("--python", default=sys.executable, help="the interpreter of the Opconform that is measured")
+@click.option("--old", metavar="PYTHON", help="the interpreter of another Opconform, which is measured beside it")
 def main(
     peer: Path,
     ggml_lib: Path,
@@ -95,30 +105,29 @@ def main(
     runs: int,
     examples: int,
     python: str,
+    old: str | None,
 ) -> None:
-    """Print cases a second of both, and the ratio with its range."""
-    print(f"{'device':9} {'op':16} {'peer':>8} {'ours':>8} {'ratio':>7} {'range':>13} {'peer s':>7} {'ours s':>7}")
+    """Print cases a second of each, and the ratios with their ranges."""
+    head = f"{'device':9} {'op':16} {'peer':>8} {'ours':>8} {'ratio':>7} {'range':>13} {'peer s':>7} {'ours s':>7}"
+    print(head + (f" {'old':>7} {'range':>13}" if old else ""))
     ratios = []
     for device in devices:
         for op in chosen or OPS:
-            found = []
+            turns = []
             for _ in range(runs):
                 theirs = run_of_peer(peer, ggml_lib.resolve(), OPS[op], device)
-                ours = run_of_ours(python, ggml_lib, op, device, examples)
+                ours = [run_of_ours(each, ggml_lib, op, device, examples) for each in (python, old) if each]
                 if theirs.cases:
-                    found.append((theirs, ours))
-            if not found:
+                    turns.append((theirs, *ours))
+            if not turns:
                 print(f"{device:9} {op:16} the peer has judged no case")
                 continue
-            each = [ours.rate / theirs.rate for theirs, ours in found]
-            ratios.append(median(each))
-            rates = [median([run.rate for run in side]) for side in zip(*found)]
-            seconds = [median([run.seconds for run in side]) for side in zip(*found)]
-            print(
-                f"{device:9} {op:16} {rates[0]:8.0f} {rates[1]:8.0f} {ratios[-1]:7.1f} "
-                f"{min(each):6.1f}–{max(each):<6.1f} {seconds[0]:7.2f} {seconds[1]:7.2f}",
-                flush=True,
-            )
+            ratios.append(median([ours.rate / theirs.rate for theirs, ours, *_ in turns]))
+            rates = [median([run.rate for run in side]) for side in zip(*turns)]
+            seconds = [median([run.seconds for run in side]) for side in zip(*turns)]
+            line = f"{device:9} {op:16} {rates[0]:8.0f} {rates[1]:8.0f} {ratio_of(turns, 1)}"
+            line += f" {seconds[0]:7.2f} {seconds[1]:7.2f}"
+            print(line + (f" {ratio_of(turns, 2)}" if old else ""), flush=True)
     if ratios:
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         print(f"geometric mean {mean:.1f}, the least {min(ratios):.1f}")
