@@ -59,11 +59,10 @@ def weights(raw: Raw, dtype: DType, numerics: Numerics) -> Operand:
 def activations(value: F64, its: DType, of: DType, numerics: Numerics) -> Operand:
     """The other operand, beside weights of type `of`. A device may round it, where it declares so.
 
-    `narrow_operands`: to the weights' type of 16 bits, float16 beside blocks, |error| ≤ u·|y|, and 0 for a normal number
-    of that type. `block_operands`: to
-    whole multiples of amax/127 in a block with the largest size amax, |error| ≤ amax/254; a block of 32 holds its
-    scale in float16, so that the 127 steps are off by 127·(2^-11·amax/127 + 2^-25) more. 4u·amax are the roundings
-    on that way.
+    `narrow_operands`: to the weights' type of 16 bits, float16 beside blocks, |error| ≤ u·|y|, and 0 for a normal
+    number of that type. `block_operands`: to whole multiples of amax/127 in a block with the largest size amax,
+    |error| ≤ amax/254; a block of 32 holds its scale in float16, so that the 127 steps are off by
+    127·(2^-11·amax/127 + 2^-25) more. 4u·amax are the roundings on that way.
     """
     size = np.abs(value)
     off = numerics.conversions * numerics.u * size
@@ -116,7 +115,8 @@ def product(w: Operand, y: Operand, of: DType, numerics: Numerics) -> Expected:
     times code and minimum apart: |error| ≤ Σ(|w| + δw)·δy + Σδw·|y| + γ_{k+c}·Σ(|w| + δw)(|y| + δy). A block of 32 with
     a minimum needs the sum of the other operand's block, which q8_1 holds in float16: 2^-11·Σ|min|(|y| + δy) more. A
     device that flushes may lose 2^-126 in each operation. Where both operands are exact and not in blocks, and no order
-    of summing rounds (`Numerics.rounds`), the bound is 0. Where Σ|w||y| passes the largest float32, nothing is demanded.
+    of summing rounds (`Numerics.rounds`), the bound is 0. Where Σ|w||y| passes the largest float32, nothing is
+    demanded.
     """
     k = w.value.shape[-1]
     value = _times(y.value, w.value)
