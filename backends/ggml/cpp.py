@@ -28,6 +28,7 @@ from opconform.backends.ggml.rows import Row
 from opconform.backends.ggml.spelling import cpp_float
 from opconform.harness.explain.companions import Companions
 from opconform.harness.explain.facts import Demand, Facts
+from opconform.harness.model.builds import Build
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DType, Raw
 from opconform.harness.model.escape import identifier
@@ -100,7 +101,7 @@ def test_case(facts: Facts) -> str:
         op_name=op_name(facts),
         kind=facts.failure.kind.lower(),
         device=facts.failure.device,
-        build=f"{facts.versions.get('build', '')} ggml {facts.versions.get('ggml', '')}",
+        build=str(Build.of(facts.versions)),
         notes=_notes(facts, listed),
         whole=whole,
         name=f"test_{identifier(case.id)}",

@@ -36,6 +36,12 @@ def printable(text: object, most: int | None = None) -> str:
     return f"{found}…" if cut else found
 
 
+def without_folders(text: str) -> str:
+    """Text that goes to strangers: of a file that it names by its whole path, as a traceback does, the name alone."""
+    quoted = re.sub(r'(?<=")(?:/[^"/\n]+)+/(?=[^"/\n]+")', "", text)
+    return re.sub(r"(?<![\w./~<>-])(?:/[\w.+@~%-]+)+/(?=[\w.+@~%-])", "", quoted)
+
+
 def printable_lines(text: object) -> str:
     """Several lines, each of them printable."""
     return "\n".join(printable(line) for line in re.split(r"\r\n|\r|\n", str(text)))

@@ -35,6 +35,12 @@ def parts_of(target: str) -> tuple[str, str, str]:
     return (f"{path}.py:{spec}" if is_file else spec), device, alias[1] if alias else ""
 
 
+def without_folder(target: str) -> str:
+    """`target` as it is typed in the folder of its file: `mine.py:Mine:0` for `/home/me/mine.py:Mine:0`."""
+    path, is_file, rest = target.partition(".py:")
+    return f"{Path(path).name}.py:{rest}" if is_file else target
+
+
 def with_class(target: str) -> str:
     """`target`, with the class of its backend where it names only the file: `mine.py` is `mine.py:Mine`.
 

@@ -8,17 +8,20 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from opconform.harness.explain.companions import companions_of
 from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure
+from opconform.harness.model.text import without_folders
 from opconform.harness.model.version import VERSION
+from opconform.harness.run.registry import without_folder
 from opconform.harness.run.script import CannotWriteError, Script
 from opconform.harness.run.target import Target
 from opconform.reports.repro.issue import issue
 from opconform.reports.repro.picture import picture
-from opconform.reports.repro.place import bundle_path
+from opconform.reports.repro.place import bundle_path, digest
 from opconform.reports.repro.scripts import asked, script
 
 FORMAT = "opconform-bundle/1"
@@ -73,7 +76,8 @@ def _umask() -> int:
 
 
 def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
-    """The files of a bundle by name."""
+    """The files of a bundle by name. They go to strangers: none of them says in which folders its author works."""
+    seen, failure = failure, _for_strangers(failure)
     facts = Facts(failure, target)
     text: dict[str, str] = {"case.json": json.dumps(failure.case.to_json(), indent=1) + "\n"}
     beside: Mapping[str, bytes] = {}
@@ -87,6 +91,7 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
         made = str(reason) or "the backend gives no reason"
     except Exception as error:
         made = _broken(error)
+    made = without_folders(made) if isinstance(made, str) else made
     companions = companions_of(facts)
     for each in companions:
         text.update(each.files)
@@ -95,9 +100,21 @@ def files_of(failure: Failure, target: Target) -> dict[str, bytes]:
         text["map.svg"] = map_svg
     text["issue.md"] = issue(facts, text, made, companions)
     about = {"format": FORMAT, "target": failure.target, "case": failure.case.id, "written_by": VERSION}
-    build = {"versions": dict(failure.versions)}
+    build = {"versions": dict(failure.versions), "digest": digest(seen)}
     text["bundle.json"] = json.dumps({**about, **build, "files": sorted([*text, *beside])}, indent=1) + "\n"
     return {**{name: made.encode("utf-8", errors="replace") for name, made in text.items()}, **beside}
+
+
+def _for_strangers(failure: Failure) -> Failure:
+    """The failure with the names of files in the place of their paths."""
+    return replace(
+        failure,
+        target=without_folder(failure.target),
+        findings=tuple(replace(finding, detail=without_folders(finding.detail)) for finding in failure.findings),
+        stderr=without_folders(failure.stderr),
+        also=without_folders(failure.also),
+        stage=without_folders(failure.stage),
+    )
 
 
 def _broken(error: Exception) -> str:

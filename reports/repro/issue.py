@@ -29,14 +29,14 @@ def issue(facts: Facts, files: Mapping[str, str], made: Script | str, companions
     """The text. `files` are the bundle's other files by name, `made` is what the backend gave for repro.py, or why
     there is none."""
     failure, case = facts.failure, facts.case
-    device = next((each.device for each in companions if each.device), "")
+    device = next((each.device for each in companions if each.device), failure.device or failure.target)
     return render(
         "issue.md.j2",
         title=title(facts, device),
         does=failure.kind.meaning,
         op=facts.op.name.upper(),
         summary=facts.op.summary,
-        device=device or failure.target,
+        device=device,
         failure=failure,
         case=case,
         tensors=[_tensor(name, layout, case) for name, layout in case.layouts.items()],
@@ -67,12 +67,12 @@ def _shown(files: Mapping[str, str], companions: Sequence[Companions]) -> list[t
     ]
 
 
-def title(facts: Facts, device: str = "") -> str:
+def title(facts: Facts, device: str) -> str:
     """One line: the op, the device with its build, what is wrong, and what the case needs for it. `device`: what those
-    who get the issue call it, "" where there is only the name that `--backend` takes."""
+    who get the issue call it."""
     failure = facts.failure
     build = facts.versions.get("build", "")
-    where = f"{device} ({build})" if device and build else failure.target
+    where = f"{device} ({build})" if build else device
     what = failure.kind.short
     needs = features(facts.case)
     return f"{facts.op.name.upper()} on {where}: {what}{_part(facts)}" + (f" with {', '.join(needs)}" if needs else "")

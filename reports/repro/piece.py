@@ -9,6 +9,7 @@ from typing import Any
 from opconform.harness.model.graph import GraphNode, Place, WholeGraph, WrongPiece
 from opconform.harness.model.sidecar import whole_file
 from opconform.harness.model.version import VERSION
+from opconform.harness.run.registry import without_folder
 from opconform.harness.search.watched import Watched
 from opconform.reports.repro.rendering import render
 from opconform.reports.watching import whole_words
@@ -30,20 +31,22 @@ def piece_issue(found: Watched, whole: WholeGraph, piece: WrongPiece) -> str:
     for index, name in piece.overlaps:
         over.setdefault(index, []).append(name)
     ends = dict.fromkeys([piece.ops[0], piece.ops[-1]])
-    file, device = Path(found.piece).name, shlex.quote(found.target)
+    file, target = Path(found.piece).name, without_folder(found.target)
+    device = shlex.quote(target)
+    model, *options = shlex.split(found.again)
     return render(
         "piece.md.j2",
         found=found,
         piece=piece,
-        title=f"{found.target} ({found.build}): {' … '.join(ends)} give other results in one go than one by one",
+        title=f"{target} ({found.build}): {' … '.join(ends)} give other results in one go than one by one",
         whole=whole_words(whole),
         mends=[name for name, right in whole.switches.items() if right],
         leaves=[name for name, right in whole.switches.items() if not right],
         nodes=[_node(node, over.get(node.index, [])) for node in piece.nodes],
         name=file,
         replay=f"opconform replay {shlex.quote(file)} --backend {device}",
-        watch=f"opconform watch {found.again} --backend {device}",
-        package=shlex.quote(f"opconform[{found.target.partition(':')[0]}]"),
+        watch=f"opconform watch {shlex.join([Path(model).name, *options])} --backend {device}",
+        package=shlex.quote(f"opconform[{target.partition(':')[0]}]"),
         version=VERSION,
     )
 

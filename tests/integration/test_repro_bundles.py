@@ -422,7 +422,9 @@ def test_a_backend_that_is_wrong_now_and_then() -> None:
 )
 def test_what_a_check_on_request_compares(name: str, check: str) -> None:
     folder = bundle_of(spec(name), "cumsum", "--check", check)
-    assert f"opconform replay case.json --backend {spec(name)}:0 --check {check}" in (folder / "issue.md").read_text()
+    assert (
+        f"opconform replay case.json --backend sample.py:{name}:0 --check {check}" in (folder / "issue.md").read_text()
+    )
     replay = ("replay", str(folder / "case.json"), "--backend", spec(name), "--history", "none", "--also-seconds", "0")
     if check != "deterministic":  # which two runs alone need not show
         assert [opconform(*replay, "--check", check).exit_code, opconform(*replay).exit_code] == [1, 0]
@@ -478,4 +480,4 @@ def test_a_pytest_run_writes_bundles_too() -> None:
     assert done.returncode == 1, done.stdout
     (folder,) = Path("opconform-out/repro").iterdir()
     assert f"python {folder / 'repro.py'}" in done.stdout
-    assert json.loads((folder / "bundle.json").read_text())["target"] == f"{spec('IgnoresNe3')}:0"
+    assert json.loads((folder / "bundle.json").read_text())["target"] == "sample.py:IgnoresNe3:0"

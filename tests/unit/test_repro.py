@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,6 +26,7 @@ from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.ops import ops
+from opconform.harness.model.text import without_folders
 from opconform.harness.run.backend import Device
 from opconform.harness.run.extract import CannotExtractError, source_of
 from opconform.harness.run.target import Target
@@ -38,7 +40,7 @@ from tests.kernels import correct, delta, delta_wrong, mla, small_odd, small_wro
 from tests.kernels.formula_rows import wrong_kernels
 from tests.kernels.row_wrong import ROW_WRONG
 from tests.repro_samples import FLUSHING, described, module_of, one_failure, target
-from tests.samples import acc, spec
+from tests.samples import SAMPLE, acc, spec
 
 # ---- what a script demands -------------------------------------------------------------------------------------------
 
@@ -463,8 +465,65 @@ def seen_in(output: str, case: Case, where: Target) -> Failure:
     )
 
 
-def test_an_issue_names_no_local_path() -> None:
+def test_a_bundle_names_no_folder_of_its_author(tmp_path: Path) -> None:
+    """That of a registered backend and that of a file, with a traceback, in every file and in the name of the folder."""
     where = target()
     where.options["ggml_lib"] = str(Path.home() / "secret" / "bin")  # type: ignore[index]
+    folder = tmp_path / "my secret"
+    folder.mkdir()
+    shutil.copy(SAMPLE, folder / "mine.py")
+    mine = Target(f"{folder / 'mine.py'}:IgnoresNe3", Device("0", "NumPy, mine", {"numpy": "2"}))
+    said = f'Traceback (most recent call last):\n  File "{folder}/mine.py", line 3, in run\n{tmp_path}/k.cl:7: no'
+    changes: dict[str, Any] = {
+        "stderr": said,
+        "also": f"passes on {tmp_path}/other.py:Good:0",
+        "findings": (Finding("value", Kind.WRONG_VALUES, f"{tmp_path}/k.cl:7 says so"),),
+    }
+    for each, failure in ((where, one_failure(where)), (mine, one_failure(mine, **changes))):
+        files = files_of(failure, each)
+        assert {"issue.md", "repro.py", "test_case.cpp", "bundle.json", "map.svg"} <= set(files)
+        for name, content in files.items():
+            for secret in (str(Path.home() / "secret"), str(tmp_path), "my secret"):
+                assert secret not in content.decode(), name
+    issue = files["issue.md"].decode()
+    assert "opconform replay case.json --backend mine.py:IgnoresNe3:0\n" in issue
+    assert 'File "mine.py", line 3, in run\nk.cl:7: no' in issue
+    assert "Result: passes on other.py:Good:0." in issue
+    bundles = [
+        write_bundle(replace(failure, target=f"{tmp_path}/{n}/mine.py:IgnoresNe3:0"), mine, tmp_path) for n in "abc"
+    ]
+    assert len(set(bundles)) == 3  # files of one name in several folders
+    assert not any(str(tmp_path)[1:].replace("/", "-") in bundle.name for bundle in bundles)
+
+
+def test_a_path_in_a_text_becomes_the_name_of_its_file() -> None:
+    for text, shown in {
+        'File "/home/me/my kernels/mine.py", line 3': 'File "mine.py", line 3',
+        "/home/me/ggml/src/ggml.c:12: GGML_ASSERT(a/b) failed": "ggml.c:12: GGML_ASSERT(a/b) failed",
+        "see https://example.org/a/b, or 1/2/3, or </b>/x/y": "see https://example.org/a/b, or 1/2/3, or </b>/x/y",
+    }.items():
+        assert without_folders(text) == shown
+
+
+def test_an_issue_names_the_device_in_words() -> None:
+    where = Target("opencl", Device("0", "NVIDIA H200", {"driver": "580.1"}))
     issue = files_of(one_failure(where), where)["issue.md"].decode()
-    assert str(Path.home() / "secret") not in issue
+    assert issue.startswith(
+        "# ACC on NVIDIA H200: wrong values with ne0 = 4, ne1 = 3, ne3 > 1\n\nOn `NVIDIA H200`, ACC ("
+    )
+    assert "opconform replay case.json --backend opencl:0\n" in issue
+
+
+@pytest.mark.parametrize(
+    ("versions", "quoted"),
+    [
+        ({"driver": "580.1", "CUDA": "12.9"}, ', "driver 580.1, CUDA 12.9".'),
+        ({}, "."),
+        ({"build": "b7836", "ggml": "0.9.4"}, ', "build b7836, ggml 0.9.4".'),
+    ],
+    ids=["another backend", "nothing known", "ggml"],
+)
+def test_a_test_of_ggml_names_the_versions_that_were_seen(versions: dict[str, str], quoted: str) -> None:
+    where = Target("cuda", Device("0", "a GPU", versions))
+    first, *_ = files_of(one_failure(where), where)["test_case.cpp"].decode().splitlines()
+    assert first == f'// ACC: wrong values on "a GPU"{quoted}'

@@ -86,7 +86,8 @@ def test_a_model_that_a_night_gets_wrong_and_the_one_before_got_right_is_a_regre
 
 
 def test_the_issue_of_a_wrong_piece_has_what_a_maintainer_needs(tmp_path: Path) -> None:
-    found = replace(wrong_model(), piece=str(tmp_path / "piece-sigmoid-scale-1.json"))
+    piece, model = (str(tmp_path / name) for name in ("piece-sigmoid-scale-1.json", "my-model.gguf"))
+    found = replace(wrong_model(), piece=piece, again=f"{model} --tokens 7")
     path = write_piece_issue(found)
     assert path is not None
     text = path.read_text(encoding="utf-8")
@@ -94,5 +95,6 @@ def test_the_issue_of_a_wrong_piece_has_what_a_maintainer_needs(tmp_path: Path) 
     assert "GGML_VK_DISABLE_FUSION=1" in text
     assert "the output of SCALE lies over ffn" in text
     assert "opconform replay piece-sigmoid-scale-1.json --backend ggml:Vulkan0\n" in text
+    assert "opconform watch my-model.gguf --tokens 7 --backend ggml:Vulkan0\n" in text
     assert str(tmp_path) not in text
     assert write_piece_issue(right_model()) is None
