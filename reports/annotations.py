@@ -18,7 +18,7 @@ from opconform.harness.model.text import printable
 from opconform.harness.model.version import VERSION
 from opconform.harness.search.observer import Observer
 from opconform.reports.commands import commands
-from opconform.reports.console import counts
+from opconform.reports.console import counts, refused_words, rows_of
 from opconform.reports.summary import table, text
 
 if TYPE_CHECKING:
@@ -109,14 +109,14 @@ class GitHubPrinter(Observer):
 
 
 def markdown_of(results: Sequence[Result], settings: Settings) -> str:
-    """Results as Markdown: ops down, devices across, and each failure under it."""
+    """Results as Markdown: ops down, devices across, those that no device takes in a line, and each failure."""
     targets = list(dict.fromkeys(result.target for result in results))
     cells = {(result.op, result.target): _cell(result) for result in results}
-    rows = [
-        [op, *(cells.get((op, target), "–") for target in targets)]
-        for op in dict.fromkeys(result.op for result in results)
-    ]
+    ops = rows_of(results)
+    rows = [[op, *(cells.get((op, target), "–") for target in targets)] for op in ops]
     lines = ["## Opconform", "", f"**{text(counts(results))}**", "", *table(["op", *targets], rows)]
+    refused = refused_words(results, ops)
+    lines += ["", text(refused)] if refused else []
     for result in results:
         if result.failure is not None:
             lines += ["", f"### {text(_title(result.failure))}", ""]

@@ -73,8 +73,7 @@ def matrix(results: Sequence[Result]) -> str:
     """
     targets = {result.target: result.build for result in results}
     cells = {(result.op, result.target): result for result in results}
-    names = list(dict.fromkeys(result.op for result in results))
-    rows = [op for op in names if any(not _takes_nothing(cells.get((op, target))) for target in targets)] or names
+    rows = rows_of(results)
     notes = _Notes()
     for _ in range(2):  # the first time to know the notes, the second time with their numbers
         notes = _Notes(notes.ordered())
@@ -87,7 +86,7 @@ def matrix(results: Sequence[Result]) -> str:
     for op, row in zip(rows, drawn):
         table.add_row(*(Text(printable(cell)) for cell in (op, *row)))
     lines = [text_of(table), *notes.lines()]
-    lines += _taken_by_none([results_of for op in names if op not in rows for results_of in _of(op, results)])
+    lines += textwrap.wrap(refused_words(results, rows), WIDTH, subsequent_indent="    ")
     for target in targets:
         lines += _lies(target, [result for result in results if result.target == target and result.lies])
     left_out = list(dict.fromkeys(name for result in results for name in result.left_out))
@@ -125,29 +124,30 @@ def _lies(target: str, results: Sequence[Result]) -> list[str]:
     return [*lines, *(f"    ({command})" for command in commands)]  # whole, to be copied
 
 
-def _of(op: str, results: Sequence[Result]) -> list[Result]:
-    return [result for result in results if result.op == op]
+def rows_of(results: Sequence[Result]) -> list[str]:
+    """The ops that have a row of their own: those that some device takes, and all where there is none."""
+    taken = dict.fromkeys(result.op for result in results if not _takes_nothing(result))
+    every = list(dict.fromkeys(result.op for result in results))
+    return [op for op in every if op in taken] or every
 
 
-def _takes_nothing(result: Result | None) -> bool:
+def _takes_nothing(result: Result) -> bool:
     """Whether an op is plainly not there on a device."""
-    if result is None:
-        return True
     return not (result.tally.executed or result.tally.vacuous or result.failure or result.known_bugs or result.known)
 
 
-def _taken_by_none(results: Sequence[Result]) -> list[str]:
-    """One line on the ops that no device takes, and why."""
-    ops = list(dict.fromkeys(result.op for result in results))
-    if not ops:
-        return []
-    reasons = [
-        re.sub(rf"\b{re.escape(result.op)}\b", "this op", reason)
-        for result in results
-        for reason in result.tally.reasons
-    ]
-    why = "; ".join(list(dict.fromkeys(reasons))[:_NAMES])
-    return textwrap.wrap(f"taken by no device: {', '.join(ops)} ({why})", WIDTH, subsequent_indent="    ")
+def refused_words(results: Sequence[Result], rows: Sequence[str]) -> str:
+    """One line on the ops that have no row, as no device takes them."""
+    return taken_by_none([(result.op, list(result.tally.reasons)) for result in results if result.op not in rows])
+
+
+def taken_by_none(refused: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """One line on ops that no device takes, each with reasons; "" where there are none."""
+    if not refused:
+        return ""
+    reasons = [re.sub(rf"\b{re.escape(op)}\b", "this op", reason) for op, why in refused for reason in why]
+    ops = ", ".join(dict.fromkeys(op for op, _ in refused))
+    return f"taken by no device: {ops} ({'; '.join(list(dict.fromkeys(reasons))[:_NAMES])})"
 
 
 def _listed(names: Sequence[str]) -> str:

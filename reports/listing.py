@@ -9,7 +9,7 @@ from pathlib import Path
 from opconform.harness.model.text import printable
 from opconform.reports.database import CASES
 from opconform.reports.records import RunRow
-from opconform.reports.states import reading, runs_of
+from opconform.reports.states import Pair, build_names, reading, runs_of
 from opconform.reports.timings import timing_rows
 
 _NAMES = 3  #: names in a cell
@@ -30,16 +30,19 @@ def run_lines(path: Path) -> Iterator[tuple[str, ...]]:
         times: dict[str, Counter[str]] = {run.id: Counter() for run in runs}
         for run_id, row in timing_rows(db):
             times.setdefault(run_id, Counter()).update([row.what, *(["slower"] if row.slower else [])])
+    pairs_of = {run.id: list(dict.fromkeys([*run.pairs, *(tuple(it[:2]) for it in done[run.id])])) for run in runs}
+    targets_of = {run.id: list(dict.fromkeys(target for _, target in pairs_of[run.id])) for run in runs}
+    builds = build_names(Pair("", target, run.build(target)) for run in runs for target in targets_of[run.id])
     for run in runs:
-        pairs = list(dict.fromkeys([*run.pairs, *((op, target) for op, target, *_ in done[run.id])]))
-        targets = list(dict.fromkeys(target for _, target in pairs))
+        pairs, targets = pairs_of[run.id], targets_of[run.id]
+        names = [builds[Pair("", target, run.build(target))] for target in targets]
         yield (
             run.id,
             run.started[:19],
             (run.ended or "unfinished")[:19],
             run.command,
             _few(targets),
-            _few(list(dict.fromkeys(name for target in targets if (name := run.build(target).name)))) or "–",
+            _few(list(dict.fromkeys(filter(None, names)))) or "–",
             _few(list(dict.fromkeys(op for op, _ in pairs))),
             _times(times[run.id]) if run.command == "perf" else _outcome(run, len(pairs), done[run.id], cases[run.id]),
             "–" if run.command == "perf" else str(run.seed),

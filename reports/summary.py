@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from opconform.harness.model.text import printable
 from opconform.reports.compare import Change, summary_of
+from opconform.reports.console import taken_by_none
 from opconform.reports.states import Pair, State, target_names
 
 _MARKS = {"passed": "✅", "failed": "❌", "known": "🟡", "unsupported": "·", "not finished": "❓"}
@@ -15,17 +16,17 @@ _MARKS = {"passed": "✅", "failed": "❌", "known": "🟡", "unsupported": "·"
 def markdown_of(
     changes: Sequence[Change], old: Mapping[Pair, State], new: Mapping[Pair, State], notes: Sequence[str] = ()
 ) -> str:
-    """The verdict, ops down and devices across, what changed, then the notes."""
+    """The verdict, ops down and devices across, those that no device takes in a line, what changed, then the notes."""
     names = target_names(new)
     targets = {names[pair]: pair[1:] for pair in new}
     lines = ["## Opconform", "", f"**{text(summary_of(changes, old, new))}**", ""]
-    lines += table(
-        ["op", *targets],
-        [
-            [op, *(_cell(new.get(Pair(op, *target))) for target in targets.values())]
-            for op in dict.fromkeys(pair.op for pair in new)
-        ],
-    )
+    taken = {pair.op for pair, state in new.items() if not _takes_nothing(state)}
+    every = list(dict.fromkeys(pair.op for pair in new))
+    ops = [op for op in every if op in taken] or every
+    cells = [[op, *(_cell(new.get(Pair(op, *target))) for target in targets.values())] for op in ops]
+    lines += table(["op", *targets], cells)
+    refused = taken_by_none([(pair.op, state.reasons) for pair, state in new.items() if pair.op not in ops])
+    lines += ["", text(refused)] if refused else []
     if changes:
         lines += ["", "### Changes", ""]
         rows = [[change.what, change.pair.op, change.target, change.old, change.new] for change in changes]
@@ -33,6 +34,11 @@ def markdown_of(
     if notes:
         lines += ["", *(f"* {text(note)}" for note in notes)]
     return "\n".join([*lines, ""])
+
+
+def _takes_nothing(state: State) -> bool:
+    """Whether an op is plainly not there on a device."""
+    return state.outcome == "unsupported" and not (state.bugs or state.mended or state.listed)
 
 
 def _cell(state: State | None) -> str:

@@ -96,6 +96,21 @@ def test_sarif_has_a_rule_for_each_kind_and_a_result_for_each_failure() -> None:
     assert location["physicalLocation"]["region"] == {"startLine": 19}
 
 
+def test_ops_that_a_backend_does_not_know_are_one_line_of_the_summary() -> None:
+    refused = [
+        Result(op, "ggml:Vulkan0", "a device", Tally(0, 0, Counter({f"there is no {op}": 3})))
+        for op in ("set", "tri", "pad")
+    ]
+    found = markdown_of([result(), *refused], Settings()).splitlines()
+    assert [line for line in found if line.startswith("| ")][2:] == ["| acc | ✅ passed 8 |"]
+    assert found[-1] == "taken by no device&#58; set, tri, pad (there is no this op)".translate(
+        {40: "&#40;", 41: "&#41;"}
+    )
+    alone = markdown_of(refused, Settings())
+    assert alone.count("| · unsupported |") == 3  # a run that executes nothing shows what it was asked for
+    assert "taken by no device" not in alone
+
+
 def test_the_summary_of_a_job_has_the_matrix_and_the_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     summary, stream = tmp_path / "summary.md", io.StringIO()
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))

@@ -146,13 +146,15 @@ def test_the_matrix_names_the_build() -> None:
 def test_runs_can_be_told_apart(path: Path) -> None:
     ran(path, OLD, PASSED, FAILED, ops=("acc", "set", "tri", "pad", "cpy"))
     ran(path, NEW, PASSED)
+    ran(path, DRIVER, PASSED)
     done = CliRunner().invoke(main, ["runs", "--history", str(path)])
-    head, first, second = (re.split(r"\s{2,}", line) for line in done.output.splitlines())
+    head, first, second, third = (re.split(r"\s{2,}", line) for line in done.output.splitlines())
     assert head == ["run", "started", "ended", "what", "target", "build", "ops", "result", "seed", "shard"]
     assert first[3:9] == [
         *("search", "ggml:Vulkan0", "b7836", "acc, set, tri and 2 more", "5 of 5 fail, 10 cases", "7")
     ]
-    assert second[3:8] == ["search", "ggml:Vulkan0", "b8121", "acc", "no failure, 1 cases"]
+    assert second[3:8] == ["search", "ggml:Vulkan0", "b8121, driver 22.3", "acc", "no failure, 1 cases"]
+    assert third[3:8] == ["search", "ggml:Vulkan0", "b8121, driver 25.0", "acc", "no failure, 1 cases"]
 
 
 def test_a_bundle_of_another_build_is_not_overwritten(tmp_path: Path) -> None:

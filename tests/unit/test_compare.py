@@ -18,6 +18,7 @@ from opconform.reports.database import open_history
 from opconform.reports.history import recorders
 from opconform.reports.merge import merge
 from opconform.reports.states import Pair, RunRow, State, grouped, states_of
+from opconform.reports.summary import markdown_of
 from tests.histories import (
     ACC,
     FAILED,
@@ -282,3 +283,14 @@ def test_a_shard_that_cannot_be_is_a_usage_error(text: str) -> None:
 def test_the_shares_make_up_the_whole() -> None:
     assert [share_of(1000, (i, 3)) for i in (1, 2, 3)] == [334, 333, 333]
     assert [share_of(2, (i, 3)) for i in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_ops_that_no_device_takes_are_one_line_of_the_summary() -> None:
+    refused = State("unsupported", reasons=("there is none",))
+    states = {Pair("acc", "ggml:CPU"): State("passed", 8), Pair("acc", "mine:0"): refused}
+    states |= {Pair(op, target): refused for op in ("set", "tri") for target in ("ggml:CPU", "mine:0")}
+    states |= {Pair("pad", "mine:0"): State("unsupported", bugs=frozenset({"pad/kb001"}))}
+    found = markdown_of([], states, states).splitlines()
+    rows = [line.split(" | ")[0] for line in found if line.startswith("| ")]
+    assert rows == ["| op", "| ---", "| acc", "| pad"]
+    assert found[-1] == "taken by no device&#58; set, tri &#40;there is none&#41;"

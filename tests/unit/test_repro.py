@@ -466,7 +466,7 @@ def seen_in(output: str, case: Case, where: Target) -> Failure:
 
 
 def test_a_bundle_names_no_folder_of_its_author(tmp_path: Path) -> None:
-    """That of a registered backend and that of a file, with a traceback, in every file and in the name of the folder."""
+    """That of a registered backend and that of a file, with a traceback; in no file, and not in the folder's name."""
     where = target()
     where.options["ggml_lib"] = str(Path.home() / "secret" / "bin")  # type: ignore[index]
     folder = tmp_path / "my secret"
