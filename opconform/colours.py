@@ -13,7 +13,7 @@ from collections.abc import Callable
 import click
 
 #: Labels of lines that are read last.
-_DIM = ("bound", "nmse", "layouts", "made by", "declared", "packed", "shrunk", "versions")
+_DIM = ("bound", "nmse", "made by", "declared", "packed", "shrunk", "versions")
 _STATES = {"passed": "green", "FAILED": "red", "known": "yellow", "unsupported": "bright_black", "vacuous": "yellow"}
 
 

@@ -1,6 +1,7 @@
 """The screen of a failure: plain text for a terminal.
 
-What is wrong comes first, then the values, then what explains them; what is only needed to look closer comes last.
+What is wrong comes first, then the values, what explains them, where they stand and how they lie in memory; what is
+only needed to look closer comes last.
 Sizes and indices stand innermost first on all of it: ne=[ne0,ne1,…], i0 = ….
 """
 
@@ -18,6 +19,7 @@ from opconform.harness.explain.failure import FEW, Failure, Wrong
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64, Mask
 from opconform.harness.model.findings import Kind
+from opconform.harness.model.layouts import axes_named
 from opconform.harness.model.text import printable
 from opconform.harness.search.settings import RACE_RUNS
 from opconform.reports.console import WIDTH, shown
@@ -38,20 +40,20 @@ def head(failure: Failure) -> str:
     lines += _values(failure)
     if failure.hint:
         lines += wrapped("hint", failure.hint)
-    lines.append("")
+    if wrong is not None:
+        lines += places(case, wrong)
+    lines += [*_layouts(case), ""]
     for finding in failure.findings:
         lines += wrapped(finding.check, finding.detail)
     if wrong is not None:
         lines += _element(failure, wrong)
-        lines += places(case, wrong)
     for index, line in enumerate(failure.provenance):
         lines += wrapped("moved" if index == 0 else "", line)
     if failure.stage:
         lines += wrapped("stage", failure.stage)
     if failure.stderr:
         lines += ["", "  it said", *(f"    {line}" for line in said(failure.stderr))]
-    lines += ["", *_layouts(case)]
-    lines += wrapped("made by", f"recipe {case.recipe}, seed {case.seed}{_kept(case)}")
+    lines += ["", *wrapped("made by", f"recipe {case.recipe}, seed {case.seed}{_kept(case)}")]
     if failure.numerics.looser:
         lines += wrapped("declared", failure.numerics.looser)
     lines += wrapped("packed", _packed(failure))
@@ -216,7 +218,7 @@ def places(case: Case, wrong: Wrong) -> list[str]:
 
 def _outer(index: tuple[int, ...]) -> str:
     """An index over the outer axes, innermost first: i2, then i3."""
-    return "(" + ",".join(f"i{axis + 2}={i}" for axis, i in enumerate(reversed(index))) + ")"
+    return axes_named(reversed(index), 2)
 
 
 def _state(count: int) -> str:

@@ -11,7 +11,7 @@ from opconform.harness.model.buffers import unwritten
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Comparison
-from opconform.harness.model.layouts import Layout
+from opconform.harness.model.layouts import Layout, axes_named
 from opconform.harness.model.op import Op
 from opconform.harness.model.values import data_of, index_coded
 from opconform.harness.run.runner import Runner
@@ -84,5 +84,4 @@ def _element(layout: Layout, name: str, value: float) -> str:
 
 
 def _index(ne: tuple[int, ...], flat: int) -> str:
-    """A flat index as [i0,i1,…]."""
-    return "[" + ",".join(str(int(i)) for i in reversed(np.unravel_index(flat, ne[::-1]))) + "]"
+    return axes_named(np.unravel_index(flat, ne[::-1])[::-1])

@@ -8,6 +8,7 @@ import numpy as np
 
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F64
+from opconform.harness.model.layouts import axes_named
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op, Stage
 from opconform.harness.model.values import inputs_of
@@ -62,8 +63,7 @@ def _what_is_wrong(stage: Stage, case: Case, values: Mapping[str, F64], got: F64
     if right.all():
         return ""
     worst = np.unravel_index(int(np.argmax(times)), times.shape)
-    place = ",".join(str(int(i)) for i in worst[::-1])
     return (
-        f"{int(np.count_nonzero(~right))} of {right.size} elements are wrong, the worst at [{place}]: "
+        f"{int(np.count_nonzero(~right))} of {right.size} elements are wrong, the worst at {axes_named(worst[::-1])}: "
         f"got {got[worst]:g}, want {want[worst]:g} (bound {bound[worst]:.3g})"
     )

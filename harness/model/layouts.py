@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -30,6 +31,11 @@ class LayoutClass(IntEnum):
 
     def __str__(self) -> str:
         return self.name.lower()
+
+
+def axes_named(index: Iterable[int], first: int = 0) -> str:
+    """An index, innermost first, with the names of its axes from `first` on: "(i0=3,i1=0)"."""
+    return "(" + ",".join(f"i{axis}={int(i)}" for axis, i in enumerate(index, first)) + ")"
 
 
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

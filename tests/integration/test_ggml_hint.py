@@ -38,4 +38,5 @@ def test_the_hint_says_that_ne3_is_dropped(broken: Runner, seed: int) -> None:
     assert failure is not None
     assert failure.case.inputs["b"].ne == (1, 1, 1, 2)
     assert failure.hint == "the outermost dimension (ne3) of b is not handled: only i3 = 0 is processed"
-    assert failure.provenance == ("out[0,0,0,1] holds a[0,0,0,1] (flat 1), should hold a[0,0,0,1] + b[0,0,0,1]",)
+    place = "(i0=0,i1=0,i2=0,i3=1)"
+    assert failure.provenance == (f"out{place} holds a{place} (flat 1), should hold a{place} + b{place}",)

@@ -201,7 +201,7 @@ def test_the_first_wrong_stage_is_named_and_what_follows_from_it_is_not() -> Non
     wrong = shown()["sum"].copy()
     wrong[1, 2, 0, 3] += 1
     says = judged_stages(OP, CASE, shown(sum=wrong, double=2 * wrong, twice=2 * wrong), EXACT)
-    assert says.startswith("the sum: 1 of 48 elements are wrong, the worst at [3,0,2,1]")
+    assert says.startswith("the sum: 1 of 48 elements are wrong, the worst at (i0=3,i1=0,i2=2,i3=1)")
 
 
 def test_a_stage_is_judged_on_what_stood_before_it() -> None:

@@ -261,7 +261,8 @@ def as_set(case: Case, **layouts: Mapping[str, Layout]) -> Case:
 
 def test_a_dropped_addend_is_missing() -> None:
     (line,) = moved(acc(1, 1, 1, 2), wrong.IgnoresI3)
-    assert line == "out[0,0,0,1] holds a[0,0,0,1] (flat 1), should hold a[0,0,0,1] + b[0,0,0,1]"
+    place = "(i0=0,i1=0,i2=0,i3=1)"
+    assert line == f"out{place} holds a{place} (flat 1), should hold a{place} + b{place}"
 
 
 def test_an_element_read_from_another_place_is_named_by_its_index() -> None:
@@ -269,19 +270,21 @@ def test_an_element_read_from_another_place_is_named_by_its_index() -> None:
     case = replace(acc(2, 2), recipe="index")
     turned = as_set(replace(case, inputs={**case.inputs, "b": Layout("f32", (1, 1, 2, 2), (16, 16, 4, 8))}))
     assert moved(turned, wrong.ReadsPackedB) == (
-        "out[1,0,0,0] holds b[0,1,0,0] (flat 2), should hold b[1,0,0,0]",
-        "out[0,1,0,0] holds b[1,0,0,0] (flat 1), should hold b[0,1,0,0]",
+        "out(i0=1,i1=0,i2=0,i3=0) holds b(i0=0,i1=1,i2=0,i3=0) (flat 2), should hold b(i0=1,i1=0,i2=0,i3=0)",
+        "out(i0=0,i1=1,i2=0,i3=0) holds b(i0=1,i1=0,i2=0,i3=0) (flat 1), should hold b(i0=0,i1=1,i2=0,i3=0)",
     )
 
 
 def test_gaps_unwritten_elements_and_wrong_sums_are_told() -> None:
     case = acc(1, 1, 1, 2)
     padded = replace(case, inputs={**case.inputs, "b": Layout("f32", (2, 1, 1, 1), (8, 4, 4, 4))})
-    assert moved(padded, wrong.ReadsPackedB)[0].startswith("out[0,0,0,1] holds NaN, as gaps do, should hold a[")
+    place = "(i0=0,i1=0,i2=0,i3=1)"
+    assert moved(padded, wrong.ReadsPackedB)[0].startswith(f"out{place} holds NaN, as gaps do, should hold a(")
     fault = next(fault for fault in FAULTS if fault.kernel.__name__ == "WritesViewOnly")
-    assert moved(acc(1, a=(2,)), fault.kernel) == ("out[1,0,0,0] holds what was there before, should hold a[1,0,0,0]",)
+    place = "(i0=1,i1=0,i2=0,i3=0)"
+    assert moved(acc(1, a=(2,)), fault.kernel) == (f"out{place} holds what was there before, should hold a{place}",)
     twice = next(fault for fault in FAULTS if fault.kernel.__name__ == "AddsTwice")
-    assert "holds a[0,0,0,0] (flat 0) + 2 (no element of b), should" in moved(acc(1), twice.kernel)[0]
+    assert "holds a(i0=0,i1=0,i2=0,i3=0) (flat 0) + 2 (no element of b), should" in moved(acc(1), twice.kernel)[0]
 
 
 def test_only_the_first_elements_are_told_of() -> None:
@@ -300,7 +303,9 @@ def test_an_op_that_computes_has_no_provenance() -> None:
 def test_the_screen_shows_hint_provenance_and_what_happens_elsewhere() -> None:
     failure = replace(failure_on(acc(1, 1, 1, 2), wrong.IgnoresI3), also="vulkan:0 agrees — the kernel is to blame")
     lines = screen(failure, []).splitlines()
-    assert "  moved      out[0,0,0,1] holds a[0,0,0,1] (flat 1), should hold a[0,0,0,1] + b[0,0,0,1]" in lines
+    place = "(i0=0,i1=0,i2=0,i3=1)"
+    moved = lines.index(f"  moved      out{place} holds a{place} (flat 1), should hold")
+    assert lines[moved + 1] == f"             a{place} + b{place}"
     assert f"  hint       {NE3}" in lines
     assert "  also       vulkan:0 agrees — the kernel is to blame" in lines
 
