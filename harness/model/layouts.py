@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import SupportsInt
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class LayoutClass(IntEnum):
         return self.name.lower()
 
 
-def axes_named(index: Iterable[int], first: int = 0) -> str:
+def axes_named(index: Iterable[SupportsInt], first: int = 0) -> str:
     """An index, innermost first, with the names of its axes from `first` on: "(i0=3,i1=0)"."""
     return "(" + ",".join(f"i{axis}={int(i)}" for axis, i in enumerate(index, first)) + ")"
 

@@ -40,7 +40,7 @@ from opconform.harness.search.known_failures import Entry
 from opconform.harness.search.observer import Observer
 from opconform.harness.search.result import KnownBug, KnownFailure, Lie, Result, Tally
 from opconform.harness.search.settings import RACE_RUNS, Settings
-from opconform.harness.search.smaller import smallest
+from opconform.harness.search.smaller import smallest, why_sizes_stay
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
 _LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a device may abort at
@@ -56,15 +56,13 @@ _MAY_BECOME = {Kind.SLICES_MIXED: {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NA
 
 @dataclass
 class _Shrinking:
-    """The failure being shrunk. seen: the verdicts on what was tried. cut: whether the time was up before the end.
-    first: the failure as it was found."""
+    """The failure being shrunk. seen: the verdicts on what was tried. first: the failure as it was found."""
 
     kinds: set[Kind]
     verdict: Verdict
     deadline: float
     first: Verdict
     seen: dict[str, Verdict] = field(default_factory=dict)
-    cut: bool = False
 
     def kept_by(self, verdict: Verdict | None) -> bool:
         """Whether a verdict is on the same kind of failure."""
@@ -119,6 +117,7 @@ class Search:
         self._vacuous = 0  #: cases drawn that say nothing
         self._cut = False  #: whether the time was up before as many cases were drawn as were asked for
         self._found: _Shrinking | None = None
+        self._unfinished = ""  #: why the failure was not shrunk to the end
         self._of: _Failing | None = None
 
     def run(self) -> Result:
@@ -139,6 +138,7 @@ class Search:
             reported = self._found.verdict if self._found else next(iter(others), None)
             if reported is None:
                 raise
+            self._unfinished = "the device was lost: a smaller case may fail too"
         failure = None
         if reported is not None:
             reported, unfinished = self._smallest_of(reported, others)
@@ -187,14 +187,13 @@ class Search:
         return [each for each in self._freedom.limits if each.forbids(case, traits)] == [limit]
 
     def _smallest_of(self, verdict: Verdict, others: Sequence[Verdict]) -> tuple[Verdict, str]:
-        """The verdict to report, and why its case may not be the smallest; "" where it is. Where shrinking was cut
-        short, a known case that fails in the same way may be smaller than what there was time for."""
+        """The verdict to report, and why its case may not be the smallest; "" where it is. Where shrinking did not come
+        to its end, a known case that fails in the same way may be smaller than what it came to."""
         found = self._found
-        if found is None or not found.cut:
-            return verdict, ""
+        if found is None or not self._unfinished:
+            return verdict, self._unfinished or ("" if found is None else why_sizes_stay(verdict.case))
         alike = [verdict, *(other for other in others if found.kept_by(other))]
-        least = min(alike, key=lambda other: other.case.nbytes)
-        return least, f"shrinking was cut short after {SHRINK_SECONDS:g} s: a smaller case may fail too"
+        return min(alike, key=lambda other: other.case.nbytes), self._unfinished
 
     def _with_its_words(self, verdict: Verdict) -> Verdict:
         """The verdict with what the backend prints while it computes this case, alone."""
@@ -471,7 +470,7 @@ class Search:
         if case.key in seen and case.data is None:
             return seen[case.key]
         if time.monotonic() > self._found.deadline:
-            self._found.cut = True
+            self._unfinished = f"shrinking was cut short after {SHRINK_SECONDS:g} s: a smaller case may fail too"
             return None
         try:
             if case.before is not None:  # what it keeps of another candidate would tell nothing
@@ -512,11 +511,14 @@ class Search:
         """The verdict on the failure's case, made smaller by itself."""
         found = self._found
         assert found is not None
-        if found.verdict.case.before is None:  # sizes of two cases do not change together there
+        if found.verdict.case.before is None:
             smallest(self._op, found.verdict.case, recipes_of(self._op, found.verdict.case.dtype), self._fails_alike)
         verdict = found.verdict
         if self._time_limit is not None:
             self._time_limit = None
             full = self._runner.verdicts(self._op, [verdict.case])[0]
-            return full if full.failed else found.first
+            if not full.failed:
+                self._unfinished = "what it was shrunk to ends within the time limit: this is the case as it was found"
+                return found.first
+            return full
         return verdict

@@ -72,6 +72,22 @@ def smallest(op: Op, case: Case, recipes: Sequence[str], fails: Fails) -> Case:
             return case
 
 
+def why_sizes_stay(case: Case) -> str:
+    """Why a case's sizes were not made smaller one by one, so that a smaller case may fail too; "" where they were, or
+    are all 1."""
+    if case.before is not None:
+        why = "those of two cases do not change together"  # and without the other one it passes
+    elif all(n <= 1 for layout in case.layouts.values() for n in layout.ne):
+        return ""
+    elif case.shares:
+        why = "its inputs lie in one memory"
+    elif case.data is not None:
+        why = "it fails with its own values alone"
+    else:
+        return ""
+    return f"its sizes were not made smaller one by one, for {why}: a smaller case may fail too"
+
+
 def _name(case: Case) -> str:
     """What tells cases apart, those of one key with and without exact bytes too."""
     return f"{case.key} {case.data is not None}"

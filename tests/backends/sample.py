@@ -79,6 +79,15 @@ class IgnoresNe3(Good):
         b[1:] = kept
 
 
+class WrongForOneValue(Good):
+    """acc: wrong where b holds 12345.75, which no recipe draws."""
+
+    def acc(self, case: Case, buffers: Buffers) -> None:
+        super().acc(case, buffers)
+        if (buffers.array("b") == 12345.75).any():
+            buffers.array("out")[...] = 0
+
+
 class AbortsOnNe3(Good):
     """Aborts for ne3 > 1, after a line on stderr."""
 
@@ -139,6 +148,17 @@ class SleepsOnOdd(Good):
         if ne_of(case)[0] % 2 and ne_of(case)[0] > 1:
             time.sleep(1e6)
         super().run(case, buffers)
+
+
+class SleepsLongAbove4(SleepsOnOdd):
+    """Never ends for odd ne0 > 4, and takes a while for 3."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        if ne_of(case)[0] == 3:
+            time.sleep(0.8)
+            Good.run(self, case, buffers)
+        else:
+            super().run(case, buffers)
 
 
 class SlowStart(Good):

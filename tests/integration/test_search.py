@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis.database import ExampleDatabase, InMemoryExampleDatabase, MultiplexedDatabase, ReadOnlyDatabase
 
@@ -77,6 +78,7 @@ def test_a_dropped_dimension_shrinks_to_two_elements(seed: int) -> None:
     failure = search("IgnoresNe3", seed=seed).failure
     assert failure is not None
     assert failure.kind == "WRONG VALUES"
+    assert failure.unfinished == ""
     case = failure.case
     assert (case.inputs["a"], case.inputs["b"]) == (acc(1, 1, 1, 2).inputs["a"],) * 2
     assert (case.recipe, case.seed, case.keep, case.inplace) == ("small_int", 0, None, None)
@@ -193,6 +195,35 @@ def test_a_failure_that_there_was_no_time_to_shrink_says_so_and_is_the_smallest_
     assert failure is not None
     assert failure.unfinished.startswith("shrinking was cut short after ")
     assert (failure.case == acc(2, 1, 1, 2)) == bool(cases)
+
+
+def test_a_failure_whose_crash_takes_the_device_along_says_that_it_was_not_shrunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    failure = search("DiesWhenOpenedAgain", isolated=True).failure
+    assert failure is not None
+    assert failure.kind == "CRASH"
+    assert failure.unfinished == "the device was lost: a smaller case may fail too"
+
+
+def test_a_hang_that_ends_once_it_is_shrunk_is_reported_as_it_was_found_and_says_so() -> None:
+    cases = [known("acc/hangs", acc(5))]
+    failure = search("SleepsLongAbove4", cases=cases, isolated=True, time_limit=0.4, examples=1).failure
+    assert failure is not None
+    assert failure.kind == "TIMEOUT"
+    assert failure.case.inputs == acc(5).inputs
+    assert failure.unfinished == ("what it was shrunk to ends within the time limit: this is the case as it was found")
+
+
+def test_a_case_that_fails_with_its_own_values_alone_says_that_its_sizes_stay() -> None:
+    case = acc(6)
+    values = np.array([1, 2, 3, 4, 5, 12345.75], "<f4").tobytes()
+    exact = case.with_data({"a": values, "b": values})
+    failure = search("WrongForOneValue", cases=[known("acc/exact", exact)], examples=1).failure
+    assert failure is not None
+    assert failure.case.inputs == case.inputs
+    assert "for it fails with its own values alone: a smaller case may fail too" in failure.unfinished
 
 
 def test_a_crash_above_a_size_is_reported_at_the_first_size_that_crashes() -> None:

@@ -228,6 +228,7 @@ def result_with(failure: Any, target: str = "ggml:Vulkan0", **more: Any) -> Resu
 def test_a_failure_is_shown_with_all_that_is_known_of_it(path: Path) -> None:
     failure = one_failure(VULKAN, hint="ne3 is lost", also="others pass", stage="Akk: bad")
     failure = replace(failure, stderr="\x1b[31mit said\x1b[0m", provenance=("out[0] holds a[1]", "and 3 more"))
+    failure = replace(failure, unfinished="the time was up")
     keep(path, result_with(failure, failed_known=("acc/kb001",)))
     page = page_of(path)
     wrong = failure.wrong
@@ -235,6 +236,7 @@ def test_a_failure_is_shown_with_all_that_is_known_of_it(path: Path) -> None:
     for text in (
         *("WRONG VALUES acc on ggml:Vulkan0", str(failure.case), failure.findings[0].detail, "llvmpipe"),
         *("hint ne3 is lost", "also others pass", "stage Akk: bad", "moved out[0] holds a[1] and 3 more"),
+        "shrunk not to the end: the time was up",
         *(f"bound {failure.bound} [{failure.bound_at}]", f"error {wrong.worst.error:.3g}", "build b7836", "nmse"),
         *("1 known case fails", "acc/kb001", "It said it said", "i1 down, i0 across (X wrong, · right):"),
     ):
@@ -249,7 +251,7 @@ def test_what_is_not_known_has_no_line(path: Path) -> None:
     finished(path, [PASSED, FAILED])
     page = page_of(path)
     assert "WRONG VALUES acc on ggml:Vulkan0" in page.text
-    for text in ("hint", "moved", "also ", "stage", "It said", "worst", "nmse", "bundle"):
+    for text in ("hint", "moved", "shrunk", "also ", "stage", "It said", "worst", "nmse", "bundle"):
         assert text not in page.text, text
     assert not page.all("img")
 

@@ -527,3 +527,13 @@ def test_a_test_of_ggml_names_the_versions_that_were_seen(versions: dict[str, st
     where = Target("cuda", Device("0", "a GPU", versions))
     first, *_ = files_of(one_failure(where), where)["test_case.cpp"].decode().splitlines()
     assert first == f'// ACC: wrong values on "a GPU"{quoted}'
+
+
+def test_an_issue_says_why_its_case_may_not_be_the_smallest() -> None:
+    where = target()
+    done, short = (
+        files_of(one_failure(where, **more), where)["issue.md"].decode() for more in ({}, {"unfinished": "why"})
+    )
+    assert "\n## The smallest case\n\n```" in done
+    assert "not shrunk" not in done
+    assert "\n## A case that fails\n\nIt was not shrunk to the end: why.\n\n```" in short

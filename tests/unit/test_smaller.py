@@ -12,7 +12,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import data_of, inputs_of, recipes_of
-from opconform.harness.search.smaller import smallest
+from opconform.harness.search.smaller import smallest, why_sizes_stay
 from tests.samples import acc
 
 
@@ -112,3 +112,19 @@ def test_a_row_of_blocks_shrinks_by_whole_blocks() -> None:
     found = smallest(ops()["mul_mat"], case, ["small_int"], lambda it: not tried.append(it))  # type: ignore[func-returns-value]
     assert all(it.inputs["a"].shape[-1] % 32 == 0 for it in tried)
     assert found.inputs["a"].shape[:3] == (1, 1, 1)
+
+
+def test_why_sizes_stay_is_said_only_where_they_do() -> None:
+    case = acc(3)
+    assert why_sizes_stay(case) == ""
+    assert "those of two cases do not change together" in why_sizes_stay(replace(case, before=acc(2)))
+    for one, large in (
+        (replace(acc(1), shares={"b": "a"}), replace(case, shares={"b": "a"})),
+        (exact(acc(1)), exact(case)),
+    ):
+        assert why_sizes_stay(one) == ""
+        assert why_sizes_stay(large).endswith(": a smaller case may fail too")
+
+
+def exact(case: Case) -> Case:
+    return case.with_data(data_of(inputs_of(case, ops()[case.op])))
