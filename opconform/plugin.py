@@ -275,12 +275,14 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not state.results:
         return
     from opconform.harness.search.known_failures import fixed
-    from opconform.reports.console import counts, matrix
+    from opconform.reports.console import counts, covered, matrix
     from opconform.reports.history import history_path
 
     terminalreporter.write_sep("=", "opconform")
     results = sorted(state.results, key=lambda result: (result.op, result.target))  # xdist brings them in any order
     terminalreporter.write_line(matrix(results))
+    if terminalreporter.verbosity > 0 and (shares := covered(results)):
+        terminalreporter.write_line(shares)
     terminalreporter.write_line(counts(results))
     for line in fixed(results):
         terminalreporter.write_line(line, green=True)

@@ -245,6 +245,12 @@ def counts(results: Sequence[Result]) -> str:
     return f"{executed} cases run, {passed} passed, {failed} failed{expected}, {unsupported} unsupported; {pairs}"
 
 
+def covered(results: Sequence[Result]) -> str:
+    """The share of the pairs of traits that each search has run, a line for each."""
+    found = (f"{result.op} on {result.target}: {result.coverage}" for result in results if result.coverage.possible)
+    return shown(found)
+
+
 def text_of(table: Table, width: int = 200) -> str:
     """A table as plain text, without trailing blanks."""
     stream = io.StringIO()

@@ -193,6 +193,23 @@ def test_csv_and_sql_are_the_rows_of_the_history(command: str) -> None:
     assert query("SELECT op_name, op_params, passed FROM test_backend_ops", Path("upstream.sqlite")) == kept
 
 
+def test_github_gets_annotations_beside_the_screen_and_a_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "summary.md")
+    found = opconform("test", *SHORT, "--backend", mine("IgnoresNe3"), "--output", "github", status=1)
+    (line,) = [line for line in found.stdout.splitlines() if line.startswith("::error ")]
+    assert "title=WRONG VALUES%3A acc on mine.py%3AMine%3A0::" in line
+    assert "WRONG VALUES  acc on mine.py:Mine:0" in found.stdout
+    assert "| acc | ❌ WRONG VALUES |" in Path("summary.md").read_text()
+
+
+def test_sarif_is_one_document_and_nothing_else_on_stdout() -> None:
+    found = opconform("test", *SHORT, "--backend", mine("IgnoresNe3"), "--output", "sarif", status=1)
+    document = json.loads(found.stdout)
+    assert document["version"] == "2.1.0"
+    assert [result["ruleId"] for result in document["runs"][0]["results"]] == ["wrong-values"]
+    assert "WRONG VALUES  acc on mine.py:Mine:0" in found.stderr
+
+
 def test_a_format_that_does_not_exist_is_a_usage_error() -> None:
     found = opconform("test", "--output", "xml", status=2).output
     assert "'xml' is not one of 'console', 'github', 'json', 'sarif', 'csv', 'sql'" in found

@@ -61,6 +61,14 @@ def test_a_right_backend_passes_alone(pytester: pytest.Pytester) -> None:
     )
 
 
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_verbose_run_prints_the_share_of_trait_pairs(pytester: pytest.Pytester, verbose: bool) -> None:
+    result = run(pytester, "Good", *(["-v"] if verbose else []))
+    share = rf"acc on {re.escape(spec('Good'))}:0: \d+ % of [\d,]+ trait pairs"
+    assert sum(bool(re.fullmatch(share, line)) for line in result.outlines) == verbose
+    assert ("trait pairs" in str(result.stdout)) == verbose
+
+
 def test_a_wrong_backend_fails_with_the_screen_and_nothing_else(pytester: pytest.Pytester) -> None:
     result = run(pytester, "IgnoresNe3")
     assert result.ret == 1

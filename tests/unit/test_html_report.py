@@ -26,6 +26,7 @@ from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device
 from opconform.harness.run.target import Target
+from opconform.harness.search.coverage import Covered
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.harness.search.speed import Measured, Subject
@@ -546,3 +547,8 @@ def test_a_verdict_that_stands_alone_needs_no_past(path: Path) -> None:
     replay = replace(run_of(path), command="replay")
     record(replay, [PASSED], result_of([PASSED]))
     assert "The history holds replays only." in page_of(path, replay.id).text
+
+
+def test_the_share_of_trait_pairs_stands_beside_the_throughput(path: Path) -> None:
+    keep(path, result_with(one_failure(VULKAN), coverage=Covered(97, 100)))
+    assert "97 % of 100 trait pairs" in page_of(path).text

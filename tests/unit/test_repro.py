@@ -529,6 +529,13 @@ def test_a_test_of_ggml_names_the_versions_that_were_seen(versions: dict[str, st
     assert first == f'// ACC: wrong values on "a GPU"{quoted}'
 
 
+def test_an_issue_draws_the_wrong_slice_in_text() -> None:
+    where = target()
+    issue = files_of(one_failure(where), where)["issue.md"].decode()
+    drawn = ["slice (i2=0,i3=1), i1 down, i0 across (X wrong, · right):", *["  XX··"] * 3, "```"]
+    assert "\n".join(["", *drawn, ""]) in issue
+
+
 def test_an_issue_says_why_its_case_may_not_be_the_smallest() -> None:
     where = target()
     done, short = (
