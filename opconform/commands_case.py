@@ -15,14 +15,18 @@ from opconform.arguments import complete_case, complete_op, with_usage_errors
 from opconform.harness.draw.known import checked, find_case, known_cases
 from opconform.harness.judge.vacuous import weaknesses
 from opconform.harness.model.case import Case, CaseError, Param
+from opconform.harness.model.files import read_regular
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops
+from opconform.harness.model.plain import parsed
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.values import inputs_of
 from opconform.harness.search.settings import OUT
 from opconform.harness.search.smaller import moved_view
 from opconform.shapes import Sample, drawn, fitting, shapes_of
+
+_FILE_BYTES = 64 << 20  #: a file of known cases is far smaller
 
 
 @click.command("new-case")
@@ -72,7 +76,7 @@ def new_case(op: str, name: str, about: str, source: str, like: str | None, into
 def _append(path: Path, entry: Mapping[str, Any]) -> int:
     """Add an entry to a file, one line each; returns how many it has. Raises `UsageError`."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        entries = parsed(read_regular(path, _FILE_BYTES)) if path.exists() else []
         if not isinstance(entries, list):
             raise ValueError("it is no list of cases")
         if any(isinstance(other, dict) and other.get("id") == entry["id"] for other in entries):

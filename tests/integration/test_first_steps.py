@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import textwrap
 import time
@@ -125,6 +126,28 @@ def test_new_cases_go_into_a_file_one_after_the_other() -> None:
     assert [each["id"] for each in entries] == ["cumsum/one", "cumsum/two"]
     again = opconform("new-case", "cumsum", "--id", "cumsum/one", "--ne", "x=5,2", "--into", "mine.json", *NEW)
     assert (again.exit_code, "it has cumsum/one already" in again.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("a FIFO", "not a regular file"),
+        ("[" * 10**5 + "]" * 10**5, "nested too deep"),
+        ('{"id": "cumsum/one"}', "it is no list of cases"),
+        ("\xff", "can't decode byte"),
+    ],
+    ids=["fifo", "deep", "object", "latin-1"],
+)
+def test_a_file_that_takes_no_new_case_is_refused_and_stays(what: str, says: str) -> None:
+    path = Path("mine.json")
+    if what == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(what.encode("latin-1"))
+    found = opconform("new-case", "cumsum", "--id", "cumsum/one", "--ne", "x=5,2", "--into", "mine.json", *NEW)
+    assert found.exit_code == 2
+    assert says in found.output.splitlines()[-1]
+    assert path.is_fifo() or path.read_bytes() == what.encode("latin-1")
 
 
 @pytest.mark.parametrize(
