@@ -42,7 +42,7 @@ def main(backend: tuple[str, ...], op: tuple[str, ...], ggml_lib: str | None, ca
         settings = replace(settings, max_bytes=SMALL_BYTES)
     targets, missing = targets_of(backend, settings)
     for absent in missing:
-        click.echo(f"{absent.spec} is not available: {absent.reason}; {absent.remedy}", err=True)
+        click.echo(f"{absent.spec} is not available: {absent.why}", err=True)
     stages = [field.name for field in fields(Clock)]
     table = Table("device", "op", box=SIMPLE_HEAD)
     for title in ("cases/s", "generation", *stages):

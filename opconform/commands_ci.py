@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 from opconform.arguments import shared
+from opconform.commands_look import name_missing
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.session import targets_of
 from opconform.options import settings_from
@@ -31,8 +33,7 @@ def matrix(values: dict[str, Any], shards: int, as_json: bool) -> None:
     if not 1 <= shards <= 256:
         raise UsageError(f"--shards is {shards}; it must be from 1 to 256, the most that a workflow's matrix takes")
     targets, missing = targets_of(values["backend"], settings_from(values))
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
+    name_missing(missing, err=True)
     if not targets:
         raise UsageError("no backend is available here, so there is no job")
     jobs = [job for target in targets for job in _jobs(target.label, target.options, shards)]
@@ -41,7 +42,7 @@ def matrix(values: dict[str, Any], shards: int, as_json: bool) -> None:
         return
     table = Table(*jobs[0], box=None, pad_edge=False)
     for job in jobs:
-        table.add_row(*job.values())
+        table.add_row(*map(Text, job.values()))
     click.echo(text_of(table))
 
 

@@ -10,9 +10,11 @@ from typing import Any
 import click
 
 from opconform.arguments import shared
+from opconform.commands_look import name_missing
 from opconform.harness.draw.sample import sample
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.ops import ops
+from opconform.harness.model.text import printable
 from opconform.harness.run.backend import Named
 from opconform.harness.search.session import Session, targets_of
 from opconform.options import settings_from
@@ -30,8 +32,7 @@ def coverage(values: dict[str, Any]) -> None:
     """
     settings = settings_from(values)
     targets, missing = targets_of(values["backend"], settings)
-    for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=True)
+    name_missing(missing, err=True)
     names: list[Named] = []
     taken: dict[str, dict[str, int]] = {}
     with Session(settings) as session:
@@ -70,5 +71,5 @@ def _print(names: list[Named], taken: Mapping[str, Mapping[str, int]]) -> None:
             said = f"NOT TESTED: {name.why or 'no device here takes it'}"
         if name.kind not in _APART:
             counted[bool(devices)] += 1
-        click.echo(f"{name.name:{width}}  {name.kind:10}  {said}")
+        click.echo(printable(f"{name.name:{width}}  {name.kind:10}  {said}"))
     click.echo(f"{counted[True]} of {counted.total()} ops")

@@ -14,6 +14,7 @@ from rich.text import Text
 from opconform.arguments import shared
 from opconform.harness.draw.known import known_cases
 from opconform.harness.model.ops import chosen_ops, ops
+from opconform.harness.model.text import printable
 from opconform.harness.search.session import Missing, Session, targets_of
 from opconform.options import settings_from
 from opconform.reports.console import text_of
@@ -27,12 +28,12 @@ def list_command(values: dict[str, Any], cases: bool) -> None:
     if cases:
         table = Table("known case", "about", "source", box=None, pad_edge=False)
         for known in known_cases().values():
-            table.add_row(known.id, known.about, known.source)
+            table.add_row(*map(Text, (known.id, known.about, known.source)))
         _show(table)
         return
     table = Table("op", "what it computes", "arguments", box=None, pad_edge=False)
     for op in ops().values():
-        table.add_row(op.name, op.summary, Text(", ".join((*op.inputs, *op.params))))
+        table.add_row(*map(Text, (op.name, op.summary, ", ".join((*op.inputs, *op.params)))))
     _show(table)
     click.echo()
     targets, missing = targets_of((), settings_from(values))
@@ -52,7 +53,7 @@ def _show(table: Table) -> None:
 def name_missing(missing: Sequence[Missing], err: bool = False) -> None:
     """Say which backends cannot run here, why, and what would make them run."""
     for absent in missing:
-        click.echo(f"{absent.spec}  not available: {absent.reason}; {absent.remedy}", err=err)
+        click.echo(f"{absent.spec}  not available: {absent.why}", err=err)
 
 
 @click.command()
@@ -70,8 +71,8 @@ def support(values: dict[str, Any]) -> None:
             for op in chosen:
                 cases = [known.case for known in known_cases().values() if known.case.op == op.name]
                 reasons = list(dict.fromkeys(runner.supports(cases)))
-                answer = "yes" if None in reasons else f"no: {'; '.join(map(str, reasons))}"
+                answer = "yes" if None in reasons else printable(f"no: {'; '.join(map(str, reasons))}")
                 click.echo(f"  {op.name}: {answer}")
                 if None in reasons:
                     for limit in runner.limits(op):
-                        click.echo(f"    {limit.kind}: {limit.reason}  [{limit.source}]")
+                        click.echo(f"    {limit.kind}: {printable(f'{limit.reason}  [{limit.source}]')}")

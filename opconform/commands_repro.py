@@ -11,6 +11,7 @@ import click
 from opconform.arguments import complete_case, shared
 from opconform.harness.draw.known import find_case
 from opconform.harness.model.ops import ops
+from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
 from opconform.harness.search.session import Session, targets_of
 from opconform.harness.search.settings import OUT
@@ -55,7 +56,8 @@ def repro(values: dict[str, Any], case: str, out: str | None) -> None:
             result = session.replay(ops()[found.op], target, [(name, found)])
             if result.failure is None:
                 said = next(iter(result.tally.unsupported), None)
-                click.echo(f"{name} {f'is unsupported: {said}' if said else 'passes'} on {target.label}", err=True)
+                what = f"is unsupported: {printable(said)}" if said else "passes"
+                click.echo(f"{name} {what} on {target.label}", err=True)
                 continue
             folder = write_bundle(result.failure, target, out or repro_dir(settings) or Path(OUT, "repro"))
             click.echo(f"{folder}  {result.failure.kind}  {found.op} on {target.label}")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import pytest
 
 from opconform.budget import Budget
-from opconform.harness.model.text import speak_any_encoding
+from opconform.harness.model.text import printable, speak_any_encoding
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.interrupts import heeded
 from opconform.options import OPTIONS, SHARD_NEEDS_SEED, settings_from
@@ -154,9 +154,10 @@ class Pair:
             pytest.fail(screen(failure, commands(failure, plan.campaign.settings)), pytrace=False)
         if found.known:
             listed = found.known_failures
-            pytest.xfail("; ".join(f"{known.reason} ({known.entry}; {known.link})" for known in listed))
+            pytest.xfail(printable("; ".join(f"{known.reason} ({known.entry}; {known.link})" for known in listed)))
         if not found.tally.executed:
-            pytest.skip(f"unsupported: {'; '.join(found.tally.reasons)}")
+            reasons = printable("; ".join(found.tally.reasons))
+            pytest.skip(f"unsupported: {reasons}" if reasons else "no case says anything of a kernel")
 
     def _outcome(self) -> Result | str:
         """What comes of the pair, or why it cannot run."""
@@ -231,7 +232,7 @@ def opconform_pair(request: pytest.FixtureRequest) -> Generator[Pair]:
         left_out = absent.hardware or absent.spec in os.environ.get("OPCONFORM_WITHOUT", "").split()
         demanded = os.environ.get("CI", "").lower() in ("1", "true") and not left_out
         end = pytest.fail if demanded else pytest.skip
-        end(f"{absent.spec} is not available: {absent.reason}; {absent.remedy}")
+        end(f"{absent.spec} is not available: {absent.why}")
     op_name, label = request.param
     op, target = next(pair for pair in plan.campaign.pairs if (pair[0].name, pair[1].label) == (op_name, label))
     pair = Pair(op, target, plan)

@@ -13,6 +13,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.text import printable_lines
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.script import Script, ScriptRequest
 
@@ -26,12 +27,15 @@ if TYPE_CHECKING:
 
 class Unavailable(Exception):
     """A backend that cannot run here: `reason` says why, `remedy` what would make it run. `hardware`: what is missing
-    is a machine, which no installation brings, so that CI does without it."""
+    is a machine, which no installation brings, so that CI does without it.
+
+    Drivers and libraries have their say in both: each line of them is made printable.
+    """
 
     def __init__(self, reason: str, remedy: str, hardware: bool = False) -> None:
-        super().__init__(f"{reason}; {remedy}")
-        self.reason = reason
-        self.remedy = remedy
+        self.reason = printable_lines(reason)
+        self.remedy = printable_lines(remedy)
+        super().__init__(f"{self.reason}; {self.remedy}")
         self.hardware = hardware
 
     def __reduce__(self) -> tuple[type[Unavailable], tuple[str, str, bool]]:

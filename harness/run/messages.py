@@ -20,6 +20,7 @@ from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
+from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device, Named, Unavailable
 from opconform.harness.run.wire import HEAD, NonsenseError
@@ -268,10 +269,24 @@ def devices_in(content: Any) -> list[Device]:
         )
 
     found = _list(content, "its devices", device)
-    for one in found:
-        _demand(one.id != "", "a device has an empty id")
-        _demand(sum(other.id == one.id for other in found) == 1, "two devices have the id {!r}", one.id)
+    fault = fault_of_ids([one.id for one in found])
+    _demand(not fault, "{}", fault)
     return found
+
+
+def fault_of_ids(ids: Sequence[str]) -> str:
+    """Why these cannot be the ids of the devices of one backend; "" where they can.
+
+    An id is part of a name that stands in every line on its device, and that `--backend` takes.
+    """
+    for one in ids:
+        if not one:
+            return "a device has an empty id"
+        if printable(f":{one}") != f":{one}":  # a colon stands before it
+            return f"a device has the id {printable(ascii(one), 80)}, which cannot be printed as it is"
+        if ids.count(one) > 1:
+            return f"two devices have the id {one!r}"
+    return ""
 
 
 def limits_in(content: Any) -> tuple[Limit, ...]:

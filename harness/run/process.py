@@ -320,7 +320,11 @@ class Local:
 def devices_of(spec: str, options: Mapping[str, str], isolated: bool = True) -> list[Device]:
     """The devices of a backend, listed in a process of its own. Raises `Unavailable`."""
     if not isolated:
-        return backend_class(spec).devices(options)
+        devices = list(backend_class(spec).devices(options))
+        fault = messages.fault_of_ids([device.id for device in devices])
+        if fault:
+            raise Unavailable(fault, "give each device an id of its own, in characters that can be seen")
+        return devices
     worker = Worker(spec, options)
     try:
         return worker.devices()

@@ -16,8 +16,9 @@ from opconform.harness.judge.checks import ON_REQUEST, TwinCheck
 from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
+from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.process import Worker, devices_of
 from opconform.harness.run.registry import backend_names, parts_of, split_target, with_class
 from opconform.harness.run.relations import related
@@ -38,6 +39,11 @@ class Missing:
     reason: str
     remedy: str
     hardware: bool = False
+
+    @property
+    def why(self) -> str:
+        """Reason and remedy in one line."""
+        return printable(f"{self.reason}; {self.remedy}")
 
 
 Workers = dict[str, Worker]  #: workers that stand ready, by the backend's spec
@@ -77,7 +83,7 @@ def targets_of(
         try:
             worker = (workers or {}).get(spec)
             options = _options_of(spec, settings)
-            devices = _distinct(worker.devices() if worker else devices_of(spec, options, settings.isolated))
+            devices = worker.devices() if worker else devices_of(spec, options, settings.isolated)
         except Unavailable as error:
             if wanted:
                 raise UsageError(f"--backend {name} cannot run: {error.reason}; {error.remedy}") from None
@@ -91,14 +97,6 @@ def targets_of(
             target = Target(spec, device, options, alias or (ALIAS if settings.sanitize else ""))
             found[target.label] = target
     return list(found.values()), missing
-
-
-def _distinct(devices: list[Device]) -> list[Device]:
-    """`devices`, if no two of them have one id. Raises `Unavailable`: the results of one would stand for both."""
-    for device in devices:
-        if sum(other.id == device.id for other in devices) > 1:
-            raise Unavailable(f"two devices have the id {device.id!r}", "give each device an id of its own")
-    return devices
 
 
 def named_by(name: str, targets: Iterable[Target]) -> list[Target]:

@@ -20,9 +20,12 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run.backend import Device
+from opconform.harness.run.backend import Device, Named, Unavailable
 from opconform.harness.run.wire import HEAD
 from tests.backends.sample import Good
+
+#: What a terminal and a CI system would act on, in one text.
+FOUL_WORDS = "\x1b]0;owned\x07 \u202e a\n::error::owned\n ##[group]owned \udcff"
 
 
 def send(data: bytes) -> None:
@@ -205,3 +208,41 @@ class ListsNonsenseNumerics(Good):
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
         return [Device("0", "one", numerics=Numerics(division_ulps=-1.0))]
+
+
+class ListsAFoulId(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device(FOUL_WORDS, "one")]
+
+
+class ListsAnIdThatIsACommand(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        return [Device(":error::owned", "one")]
+
+
+class IsFoullyAbsent(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> list[Device]:
+        raise Unavailable(FOUL_WORDS, FOUL_WORDS)
+
+
+class OpensFoully(Good):
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        raise Unavailable(FOUL_WORDS, FOUL_WORDS)
+
+
+class RefusesFoully(Good):
+    def supports(self, case: Case) -> str | None:
+        return FOUL_WORDS
+
+
+class NamesFoully(Good):
+    """Takes everything, and has foul words for its limits and for its ops."""
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("*", "nothing", (1,), FOUL_WORDS, FOUL_WORDS),)
+
+    def names(self) -> tuple[Named, ...]:
+        return (Named(FOUL_WORDS, FOUL_WORDS, (), FOUL_WORDS),)

@@ -13,16 +13,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from opconform.cli import main
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.findings import Finding
 from opconform.harness.model.text import printable, printable_lines, speak_any_encoding
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Device
+from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.process import devices_of
 from opconform.harness.run.target import Target
+from opconform.harness.search import session
 from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.reports.commands import commands
@@ -33,6 +37,7 @@ from opconform.reports.screen import clean, screen
 from opconform.reports.states import Pair, State
 from opconform.reports.summary import markdown_of
 from tests.attack.strangers import FOUL, acted_on, foul
+from tests.attack.test_worker import evil
 from tests.histories import ACC
 from tests.repro_samples import one_failure
 from tests.samples import spec
@@ -204,3 +209,62 @@ def test_an_option_of_ours_comes_back_as_it_was() -> None:
     options = ("--ggml-lib '/opt/my ggml'", "--sanitize", "--max-bytes 128", "--cuda-host-cxx g++", "--nothing x", "''")
     line = commands(replace(one_failure(), replay_options=options), Settings())[0]
     assert line.endswith("--ggml-lib '/opt/my ggml' --sanitize --max-bytes 128 --cuda-host-cxx g++")
+
+
+@FEW
+@given(foul)
+def test_why_a_backend_is_absent_can_be_printed_wherever_it_is_caught(text: str) -> None:
+    error = Unavailable(text, text)
+    for says in (str(error), error.reason, error.remedy):
+        safe(says)
+
+
+@pytest.mark.parametrize("name", ["ListsAFoulId", "ListsAnIdThatIsACommand"])
+@pytest.mark.parametrize("isolated", [True, False])
+def test_an_id_that_cannot_be_printed_as_it_is_is_refused(name: str, isolated: bool) -> None:
+    with pytest.raises(Unavailable) as found:
+        devices_of(evil(name), {}, isolated)
+    assert "a device has the id '" in safe(str(found.value))
+
+
+SEARCH = ("--op", "acc", "--max-examples", "4", "--seed", "1", "--history", "none", "--also-seconds", "0")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("list",),
+        ("matrix",),
+        ("support", "--op", "acc"),
+        ("coverage", "--backend", evil("NamesFoully")),
+        ("coverage", "--backend", evil("OpensFoully")),
+        ("support", "--backend", evil("ListsAFoulId"), "--no-isolation"),
+        ("test", *SEARCH),
+        ("test", "--backend", evil("IsFoullyAbsent"), *SEARCH),
+        ("test", "--backend", evil("OpensFoully"), *SEARCH),
+        ("replay", "acc/kb001", "--history", "none"),
+        ("repro", "acc/kb001", "--backend", evil("RefusesFoully")),
+    ],
+    ids=lambda arguments: "-".join(each.rpartition(":")[2] for each in arguments[:3]),
+)
+def test_no_command_prints_a_backends_words_as_they_are(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ("ListsAFoulId", "IsFoullyAbsent", "OpensFoully", "RefusesFoully", "NamesFoully")
+    monkeypatch.setattr(session, "backend_names", lambda: [evil(name) for name in names])
+    found = CliRunner().invoke(main, arguments)
+    assert found.exception is None or isinstance(found.exception, SystemExit), found.exception
+    assert "owned" in safe(found.output)
+
+
+def test_pytest_prints_no_backends_words_as_they_are(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path(pytester.path, "test_conformance.py").write_text("from opconform.conformance import *\n")
+    names = ("ListsAFoulId", "IsFoullyAbsent", "OpensFoully", "RefusesFoully")
+    monkeypatch.setattr(session, "backend_names", lambda: [evil(name) for name in names])
+    monkeypatch.delenv("CI", raising=False)
+    found = pytester.runpytest_inprocess(*SEARCH, "-rA", "-p", "no:cacheprovider")
+    assert "owned" in safe(str(found.stdout))
+    found.assert_outcomes(skipped=3, failed=1)

@@ -131,6 +131,8 @@ def test_without_isolation_a_backend_that_leaves_python_is_an_error() -> None:
         ("ListsTexts", "devices returned '0'; it returns a list of Device"),
         ("ListsOneDeviceTwice", "two devices have the id '0'"),
         ("ListsAVersionOfNonsense", "the version of driver is 3, not a text"),
+        ("ListsAFoulId", "a device has the id '\\x1b]0;owned"),
+        ("ListsAnIdThatIsACommand", "a device has the id ':error:"),
         ("ListsNonsenseNumerics", r"Numerics.division_ulps is -1.0; it must be a number from 0 on"),
     ],
 )

@@ -65,6 +65,10 @@ def test_list_cases_gives_each_known_case_one_whole_line() -> None:
     assert "…" not in found.output
 
 
+def test_what_stands_in_brackets_is_no_markup() -> None:
+    assert "out[s,t,i] = sum of x[s,i,t+j]*c[i,j] over the taps of channel i" in opconform("list").output
+
+
 def test_support_tells_yes_with_limits_and_no_with_reasons() -> None:
     found = opconform("support", "--backend", spec("SaysNo"), "--backend", spec("LimitedKernel"), "--op", "acc")
     assert found.exit_code == 0
