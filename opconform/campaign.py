@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from opconform.harness.draw.known import KnownCase, find_cases, known_in
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops
+from opconform.harness.model.text import printable
 from opconform.harness.model.usage import UsageError
+from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.host import keep_freed_memory
 from opconform.harness.run.target import Target
 from opconform.harness.search.known_failures import Entry, load, problems
@@ -101,6 +104,20 @@ class Campaign:
         if not self.cases:
             return session.search(op, target)
         return session.replay(op, target, [(name, case) for name, case in self.cases if case.op == op.name])
+
+    def outcome(self, session: Session, op: Op, target: Target) -> Result | str:
+        """What comes of one pair: a result, or what stood in its way, so that the next pair can run. Raises
+        `UsageError`; and Ctrl-C and a reader of the output that has gone end the run too."""
+        try:
+            return self.result(session, op, target)
+        except Unavailable as error:
+            return f"{op.name} on {target.label} cannot run: {error}"
+        except (UsageError, BrokenPipeError):
+            raise
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            says = printable(f"{type(error).__name__}: {error}", 400)
+            return f"{op.name} on {target.label} broke off in Opconform itself: {says} ({last.filename}:{last.lineno})"
 
     def faults(self, results: Sequence[Result]) -> list[str]:
         """What is wrong with a run that gave `results`, beside its failures: expected failures that are themselves at

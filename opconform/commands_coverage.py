@@ -10,12 +10,13 @@ from typing import Any
 import click
 
 from opconform.arguments import shared
-from opconform.commands_look import name_missing
+from opconform.commands_look import name_missing, naming_lost
 from opconform.harness.draw.sample import sample
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.ops import ops
 from opconform.harness.model.text import printable
 from opconform.harness.run.backend import Named
+from opconform.harness.run.target import Target
 from opconform.harness.search.session import Session, targets_of
 from opconform.options import settings_from
 
@@ -29,30 +30,35 @@ def coverage(values: dict[str, Any]) -> None:
     """Which of the ops that a backend's own library names are tested.
 
     For each of them: on which devices, or why not; in brackets, how many of 32 drawn cases of the op the device takes.
+    Exit status: 1 if a device did not open, or none named its ops.
     """
     settings = settings_from(values)
     targets, missing = targets_of(values["backend"], settings)
     name_missing(missing, err=True)
     names: list[Named] = []
     taken: dict[str, dict[str, int]] = {}
+    lost: list[Target] = []
     with Session(settings) as session:
         for target in targets:
-            runner = session.runner(target)
-            found = runner.names()
-            if found is None:
-                click.echo(f"{target.label} names no ops of its own", err=True)
-                continue
-            click.echo(f"{target.label}  {target.about}")
-            names += [name for name in found if name.name not in {its.name for its in names}]
-            for op in {op for name in found for op in name.ops}:
-                cases = sample(ops()[op], Freedom(runner.limits(ops()[op]), settings.max_bytes), _CASES)
-                count = sum(answer is None for answer in runner.supports(cases))
-                if count:
-                    taken.setdefault(op, {})[target.label] = count
-    if not names:
+            with naming_lost(target, lost):
+                runner = session.runner(target)
+                found = runner.names()
+                if found is None:
+                    click.echo(f"{target.label} names no ops of its own", err=True)
+                    continue
+                click.echo(f"{target.label}  {target.about}")
+                names += [name for name in found if name.name not in {its.name for its in names}]
+                for op in {op for name in found for op in name.ops}:
+                    cases = sample(ops()[op], Freedom(runner.limits(ops()[op]), settings.max_bytes), _CASES)
+                    count = sum(answer is None for answer in runner.supports(cases))
+                    if count:
+                        taken.setdefault(op, {})[target.label] = count
+    if names:
+        _print(names, taken)
+    else:
         click.echo("nothing named its ops", err=True)
+    if lost or not names:
         sys.exit(1)
-    _print(names, taken)
 
 
 def _print(names: list[Named], taken: Mapping[str, Mapping[str, int]]) -> None:

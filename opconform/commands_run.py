@@ -15,15 +15,14 @@ from opconform import colours, parallel
 from opconform.arguments import complete_case, shared
 from opconform.budget import Budget
 from opconform.campaign import Campaign
-from opconform.commands_look import name_missing
+from opconform.commands_look import name_lost, name_missing
 from opconform.harness.model.op import Op
-from opconform.harness.run.backend import Unavailable
+from opconform.harness.model.usage import UsageError
 from opconform.harness.run.target import Target
 from opconform.harness.search.changes import DEFAULT_BASE, changed_files, ops_concerned
 from opconform.harness.search.known_failures import fixed
 from opconform.harness.search.observer import Observer, Observers
 from opconform.harness.search.result import Result
-from opconform.harness.search.session import Session
 from opconform.options import OPTIONS
 from opconform.output import FORMATS, printing
 from opconform.parallel import processes_of
@@ -56,6 +55,10 @@ def test(values: dict[str, Any], processes: str | None, changed_ops: str | None,
     if changed_ops is not None:
         values = {**values, "profile": values["profile"] or "quick"}
     count = processes_of(processes)
+    if count > 1 and output in ("csv", "sql"):
+        raise UsageError(
+            f"--output {output} has a row for each case, which the processes of -n do not tell; leave out -n"
+        )
     campaign = Campaign.of(values, early=count == 1)
     if changed_ops is not None:
         campaign.pairs = _changed(campaign.pairs, changed_ops)
@@ -72,7 +75,7 @@ def test(values: dict[str, Any], processes: str | None, changed_ops: str | None,
             if isinstance(found, Result):
                 results.append(found)
             else:
-                click.echo(f"{colours.state('FAILED')} {found}", err=True)
+                name_lost(found)
                 lost += 1
     except KeyboardInterrupt:
         stopped = True
@@ -86,21 +89,14 @@ def test(values: dict[str, Any], processes: str | None, changed_ops: str | None,
 
 
 def _here(campaign: Campaign, budget: Budget, observers: Sequence[Observer]) -> Generator[Result | str]:
-    """The results of the pairs, one after the other; for a pair that cannot run, why."""
+    """The results of the pairs, one after the other; for a pair that has none, why."""
     with campaign.open(observers) as session:
         _announce(campaign)
         for op, target in campaign.pairs:
             with budget.pair() as share:
                 session.settings = replace(session.settings, **share)
-                found = _result(campaign, session, op, target)
+                found = campaign.outcome(session, op, target)
             yield found  # what is printed of it is no time of the pair's
-
-
-def _result(campaign: Campaign, session: Session, op: Op, target: Target) -> Result | str:
-    try:
-        return campaign.result(session, op, target)
-    except Unavailable as error:
-        return f"{op.name} on {target.label} cannot run: {error}"
 
 
 def _shared_out(
@@ -160,9 +156,17 @@ def replay(values: dict[str, Any], case: str, output: str) -> None:
     campaign = Campaign.of({**values, "case": [case]}, early=True)
     name_missing(campaign.missing, err=True)
     printers = click.get_current_context().with_resource(printing(campaign.run, output))
+    results: list[Result] = []
+    lost = 0
     with campaign.open([*printers, Replay(campaign.settings)], bundles=False) as session:
-        results = [campaign.result(session, op, target) for op, target in campaign.pairs]
-    _finish(results, faults=campaign.faults(results))
+        for op, target in campaign.pairs:
+            found = campaign.outcome(session, op, target)
+            if isinstance(found, Result):
+                results.append(found)
+            else:
+                name_lost(found)
+                lost += 1
+    _finish(results, lost, campaign.faults(results))
 
 
 def _changed(todo: Sequence[tuple[Op, Target]], base: str) -> list[tuple[Op, Target]]:

@@ -13,20 +13,25 @@ import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TextIO
 
 from opconform.budget import Budget
 from opconform.campaign import Campaign
+from opconform.harness.draw.known import LARGEST
 from opconform.harness.explain.failure import Failure
+from opconform.harness.judge.judging import Verdict
+from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
-from opconform.harness.run.backend import Unavailable
 from opconform.harness.run.target import Target
 from opconform.harness.search.observer import Observer
-from opconform.harness.search.result import Result
+from opconform.harness.search.result import Result, Tally
 
+_EVERY = 1.0  #: seconds between two messages on how far a pair is
 _START = "import sys; sys.path.sort(key=lambda place: not place); from opconform.parallel import work; work()"
 
 
@@ -42,7 +47,8 @@ def processes_of(text: str | None) -> int:
 def results(
     campaign: Campaign, values: Mapping[str, Any], processes: int, budget: Budget, observer: Observer
 ) -> Iterator[Result | str]:
-    """The results of a campaign's pairs in the order in which they are done; for a pair that cannot run, why."""
+    """The results of a campaign's pairs in the order in which they are done; for a pair that has none, why. Raises
+    `UsageError`."""
     todo: queue.SimpleQueue[int] = queue.SimpleQueue()
     for index in range(len(campaign.pairs)):
         todo.put(index)
@@ -65,6 +71,10 @@ def results(
             op, target = campaign.pairs[index]
             if what == "begins":
                 observer.begins(op, target)
+            elif what == "progress":
+                observer.progress(op, target, Tally.from_json(content))
+            elif what == "shrinking":
+                observer.shrinking(op, target, _verdict(content))
             elif what == "failure":
                 observer.failure(op, target, Failure.from_json(content))
             elif what == "result":
@@ -72,9 +82,17 @@ def results(
                 observer.result(op, target, result)
                 done += 1
                 yield result
+            elif what == "usage":
+                raise UsageError(*content)
             else:
                 done += 1
-                yield f"{op.name} on {target.label} cannot run: {content}"
+                observer.lost(op, target, content)
+                yield content
+
+
+def _verdict(plain: Mapping[str, Any]) -> Verdict:
+    """A verdict of which only the case and the kind were told."""
+    return Verdict(Case.from_json(plain["case"], LARGEST), (Finding("", Kind[plain["kind"]], ""),))
 
 
 def _attend(
@@ -98,7 +116,7 @@ def _attend(
                 for line in process.stdout:
                     what, content = json.loads(line)
                     said.put((index, what, content))
-                    if what in ("result", "lost"):
+                    if what in ("result", "lost", "usage"):
                         break
                 else:
                     break
@@ -107,10 +125,15 @@ def _attend(
     except (OSError, ValueError):
         pass
     status = process.wait()
-    said.put((index if index >= 0 else todo.get(), "lost", f"its process ended with exit status {status}"))
+    _lose(said, setup, index if index >= 0 else todo.get(), f"its process ended with exit status {status}")
     with contextlib.suppress(queue.Empty):
         while True:  # the others go on; should they all have ended, every pair must have an answer
-            said.put((todo.get_nowait(), "lost", "a process that shares the work has ended"))
+            _lose(said, setup, todo.get_nowait(), "a process that shares the work has ended")
+
+
+def _lose(said: queue.SimpleQueue[tuple[int, str, Any]], setup: Mapping[str, Any], index: int, why: str) -> None:
+    op, target = setup["pairs"][index]
+    said.put((index, "lost", f"{op} on {target} cannot run: {why}"))
 
 
 def _write(stream: Any, content: Any) -> None:
@@ -134,13 +157,26 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 class _Told(Observer):
-    """Sends on what the starting process shows."""
+    """Sends on what the starting process shows; how far a pair is, only now and then."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
+        self._sent = -_EVERY
 
     def begins(self, op: Op, target: Target) -> None:
         _write(self.stream, ("begins", None))
+
+    def progress(self, op: Op, target: Target, tally: Tally) -> None:
+        now = time.monotonic()
+        if now - self._sent >= _EVERY:
+            self._sent = now
+            _write(self.stream, ("progress", tally.to_json()))
+
+    def shrinking(self, op: Op, target: Target, verdict: Verdict) -> None:
+        _write(
+            self.stream,
+            ("shrinking", {"case": replace(verdict.case, data=None).to_json(), "kind": verdict.findings[0].kind.name}),
+        )
 
     def failure(self, op: Op, target: Target, failure: Failure) -> None:
         _write(self.stream, ("failure", failure.to_json()))
@@ -168,6 +204,9 @@ def _serve(messages: TextIO) -> None:
             op, target = campaign.pairs[order.pop("index")]
             session.settings = replace(campaign.settings, **order)
             try:
-                campaign.result(session, op, target)
-            except Unavailable as error:
-                _write(messages, ("lost", str(error)))
+                found = campaign.outcome(session, op, target)
+            except UsageError as error:
+                _write(messages, ("usage", error.args))
+                return
+            if isinstance(found, str):
+                _write(messages, ("lost", found))

@@ -9,8 +9,10 @@ from typing import Any
 
 import click
 
+from opconform.commands_look import naming_lost
 from opconform.harness.model.piece import Piece, PieceError, read_piece
 from opconform.harness.model.usage import UsageError
+from opconform.harness.run.target import Target
 from opconform.harness.search.session import targets_of
 from opconform.harness.search.watching import replayed_piece
 from opconform.options import settings_from
@@ -36,8 +38,10 @@ def replay_piece(piece: Piece, values: Mapping[str, Any]) -> int:
         raise UsageError("a piece is replayed on a device: name it with --backend")
     targets, _ = targets_of(values["backend"], settings)
     wrong = 0
+    lost: list[Target] = []
     for target in targets:
-        found = replayed_piece(piece, target, settings.time_limit)
-        click.echo(piece_screen(piece.id, target.label, found))
-        wrong += not found.right
-    return 1 if wrong else 0
+        with naming_lost(target, lost):
+            found = replayed_piece(piece, target, settings.time_limit)
+            click.echo(piece_screen(piece.id, target.label, found))
+            wrong += not found.right
+    return 1 if wrong or lost else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -52,22 +53,34 @@ class Replay(Screens):
                 self.write("\n".join([f"{target.label} said", *(f"    {line}" for line in said(verdict.stderr))]))
 
 
+@dataclass
+class _Running:
+    """A pair that is not done: which of all it is and its name, what it does instead of searching, and its bar."""
+
+    name: str
+    does: str = ""
+    task: TaskID | None = None
+
+
 class Progress(Screens):
-    """Shows each op and device while it runs, and what came of it. `deadline`: when the time of the run is up, if it
-    has one (`time.monotonic`)."""
+    """Shows each op and device while it runs, and what came of it. Several may run at the same time. `deadline`: when
+    the time of the run is up, if it has one (`time.monotonic`)."""
 
     def __init__(self, pairs: int, settings: Settings, deadline: Callable[[], float | None] = lambda: None) -> None:
         super().__init__(settings)
         self._pairs = pairs
         self._deadline = deadline
         self._begun = 0
-        self._pair = ""
-        self._does = ""  #: what it does instead of searching
+        self._running: dict[tuple[str, str], _Running] = {}
         self._said = time.monotonic()
         self._bar: Bar | None = None
-        self._task: TaskID | None = None
         if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self._bar = Bar(*columns, console=Console(highlight=False), transient=True)
             self._bar.start()
 
@@ -80,25 +93,26 @@ class Progress(Screens):
 
     def begins(self, op: Op, target: Target) -> None:
         self._begun += 1
-        self._pair, self._does = f"{op.name} on {target.label}", ""
+        pair = _Running(f"{self._begun} of {self._pairs}  {op.name} on {target.label}")
         if self._bar is not None:
-            self._forget()
-            self._task = self._bar.add_task(self._words(), total=self._settings.examples)
+            pair.task = self._bar.add_task(self._words(pair), total=self._settings.examples)
+        self._running[op.name, target.label] = pair
 
     def progress(self, op: Op, target: Target, tally: Tally) -> None:
-        self._show(tally.executed)
+        self._show(op, target, executed=tally.executed)
 
     def shrinking(self, op: Op, target: Target, verdict: Verdict) -> None:
-        self._does = f"shrinking {verdict.kind}"
-        self._show()
+        self._show(op, target, f"shrinking {verdict.kind}")
 
     def failure(self, op: Op, target: Target, failure: Failure) -> None:
         super().failure(op, target, failure)
-        self._does = "asking the other devices"
-        self._show()
+        self._show(op, target, "asking the other devices")
+
+    def lost(self, op: Op, target: Target, reason: str) -> None:
+        self._forget(op, target)
 
     def result(self, op: Op, target: Target, result: Result) -> None:
-        self._forget()
+        self._forget(op, target)
         super().result(op, target, result)
         tally = result.tally
         if not (tally.executed or tally.vacuous or result.failure or result.known):
@@ -110,26 +124,28 @@ class Progress(Screens):
             ran += f", {result.coverage}"
         self.write(f"{colours.state(word)} {result.op} on {result.target}: {ran}")
 
-    def _words(self) -> str:
-        """Which of how many pairs it is at, what it does there, and how much time is left."""
-        found = [f"{self._begun} of {self._pairs}  {self._pair}", self._does]
+    def _words(self, pair: _Running) -> str:
+        """Which of how many pairs it is, what it does there, and how much time is left."""
+        found = [pair.name, pair.does]
         deadline = self._deadline()
         if deadline is not None:
             found.append(f"{_minutes(deadline - time.monotonic())} left")
         return ", ".join(filter(None, found))
 
-    def _show(self, executed: int | None = None) -> None:
+    def _show(self, op: Op, target: Target, does: str = "", executed: int | None = None) -> None:
+        pair = self._running[op.name, target.label]
+        pair.does = does or pair.does
         if self._bar is None:
             if time.monotonic() - self._said >= _EVERY:
                 ran = "" if executed is None else f": {executed} cases so far"
-                self.write(f"{'…':<11} {self._words()}{ran}")
-        elif self._task is not None:
-            self._bar.update(self._task, description=self._words(), completed=executed)
+                self.write(f"{'…':<11} {self._words(pair)}{ran}")
+        elif pair.task is not None:
+            self._bar.update(pair.task, description=self._words(pair), completed=executed)
 
-    def _forget(self) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.remove_task(self._task)
-            self._task = None
+    def _forget(self, op: Op, target: Target) -> None:
+        pair = self._running.pop((op.name, target.label), None)
+        if self._bar is not None and pair is not None and pair.task is not None:
+            self._bar.remove_task(pair.task)
 
     def close(self) -> None:
         if self._bar is not None:

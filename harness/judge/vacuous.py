@@ -17,6 +17,7 @@ from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.op import Op
 
+NO_ELEMENT = "it has no element"  #: what is said of a case with empty outputs
 _NEAR = 1e-3  #: where the error is a residual: how near to the reference a value must be to be worth a judgement
 
 
@@ -61,7 +62,7 @@ def vacuous(op: Op, case: Case, values: Mapping[str, Raw], expected: Expected, n
 def _of_zeros(outputs: Sequence[_Output]) -> str:
     """What to say of a case that outputs of zeros pass."""
     if all(output.value.size == 0 for output in outputs):
-        return "it has no element"
+        return NO_ELEMENT
     if all(output.is_free for output in outputs):
         return "nothing can be demanded of any element"
     return "an output of zeros passes too"

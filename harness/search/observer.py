@@ -44,7 +44,7 @@ class Observer:
         """A case on one device has been timed, or compared with another build."""
 
     def lost(self, op: Op, target: Target, reason: str) -> None:
-        """One op on one device cannot run, or not any more."""
+        """One op on one device cannot run, or not any more, or has raised: there is no result."""
 
     def close(self) -> None:
         """The session is over, also after an error or Ctrl-C."""

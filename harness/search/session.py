@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from opconform.harness.explain.blame import Panel
 from opconform.harness.explain.failure import Failure, describe
 from opconform.harness.judge.checks import ON_REQUEST, TwinCheck
 from opconform.harness.judge.judging import Verdict, now_and_then
+from opconform.harness.judge.vacuous import NO_ELEMENT
 from opconform.harness.model.case import Case
 from opconform.harness.model.op import Op
 from opconform.harness.model.text import printable
@@ -202,36 +204,48 @@ class Session:
         known = known[index - 1 :: count]
         from opconform.harness.search.search import Search  # Hypothesis takes a quarter of a second to import
 
-        self._observer.begins(op, target)
-        runner = self.runner(target)
-        for limit in runner.limits(op):
-            if limit.pinned not in (None, *known_cases(op.name)) and limit.pinned not in known_cases():
-                raise UsageError(
-                    f"{target.label} pins {limit.pinned!r}, which is no known case (opconform list --cases)"
-                )
-        about = on_device(target)
-        listed = [entry for entry in self._listed if entry.matches(op.name, about)]
-        try:
+        with self._pair(op, target):
+            runner = self.runner(target)
+            for limit in runner.limits(op):
+                if limit.pinned not in (None, *known_cases(op.name)) and limit.pinned not in known_cases():
+                    raise UsageError(
+                        f"{target.label} pins {limit.pinned!r}, which is no known case (opconform list --cases)"
+                    )
+            about = on_device(target)
+            listed = [entry for entry in self._listed if entry.matches(op.name, about)]
             result = Search(op, runner, self.settings, known, self._database, self._observer, listed).run()
-        except Unavailable:  # the device was lost; the next op opens it afresh
-            self._runners.pop(target.label).close()
-            raise
-        return self._done(op, target, result)
+            return self._done(op, target, result)
 
     def replay(self, op: Op, target: Target, cases: Iterable[tuple[str, Case]]) -> Result:
         """Run just these cases of one op, each `Settings.times` times or until it fails; the first failure is described
         as it is, and not shrunk."""
         tally, failure, failed = Tally(), None, []
+        with self._pair(op, target):
+            runner, checks = self.runner(target), [ON_REQUEST[name] for name in self.settings.checks]
+            for name, case in cases:
+                verdict = self._replayed(op, runner, case, checks)
+                self._observer.verdicts(op, target, [verdict])
+                if verdict.vacuous != NO_ELEMENT:  # else it counts, for it is named: a mended failure reads as a pass
+                    verdict = replace(verdict, vacuous="")
+                tally.count(verdict)
+                if verdict.failed:
+                    failed.append(name)
+                    failure = failure or describe(op, runner, verdict)
+            return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
+
+    @contextlib.contextmanager
+    def _pair(self, op: Op, target: Target) -> Iterator[None]:
+        """One op on one device runs in this context. Where that raises, its worker may be in the middle of anything:
+        the next op opens the device afresh."""
         self._observer.begins(op, target)
-        runner, checks = self.runner(target), [ON_REQUEST[name] for name in self.settings.checks]
-        for name, case in cases:
-            verdict = self._replayed(op, runner, case, checks)
-            self._observer.verdicts(op, target, [verdict])
-            tally.count(replace(verdict, vacuous=""))  # named by hand, it counts: a mended failure must read as a pass
-            if verdict.failed:
-                failed.append(name)
-                failure = failure or describe(op, runner, verdict)
-        return self._done(op, target, Result(op.name, target.label, target.about, tally, failure, tuple(failed)))
+        try:
+            yield
+        except Exception as error:
+            runner = self._runners.pop(target.label, None)
+            if runner is not None:
+                runner.close()
+            self._observer.lost(op, target, str(error))
+            raise
 
     def _replayed(self, op: Op, runner: Runner, case: Case, checks: Sequence[TwinCheck]) -> Verdict:
         """The verdict on a case that is run until it fails, `Settings.times` times at most."""

@@ -158,7 +158,8 @@ class Watching:
         hint = result.failure.hint
         for recipe in recipes_of(op, case.dtype):
             drawn = replace(case, recipe=recipe, data=None)
-            if self._runner.verdicts(op, [drawn], beyond=("bug",))[0].failed:
+            runner = self._session.runner(self._target)  # another one than at first, where the device was lost
+            if runner.verdicts(op, [drawn], beyond=("bug",))[0].failed:
                 return WrongCase(drawn.id, judged, count, str(store(drawn, settings.report_dir)), "fails", recipe, hint)
         return WrongCase(case.id, judged, count, str(case_path(settings.report_dir, case.id)), "fails", hint=hint)
 

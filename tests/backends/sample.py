@@ -22,7 +22,7 @@ from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run.backend import Device, Unavailable
+from opconform.harness.run.backend import Device, Named, Unavailable
 from opconform.harness.run.sanitizer import LOG, Complaint, Sanitizer
 from tests.kernels.base import F32
 from tests.kernels.correct import Correct
@@ -220,6 +220,18 @@ class OpensBadly(Good):
 
     def __init__(self, device: str, options: Mapping[str, str]) -> None:
         raise Unavailable("the driver is too old (1.1)", "install driver 1.2 or newer")
+
+
+class OpensTheSecond(TwoDevices):
+    """Its device 0 does not open; device 1, which never adds anything, does."""
+
+    def __init__(self, device: str, options: Mapping[str, str]) -> None:
+        if device == "0":
+            raise Unavailable("device 0 is in use", "stop the other program")
+        super().__init__(device, options)
+
+    def names(self) -> tuple[Named, ...]:
+        return (Named("ACC", "op", ("acc",)),)
 
 
 class ListsNone(Good):

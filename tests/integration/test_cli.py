@@ -292,6 +292,8 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
             "no case 'nope': no such file, no known case (opconform list --cases), none in opconform-out",
         ),
         ("replay nope.json", "nope.json: No such file or directory"),
+        ("test --backend {Good} -n 2 --output csv", "--output csv has a row for each case, which the processes of -n"),
+        ("test --backend {Good} -n 2 --output sql", "--output sql has a row for each case, which the processes of -n"),
         ("test --check nope", "no check 'nope' on request; there are deterministic, batch_invariant, layout_invariant"),
         ("test --max-bytes 3X", "'3X' is not a size"),
         ("test --max-examples 0", "--max-examples is 0; it must be above 0"),
