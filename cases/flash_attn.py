@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from opconform.cases import products
 from opconform.cases.families.choices import choice, drawn_params
-from opconform.cases.mla.attention import Narrow, attention_error, gamma, softmax_of
+from opconform.cases.mla.attention import Narrow, attention_error, gamma, softmax_of, unshifted
+from opconform.cases.mla.faults import of_any_attention
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.cases.softmax import slopes
 from opconform.harness.draw.strategies import among, composite
@@ -70,17 +71,28 @@ def _attended(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Map
         added = slope * np.where(seen, mask, 0.0)
         error = error + gamma(numerics, powers) * np.abs(added) + gamma(numerics, 3) * (np.abs(scores) + np.abs(added))
         scores = scores + added
+    if "keys" in wrong:
+        seen = seen & (np.arange(keys) < wrong["keys"])
     values = _shared(v.type.decode(raw["v"]), q.shape, group)
     off = _value_error(v.type, _shared(raw["v"], q.shape, group), numerics)
-    is_empty = ~seen.any(-1, keepdims=True)
-    if "sinks" in case.inputs and not wrong.get("unsunk"):
+    is_empty, spoilt = ~seen.any(-1, keepdims=True), np.isnan(scores).any(-1, keepdims=True)
+    sunk = "sinks" in case.inputs and not wrong.get("unsunk")
+    if wrong.get("mean") and not sunk:
+        scores, error, seen = np.where(is_empty, 0.0, scores), np.where(is_empty, 0.0, error), seen | is_empty
+        is_empty = np.zeros_like(is_empty)
+    if sunk:
         sink = F32.decode(raw["sinks"]).reshape(-1, 1, 1)
         scores = np.concatenate([scores, np.broadcast_to(sink, (*scores.shape[:3], 1))], -1)
         error = np.concatenate([error, np.zeros((*scores.shape[:3], 1))], -1)
         seen = np.concatenate([seen, np.ones((*scores.shape[:3], 1), dtype=bool)], -1)
         values, off = (np.concatenate([it, np.zeros((*it.shape[:2], 1, it.shape[3]))], 2) for it in (values, off))
     found = _weighed(scores, error, seen, values, off, v.type, numerics)
-    value, bound = (np.where(is_empty, 0.0, it) for it in (found.value, found.bound))
+    of_none = np.nan if wrong.get("nan") and not sunk else 0.0
+    value, bound = np.where(is_empty, of_none, found.value), np.where(is_empty, 0.0, found.bound)
+    value = np.where(spoilt, np.nan, value)  # NaN − ∞ is NaN, even where no key is seen
+    if wrong.get("unshifted"):
+        of_keys = np.where(seen, scores, -np.inf)[..., :keys]
+        value, bound = unshifted(of_keys.max(-1, keepdims=True), value, bound)
     return Expected(value.swapaxes(1, 2), bound.swapaxes(1, 2))
 
 
@@ -251,15 +263,17 @@ def hide(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
-    """Parameters and arguments left out, heads shared in another way."""
-    for says, wrong in (
+    """Parameters and arguments left out, heads shared in another way, and what any attention may get wrong."""
+    own: tuple[tuple[str, Mapping[str, Any]], ...] = (
         ("scale is left out", {"scale": 1.0}),
         ("max_bias is left out: every slope is 1", {"max_bias": 0.0}),
         ("logit_softcap is left out", {"logit_softcap": 0.0}),
         ("the mask is left out", {"unmasked": True}),
         ("the sinks are left out", {"unsunk": True}),
         ("heads share keys and values as h mod n, not as h / r", {"interleaved": True}),
-    ):
+    )
+    inputs = image.case.inputs
+    for says, wrong in (*own, *of_any_attention(inputs["k"].shape[2], "mask" in inputs)):
         yield Hypothesis(says, partial(image.with_expect, _otherwise(wrong)))
 
 

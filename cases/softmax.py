@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.families.choices import choice, drawn_params
+from opconform.cases.families.formulas import parts_of_row
 from opconform.cases.shapes import check_out, is_aligned, rows
 from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.approx import Approx
@@ -57,7 +59,7 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 def _weights(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mapping[str, Any]) -> Expected:
     """`expect`, or what a kernel gives that does `wrong` things."""
     layout = case.inputs["x"]
-    x = Approx.of(layout.type.decode(raw["x"]), layout.type, numerics)
+    x = Approx.of(layout.type.decode(raw["x"]), layout.type, numerics, wrong.get("part"))
     params = {**case.params, **wrong}
     z = x * float(params["scale"])
     seen = np.ones(layout.shape, dtype=bool)
@@ -69,6 +71,8 @@ def _weights(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mapp
     sinks = None
     if "sinks" in case.inputs and not wrong.get("unsunk"):
         sinks = Approx.of(F32.decode(raw["sinks"]).reshape(-1, 1, 1), F32, numerics)
+    if wrong.get("unshifted"):
+        return _unshifted(z, seen, sinks).stored(case.outputs["out"].type, layout.shape)
     return normalised(z, seen, sinks).stored(case.outputs["out"].type, layout.shape)
 
 
@@ -96,6 +100,20 @@ def normalised(z: Approx, seen: np.ndarray, sinks: Approx | None) -> Approx:
     if sinks is not None:
         total = total + (sinks - largest).exp()
     return weights / total
+
+
+def _unshifted(z: Approx, seen: np.ndarray, sinks: Approx | None) -> Approx:
+    """e^z / Σ e^z itself. Where e^z is infinite in float32, weights are ∞ / ∞, and the others of the row x / ∞ = 0.
+    Nothing is said where the sum is 0."""
+    none = z.held(np.zeros(z.value.shape), 0.0)
+    powers = Approx.where(seen, z.exp(), none)
+    total = powers.sum()
+    if sinks is not None:
+        total = total + sinks.exp()
+    beyond = np.where(seen, z.low, -np.inf) > math.log(F32.largest)
+    known = beyond.any(-1, keepdims=True) & ~(~beyond & (z.high > math.log(F32.largest)))
+    weights = Approx.where(known, z.held(np.where(beyond, np.nan, 0.0), 0.0), powers / total)
+    return replace(weights, value=np.where(total.value == 0, 0.0, weights.value))
 
 
 def check(case: Case) -> None:
@@ -159,14 +177,17 @@ def hide(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
-    """Parameters and arguments left out, and the mask of another matrix."""
+    """Parameters and arguments left out, the largest z not taken off, parts of a row, the mask of another matrix."""
     case = image.case
-    for says, wrong in (
+    faults: tuple[tuple[str, Mapping[str, Any]], ...] = (
         ("scale is left out", {"scale": 1.0}),
         ("max_bias is left out: every slope is 1", {"max_bias": 0.0}),
         ("the mask is left out", {"unmasked": True}),
         ("the sinks are left out", {"unsunk": True}),
-    ):
+        ("the largest z is not subtracted before the exponentials: they overflow", {"unshifted": True}),
+        *((says, {"part": part}) for says, part in parts_of_row(case.inputs["x"].shape[-1])),
+    )
+    for says, wrong in faults:
         yield Hypothesis(says, partial(image.with_expect, _otherwise(wrong)))
     if "mask" in case.inputs:
         mask = image.raw["mask"]

@@ -113,7 +113,7 @@ class Row:
                 continue
             yield from _repeated_otherwise(image, name, case.inputs[self.inputs[0]].shape)
         if self.along_rows:
-            for says, part in _parts(case.inputs[self.inputs[0]].shape[-1]):
+            for says, part in parts_of_row(case.inputs[self.inputs[0]].shape[-1]):
                 yield Hypothesis(says, partial(image.with_expect, partial(self.expect, self.formula, part)))
 
 
@@ -258,7 +258,7 @@ def _repeated_otherwise(image: Image, name: str, shape: tuple[int, ...]) -> Iter
         yield Hypothesis(says, partial(image.with_inputs, **{name: last}))
 
 
-def _parts(n: int) -> Iterator[tuple[str, int]]:
+def parts_of_row(n: int) -> Iterator[tuple[str, int]]:
     """Parts of a row that a sum may take, in words."""
     if n > 1:
         yield "the last element of each row is left out", n - 1

@@ -121,11 +121,11 @@ def expected_of(reading: Understood, case: Case, raw: Mapping[str, Raw], numeric
         overflows |= heavy.max(-1, keepdims=True, initial=0.0) > narrow.largest_sum
     bound = np.where(overflows & (softmax.count > 0), np.inf, bound)
     if reading.unshifted:
-        value, bound = _unshifted(np.where(seen, scores, -np.inf).max(-1, keepdims=True, initial=-np.inf), value, bound)
+        value, bound = unshifted(np.where(seen, scores, -np.inf).max(-1, keepdims=True, initial=-np.inf), value, bound)
     return Expected(value.swapaxes(1, 2), bound.swapaxes(1, 2))
 
 
-def _unshifted(largest: F64, value: F64, bound: F64) -> tuple[F64, F64]:
+def unshifted(largest: F64, value: F64, bound: F64) -> tuple[F64, F64]:
     """What is left where exp(score) itself is computed: ∞ / ∞ above exp's range; below it nothing, as where no key is
     seen; and little that can be said where the weights are denormals."""
     above, below = largest > np.log(F32.largest), largest < np.log(2.0**-150)

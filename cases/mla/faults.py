@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -48,24 +49,28 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         yield Hypothesis(says, _read(image, Understood(from_start=True)))
     if "mask" in inputs:
         yield Hypothesis("the mask is ignored", _read(image, Understood(masked=False)))
-    if params["causal"] or "mask" in inputs:
-        yield Hypothesis("a query that sees no key gets the mean of all values", _read(image, Understood(mean=True)))
-        yield Hypothesis("a query that sees no key gets NaN: 0 / 0", _read(image, Understood(nan=True)))
-    says = "the largest score is not subtracted before the exponentials: they overflow"
-    yield Hypothesis(says, _read(image, Understood(unshifted=True)))
-    for tile in TILES:
-        kv_len = int(params["kv_len"])
-        if kv_len > tile and kv_len % tile:
-            says = f"the last keys are left out: what a tile of {tile} does not fill"
-            yield Hypothesis(says, _read(image, Understood(keys=kv_len // tile * tile)))
-        if kv_len > tile:
-            says = f"only the first tile of {tile} keys is looked at"
-            yield Hypothesis(says, _read(image, Understood(keys=tile)))
+    for says, wrong in of_any_attention(int(params["kv_len"]), bool(params["causal"]) or "mask" in inputs):
+        yield Hypothesis(says, _read(image, Understood(**wrong)))
     if int(params["kv_len"]) < inputs["c_kv"].shape[2]:
         says = "kv_len is ignored: padding rows of the cache are read"
         yield Hypothesis(says, _with_params(image, kv_len=inputs["c_kv"].shape[2]))
     says = f"the value is read from the wrong columns of a cache row: from {d_r} on, where the latent part starts at 0"
     yield Hypothesis(says, _read(image, Understood(value_start=d_r)))
+
+
+def of_any_attention(keys: int, hides: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What any attention may get wrong between its scores and its sums, in words and as `Understood` has it. hides:
+    whether a query may see no key."""
+    if hides:
+        yield "a query that sees no key gets the mean of all values", {"mean": True}
+        yield "a query that sees no key gets NaN: 0 / 0", {"nan": True}
+    yield "the largest score is not subtracted before the exponentials: they overflow", {"unshifted": True}
+    for tile in TILES:
+        if keys > tile and keys % tile:
+            says = f"the last keys are left out: what a tile of {tile} does not fill"
+            yield says, {"keys": keys // tile * tile}
+        if keys > tile:
+            yield f"only the first tile of {tile} keys is looked at", {"keys": tile}
 
 
 def _with_params(image: Image, **changed: bool | int | float) -> Callable[[], Reading]:

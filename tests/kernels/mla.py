@@ -462,7 +462,8 @@ class FullTilesOfKeys(Mla):
     """Keys that a tile of 8 does not fill are left out (where there is a full one)."""
 
     def seen(self, case: Case, x: Mapping[str, F32]) -> Mask:
-        seen, n = super().seen(case, x), int(case.params["kv_len"])
+        seen = super().seen(case, x)
+        n = seen.shape[-1]
         return seen & (np.arange(n) < (n // 8 * 8 if n > 8 else n))
 
 
