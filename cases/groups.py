@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.cases.rows import standardised
+from opconform.cases.families.formulas import parts_of_row
+from opconform.cases.rows import HALVED, over_half, standardised
 from opconform.cases.shapes import check_out, is_aligned, tensors
 from opconform.harness.draw.strategies import among, composite, inner_sizes, within
 from opconform.harness.model.approx import Approx
@@ -58,16 +59,23 @@ def group_norm(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expect
 Norm = Callable[[Approx, Approx, dict[str, Any]], Approx]
 
 
-def _normed(norm: Norm, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+def _normed(norm: Norm, case: Case, raw: Mapping[str, Raw], numerics: Numerics, of_part: str | None = None) -> Expected:
+    """`norm` of each group. of_part: what a wrong kernel makes its sums of, in words of `_parts_of_group`."""
     x = case.inputs["x"]
     values = x.type.decode(raw["x"])
     value, bound = np.zeros(x.shape), np.zeros(x.shape)
     for channels in _bounds(x.shape[1], int(case.params["n_groups"])):
         part: F64 = np.ascontiguousarray(values[:, channels])
-        flat = Approx.of(part.reshape(x.shape[0], -1), x.type, numerics)
+        count = part[:1].size
+        taken = dict(_parts_of_group(count)).get(of_part) if of_part else None
+        flat = Approx.of(part.reshape(x.shape[0], -1), x.type, numerics, taken)
         found = norm(flat, flat.variance(), dict(case.params)).stored(case.outputs["out"].type, flat.value.shape)
         value[:, channels], bound[:, channels] = found.value.reshape(part.shape), found.bound.reshape(part.shape)
     return Expected(value, bound)
+
+
+def _parts_of_group(count: int) -> Iterator[tuple[str, int]]:
+    return parts_of_row(count, "group")
 
 
 def _check_groups(case: Case) -> None:
@@ -106,11 +114,16 @@ def _group_faults(image: Image) -> Iterator[Hypothesis]:
     other = 2 if case.params["n_groups"] == 1 else 1
     yield Hypothesis(f"there are {other} groups", partial(image.with_params, n_groups=other))
     yield Hypothesis("eps is left out", partial(image.with_params, eps=0.0))
-    yield Hypothesis("the mean is not subtracted", partial(image.with_expect, _without_mean))
-
-
-def _without_mean(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
-    return _normed(lambda x, variance, p: x.over_root(variance + float(p["eps"])), case, raw, numerics)
+    mistakes: dict[str, Norm] = {
+        "the mean is not subtracted": lambda x, variance, p: x.over_root(variance + float(p["eps"])),
+        HALVED: lambda x, variance, p: over_half(x - x.mean(), variance + float(p["eps"])),
+    }
+    for says, norm in mistakes.items():
+        yield Hypothesis(says, partial(image.with_expect, partial(_normed, norm)))
+    first = next(_bounds(case.inputs["x"].shape[1], int(case.params["n_groups"])))
+    for says, _ in _parts_of_group(image.raw["x"][:1, first].size):
+        wrong = partial(_normed, standardised, of_part=says)
+        yield Hypothesis(says, partial(image.with_expect, wrong))
 
 
 # --- ADD_REL_POS ---

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from opconform.cases import rope
 from opconform.cases.families.behind import beginning_of
 from opconform.cases.families.chains import KEPT, MADE, NONE, check_kept
-from opconform.cases.families.choices import check_params, choice, drawn_params, types_of
+from opconform.cases.families.choices import check_params, choice, drawn_params, ignored, types_of
+from opconform.cases.families.formulas import parts_of_row
 from opconform.cases.pieces import weighed
 from opconform.cases.rows import EPS
 from opconform.cases.shapes import is_aligned
@@ -48,9 +49,15 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
 
 def _stored(
-    case: Case, raw: Mapping[str, Raw], numerics: Numerics, begun: Weighed, wrong: Mapping[str, Any]
+    case: Case,
+    raw: Mapping[str, Raw],
+    numerics: Numerics,
+    begun: Weighed,
+    wrong: Mapping[str, Any],
+    part: int | None = None,
 ) -> Expected:
-    x, w = (Approx.of(F32.decode(raw[name]), F32, numerics) for name in ("x", "w"))
+    """part: how many elements of a row go into its mean; see `Approx`."""
+    x, w = (Approx.of(F32.decode(raw[name]), F32, numerics, part) for name in ("x", "w"))
     shape = case.outputs["out"].shape
     found = rope.turned(_beginning(case), begun(x, w, case.params), raw, wrong).all.stored(F32, shape)
     if KEPT not in case.outputs:
@@ -92,7 +99,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
-    """A step left out, or in another order, and positions of other tokens."""
+    """A step left out, or in another order, eps or parts of a row left out, and positions of other tokens."""
     mistakes: tuple[tuple[str, Weighed], ...] = (
         ("the rows are not normalised", lambda x, w, p: x * w),
         ("w is left out", lambda x, w, p: weighed(x, w, p)[0]),
@@ -100,7 +107,11 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
     )
     for says, begun in mistakes:
         yield Hypothesis(says, partial(image.with_expect, partial(_stored, begun=begun, wrong={})))
-    backwards = partial(_stored, begun=lambda x, w, p: weighed(x, w, p)[1], wrong={"backwards": True})
+    yield from ignored(image, {"eps": EPS})
+    right = partial(_stored, begun=lambda x, w, p: weighed(x, w, p)[1])
+    for says, part in parts_of_row(image.case.inputs["x"].shape[-1]):
+        yield Hypothesis(says, partial(image.with_expect, partial(right, wrong={}, part=part)))
+    backwards = partial(right, wrong={"backwards": True})
     yield Hypothesis("it turns backwards", partial(image.with_expect, backwards))
     pos = image.raw["pos"]
     first = np.broadcast_to(pos[..., :1], pos.shape)

@@ -10,19 +10,20 @@ from opconform.harness.model.dtypes import F16
 
 
 def _over_norm(x: Approx, squares: Approx, p: dict[str, Any]) -> Approx:
-    """x / max(√squares, eps) or x / √(squares + eps). Some kernels square eps (CUDA's rsqrt of max(Σx², eps²))."""
-    eps = float(p["eps"])
-    if p["eps_mode"] == "add":
-        return x.over_norm(squares + eps)
-    return x.over_norm(squares.maximum(x.constant(eps**2, roundings=3)))
+    """x / max(√squares, eps) or x / √(squares + eps)."""
+    return x.over_norm(_limited(squares, p))
 
 
-def _one_over(squares: Approx, p: dict[str, Any]) -> Approx:
-    """1 / max(√squares, eps) or 1 / √(squares + eps)."""
+def _limited(squares: Approx, p: dict[str, Any]) -> Approx:
+    """What the norm is the root of: max(squares, eps²) or squares + eps. Some kernels square eps (CUDA's rsqrt of
+    max(Σx², eps²))."""
     eps = float(p["eps"])
-    if p["eps_mode"] == "add":
-        return (squares + eps).rsqrt()
-    return squares.maximum(squares.constant(eps**2, roundings=3)).rsqrt()
+    return squares + eps if p["eps_mode"] == "add" else squares.maximum(squares.constant(eps**2, roundings=3))
+
+
+def over_half(x: Approx, squares: Approx) -> Approx:
+    """x / √squares as a wrong kernel has it that stores the reciprocal of the root in f16 (`HALVED`)."""
+    return x * squares.rsqrt().through(F16)
 
 
 def standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
@@ -46,6 +47,8 @@ def _over_less(x: Approx) -> float:
     return n / max(n - 1, 1)
 
 
+#: What a hint says of `over_half`.
+HALVED = "1 / norm is rounded to f16"
 #: Of a norm.
 EPS = choice(1e-6, 1e-5, 1e-12, 1.0, 0.0, without=0.0, least=0.0)
 
@@ -85,7 +88,7 @@ OPS = (
                 x, (x * x).sum(), {**p, "eps_mode": "max"}
             ),
             "the mean of the squares is taken, not their sum (RMS_NORM)": lambda x, p: _over_norm(x, (x * x).mean(), p),
-            "1 / norm is rounded to f16": lambda x, p: x * _one_over((x * x).sum(), p).through(F16),
+            HALVED: lambda x, p: over_half(x, _limited((x * x).sum(), p)),
         },
         copied="divided",
         bound="γ_k·|out| + underflow, k = (n+1)/2 + ρ + 1, ρ for root and division",
@@ -98,6 +101,7 @@ OPS = (
         mistakes={
             "the sum of the squares is taken, not their mean": lambda x, p: x.over_root((x * x).sum() + p["eps"]),
             "eps is added to the root, not under it": lambda x, p: x / ((x * x).mean().sqrt() + p["eps"]),
+            HALVED: lambda x, p: over_half(x, (x * x).mean() + p["eps"]),
         },
         copied="normalised",
     ),
@@ -112,6 +116,7 @@ OPS = (
             "the standard deviation and eps are added: (x − mean) / (√variance + eps)": lambda x, p: (
                 (x - x.mean()) / (x.variance().sqrt() + p["eps"])
             ),
+            HALVED: lambda x, p: over_half(x - x.mean(), x.variance() + p["eps"]),
         },
         copied="normalised",
     ),

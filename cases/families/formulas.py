@@ -258,10 +258,10 @@ def _repeated_otherwise(image: Image, name: str, shape: tuple[int, ...]) -> Iter
         yield Hypothesis(says, partial(image.with_inputs, **{name: last}))
 
 
-def parts_of_row(n: int) -> Iterator[tuple[str, int]]:
-    """Parts of a row that a sum may take, in words."""
+def parts_of_row(n: int, row: str = "row") -> Iterator[tuple[str, int]]:
+    """Parts of a row of n elements that a sum may take, in words."""
     if n > 1:
-        yield "the last element of each row is left out", n - 1
+        yield f"the last element of each {row} is left out", n - 1
     for tile in TILES:
         if n > tile and n % tile:
             yield f"what a tile of {tile} does not fill is left out of the sum", n // tile * tile

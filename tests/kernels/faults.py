@@ -422,6 +422,9 @@ class HalfReciprocal(Correct):
         reciprocal = (np.float32(1) / self.divisor(case, squares)).astype(np.float16).astype(np.float32)
         return x * reciprocal
 
+    def over_root(self, case: Case, x: F32, squares: F32) -> F32:
+        return x * (np.float32(1) / self.rooted(squares)).astype(np.float16).astype(np.float32)
+
 
 class WritesTile(Correct):
     """One workgroup along a dimension, and no loop."""
@@ -445,7 +448,8 @@ def _precision() -> Iterator[Fault]:
     yield Fault("cumsum", wrong.ExclusiveBySubtraction, says)
     yield Fault("cumsum", wrong.HalfSums, COARSE[0])
     yield Fault("cumsum", RoundsSums, COARSE[1])
-    yield Fault("l2_norm", HalfReciprocal, "1 / norm is rounded to f16")
+    for op in ("l2_norm", "norm", "rms_norm", "group_norm"):
+        yield Fault(op, HalfReciprocal, "1 / norm is rounded to f16")
     for k in (0, 1):
         hint = f"only the first 8 along i{k} are written"
         yield Fault("cumsum", made(f"WritesTile{k}", WritesTile, k=k), hint)

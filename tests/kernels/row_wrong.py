@@ -213,6 +213,25 @@ class EpsOnRoot(Correct):
         self.stored(case, buffers, x / (root + self.number(case, "eps", root)))
 
 
+class TurnsWithoutEps(Correct):
+    def rms_norm_mul_rope(self, case: Case, buffers: Buffers) -> None:
+        self.by_reference(wrong.with_params(case, eps=0.0), buffers)
+
+
+class TurnsFullTiles(Correct):
+    """What a tile of 8 does not fill is lost from the mean (where there is a full one)."""
+
+    def rms_norm_mul_rope(self, case: Case, buffers: Buffers) -> None:
+        self.by_reference(case, buffers)
+        x = self.loaded(buffers, "x").astype(np.float64)
+        n, eps = x.shape[-1], float(case.params["eps"])
+        squares = x * x
+        part = squares[..., : n // 8 * 8 if n > 8 else n]
+        whole, left = (it.sum(-1, keepdims=True) / n + eps for it in (squares, part))
+        for name in case.outputs:
+            self.write(buffers, name, buffers.array(name) * np.sqrt(whole / left))
+
+
 ROW_WRONG: tuple[Wrong, ...] = (
     Wrong("add", Subtracts, WRONG_VALUES),
     Wrong("add", RepeatsEach, WRONG_VALUES, (NAN, MIXED)),
@@ -284,6 +303,11 @@ def _faults() -> Iterator[Fault]:
     yield Fault("rms_norm", CopiesX, "x is copied, not normalised")
     yield Fault("rms_norm", NormsFullTiles, FULL_TILES_OF_8)
     yield Fault("norm", small_faults.WithoutLast, "the last element of each row is left out")
+    yield Fault("group_norm", NormsFullTiles, FULL_TILES_OF_8)
+    yield Fault("group_norm", small_faults.WithoutLast, "the last element of each group is left out")
+    yield Fault("group_norm", IgnoresEps, "eps is left out")
+    yield Fault("rms_norm_mul_rope", TurnsWithoutEps, "eps is left out")
+    yield Fault("rms_norm_mul_rope", TurnsFullTiles, FULL_TILES_OF_8)
 
 
 ROW_FAULTS: tuple[Fault, ...] = tuple(_faults())

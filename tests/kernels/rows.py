@@ -154,12 +154,21 @@ class Rows(Kernel):
     # --- rows ---
 
     def norm(self, case: Case, buffers: Buffers) -> None:
+        self.stored(case, buffers, self.standardised(case, self.loaded(buffers, "x")))
+
+    def group_norm(self, case: Case, buffers: Buffers) -> None:
         x = self.loaded(buffers, "x")
+        out, channels = np.empty_like(x), -(-x.shape[1] // int(case.params["n_groups"]))
+        for first in range(0, x.shape[1], channels):
+            part = x[:, first : first + channels]
+            rows = part.reshape(x.shape[0], 1, 1, -1)
+            out[:, first : first + channels] = self.standardised(case, rows).reshape(part.shape)
+        self.stored(case, buffers, out)
+
+    def standardised(self, case: Case, x: F32) -> F32:
         apart = self.added(x, -self.averaged(x))
         variance = self.variance(x, apart)
-        self.stored(
-            case, buffers, self.over_root(case, apart, self.added(variance, self.number(case, "eps", variance)))
-        )
+        return self.over_root(case, apart, self.added(variance, self.number(case, "eps", variance)))
 
     def rms_norm(self, case: Case, buffers: Buffers) -> None:
         x = self.loaded(buffers, "x")
