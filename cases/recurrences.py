@@ -70,6 +70,28 @@ def _turned(x: Approx) -> Approx:
     return Approx(value, low, high, x.numerics, rounded=x.rounded)
 
 
+#: What any recurrence may get wrong, by what a hint says of it.
+_FAULTS = {
+    "the initial state is ignored: taken as 0": "no state",
+    "every token starts from the initial state: none is carried on": "not carried",
+    "the state decays after the update instead of before it": "decayed late",
+    "the state does not decay": "no decay",
+}
+
+
+def _begun(state: Approx, wrong: str) -> Approx:
+    """The state before the first token."""
+    return state.held(np.zeros(state.value.shape), 0.0) if wrong == "no state" else state
+
+
+def _updated(state: Approx, decay: Approx, *added: Approx, wrong: str) -> Approx:
+    """decay·s and what is added to it."""
+    after = state if wrong in ("no decay", "decayed late") else state * decay
+    for its in added:
+        after = after + its
+    return after * decay if wrong == "decayed late" else after
+
+
 # --- RWKV and gated linear attention: states [B, H, S, S] ---
 
 
@@ -77,7 +99,7 @@ def _wkv6(state: Approx, x: Mapping[str, Approx], case: Case, wrong: str) -> tup
     """out_j = Σ_i r_i·(tf_i·k_i·v_j + s_ij), then s_ij ← td_i·s_ij + k_i·v_j (Peng et al. 2024, "Eagle and Finch")."""
     kv = _column(x["k"]) * _row(x["v"])
     decay = _row(x["td"]) if wrong == "decayed along v" else _column(x["td"])
-    after = state * decay + kv
+    after = _updated(state, decay, kv, wrong=wrong)
     before = after if wrong == "read after" else state
     seen = before if wrong == "no bonus" else before + kv * _column(x["tf"])
     return _sum_rows(_turned(seen * _column(x["r"]))), after
@@ -86,17 +108,18 @@ def _wkv6(state: Approx, x: Mapping[str, Approx], case: Case, wrong: str) -> tup
 def _gla(state: Approx, x: Mapping[str, Approx], case: Case, wrong: str) -> tuple[Approx, Approx]:
     """s_ij ← g_i·s_ij + k_i·v_j, then out_j = Σ_i scale·q_i·s_ij (Yang et al. 2023, "Gated Linear Attention")."""
     decay = _row(x["g"]) if wrong == "decayed along v" else _column(x["g"])
-    after = state * decay + _column(x["k"]) * _row(x["v"])
+    after = _updated(state, decay, _column(x["k"]) * _row(x["v"]), wrong=wrong)
     query = x["q"] if wrong == "unscaled" else x["q"] * float(case.params["scale"])
     return _sum_rows(_turned((state if wrong == "read before" else after) * _column(query))), after
 
 
 def _wkv7(state: Approx, x: Mapping[str, Approx], case: Case, wrong: str) -> tuple[Approx, Approx]:
     """s_ij ← w_j·s_ij + v_i·k_j + (Σ_l a_l·s_il)·b_j, then out_i = Σ_j r_j·s_ij (Peng et al. 2025, "RWKV-7")."""
-    along = _sum_rows(state * _row(x["a"]))
-    after = state * (_column(x["w"]) if wrong == "decayed along v" else _row(x["w"])) + _column(x["v"]) * _row(x["k"])
+    added = [_column(x["v"]) * _row(x["k"])]
     if wrong != "no rank one":
-        after = after + _column(along) * _row(x["b"])
+        added.append(_column(_sum_rows(state * _row(x["a"]))) * _row(x["b"]))
+    decay = _column(x["w"]) if wrong == "decayed along v" else _row(x["w"])
+    after = _updated(state, decay, *added, wrong=wrong)
     return _sum_rows((state if wrong == "read before" else after) * _row(x["r"])), after
 
 
@@ -123,12 +146,13 @@ class _Rule:
         state = Approx(state.value.reshape(shape), state.low.reshape(shape), state.high.reshape(shape), numerics)
         if wrong == "first state":
             state = _at(state, np.zeros(sequences, dtype=int))
+        state = first_state = _begun(state, wrong)
         outs = []
         for t in range(tokens):
             places = np.arange(sequences) * tokens + t
             given = {name: _at(inputs[name], (0, places)) for name in self.tokens}
             given |= {name: _at(inputs[name], (0, slice(None))) for name in self.heads}
-            out, state = self.step(state, given, case, wrong)
+            out, state = self.step(first_state if wrong == "not carried" else state, given, case, wrong)
             outs.append(out)
         f32 = case.outputs["out"].type
         found = _stacked(outs, f32, case.outputs["out"].shape)
@@ -176,7 +200,7 @@ class _Rule:
         return {"head_size": case.inputs[self.tokens[0]].shape[3], "aligned": is_aligned(case)}
 
     def hypotheses(self, image: Image) -> Iterator[Hypothesis]:
-        faults = {"every sequence starts from the state of the first": "first state", **self.faults}
+        faults = {"every sequence starts from the state of the first": "first state", **self.faults, **_FAULTS}
         for says, wrong in faults.items():
             yield Hypothesis(says, partial(image.with_expect, _otherwise(self, wrong)))
 
@@ -296,6 +320,7 @@ def _scanned(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: str 
     if wrong == "in order":
         ids = np.arange(sequences, dtype=np.int64) % case.inputs["state"].shape[0]
     state = _at(given["state"], np.clip(ids, 0, case.inputs["state"].shape[0] - 1))  # [B, H, D, N]
+    state = first = _begun(state, wrong)
     group = np.arange(heads) % groups if wrong == "interleaved" else np.arange(heads) // max(heads // groups, 1)
     a = _at(given["a"], (0, slice(None)))  # [1, H, N or 1]
     outs = []
@@ -305,7 +330,8 @@ def _scanned(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: str 
         decay = _at((_column(delta) * a).exp(), (..., None, slice(None)))  # [B, H, 1, N or 1]
         x = _at(given["x"], (slice(None), t)) * _column(delta)  # [B, H, D]
         b, c = (_at(given[name], (slice(None), t, group)) for name in ("b", "c"))  # [B, H, N]
-        after = (state if wrong == "no decay" else state * decay) + _column(x) * _row(b)
+        state = first if wrong == "not carried" else state
+        after = _updated(state, decay, _column(x) * _row(b), wrong=wrong)
         outs.append(_sum_rows((state if wrong == "read before" else after) * _row(c)))
         state = after
     f32 = case.outputs["out"].type
@@ -363,14 +389,15 @@ def _scan_values(case: Case, values: dict[str, F64], rng: np.random.Generator) -
 
 
 def _scan_faults(image: Image) -> Iterator[Hypothesis]:
-    for says, wrong in (
-        ("ln(1 + e^dt) is left out: dt is taken as it is", "no softplus"),
-        ("every sequence starts from the first state", "first state"),
-        ("ids are ignored: states are taken in order", "in order"),
-        ("heads share B and C as h mod groups, not as h / r", "interleaved"),
-        ("the output reads the state before the token", "read before"),
-        ("the state does not decay", "no decay"),
-    ):
+    faults = {
+        "ln(1 + e^dt) is left out: dt is taken as it is": "no softplus",
+        "every sequence starts from the first state": "first state",
+        "ids are ignored: states are taken in order": "in order",
+        "heads share B and C as h mod groups, not as h / r": "interleaved",
+        "the output reads the state before the token": "read before",
+        **_FAULTS,
+    }
+    for says, wrong in faults.items():
         yield Hypothesis(says, partial(image.with_expect, partial(_scanned, wrong=wrong)))
 
 
