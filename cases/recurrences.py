@@ -85,10 +85,9 @@ def _begun(state: Approx, wrong: str) -> Approx:
 
 
 def _updated(state: Approx, decay: Approx, *added: Approx, wrong: str) -> Approx:
-    """decay·s and what is added to it."""
+    """decay·s and what is added to it, in any order."""
     after = state if wrong in ("no decay", "decayed late") else state * decay
-    for its in added:
-        after = after + its
+    after = Approx.total([after, *added]) if len(added) > 1 else after + added[0]
     return after * decay if wrong == "decayed late" else after
 
 

@@ -107,6 +107,14 @@ def outer(rows: F32, columns: F32) -> F32:
     return rows[..., :, None] * columns[..., None, :]
 
 
+class AddsBackwards(Recurrence):
+    """Right too: the state comes last of what is added up."""
+
+    def updated(self, state: F32, decay: F32, *added: F32) -> F32:
+        first, *rest = added[::-1]
+        return sum([*rest, state * decay], first)
+
+
 # --- wrong ones ---
 
 

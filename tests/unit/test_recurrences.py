@@ -16,7 +16,7 @@ from opconform.harness.run.backend import Device
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from tests.judge import Bench, drawn_cases
-from tests.kernels.recurrences import FAULTS, OPS, Fault, Recurrence
+from tests.kernels.recurrences import FAULTS, OPS, AddsBackwards, Fault, Recurrence
 
 
 def a_case(op: str) -> Case:
@@ -40,10 +40,11 @@ def runner_of(kernel: type[Recurrence]) -> Runner:
     return Runner(Target(spec, Device("0", "NumPy")), isolated=False)
 
 
+@pytest.mark.parametrize("kernel", [Recurrence, AddsBackwards])
 @pytest.mark.parametrize("op", OPS)
-def test_a_right_kernel_is_not_blamed(op: str) -> None:
-    for case in (a_case(op), *drawn_cases(op, 100, 1 << 13)):
-        verdict = Bench(case).verdict(Recurrence())
+def test_a_right_kernel_is_not_blamed(op: str, kernel: type[Recurrence]) -> None:
+    for case in (a_case(op), *drawn_cases(op, 200, 1 << 13)):
+        verdict = Bench(case).verdict(kernel())
         assert verdict.passed, f"{case}: {verdict.findings}"
 
 
