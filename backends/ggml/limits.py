@@ -210,15 +210,6 @@ _SUBBUFFER = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_tensor_subbuffer"
 GRAPH_KERNELS: tuple[Limit, ...] = (
     Limit("gated_delta_net", "aligned", (True,), _ALIGNED, _SUBBUFFER, kind="kernel", device="Vulkan"),
     Limit(
-        "rope_set_rows",
-        "aligned",
-        (True,),
-        "Vulkan's ROPE aborts, or drops a part of an offset, unless what it reads starts where a storage buffer may",
-        _SUBBUFFER,
-        kind="kernel",
-        device="Vulkan",
-    ),
-    Limit(
         "moe_routing",
         "aligned",
         (True,),
@@ -402,11 +393,6 @@ KERNELS: tuple[Limit, ...] = (
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_set_f32", kind="kernel", device="CPU",
     ),
     Limit(
-        "set", "a", LayoutClass.CONTIGUOUS,
-        "SET wants a contiguous: the CPU and CUDA kernels assert it; Vulkan does not, and moves elements about",
-        f"{_VK_SHADER}; src/ggml-cuda/set.cu", kind="kernel", device="Vulkan",
-    ),
-    Limit(
         "set", "b", LayoutClass.ROWS, "the CPU's SET aborts unless b's nb0 is the element size",
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_set_f32", kind="kernel", device="CPU",
     ),
@@ -434,14 +420,6 @@ KERNELS: tuple[Limit, ...] = (
     Limit(
         "ssm_conv", "c", LayoutClass.ROWS, "the CPU's SSM_CONV aborts unless c's nb0 is the element size",
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_ssm_conv_f32", kind="kernel", device="CPU",
-    ),
-    *(
-        Limit(
-            "ssm_conv", name, LayoutClass.ROWS,
-            "SSM_CONV wants contiguous rows: the CPU and CUDA kernels assert it; Vulkan's reads on as if it had them",
-            "src/ggml-vulkan/vulkan-shaders/ssm_conv.comp; src/ggml-cuda/ssm-conv.cu", kind="kernel", device="Vulkan",
-        )
-        for name in ("x", "c")
     ),
     Limit(
         "ssm_conv", "aligned", (True,),
@@ -477,8 +455,13 @@ GET_ROWS_BUGS: tuple[Limit, ...] = (
     ),
 )  # fmt: skip
 
-#: The same fault in SET, of every build whose Vulkan has it.
+#: Wrong answers of every build whose Vulkan has SET: the same fault, and one of its own.
 SET_BUGS: tuple[Limit, ...] = (
+    Limit(
+        "set", "a", LayoutClass.CONTIGUOUS,
+        "the shader reads a as if it were packed (the CPU and CUDA kernels assert that it is contiguous)",
+        f"{_VK_SHADER}; src/ggml-cuda/set.cu", kind="bug", device="Vulkan", pinned="set/vulkan-transposed-a",
+    ),
     Limit(
         "set", "view", ("block", "nested"), _FREE_VIEW, _VK_SHADER,
         kind="bug", device="Vulkan", pinned="set/vulkan-permuted-view",
@@ -498,8 +481,17 @@ OLD_ACC_BUGS: tuple[Limit, ...] = (
     ),
 )  # fmt: skip
 
-#: A wrong answer of every build so far (b6673 to v0.5.0).
+#: Wrong answers of every build so far: on the CPU from b6673 on, on Vulkan from b7836 on.
 SSM_CONV_BUGS: tuple[Limit, ...] = (
+    *(
+        Limit(
+            "ssm_conv", name, LayoutClass.ROWS,
+            f"the shader ignores nb0 of {name} (the CPU and CUDA kernels assert that it is the element size)",
+            "src/ggml-vulkan/vulkan-shaders/ssm_conv.comp; src/ggml-cuda/ssm-conv.cu",
+            kind="bug", device="Vulkan", pinned=f"ssm_conv/vulkan-step-{name}",
+        )
+        for name in ("x", "c")
+    ),
     Limit(
         "ssm_conv", "c", LayoutClass.CONTIGUOUS, "the CPU's SSM_CONV reads c as if its rows stood side by side",
         "src/ggml-cpu/ops.cpp, ggml_compute_forward_ssm_conv_f32",
@@ -581,6 +573,23 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         Limit(
             "flash_attn_ext", "filled_up", (True,), "ggml_flash_attn_ext asserts a mask of whole tiles of 64 queries",
             "src/ggml.c before llama.cpp pull request 17910 (10 Dec 2025)",
+        ),
+    ),
+    (
+        range(10361),
+        Limit(
+            "rope_set_rows", "aligned", (True,),
+            "Vulkan's ROPE aborts unless what it reads and writes starts where a storage buffer may",
+            "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
+        ),
+    ),
+    (
+        range(10361, _NEWER + 1),
+        Limit(
+            "rope_set_rows", "aligned", (True,),
+            "Vulkan's ROPE drops an offset of pos at which no storage buffer may start",
+            "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_rope", kind="bug", device="Vulkan",
+            pinned="rope_set_rows/vulkan-pos-offset",
         ),
     ),
     (range(10361), Limit("set_rows", "source", ("f32",), "ggml_set_rows asserts that b is f32", "src/ggml.c")),
@@ -745,7 +754,7 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         (
             range(8121),
             Limit(
-                op, "b", LayoutClass.ROWS, f"the CPU's {op.upper()} repeats b only where b's nb0 is the element size",
+                op, "b", LayoutClass.ROWS, f"the CPU's {op.upper()} aborts where it repeats a b with gaps in a row",
                 _CPU_BINARY, kind="kernel", device="CPU",
             ),
         )

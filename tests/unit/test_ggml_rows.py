@@ -24,11 +24,12 @@ from opconform.backends.ggml.calls import calls_of
 from opconform.backends.ggml.declarations import DECLARATIONS, TYPES, Declarations
 from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.pieces import BUILDS as PIECES
 from opconform.backends.ggml.rows import Argument, Row
 from opconform.harness.draw.known import known_cases
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.layouts import Layout
-from opconform.harness.model.limits import Freedom
+from opconform.harness.model.limits import Freedom, Limit
 from opconform.harness.model.ops import ops
 from tests.judge import OPS as SINGLE
 from tests.judge import drawn_cases
@@ -234,16 +235,33 @@ def test_every_function_that_is_called_is_declared() -> None:
     assert set(used_in(mistyped)) == {"ggml_inti", "ggml_cumsumm", "ggml_x"}
 
 
-def test_each_wrong_answer_of_ggml_that_a_known_case_pins_has_a_line() -> None:
-    """But for a fault of the driver alone."""
+def every_limit() -> set[Limit]:
+    """Those of all builds, on the devices that the tests have."""
     given = itertools.product(
         ("CPU", "Vulkan0"), (True, False), ("", "llvmpipe"), ("b6673", "b7836", "b8121", "v0.5.0")
     )
-    limits = {limit for device, *more in given for limit in limits_of(device, more[0], more[1], more[2], True)}
+    return {limit for device, *more in given for limit in limits_of(device, more[0], more[1], more[2], True)}
+
+
+def test_each_wrong_answer_of_ggml_that_a_known_case_pins_has_a_line() -> None:
+    """But for a fault of the driver alone."""
     listed = (Path(__file__).parents[2] / "docs" / "bugs.md").read_text(encoding="utf-8")
-    pinned = {limit.pinned for limit in limits if limit.pinned}
+    pinned = {limit.pinned for limit in every_limit() if limit.pinned}
     assert len(pinned) > 50
     assert {name for name in pinned if f"`{name}`" not in listed} == {"solve_tri/lavapipe-unread-triangle"}
+
+
+def test_what_a_kernel_wants_is_loud_and_a_wrong_answer_is_pinned() -> None:
+    """A precondition of a kernel ends in an abort, or takes a driver long; one that gives a wrong answer is a bug. What
+    pieces have from the ops of their nodes is pinned there."""
+    loud = re.compile(r"abort|assert|SIGFPE|dies|lavapipe (compiles|takes)")
+    own = [limit for limit in every_limit() if limit.op not in PIECES]
+    assert [limit for limit in own if limit.kind == "kernel" and not loud.search(limit.reason)] == []
+    assert [limit for limit in own if limit.kind == "bug" and not limit.pinned] == []
+    assert {limit.pinned for limit in own} >= {
+        *("set/vulkan-transposed-a", "ssm_conv/vulkan-step-x", "ssm_conv/vulkan-step-c"),
+        "rope_set_rows/vulkan-pos-offset",
+    }
 
 
 def test_the_tokens_of_a_scan_may_be_apart_and_their_rows_not() -> None:
