@@ -23,7 +23,7 @@ from opconform.harness.model.op import Composite, Op, Problem
 
 _FROM = tuple(f"{name}-f32" for name in QUANTISED)
 _TO = tuple(f"{came}-{name}" for name in ROUNDED for came in ("f32", "f16"))
-_SAME = tuple(f"{name}-{name}" for name in ("q8_0", "q4_0", "q6_K"))
+_SAME = tuple(f"{name}-{name}" for name in QUANTISED)
 TYPES = (*_FROM, *_TO * 2, *_SAME)
 _LONGEST = 65536  #: elements of a row, and a block more: a counter of 16 bits holds one less
 
@@ -100,7 +100,7 @@ def _first_row(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expect
     return Expected(value, bound)
 
 
-_OUT = ("f32", *ROUNDED, "q6_K")
+_OUT = ("f32", *dict.fromkeys((*ROUNDED, *QUANTISED)))
 
 OPS = (
     (

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
 from opconform.backends.ggml.pieces import inherited
+from opconform.harness.model.blocks import BLOCKS
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 
@@ -21,7 +22,7 @@ _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"
 _VK_BLOCKS = (
     *(f"{name}-f32" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")),
     *(f"f32-{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
-    *(f"{name}-{name}" for name in ("q4_0", "q8_0", "q6_K")),
+    *(f"{name}-{name}" for name, its in BLOCKS.items() if its.bytes % 2 == 0),  # they go as numbers of 16 or 32 bits
 )
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _CPU_SUPPORTS = "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op"
@@ -353,7 +354,7 @@ DEVICES: tuple[Limit, ...] = (
         "cpy_blocks",
         "types",
         _VK_BLOCKS,
-        "Vulkan copies between f32 and simple blocks, or blocks of one type",
+        "Vulkan copies between f32 and simple blocks, or blocks of one type that have an even number of bytes",
         _VK_SUPPORTS,
         device="Vulkan",
     ),

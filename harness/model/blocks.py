@@ -31,8 +31,8 @@ class Blocks:
     """A quantised type: elements and bytes of a block, and the bytes at which its float16 scales stand.
 
     mins: the scales of what is subtracted from all elements of a block, or added to them (m of q4_1, dmin of q4_K):
-    an element is then a sum of two parts, which may cancel. scale_bytes: scales of 8 bits, with the greatest legal one
-    (a UE4M3 of nvfp4, an exponent of mxfp4).
+    an element is then a sum of two parts, which may cancel. scale_bytes: scales of 8 bits (a UE4M3 of nvfp4, an E8M0 of
+    mxfp4, which is an exponent), with the least and the greatest that is drawn, and that is a number.
     """
 
     block: int
@@ -40,7 +40,8 @@ class Blocks:
     scales: tuple[int, ...] = ()
     mins: tuple[int, ...] = ()
     scale_bytes: tuple[int, ...] = ()
-    most: int = 255
+    drawn: tuple[int, int] = (0, 0)
+    legal: tuple[int, int] = (0, 0)
 
 
 #: By ggml's names. q8_1 and q8_K are what kernels make of activations, and no tensor's type.
@@ -66,8 +67,9 @@ BLOCKS: Mapping[str, Blocks] = {
     "iq1_m": Blocks(256, 56),  # its scale lies in four nibbles, see `_with_scale`
     "tq1_0": Blocks(256, 54, (52,)),
     "tq2_0": Blocks(256, 66, (64,)),
-    "mxfp4": Blocks(32, 17, scale_bytes=(0,), most=200),
-    "nvfp4": Blocks(64, 36, scale_bytes=(0, 1, 2, 3), most=0x7E),
+    # exponents far below 127 make every product a denormal
+    "mxfp4": Blocks(32, 17, scale_bytes=(0,), drawn=(100, 150), legal=(0, 254)),
+    "nvfp4": Blocks(64, 36, scale_bytes=(0, 1, 2, 3), drawn=(0, 0x7E), legal=(0, 0x7E)),
 }
 
 
@@ -150,12 +152,15 @@ def magnitudes(name: str, raw: np.ndarray) -> tuple[F64, F64]:
 
 
 def with_tiny_scale(name: str, raw: np.ndarray) -> npt.NDArray[np.bool_]:
-    """The elements of blocks with a scale that is a denormal float16, which a device may flush."""
+    """The elements of blocks with a scale that a device may flush: a denormal float16, or one of mxfp4 that is a
+    denormal float32, 2^(e − 127) or, as ggml has it beside doubled codes, half of that."""
     its, blocks = BLOCKS[name], as_bytes(name, raw)
     tiny = np.zeros(len(blocks), dtype=bool)
     for place in its.scales:
         scale = np.ascontiguousarray(blocks[:, place : place + 2]).view("<f2")[:, 0].astype(np.float64)
         tiny |= (scale != 0) & (np.abs(scale) < 2.0**-14)
+    if name == "mxfp4":
+        tiny |= blocks[:, 0] < 2
     found: npt.NDArray[np.bool_] = np.repeat(tiny.reshape(raw.shape), its.block, axis=-1)
     return found
 
@@ -187,7 +192,7 @@ def encode(name: str, values: F64) -> np.ndarray:
 def drawn(name: str, rng: np.random.Generator, shape: tuple[int, ...], widest: bool) -> np.ndarray:
     """Raw blocks of `shape` with any codes, and any scales that are numbers: of moderate sizes, or (`widest`) all."""
     count = int(np.prod(shape))
-    blocks = _codes(name, rng, count)
+    blocks = _codes(name, rng, count, widest)
     for place in BLOCKS[name].scales:
         blocks[:, place : place + 2] = _halves(_scales(rng, count, widest))
     if name == "iq1_m":
@@ -204,12 +209,12 @@ def _scales(rng: np.random.Generator, count: int, widest: bool) -> F64:
     return signed
 
 
-def _codes(name: str, rng: np.random.Generator, count: int) -> Bytes:
+def _codes(name: str, rng: np.random.Generator, count: int, widest: bool = False) -> Bytes:
     its = BLOCKS[name]
     blocks = rng.integers(0, 256, (count, its.bytes)).astype(np.uint8)
     for place in its.scale_bytes:
-        least = 100 if its.most == 200 else 0  # exponents far below 127 make every product a denormal
-        blocks[:, place] = rng.integers(least, min(its.most, 150) + 1, count)
+        least, most = its.legal if widest else its.drawn
+        blocks[:, place] = rng.integers(least, most + 1, count)
     return blocks
 
 

@@ -299,6 +299,42 @@ def test_blocks_that_are_decoded_are_judged_one_by_one(name: str) -> None:
     assert not bench.passes(Reference(spoilt))
 
 
+@NAMES
+def test_one_wrong_block_of_a_row_that_is_gathered_is_caught(name: str) -> None:
+    block = DTYPES[name].block
+    a, out = (Layout.contiguous(dtype, (1, 1, 3, 4 * block)) for dtype in (name, "f32"))
+    b = Layout.contiguous("i32", (1, 1, 1, 3))
+    bench = Bench(Case("get_rows", {}, {"a": a, "b": b}, {"out": out}, "normal", seed=3))
+    value = bench.expected().value
+    assert bench.passes(Reference(value))
+    spoilt = value.copy()
+    spoilt[..., 1, block : 2 * block] = value[..., 1, 2 * block : 3 * block]
+    assert not bench.passes(Reference(spoilt))
+
+
+class Copies(Backend):
+    """Copies blocks; where told so, with one bit of one block turned."""
+
+    def __init__(self, turned: int | None = None) -> None:
+        super().__init__("0", {})
+        self._turned = turned
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        made = np.array(buffers.raw("x"), order="C")
+        if self._turned is not None:
+            made.reshape(-1).view(np.uint8)[self._turned] ^= 1
+        buffers.raw("out")[...] = made
+
+
+@NAMES
+def test_copies_of_blocks_are_judged_bit_by_bit(name: str) -> None:
+    its = Layout.contiguous(name, (1, 1, 3, 4 * DTYPES[name].block))
+    bench = Bench(Case("cpy_blocks", {}, {"x": its}, {"out": its}, "normal", seed=3))
+    assert bench.passes(Copies())
+    size = 12 * DTYPES[name].itemsize
+    assert not any(bench.passes(Copies(byte)) for byte in (0, size // 2, size - 1))
+
+
 # --- indices in case files ---
 
 
