@@ -871,7 +871,7 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
     Limit(
         "flash_attn_ext", "dtype", (),
         "lavapipe compiles flash attention for seconds, type by type and size by size; the CPU device does not",
-        "src/ggml-vulkan/vulkan-shaders/flash_attn.comp on Mesa 22.3.6", device="Vulkan",
+        "src/ggml-vulkan/vulkan-shaders/flash_attn.comp on Mesa 22.3.6", kind="kernel", device="Vulkan",
     ),
     Limit(
         "ssm_scan", "whole", (True,),
