@@ -29,7 +29,8 @@ _APART = ("view", "group", "callback")  #: kinds that compute nothing of their o
 def coverage(values: dict[str, Any]) -> None:
     """Which of the ops that a backend's own library names are tested.
 
-    For each of them: on which devices, or why not; in brackets, how many of 32 drawn cases of the op the device takes.
+    For each of them: on which devices, or why not. The number in brackets says how many of 32 drawn cases of the op the
+    device takes; nothing is computed here: `opconform test` draws such cases and runs them.
     Exit status: 1 if a device did not open, or none named its ops.
     """
     settings = settings_from(values)
@@ -78,4 +79,7 @@ def _print(names: list[Named], taken: Mapping[str, Mapping[str, int]]) -> None:
         if name.kind not in _APART:
             counted[bool(devices)] += 1
         click.echo(printable(f"{name.name:{width}}  {name.kind:10}  {said}"))
+    click.echo(
+        f"in brackets: of {_CASES} drawn cases of each op, those that the device takes; `opconform test` runs them"
+    )
     click.echo(f"{counted[True]} of {counted.total()} ops")

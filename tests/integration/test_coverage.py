@@ -25,28 +25,46 @@ def coverage(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["coverage", *arguments])
 
 
-@pytest.fixture(scope="module")
-def said() -> str:
-    if not LIB:
-        lacking("ggml", "OPCONFORM_GGML_LIB is not set")
-    result = coverage("--backend", "ggml:CPU", "--ggml-lib", LIB)
+def said_of(library: str) -> str:
+    result = coverage("--backend", "ggml:CPU", "--ggml-lib", library)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_the_last_line_counts_the_ops_that_the_library_names(said: str) -> None:
-    lines = said.splitlines()
+@pytest.fixture(scope="module")
+def said() -> str:
+    if not LIB:
+        lacking("ggml", "OPCONFORM_GGML_LIB is not set")
+    return said_of(LIB)
+
+
+@pytest.fixture(params=["OPCONFORM_GGML_LIB", "OPCONFORM_GGML_LIB_BROKEN", "OPCONFORM_GGML_LIB_FIXED"])
+def lines(request: pytest.FixtureRequest) -> list[str]:
+    """What is said of each build."""
+    if not os.environ.get(request.param):
+        lacking("ggml", f"{request.param} is not set")
+    newest = request.param == "OPCONFORM_GGML_LIB"
+    text: str = request.getfixturevalue("said") if newest else said_of(os.environ[request.param])
+    return text.splitlines()
+
+
+def test_the_last_line_counts_the_ops_that_the_library_names(lines: list[str]) -> None:
     found = re.fullmatch(r"(\d+) of (\d+) ops", lines[-1])
     assert found
     tested, named = map(int, found.groups())
     assert sum(" tested on " in line for line in lines) == tested
-    assert sum("NOT TESTED: " in line for line in lines) == named - tested
+    untested = [line.partition("NOT TESTED: ") for line in lines if "NOT TESTED" in line]
+    assert len(untested) == named - tested <= 5
+    assert all(reason and reason != "no device here takes it" for _, _, reason in untested)
     assert named > 100
-    assert tested > 60
+
+
+def test_a_line_says_what_stands_in_brackets(lines: list[str]) -> None:
+    assert "of 32 drawn cases of each op, those that the device takes" in lines[-2]
 
 
 def test_each_line_says_where_an_op_is_tested_or_why_not(said: str) -> None:
-    by_name = {line.split()[0]: line for line in said.splitlines()[1:-1]}
+    by_name = {line.split()[0]: line for line in said.splitlines()[1:-2]}
     assert re.search(r"ACC +op +tested on ggml:CPU \(32\)$", by_name["ACC"])
     assert re.search(r"gated unit +tested on ggml:CPU \(\d+\) as reglu, reglu_split$", by_name["REGLU"])
     assert by_name["VIEW"].endswith("apart: it computes nothing")
@@ -54,7 +72,7 @@ def test_each_line_says_where_an_op_is_tested_or_why_not(said: str) -> None:
 
 
 def test_no_op_of_the_adapter_is_left_out(said: str) -> None:
-    names = {line.split()[0].lower() for line in said.splitlines()[1:-1]}
+    names = {line.split()[0].lower() for line in said.splitlines()[1:-2]}
     missing = {op for op in (*OPS, *GRAPHS) if op.removesuffix("_split") not in names}
     assert missing == {*UNNAMED, *CHAINS, "moe_routing", "rope_set_rows"}  # pieces have several nodes
 
