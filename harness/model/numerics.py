@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import TypeVar
@@ -11,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from opconform.harness.model.dtypes import F32, F64, Mask
+
+_LARGEST_COUNT = 2**31 - 1
 
 Count = TypeVar("Count", float, npt.NDArray[np.float64])
 
@@ -87,11 +90,9 @@ class Numerics:
         """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.type in ("bool", bool):
-                if not isinstance(value, bool):
-                    raise ValueError(f"Numerics.{item.name} is {value!r}; it must be True or False")
-            elif isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"Numerics.{item.name} is {value!r}; it must be a number from 0 on")
+            wanted = _wanted(item.type, value)
+            if wanted:
+                raise ValueError(f"Numerics.{item.name} is {value!r:.80}; it must be {wanted}")
         if not 2.0**-64 <= self.roundoff <= 2.0**-4:
             raise ValueError(f"Numerics.roundoff is {self.roundoff!r}; float32's is 2^-24, bfloat16's 2^-9")
         return self
@@ -183,6 +184,17 @@ class Numerics:
 
 
 EXACT = Numerics()
+
+
+def _wanted(kind: object, value: object) -> str:
+    """What a field of this type must be, where `value` is not; "" where it is."""
+    if kind in ("bool", bool):
+        return "" if isinstance(value, bool) else "True or False"
+    whole = kind in ("int", int)
+    is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if is_number and 0 <= value <= (_LARGEST_COUNT if whole else sys.float_info.max):  # type: ignore[operator]
+        return ""
+    return "a whole number from 0 to 2^31 − 1" if whole else "a number from 0 on"
 
 
 def quanta(x: F64) -> F64:

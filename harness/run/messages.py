@@ -8,6 +8,8 @@ what is wrong.
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
@@ -28,6 +30,7 @@ from opconform.harness.run.wire import HEAD, NonsenseError
 T = TypeVar("T")
 
 _LONGEST = 20_000  #: characters of one text
+_LARGEST_STAGE = 1 << 48  #: elements, where NumPy makes an array; what holds none may still have such sizes
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class StageError:
 
     @property
     def last_line(self) -> str:
-        return (self.says.splitlines() or ["it said nothing"])[-1]
+        return last_line_of(self.says)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,11 @@ class TimingError(Exception):
 
 #: The intermediates of a case by stage; None where the backend shows none.
 Shown = Mapping[str, F64] | None
+
+
+def last_line_of(text: str) -> str:
+    """The last line of a traceback, or of what a backend says in its place, which says most. It may say nothing."""
+    return (text.strip().splitlines() or ["it said nothing"])[-1]
 
 
 _KINDS: Mapping[str, Kind] = {kind.value: kind for kind in Kind}
@@ -228,7 +236,7 @@ def text_of(value: Any, what: str) -> str:
 
 
 def _number(value: Any, what: str) -> float:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf")
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
     _demand(good, "{} is {!r:.80}, not a number from 0 on", what, value)
     return float(value)
 
@@ -352,7 +360,7 @@ def names_in(content: Any) -> tuple[Named, ...] | None:
     """The ops that a message names. Raises `NonsenseError`."""
 
     def named(value: Any, what: str) -> Named:
-        _demand(isinstance(value, list) and len(value) == 4, f"one of {what} is {value!r:.80}")
+        _demand(isinstance(value, list) and len(value) == 4, "one of {} is {!r:.80}", what, value)
         name, kind, ops, why = value
         name, kind, why = (text_of(each, f"one of {what}") for each in (name, kind, why))
         return Named(name, kind, tuple(_list(ops, "the ops of a name", text_of)), why)
@@ -394,6 +402,7 @@ def stages_in(kind: str, content: Any, arrays: bytes) -> Shown | StageError:
 def _stage(value: Any) -> tuple[str, tuple[int, ...]]:
     _demand(isinstance(value, list) and len(value) == 2 and isinstance(value[1], list), "a stage is {!r:.80}", value)
     sizes = all(isinstance(size, int) and not isinstance(size, bool) and size >= 0 for size in value[1])
+    sizes = sizes and math.prod(size or 1 for size in value[1]) < _LARGEST_STAGE
     _demand(sizes and len(value[1]) <= 32, "the shape of a stage is {!r:.80}", value[1])
     return text_of(value[0], "the name of a stage"), tuple(value[1])
 
@@ -403,9 +412,9 @@ def clock_in(kind: str, content: Any) -> Clock | Refusal:
     if kind == "refusal":
         return Refusal(text_of(content, "the reason for not supporting a case"))
     _check_timed(kind, content, "clock")
-    _demand(isinstance(content, list) and len(content) == 2, f"a clock is {content!r:.80}")
+    _demand(isinstance(content, list) and len(content) == 2, "a clock is {!r:.80}", content)
     clock, memory = content
-    _demand(isinstance(memory, dict), f"the memory of a case is {memory!r:.80}")
+    _demand(isinstance(memory, dict), "the memory of a case is {!r:.80}", memory)
     counted = {text_of(name, "a kind of memory"): int(_number(size, "the memory")) for name, size in memory.items()}
     return Clock(text_of(clock, "a clock's name"), counted)
 
@@ -413,11 +422,11 @@ def clock_in(kind: str, content: Any) -> Clock | Refusal:
 def samples_in(kind: str, content: Any) -> Samples:
     """The times of a message. Raises `TimingError`, or `NonsenseError`."""
     _check_timed(kind, content, "samples")
-    _demand(isinstance(content, list) and len(content) == 2, f"samples are {content!r:.80}")
+    _demand(isinstance(content, list) and len(content) == 2, "samples are {!r:.80}", content)
     return Samples(tuple(_list(content[0], "the samples", _number)), int(_number(content[1], "the operations")))
 
 
 def _check_timed(kind: str, content: Any, wanted: str) -> None:
     if kind == "no samples":
-        raise TimingError(text_of(content, "the reason for no times").splitlines()[-1])
-    _demand(kind == wanted, f"a message of {kind!r:.40} came instead of one of {wanted!r}")
+        raise TimingError(last_line_of(text_of(content, "the reason for no times")))
+    _demand(kind == wanted, "a message of {!r:.40} came instead of one of {!r}", kind, wanted)

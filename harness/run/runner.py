@@ -27,7 +27,7 @@ from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Named, Unavailable
 from opconform.harness.run.interrupts import heed
-from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError
+from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError, last_line_of
 from opconform.harness.run.messages import Clock as TimerClock
 from opconform.harness.run.process import Died, Local, Worker
 from opconform.harness.run.registry import backend_class
@@ -424,8 +424,8 @@ class Runner:
         if answer.unsupported is not None:
             return Verdict(item.case, unsupported=answer.unsupported)
         if answer.error is not None:
-            lines = answer.error.splitlines()
-            finding = Finding("process", self._blame(op, item.case) or answer.kind, lines[-1])
+            detail = last_line_of(answer.error)
+            finding = Finding("process", self._blame(op, item.case) or answer.kind, detail)
             return Verdict(item.case, (finding,), stderr=answer.error, seconds=answer.seconds)
         start = time.perf_counter()
         verdict = judge(

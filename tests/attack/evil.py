@@ -17,10 +17,11 @@ from typing import Any
 
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run.backend import Device, Named, Unavailable
+from opconform.harness.run.backend import Device, KernelFault, Named, Unavailable
 from opconform.harness.run.wire import HEAD
 from tests.backends.sample import Good
 
@@ -35,6 +36,13 @@ def send(data: bytes) -> None:
 
 def framed(text: bytes, arrays: bytes = b"") -> bytes:
     return HEAD.pack(len(text), len(arrays)) + text + arrays
+
+
+#: An answer as the worker's own code writes it.
+ANSWER = {
+    **{"unsupported": None, "error": None, "kind": "ERROR", "seconds": 0, "numerics": None},
+    **{"log": "", "logged": 0},
+}
 
 
 class Sends(Good):
@@ -91,12 +99,19 @@ class SendsANumber(Sends):
     message = framed(b"7")
 
 
+class SendsAnEmptyError(Sends):
+    message = framed(json.dumps(["answer", [0, {**ANSWER, "error": ""}]]).encode())
+
+
+class SendsATimeThatNoFloatHolds(Sends):
+    message = framed(json.dumps(["answer", [0, {**ANSWER, "seconds": 10**400}]]).encode())
+
+
 class SendsTwoAnswers(Good):
     """An answer too many: it would be taken for that of the next case."""
 
     def run(self, case: Case, buffers: Buffers) -> None:
-        answer = {"unsupported": None, "error": None, "kind": "ERROR", "seconds": 0, "numerics": None}
-        send(framed(json.dumps(["answer", [0, {**answer, "log": "", "logged": 0}]]).encode()))
+        send(framed(json.dumps(["answer", [0, ANSWER]]).encode()))
         super().run(case, buffers)
 
 
@@ -161,9 +176,19 @@ class RaisesWithSurrogates(Good):
         raise RuntimeError("the driver says \udcff\ud800")
 
 
+class SeesAFaultAndSaysNothing(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        raise KernelFault(Kind.DATA_RACE, "")
+
+
 class HasNumericsOfNonsense(Good):
     def numerics(self, case: Case) -> Any:
         return Numerics(roundoff=float("nan"))
+
+
+class HasNumericsThatNoFloatHolds(Good):
+    def numerics(self, case: Case) -> Any:
+        return Numerics(exp_ulps=10**400)
 
 
 class HasNumericsOfAnotherType(Good):

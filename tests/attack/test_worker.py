@@ -59,6 +59,9 @@ PROTOCOL = "its worker does not keep to the protocol: "
         ("SendsAnotherMessage", "ERROR", PROTOCOL + "a message of 'limits' came instead of an answer"),
         ("SendsAnAnswerOfNonsense", "ERROR", PROTOCOL + "an answer is {'seconds': -1}"),
         ("SendsANumber", "ERROR", PROTOCOL + "b'7' is no message"),
+        ("SendsAnEmptyError", "ERROR", "it said nothing"),
+        ("SendsATimeThatNoFloatHolds", "ERROR", PROTOCOL + "the time of a case is 10000"),
+        ("SeesAFaultAndSaysNothing", "DATA RACE", "it said nothing"),
         ("DiesOfARealTimeSignal", "CRASH", "the process ended with signal 39"),
         ("ClosesItsSocket", "CRASH", "it hung up and did not end"),
         ("LeavesAChildAndDies", "CRASH", "the process ended with signal SIGSEGV"),
@@ -66,6 +69,7 @@ PROTOCOL = "its worker does not keep to the protocol: "
         ("SupportsANumber", "ERROR", "TypeError: supports returned 3; it returns None or the reason as a text"),
         ("RaisesWithSurrogates", "ERROR", "RuntimeError: the driver says \\udcff\\ud800"),
         ("HasNumericsOfNonsense", "ERROR", "ValueError: Numerics.roundoff is nan; it must be a number from 0 on"),
+        ("HasNumericsThatNoFloatHolds", "ERROR", "ValueError: Numerics.exp_ulps is 10000"),
         ("HasNumericsOfAnotherType", "ERROR", "TypeError: numerics returned 5.960464477539063e-08; it returns None"),
     ],
 )
