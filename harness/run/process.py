@@ -6,6 +6,7 @@ fresh worker.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -20,7 +21,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
-from opconform.harness.run import begun, messages
+from opconform.harness.run import begun, messages, sanitizer
 from opconform.harness.run.backend import Device, Named, Unavailable
 from opconform.harness.run.messages import (
     Answer,
@@ -132,7 +133,8 @@ class Worker:
         """Memory of at least `size` bytes that the worker sees too."""
         if self._arena.size < size:
             grown = 1 << (size - 1).bit_length()
-            os.ftruncate(self._memory_fd, grown)
+            with contextlib.suppress(PermissionError):  # the worker has made it longer than this itself
+                os.ftruncate(self._memory_fd, grown)
             self._arena = np.frombuffer(mmap.mmap(self._memory_fd, grown), np.uint8)
         return self._arena
 
@@ -140,7 +142,7 @@ class Worker:
         """Send cases; returns one answer per case, in order, and waits for each as it is taken. The last one is `Died`
         where the worker ends before its time."""
         mark = self._mark = self._wire.output.total
-        logged = os.path.getsize(self._log) if self._log else 0
+        logged = sanitizer.size_of(self._log) if self._log else 0
         self._wire.send(("run", self._arena.size, cases), seconds)
         return self._answers(len(cases), seconds, mark, logged)
 
@@ -167,13 +169,13 @@ class Worker:
 
     def _logged_since(self, start: int) -> str:
         """What the sanitizer has written from byte `start` on."""
-        return Path(self._log).read_bytes()[start:].decode(errors="replace") if self._log else ""
+        return sanitizer.written(self._log, start)[0] if self._log else ""
 
     def stages(self, case: Case, seconds: float) -> Shown | StageError:
         """The intermediates of the case that stands at the start of the arena."""
         self._wire.send(("stages", self._arena.size, case, 0), seconds)
         try:
-            kind, content, arrays = self._message(seconds)
+            kind, content, arrays = self._message(seconds, arrays=True)
             if kind not in ("stages", "no stages"):
                 raise NonsenseError(f"a message of {kind!r:.40} came instead of the stages")
             return messages.stages_in(kind, content, arrays)
@@ -201,10 +203,10 @@ class Worker:
         except _DiedError as end:
             raise TimingError(end.died.detail) from None
 
-    def _message(self, seconds: float, mark: int = 0) -> tuple[str, Any, bytes]:
-        """The next message, with its arrays. Raises `_DiedError` or `NonsenseError`."""
+    def _message(self, seconds: float, mark: int = 0, arrays: bool = False) -> tuple[str, Any, bytes]:
+        """The next message, with its arrays where it may have `arrays`. Raises `_DiedError` or `NonsenseError`."""
         try:
-            text, arrays = self._wire.receive(seconds)
+            text, sent = self._wire.receive(seconds, arrays)
         except OutOfTimeError:
             self._wire.kill()
             raise _DiedError(Died(Kind.TIMEOUT, f"no answer within {seconds:g} s", self._said(mark))) from None
@@ -214,7 +216,7 @@ class Worker:
             how = "it hung up and did not end" if code is None else exit_words(code)
             raise _DiedError(Died(Kind.CRASH, how, self._said(mark))) from None
         kind, content = messages.unpacked(text)
-        return kind, content, arrays
+        return kind, content, sent
 
     def _stopped(self, nonsense: NonsenseError, mark: int = 0) -> Died:
         """The end of a worker that has sent what is no message: nothing that it sends from here on can be trusted."""
@@ -255,10 +257,10 @@ def _under_sanitizer(spec: str, options: Mapping[str, str]) -> tuple[Sequence[st
     under none. Raises `Unavailable`."""
     if OPTION not in options:
         return (), {}, ""
-    sanitizer = backend_class(spec).sanitizer()
+    checker = backend_class(spec).sanitizer()
     handle, log = tempfile.mkstemp(prefix="opconform-", suffix=".log")
     os.close(handle)
-    before, environment = sanitizer.start(log)
+    before, environment = checker.start(log)
     return before, {**environment, LOG: log}, log
 
 

@@ -6,16 +6,20 @@ what the checker has written since, and the harness turns it into findings, whic
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from opconform.harness.model.case import Case
+from opconform.harness.model.files import regular
 from opconform.harness.model.findings import Finding, Kind
 
 OPTION = "sanitize"  #: the option that a backend's worker is started with
 LOG = "OPCONFORM_SANITIZER_LOG"  #: the environment variable that tells the worker where the log is
 ALIAS = "sanitized"  #: under this name the results stand, apart from those of runs without a checker
+_MOST_READ = 1 << 20  #: bytes of a log that are read at once
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,26 @@ class Sanitizer:
         return tuple(
             Finding("sanitizer", kind, f"{self.name}: {_said(complaints)}") for (kind, _), complaints in seen.items()
         )
+
+
+def size_of(path: str) -> int:
+    """How many bytes a log has; none where it is gone."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def written(path: str, start: int) -> tuple[str, int]:
+    """What a log holds from byte `start` on, the last 1 MiB of it, and how many bytes it has in all. One that is gone,
+    or is no file any more, holds nothing."""
+    try:
+        with regular(Path(path)) as handle:
+            end = os.fstat(handle).st_size
+            first = max(start, end - _MOST_READ)
+            return os.pread(handle, end - first, first).decode(errors="replace") if first < end else "", end
+    except OSError:
+        return "", 0
 
 
 def _said(complaints: Sequence[Complaint]) -> str:

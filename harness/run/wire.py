@@ -26,7 +26,7 @@ from opconform.harness.run.interrupts import heed
 
 HEAD = struct.Struct(">IQ")  #: before each message: bytes of JSON, and bytes of arrays behind it
 _LARGEST_TEXT = 1 << 20  #: bytes of JSON in one message
-_LARGEST_ARRAYS = 1 << 32
+_LARGEST_ARRAYS = 1 << 32  #: bytes of arrays in one message of a kind that has any
 _TICK = 0.05  #: seconds between two looks at a process, where the system has no descriptor for one
 _NAP = 0.5  #: seconds to wait at most at a stretch: a signal that comes as the wait begins does not end it
 _CHUNK = 1 << 16
@@ -164,14 +164,15 @@ class Wire:
                         return
                     select.select([], [self._socket], [], min(left, _TICK))
 
-    def receive(self, seconds: float) -> tuple[bytes, bytes]:
-        """The next message: its text and its arrays.
+    def receive(self, seconds: float, arrays: bool = False) -> tuple[bytes, bytes]:
+        """The next message, all of it within `seconds`: its text and its arrays, for which only a message that may have
+        `arrays` has room.
 
         Raises `OutOfTimeError`, `EndedError`, or `NonsenseError` for what does not begin a message.
         """
         deadline = time.monotonic() + seconds
-        text, arrays = _lengths(self._take(HEAD.size, deadline))
-        return self._take(text, deadline), self._take(arrays, deadline)
+        text, more = _lengths(self._take(HEAD.size, deadline), _LARGEST_ARRAYS if arrays else 0)
+        return self._take(text, deadline), self._take(more, deadline)
 
     def _take(self, count: int, deadline: float) -> bytes:
         while len(self._read) < count:
@@ -192,15 +193,16 @@ class Wire:
         return taken
 
     def _wait(self, deadline: float) -> None:
-        """Until there is something to read or the process has ended."""
+        """Until there is something to read or the process has ended. Raises `OutOfTimeError` once the deadline has
+        passed, also for a worker that goes on to send a byte now and then."""
         while True:
             heed()
             left = deadline - time.monotonic()
-            ready = self._poll.poll(max(min(left, _TICK if self._end is None else _NAP), 0) * 1000)
-            if ready or (self._end is None and not self.is_alive()):
-                return
             if left <= 0:
                 raise OutOfTimeError
+            ready = self._poll.poll(min(left, _TICK if self._end is None else _NAP) * 1000)
+            if ready or (self._end is None and not self.is_alive()):
+                return
 
     def _is_readable(self) -> bool:
         return bool(select.select([self._socket], [], [], 0)[0])
@@ -234,21 +236,22 @@ class Wire:
             self._end = None
 
 
-def _lengths(head: bytes) -> tuple[int, int]:
-    """The two lengths that stand before a message. Raises `NonsenseError` for more than any message has."""
+def _lengths(head: bytes, largest: int) -> tuple[int, int]:
+    """The two lengths that stand before a message: of its text, and of its arrays, which take `largest` bytes at most.
+    Raises `NonsenseError` for more than the message can have."""
     text, arrays = HEAD.unpack(head)
-    if text > _LARGEST_TEXT or arrays > _LARGEST_ARRAYS:
+    if text > _LARGEST_TEXT or arrays > largest:
         raise NonsenseError(f"{head!r} does not begin a message")
     return text, arrays
 
 
 def memory_file() -> int:
     """A file that lives in memory, or, where the system has none, a nameless temporary one. A worker cannot make one in
-    memory shorter: to read beyond its end would end the harness."""
+    memory shorter, for to read beyond its end would end the harness; nor keep the harness from making it longer."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("opconform", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with contextlib.suppress(AttributeError, OSError):
-            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL)
         return descriptor
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())

@@ -41,7 +41,7 @@ from opconform.harness.run import messages
 from opconform.harness.run.backend import Backend, Device, KernelFault, Unavailable, loaded
 from opconform.harness.run.messages import Answer, Clock, Refusal, Samples, Shown, StageError
 from opconform.harness.run.registry import backend_class
-from opconform.harness.run.sanitizer import LOG
+from opconform.harness.run.sanitizer import LOG, written
 from opconform.harness.run.timing import Stopwatch, What
 from opconform.harness.run.wire import HEAD
 
@@ -134,14 +134,11 @@ class _Log:
 
     def news(self) -> str:
         """What it has written since this was last asked."""
-        if self._path is None or not os.path.exists(self._path):
+        if not self._path:
             return ""
-        ctypes.CDLL(None).fflush(None)  # a layer that writes through the C library
-        with open(self._path, "rb") as file:
-            file.seek(self.read)
-            news = file.read()
-        self.read += len(news)
-        return news.decode(errors="replace")
+        _C.fflush(None)  # a layer that writes through the C library
+        news, self.read = written(self._path, self.read)
+        return news
 
 
 def _answers(backend: Backend, cases: Sequence[tuple[Case, int]], memory: np.ndarray, log: _Log) -> Iterator[Answer]:

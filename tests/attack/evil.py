@@ -5,6 +5,8 @@ They are `Good` but for that. A worker has the descriptor of its memory in argv[
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import pickle
@@ -40,9 +42,17 @@ def framed(text: bytes, arrays: bytes = b"") -> bytes:
 
 #: An answer as the worker's own code writes it.
 ANSWER = {
-    **{"unsupported": None, "error": None, "kind": "ERROR", "seconds": 0, "numerics": None},
-    **{"log": "", "logged": 0},
+    "unsupported": None,
+    "error": None,
+    "kind": "ERROR",
+    "seconds": 0,
+    "numerics": None,
+    "log": "",
+    "logged": 0,
 }
+
+
+_PASSES = json.dumps(["answer", [0, ANSWER]]).encode()
 
 
 class Sends(Good):
@@ -111,8 +121,24 @@ class SendsTwoAnswers(Good):
     """An answer too many: it would be taken for that of the next case."""
 
     def run(self, case: Case, buffers: Buffers) -> None:
-        send(framed(json.dumps(["answer", [0, ANSWER]]).encode()))
+        send(framed(_PASSES))
         super().run(case, buffers)
+
+
+class AnnouncesArrays(Sends):
+    """Two gigabytes of them, behind an answer, which has none."""
+
+    message = HEAD.pack(len(_PASSES), 1 << 31) + _PASSES
+
+
+class DripsAMessage(Good):
+    """A byte now and then of a message that takes a minute."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        send(HEAD.pack(6000, 0))
+        while True:
+            time.sleep(0.01)
+            send(b" ")
 
 
 class ClosesItsSocket(Good):
@@ -129,6 +155,21 @@ class DiesOfARealTimeSignal(Good):
 class CutsItsMemory(Good):
     def run(self, case: Case, buffers: Buffers) -> None:
         os.ftruncate(int(sys.argv[1]), 0)
+
+
+class KeepsItsMemoryShort(Good):
+    """Seals its memory, so that nobody can make it longer; where it may not, it goes on."""
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        with contextlib.suppress(PermissionError):
+            fcntl.fcntl(int(sys.argv[1]), fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        super().run(case, buffers)
+
+
+class MakesItsMemoryLonger(Good):
+    def run(self, case: Case, buffers: Buffers) -> None:
+        os.ftruncate(int(sys.argv[1]), 64 << 20)
+        super().run(case, buffers)
 
 
 class LeavesAChildAndDies(Good):

@@ -41,6 +41,6 @@ def test_what_is_no_answer_is_nonsense_and_nothing_worse(read: Callable[[Any], o
 
 @pytest.mark.parametrize("says", ["", "\n", " \n\n"])
 def test_a_reason_that_says_nothing_is_said_to_say_nothing(says: str) -> None:
-    with pytest.raises(TimingError, match="^it said nothing$"):
+    with pytest.raises(TimingError, match=r"^it said nothing$"):
         messages.samples_in("no samples", says)
     assert StageError(says).last_line == "it said nothing"

@@ -59,6 +59,7 @@ PROTOCOL = "its worker does not keep to the protocol: "
         ("SendsAnotherMessage", "ERROR", PROTOCOL + "a message of 'limits' came instead of an answer"),
         ("SendsAnAnswerOfNonsense", "ERROR", PROTOCOL + "an answer is {'seconds': -1}"),
         ("SendsANumber", "ERROR", PROTOCOL + "b'7' is no message"),
+        ("AnnouncesArrays", "ERROR", PROTOCOL + "b'\\x00\\x00\\x00"),
         ("SendsAnEmptyError", "ERROR", "it said nothing"),
         ("SendsATimeThatNoFloatHolds", "ERROR", PROTOCOL + "the time of a case is 10000"),
         ("SeesAFaultAndSaysNothing", "DATA RACE", "it said nothing"),
@@ -81,7 +82,7 @@ def test_each_attack_is_a_verdict_and_the_next_case_has_one_too(name: str, kind:
     assert time.monotonic() - start < 20 + 2 * 5
 
 
-@pytest.mark.parametrize("name", ["SendsHalfAHead", "SendsHalfAMessage"])
+@pytest.mark.parametrize("name", ["SendsHalfAHead", "SendsHalfAMessage", "DripsAMessage"])
 def test_half_a_message_ends_at_the_time_limit(name: str) -> None:
     start = time.monotonic()
     (verdict,) = verdicts(name, time_limit=0.5)
@@ -94,6 +95,13 @@ def test_an_answer_too_many_is_no_pass_for_a_case_that_has_not_run() -> None:
         found = runner.verdicts(ACC, [acc(3)] * 3)
     assert found[1].kind == "ERROR"
     assert found[1].findings[0].detail == PROTOCOL + "the answer to case 0 came instead of that to case 1"
+
+
+@pytest.mark.parametrize("name", ["KeepsItsMemoryShort", "MakesItsMemoryLonger"])
+def test_the_size_of_the_memory_is_the_harness_own(name: str) -> None:
+    with Runner(target(name)) as runner:
+        found = [runner.verdicts(ACC, [acc(3, a=(n, n))])[0].kind for n in (4, 64, 512)]
+    assert found == ["", "", ""]
 
 
 def test_a_reason_with_surrogates_can_be_printed() -> None:

@@ -17,7 +17,7 @@ from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Backend, Unavailable
-from opconform.harness.run.sanitizer import Complaint, Excuse, Sanitizer
+from opconform.harness.run.sanitizer import Complaint, Excuse, Sanitizer, size_of, written
 from opconform.options import settings_from
 
 LAYOUT = Layout.contiguous("f32", (1, 1, 1, 4))
@@ -245,6 +245,26 @@ def test_a_backend_without_a_checker_says_so() -> None:
 
     with pytest.raises(Unavailable, match="the backend mine has no checker"):
         Mine.sanitizer()
+
+
+def test_a_log_is_read_from_where_it_was_and_never_more_than_a_mebibyte(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_text("before\nnow\n")
+    assert written(str(log), 7) == ("now\n", 11)
+    assert written(str(log), 11) == ("", 11)
+    assert written(str(log), 10**30) == ("", 11)
+    log.write_bytes(b"x" * (5 << 20) + b"the end")
+    said, size = written(str(log), 7)
+    assert size == size_of(str(log)) == (5 << 20) + 7
+    assert len(said) == 1 << 20
+    assert said.endswith("xthe end")
+
+
+def test_a_log_that_is_gone_or_is_a_pipe_holds_nothing(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert written(str(tmp_path / "pipe"), 0) == ("", 0)
+    assert written(str(tmp_path / "none"), 3) == ("", 0)
+    assert size_of(str(tmp_path / "none")) == 0
 
 
 def test_sanitized_cases_are_small_unless_asked_for() -> None:
