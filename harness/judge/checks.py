@@ -61,13 +61,15 @@ class Twin:
 class TwinCheck:
     """A check on request: it compares a case with its twins.
 
-    twins: none where a case has nothing to compare, or the reason why it cannot be checked.
+    twins: none where a case has nothing to compare, or the reason why it cannot be checked. left_out: what of a case
+    its twins do not look at; "" where they look at all of it.
     """
 
     name: str
     reason: str
     kind: Kind
     twins: Callable[[Case, Op, Mapping[str, Raw]], Sequence[Twin] | str]
+    left_out: Callable[[Case, Op], str] = field(default=lambda case, op: "")
 
     def finding(self, twin: Twin) -> Finding:
         """What is found where a twin differs."""
@@ -185,6 +187,15 @@ def _packed(case: Case, op: Op, values: Mapping[str, Raw]) -> Sequence[Twin]:
 _MOST_SLICES = 32  #: of more slices so many are run alone, the first and the last among them
 
 
+def _slices_left_out(case: Case, op: Op) -> str:
+    """One text for any number of slices: the sizes of cases differ, and each text is a note of its own."""
+    axes = op.alone(case)
+    if isinstance(axes, str):
+        return ""
+    number = math.prod(case.outputs[op.outputs[0]].shape[axis] for axis in axes)
+    return f"all but {_MOST_SLICES} slices of a case that has more" if number > _MOST_SLICES else ""
+
+
 def _slices_alone(case: Case, op: Op, values: Mapping[str, Raw]) -> Sequence[Twin] | str:
     """Each batch slice as a case of its own.
 
@@ -233,7 +244,13 @@ ON_REQUEST: dict[str, TwinCheck] = {
     check.name: check
     for check in (
         TwinCheck("deterministic", "the same bits on the second run", Kind.NOT_DETERMINISTIC, _itself),
-        TwinCheck("batch_invariant", "the same bits alone and in company", Kind.DEPENDS_ON_BATCH, _slices_alone),
+        TwinCheck(
+            "batch_invariant",
+            "the same bits alone and in company",
+            Kind.DEPENDS_ON_BATCH,
+            _slices_alone,
+            _slices_left_out,
+        ),
         TwinCheck("layout_invariant", "the same bits packed and strided", Kind.DEPENDS_ON_LAYOUT, _packed),
     )
 }

@@ -287,18 +287,20 @@ def _other_slices(layout: Layout, batch_axes: tuple[int, ...], keep: int) -> Mas
 
 
 def spoilt_by_itself(case: Case, op: Op, output: str) -> Mask:
-    """Which elements of an output stand in a batch slice that `keep` has spoilt: NaN there may be their own slice's.
+    """Which elements of an output may stand in a batch slice that `keep` has spoilt: NaN there may be that slice's own.
 
     An element that comes from one of x, as `Op.sources` tells, stands in that one's slice; one that comes from none may
     stand in any. Otherwise a slice of the output is that of the input with the most slices, if it has as many along
     each batch axis, or several times as many along the outermost one (states, kept at several times). Where it has not,
-    no element is said to be spoilt.
+    nobody can tell, and any element may be spoilt.
     """
     shape = case.outputs[output].shape
     if case.keep is None or not case.outputs[output].size:
         return np.zeros(shape, dtype=bool)
     axes = op.composite.batch_axes
     name, layout = max(case.inputs.items(), key=lambda item: slices(item[1].shape, axes))
+    if not layout.size:
+        return np.ones(shape, dtype=bool)
     others = _other_slices(layout, axes, case.keep)
     inner = tuple(range(len(axes), len(layout.shape)))
     if op.sources is not None and name in (sources := op.sources(case)):
@@ -307,7 +309,7 @@ def spoilt_by_itself(case: Case, op: Op, output: str) -> Mask:
         return found
     times, rest = divmod(shape[axes[0]], layout.shape[axes[0]])
     if rest or any(shape[axis] != layout.shape[axis] for axis in axes[1:]):
-        return np.zeros(shape, dtype=bool)
+        return np.ones(shape, dtype=bool)
     return np.broadcast_to(np.expand_dims(np.concatenate([others] * times), inner), shape)
 
 

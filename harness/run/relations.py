@@ -43,6 +43,9 @@ def _twin_findings(
         if isinstance(twins, str):
             unchecked.append(f"{check.name}: {twins}")
             continue
+        left_out = check.left_out(verdict.case, op)
+        if left_out:
+            unchecked.append(f"{check.name}: {left_out}")
         run = others.runner.verdicts(op, [twin.case for twin in twins], time_limit=others.time_limit)
         for twin, other in zip(twins, run):
             if other.unsupported is not None:

@@ -49,9 +49,9 @@ _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slow
 _LEAST_SECONDS = 1.0
 _FIRST_SECONDS = 1.0  #: the first problem has so much time where less is left
 
-#: Kinds that may turn into others while they shrink: NaN that came from another slice is the plainest sign of a value
-#: read from the wrong place.
-_MAY_BECOME = {Kind.SLICES_MIXED: {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NAN_INF}}
+#: What NaN may turn into while it shrinks, where all slices but one were NaN: one that came from another slice is the
+#: plainest sign of a value read from the wrong place.
+_MAY_BECOME = {Kind.SLICES_MIXED, Kind.WRONG_VALUES, Kind.NAN_INF}
 
 
 @dataclass
@@ -446,7 +446,8 @@ class Search:
 
     def _begin_to_shrink(self, verdict: Verdict) -> None:
         assert verdict.kind
-        kinds = _MAY_BECOME.get(verdict.kind, {verdict.kind})
+        is_spoilt = verdict.case.keep is not None and verdict.kind in (Kind.SLICES_MIXED, Kind.NAN_INF)
+        kinds = _MAY_BECOME if is_spoilt else {verdict.kind}
         self._found = _Shrinking(kinds, verdict, time.monotonic() + SHRINK_SECONDS, verdict)
         self._found.seen[verdict.case.key] = verdict
         self._observer.shrinking(self._op, self._runner.target, verdict)

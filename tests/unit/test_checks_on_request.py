@@ -27,6 +27,7 @@ from tests.kernels.small_wrong import TriangleTimesZero
 from tests.kernels.wrong import TouchesNeighbour
 
 BATCH = ON_REQUEST["batch_invariant"]
+LEFT_OUT = "batch_invariant: all but 32 slices of a case that has more"
 
 
 def packed(*ne: int) -> Layout:
@@ -56,6 +57,15 @@ def test_of_many_slices_some_are_run_the_first_and_the_last_among_them() -> None
     assert isinstance(found, list)
     assert len(found) == 32
     assert (found[0], found[-1]) == ("slice i3 = 0, i2 = 0", "slice i3 = 999, i2 = 0")
+
+
+@pytest.mark.parametrize(("count", "said"), [(32, ()), (33, (LEFT_OUT,)), (1000, (LEFT_OUT,))])
+def test_slices_that_are_not_run_alone_are_said(count: int, said: tuple[str, ...]) -> None:
+    with Runner(Target(f"{__file__}:Correct", Device("0", "NumPy")), isolated=False) as runner:
+        (verdict,) = runner.verdicts(ops()["cumsum"], [cumsum(1, 1, 1, count)])
+        found = related(runner, ops()["cumsum"], verdict, [BATCH])
+    assert found.passed
+    assert found.unchecked == said
 
 
 #: Ops that declare no slices: the check says so for each of their cases. A new op is not to be among them unseen.
@@ -183,6 +193,22 @@ def test_nan_of_another_slice_is_still_named() -> None:
     bench = Bench(replace(cumsum(3, 2, 2, 2), keep=2))
     (finding,) = bench.verdict(TouchesNeighbour()).findings
     assert finding.kind == "SLICES MIXED"
+
+
+@pytest.mark.parametrize(("a", "b", "dim"), [((2, 2, 2, 2), (2, 2, 2, 1), 3), ((2, 2, 2, 2), (2, 2, 3, 2), 2)])
+def test_nan_is_only_nan_where_the_slices_of_the_output_are_not_those_of_an_input(
+    a: tuple[int, ...], b: tuple[int, ...], dim: int
+) -> None:
+    out = (*a[:dim], a[dim] + b[dim], *a[dim + 1 :])
+    case = Case("concat", {"dim": dim}, {"a": packed(*a), "b": packed(*b)}, {"out": packed(*out)}, keep=0)
+
+    class MakesNan(Correct):
+        def concat(self, case: Case, buffers: Buffers) -> None:
+            found = np.concatenate([self.read(buffers, "a"), self.read(buffers, "b")], 3 - dim)
+            found[0, 0, 0, 0] = np.nan
+            self.write(buffers, "out", found)
+
+    assert [finding.kind for finding in Bench(case).verdict(MakesNan()).findings] == ["NAN/INF"]
 
 
 def test_padding_that_a_slice_of_nan_spoils_is_its_own() -> None:
