@@ -14,7 +14,7 @@ import pytest
 from opconform.harness.draw import known
 from opconform.harness.draw.known import LARGEST, case_from_file, case_path, checked, find_case, known_cases, store
 from opconform.harness.model import blocks
-from opconform.harness.model.case import Case, CaseError
+from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case, CaseError
 from opconform.harness.model.ops import ops
 from opconform.harness.model.usage import UsageError
 from opconform.harness.model.values import data_of, inputs_of
@@ -48,6 +48,20 @@ def test_ids_are_unique_and_every_case_of_every_file_is_listed() -> None:
 
 def test_every_op_has_a_known_case() -> None:
     assert {entry.case.op for entry in known_cases().values()} == set(ops())
+
+
+#: What they pin is an index of 32 bits, which no smaller case has.
+AS_LARGE_AS_AN_INDEX = {"cumsum/kb053", "cumsum/kb053-rows"}
+
+
+def test_what_a_usual_run_leaves_out_for_its_size_is_there_once_more_and_smaller() -> None:
+    large = {name for name, entry in known_cases().items() if entry.case.nbytes > DEFAULT_MAX_BYTES}
+    assert large > AS_LARGE_AS_AN_INDEX
+    for name in large - AS_LARGE_AS_AN_INDEX:
+        assert f"{name}-scaled" in known_cases(), name
+        twin = known_cases()[f"{name}-scaled"].case
+        assert twin.op == known_cases()[name].case.op
+        assert twin.nbytes <= DEFAULT_MAX_BYTES, name
 
 
 @pytest.mark.parametrize("name", SMALL)
