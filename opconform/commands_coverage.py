@@ -12,7 +12,7 @@ import click
 from opconform.arguments import shared
 from opconform.commands_look import name_missing, naming_lost
 from opconform.harness.draw.sample import sample
-from opconform.harness.model.limits import Freedom
+from opconform.harness.model.limits import Freedom, NothingLeftError
 from opconform.harness.model.ops import ops
 from opconform.harness.model.text import printable
 from opconform.harness.run.backend import Named
@@ -50,7 +50,10 @@ def coverage(values: dict[str, Any]) -> None:
                 click.echo(f"{target.label}  {target.about}")
                 names += [name for name in found if name.name not in {its.name for its in names}]
                 for op in {op for name in found for op in name.ops}:
-                    cases = sample(ops()[op], Freedom(runner.limits(ops()[op]), settings.max_bytes), _CASES)
+                    try:
+                        cases = sample(ops()[op], Freedom(runner.limits(ops()[op]), settings.max_bytes), _CASES)
+                    except NothingLeftError:
+                        continue
                     count = sum(answer is None for answer in runner.supports(cases))
                     if count:
                         taken.setdefault(op, {})[target.label] = count

@@ -11,11 +11,11 @@ import inspect
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache, update_wrapper
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar
 
 from hypothesis import strategies as st
 
-from opconform.harness.model.limits import Freedom
+from opconform.harness.model.limits import Freedom, Left, NothingLeftError
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -78,9 +78,16 @@ EDGES = tuple(
 
 
 def among(values: Iterable[T]) -> st.SearchStrategy[T]:
-    """One of `values`; shrinks to the first. The same strategy each time: to make one costs more than to draw."""
+    """One of `values`; shrinks to the first. The same strategy each time: to make one costs more than to draw. To draw
+    from none raises `NothingLeftError`."""
     options = tuple(values)
+    if not options:
+        return st.just(values.subject if isinstance(values, Left) else "").map(_nothing_left)
     return _among(options, tuple(map(type, options)))  # True and 1 are equal, and no key tells them apart
+
+
+def _nothing_left(subject: str) -> NoReturn:
+    raise NothingLeftError(subject)
 
 
 @lru_cache(maxsize=4096)

@@ -10,6 +10,7 @@ from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.layouts import LayoutClass
 
 MANY_ROWS = 130  #: more rows than this take long on some devices
+ANY_OP = frozenset({"dtype", "empty", "aligned", "many_rows", "recipe"})  #: subjects that every op has
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,18 @@ class Limit:
 T = TypeVar("T")
 
 
+class NothingLeftError(Exception):
+    """Limits leave nothing of what an op must choose from. The text names the choice, where it is known."""
+
+
+class Left(list[T]):
+    """What limits leave of the values of a subject, in their order."""
+
+    def __init__(self, subject: str, values: Iterable[T]) -> None:
+        super().__init__(values)
+        self.subject = subject
+
+
 @dataclass(frozen=True)
 class Freedom:
     """What may be drawn for one op on one device: what `limits` leave, within `max_bytes` a case."""
@@ -70,7 +83,7 @@ class Freedom:
         for limit in self.limits:
             if limit.subject == subject and isinstance(limit.allowed, tuple):
                 kept = [value for value in kept if value in limit.allowed]
-        return kept
+        return Left(subject, kept)
 
     def forbids(self, case: Case, traits: Callable[[Case], Mapping[str, Any]]) -> Limit | None:
         """The first limit that does not take `case`, whose `traits` its op tells; None where all of them do."""

@@ -27,6 +27,7 @@ from opconform.harness.model.op import Op
 from opconform.harness.model.values import inputs_of
 from opconform.harness.run.backend import Named, Unavailable
 from opconform.harness.run.interrupts import heed
+from opconform.harness.run.limits import limits_of
 from opconform.harness.run.messages import Answer, Refusal, Samples, Shown, StageError, last_line_of
 from opconform.harness.run.messages import Clock as TimerClock
 from opconform.harness.run.process import Died, Local, Worker
@@ -176,10 +177,10 @@ class Runner:
             self._spare = None
 
     def limits(self, op: Op) -> tuple[Limit, ...]:
-        """The limits that hold for `op` in this run."""
+        """The limits that hold for `op` in this run. Raises `Unavailable` for one that cannot be meant."""
         if op.name not in self._limits_of:  # a build of ggml has hundreds, and each case asks
             kinds = {"api"} if self.strict else {"api", "kernel", "bug"}
-            its = (limit for limit in self._all_limits if limit.op in (op.name, "*"))
+            its = limits_of(op, self._all_limits)
             self._limits_of[op.name] = tuple(limit for limit in its if limit.kind in kinds)
         return self._limits_of[op.name]
 
@@ -439,7 +440,7 @@ class Runner:
         if not self.strict:
             return None
         traits = op.traits(case)
-        limits = (limit for limit in self._all_limits if limit.op in (op.name, "*") and limit.kind == "kernel")
+        limits = (limit for limit in limits_of(op, self._all_limits) if limit.kind == "kernel")
         return Kind.SUPPORTS_OP_LIES if any(limit.forbids(case, traits) for limit in limits) else None
 
     def fresh(self) -> None:

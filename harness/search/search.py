@@ -28,7 +28,7 @@ from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.findings import Kind
-from opconform.harness.model.limits import Freedom, Limit
+from opconform.harness.model.limits import Freedom, Limit, NothingLeftError
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.backend import Unavailable
@@ -341,15 +341,25 @@ class Search:
     def _search(self, start: float) -> Verdict | None:
         """Draw problems until one fails, the count is reached or the time is up; returns the shrunk failure."""
         if self._freedom.choices("dtype", self._op.dtypes):
-            problems = Problems(self._op.problems(self._freedom))
-            supply = Supply(self._batches.of(problems))
-            while not self._found and self._time_left(start) and self._more_to_draw():
-                batch = supply.take()
-                if self._fails(batch, start, meanwhile=supply.prepare):
-                    problems.shrink(batch.drawn, self._fails_still)
-            counted = self._settings.examples < sys.maxsize
-            self._cut = counted and self._found is None and self._more_to_draw()
+            try:
+                self._draw(start)
+            except NothingLeftError as error:
+                what = f"of {error} " if str(error) else ""
+                raise Unavailable(
+                    f"the limits leave nothing {what}to draw", "mend what Backend.limits returns"
+                ) from None
         return self._shrunk()
+
+    def _draw(self, start: float) -> None:
+        """The same, without what is left to be shrunk. Raises `NothingLeftError`."""
+        problems = Problems(self._op.problems(self._freedom))
+        supply = Supply(self._batches.of(problems))
+        while not self._found and self._time_left(start) and self._more_to_draw():
+            batch = supply.take()
+            if self._fails(batch, start, meanwhile=supply.prepare):
+                problems.shrink(batch.drawn, self._fails_still)
+        counted = self._settings.examples < sys.maxsize
+        self._cut = counted and self._found is None and self._more_to_draw()
 
     def _more_to_draw(self) -> bool:
         """Whether the count is not reached. Cases that say nothing do not count, as long as half of them say something;

@@ -205,13 +205,7 @@ class Session:
         from opconform.harness.search.search import Search  # Hypothesis takes a quarter of a second to import
 
         with self._pair(op, target):
-            runner = self.runner(target)
-            for limit in runner.limits(op):
-                if limit.pinned not in (None, *known_cases(op.name)) and limit.pinned not in known_cases():
-                    raise UsageError(
-                        f"{target.label} pins {limit.pinned!r}, which is no known case (opconform list --cases)"
-                    )
-            about = on_device(target)
+            runner, about = self.runner(target), on_device(target)
             listed = [entry for entry in self._listed if entry.matches(op.name, about)]
             result = Search(op, runner, self.settings, known, self._database, self._observer, listed).run()
             return self._done(op, target, result)

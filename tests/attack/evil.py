@@ -312,3 +312,33 @@ class NamesFoully(Good):
 
     def names(self) -> tuple[Named, ...]:
         return (Named(FOUL_WORDS, FOUL_WORDS, (), FOUL_WORDS),)
+
+
+class LimitsAWord(Good):
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("acc", "colour", ("red",), "r", "s", kind="kernel"),)
+
+
+class LimitsAnArgumentByValues(Good):
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("acc", "b", (1,), "r", "s", kind="kernel"),)
+
+
+class LimitsTheLayoutOfNothing(Good):
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("acc", "c", LayoutClass.ROWS, "r", "s"),)
+
+
+class PinsNothing(Good):
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("acc", "b", LayoutClass.ROWS, "r", "s", kind="bug", pinned="acc/none"),)
+
+
+class LimitsTheAxisOfAnyOp(Good):
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("*", "axis", (0,), "r", "s", kind="kernel"),)
+
+
+class LimitsTheAxisToNone(Good):
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("cumsum", "axis", (7,), "r", "s"),)
