@@ -115,6 +115,14 @@ def unpacked(text: bytes) -> tuple[str, Any]:
     return kind, content
 
 
+def taken_apart(message: bytes) -> tuple[str, Any, bytes]:
+    """The kind, the content and the arrays of a message with its head, which has come by no wire. Raises
+    `NonsenseError`."""
+    size, _ = HEAD.unpack_from(message)
+    end = HEAD.size + size
+    return *unpacked(message[HEAD.size : end]), message[end:]
+
+
 # ---- the worker's side ----------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from opconform.harness.model.findings import Kind
 from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run import begun, messages, sanitizer
-from opconform.harness.run.backend import Device, Named, Unavailable
+from opconform.harness.run.backend import Backend, Device, Named, Unavailable
 from opconform.harness.run.messages import (
     Answer,
     Clock,
@@ -36,7 +37,17 @@ from opconform.harness.run.registry import backend_class
 from opconform.harness.run.sanitizer import LOG, OPTION
 from opconform.harness.run.timing import What
 from opconform.harness.run.wire import EndedError, NonsenseError, OutOfTimeError, exit_words
-from opconform.harness.run.worker import answer, clocked, shown_stages
+from opconform.harness.run.worker import (
+    answer,
+    arithmetic,
+    clocking,
+    listing,
+    naming,
+    opening,
+    sampling,
+    shown_stages,
+    supporting,
+)
 
 T = TypeVar("T")
 
@@ -119,9 +130,7 @@ class Worker:
     def _read(self, what: str, read: Callable[[Any], T], kind: str, wanted: str, content: Any) -> T:
         """The content of a message of the kind `wanted`. Raises `Unavailable`."""
         try:
-            if kind != wanted:
-                raise NonsenseError(f"a message of {kind!r:.40} came instead of one of {wanted!r}")
-            return read(content)
+            return _content(read, kind, wanted, content)
         except NonsenseError as nonsense:
             raise self._gone(what, self._stopped(nonsense)) from None
 
@@ -268,13 +277,47 @@ class Local:
     """The same in this very process, for debugging: no protection from aborts, segfaults or hangs."""
 
     def __init__(self, spec: str, options: Mapping[str, str]) -> None:
-        self._type = backend_class(spec)
+        self._spec = spec
         self._options = options
+        self._type: type[Backend] | None = None
+        self._backend: Backend | None = None
         self._arena = np.empty(0, np.uint8)
 
+    def devices(self, seconds: float | None = None) -> list[Device]:
+        def ask() -> bytes:
+            self._type, message = listing(self._spec, self._options)
+            return message
+
+        return self._asked("list its devices", ask, messages.devices_in, "devices")
+
     def open(self, device: str, seconds: float | None = None) -> tuple[Limit, ...]:
-        self._backend = self._type(device, self._options)
-        return tuple(self._backend.limits())
+        if self._type is None:
+            self.devices()
+
+        def ask() -> bytes:
+            assert self._type is not None
+            self._backend, message = opening(self._type, device, self._options)
+            return message
+
+        return self._asked(f"open {device}", ask, messages.limits_in, "limits")
+
+    def _asked(self, what: str, ask: Callable[[], bytes], read: Callable[[Any], T], wanted: str) -> T:
+        """What the backend says, read as a worker's message is. Raises `Unavailable`, or `UsageError`."""
+        try:
+            kind, content, _ = messages.taken_apart(ask())
+            absence = messages.absence_in(kind, content)
+            if absence is None:
+                return _content(read, kind, wanted, content)
+        except SystemExit as exit_:
+            raise Unavailable(f"could not {what}: {_exit_words(exit_)}", _MEND) from None
+        except NonsenseError as nonsense:
+            raise Unavailable(f"could not {what}: {nonsense}", _MEND) from None
+        raise absence
+
+    @property
+    def _open(self) -> Backend:
+        assert self._backend is not None
+        return self._backend
 
     def arena(self, size: int) -> np.ndarray:
         if self._arena.size < size:
@@ -284,32 +327,44 @@ class Local:
     def run(self, cases: Sequence[tuple[Case, int]], seconds: float) -> Iterator[Answer | Died]:
         for case, offset in cases:
             try:
-                yield answer(self._backend, case, self._arena[offset:])
+                message = messages.of_answer(answer(self._open, case, self._arena[offset:]), 0)
+                yield messages.answer_in(messages.taken_apart(message)[1], 0)
             except SystemExit as exit_:
-                yield Answer(error=f"SystemExit: {exit_.code}: a backend must not end the process it runs in")
+                yield Answer(error=_exit_words(exit_))
+            except NonsenseError as nonsense:
+                yield Answer(error=str(nonsense))
 
     def supports(self, cases: Sequence[Case]) -> list[str | None]:
-        return [self._backend.supports(case) for case in cases]
+        what, count = "say what it supports", len(cases)
+        ask = partial(supporting, self._open, cases)
+        return self._asked(what, ask, partial(messages.reasons_in, count=count), "reasons")
 
     def names(self) -> tuple[Named, ...] | None:
-        found = self._backend.names()
-        return None if found is None else tuple(found)
+        return self._asked("name its ops", partial(naming, self._open), messages.names_in, "names")
 
     def numerics(self, cases: Sequence[Case]) -> list[Numerics | None]:
-        return [self._backend.numerics(case) for case in cases]
+        what, count = "say how it computes", len(cases)
+        ask = partial(arithmetic, self._open, cases)
+        return self._asked(what, ask, partial(messages.numerics_in, count=count), "numerics")
 
     def stages(self, case: Case, seconds: float) -> Shown | StageError:
-        return shown_stages(self._backend, case, self._arena)
+        try:
+            shown = messages.of_stages(shown_stages(self._open, case, self._arena))
+            return messages.stages_in(*messages.taken_apart(shown))
+        except SystemExit as exit_:
+            return StageError(_exit_words(exit_))
+        except NonsenseError as nonsense:
+            return StageError(str(nonsense))
 
     def clock(self, case: Case, moved: int, seconds: float) -> Clock | Refusal:
-        found = clocked(self._backend, case, self._arena, moved)
-        if isinstance(found, Refusal):
-            return found
-        self._stopwatch = found
-        return Clock(self._backend.clock, found.memory)
+        def ask() -> bytes:
+            self._stopwatch, message = clocking(self._open, case, self._arena, moved)
+            return message
+
+        return _timed(ask, messages.clock_in)
 
     def sample(self, what: What, budget: float, seconds: float) -> Samples:
-        return Samples(tuple(self._stopwatch.sample(what, budget)), self._stopwatch.flops)
+        return _timed(lambda: sampling(self._stopwatch, what, budget), messages.samples_in)
 
     def said(self) -> str:
         """Nothing: what a backend prints in this process, the user has seen."""
@@ -319,14 +374,35 @@ class Local:
         pass
 
 
+_MEND = "mend the backend, or leave out --no-isolation"
+
+
+def _exit_words(exit_: SystemExit) -> str:
+    return f"SystemExit: {exit_.code}: a backend must not end the process it runs in"
+
+
+def _content(read: Callable[[Any], T], kind: str, wanted: str, content: Any) -> T:
+    """The content of a message of the kind `wanted`. Raises `NonsenseError`."""
+    if kind != wanted:
+        raise NonsenseError(f"a message of {kind!r:.40} came instead of one of {wanted!r}")
+    return read(content)
+
+
+def _timed(ask: Callable[[], bytes], read: Callable[[str, Any], T]) -> T:
+    """What a backend in this process says of times. Raises `TimingError`."""
+    try:
+        kind, content, _ = messages.taken_apart(ask())
+        return read(kind, content)
+    except SystemExit as exit_:
+        raise TimingError(_exit_words(exit_)) from None
+    except NonsenseError as nonsense:
+        raise TimingError(str(nonsense)) from None
+
+
 def devices_of(spec: str, options: Mapping[str, str], isolated: bool = True) -> list[Device]:
     """The devices of a backend, listed in a process of its own. Raises `Unavailable`."""
     if not isolated:
-        devices = list(backend_class(spec).devices(options))
-        fault = messages.fault_of_ids([device.id for device in devices])
-        if fault:
-            raise Unavailable(fault, "give each device an id of its own, in characters that can be seen")
-        return devices
+        return Local(spec, options).devices()
     worker = Worker(spec, options)
     try:
         return worker.devices()

@@ -27,7 +27,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -86,7 +86,54 @@ def clocked(backend: Backend, case: Case, memory: np.ndarray, moved: int) -> Sto
     return Stopwatch(backend, case, Buffers(case, memory), moved) if reason is None else Refusal(reason)
 
 
-def _clocked(backend: Backend, case: Case, memory: np.ndarray, moved: int) -> tuple[Stopwatch | None, bytes]:
+def listing(spec: str, options: Mapping[str, str]) -> tuple[type[Backend] | None, bytes]:
+    """The class of a backend, None where it has no devices, and the message that lists them or says why not."""
+    try:
+        backend_type = backend_class(spec)
+        return backend_type, messages.of_devices(_checked(backend_type.devices(options)))
+    except (Unavailable, UsageError) as reason:
+        return None, messages.of_absence(reason)
+    except Exception as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"it failed while listing its devices ({last.filename}:{last.lineno})"
+        return None, messages.of_absence(Unavailable(f"{type(error).__name__}: {error}", where))
+
+
+def opening(backend_type: type[Backend], device: str, options: Mapping[str, str]) -> tuple[Backend | None, bytes]:
+    """A device, None where it does not open, and the message with its limits or with why not."""
+    try:
+        backend = backend_type(device, options)
+        return backend, messages.of_limits(backend.limits())
+    except Unavailable as reason:
+        return None, messages.of_absence(reason)
+    except Exception as error:
+        return None, messages.of_absence(Unavailable(_own_frames(error), f"opening device {device} failed"))
+
+
+def _saying(message: Callable[[], bytes], failed: str) -> bytes:
+    """A message, or why there is none: what has `failed`."""
+    try:
+        return message()
+    except Exception as error:
+        return messages.of_absence(Unavailable(_own_frames(error), failed))
+
+
+def supporting(backend: Backend, cases: Sequence[Case]) -> bytes:
+    """What the backend says of several cases, or why it does not."""
+    return _saying(lambda: messages.of_reasons([backend.supports(case) for case in cases]), "supports failed")
+
+
+def naming(backend: Backend) -> bytes:
+    """The ops that the backend names, or why it does not."""
+    return _saying(lambda: messages.of_names(backend.names()), "naming its ops failed")
+
+
+def arithmetic(backend: Backend, cases: Sequence[Case]) -> bytes:
+    """What the backend says of the arithmetic of several cases, or why it does not."""
+    return _saying(lambda: messages.of_numerics([backend.numerics(case) for case in cases]), "numerics failed")
+
+
+def clocking(backend: Backend, case: Case, memory: np.ndarray, moved: int) -> tuple[Stopwatch | None, bytes]:
     try:
         found = clocked(backend, case, memory, moved)
         if isinstance(found, Refusal):
@@ -96,7 +143,7 @@ def _clocked(backend: Backend, case: Case, memory: np.ndarray, moved: int) -> tu
         return None, messages.of_no_samples(_own_frames(error))
 
 
-def _sampled(stopwatch: Stopwatch | None, what: What, seconds: float) -> bytes:
+def sampling(stopwatch: Stopwatch | None, what: What, seconds: float) -> bytes:
     try:
         assert stopwatch is not None
         return messages.of_samples(Samples(tuple(stopwatch.sample(what, seconds)), stopwatch.flops))
@@ -216,30 +263,16 @@ def _serve(harness: _Harness, memory: _Memory, log: _Log) -> None:
     spec: str
     options: Mapping[str, str]
     spec, options = harness.request()
-    try:
-        backend_type = backend_class(spec)
-        harness.send(messages.of_devices(_checked(backend_type.devices(options))))
-    except (Unavailable, UsageError) as reason:
-        harness.send(messages.of_absence(reason))
-        return
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"it failed while listing its devices ({last.filename}:{last.lineno})"
-        harness.send(messages.of_absence(Unavailable(f"{type(error).__name__}: {error}", where)))
+    backend_type, devices = listing(spec, options)
+    harness.send(devices)
+    if backend_type is None:
         return
     backend: Backend | None = None
     stopwatch: Stopwatch | None = None
     while True:
         match harness.request():
             case ("open", device):
-                try:
-                    backend = backend_type(device, options)
-                    limits = messages.of_limits(backend.limits())
-                except Unavailable as reason:
-                    limits = messages.of_absence(reason)
-                except Exception as error:
-                    absence = Unavailable(_own_frames(error), f"opening device {device} failed")
-                    limits = messages.of_absence(absence)
+                backend, limits = opening(backend_type, device, options)
                 log.news()  # what anything but a run gives rise to is no case's: here, and below
                 harness.send(limits)
             case ("run", size, cases):
@@ -248,23 +281,17 @@ def _serve(harness: _Harness, memory: _Memory, log: _Log) -> None:
                     harness.send(messages.of_answer(result, number))
             case ("supports", cases):
                 assert backend is not None
-                reasons = [backend.supports(case) for case in cases]
+                reasons = supporting(backend, cases)
                 log.news()
-                harness.send(messages.of_reasons(reasons))
+                harness.send(reasons)
             case ("names",):
                 assert backend is not None
-                try:
-                    names = messages.of_names(backend.names())
-                except Exception as error:
-                    names = messages.of_absence(Unavailable(_own_frames(error), "naming its ops failed"))
+                names = naming(backend)
                 log.news()
                 harness.send(names)
             case ("numerics", cases):
                 assert backend is not None
-                try:
-                    found = messages.of_numerics([backend.numerics(case) for case in cases])
-                except Exception as error:
-                    found = messages.of_absence(Unavailable(_own_frames(error), "numerics failed"))
+                found = arithmetic(backend, cases)
                 log.news()
                 harness.send(found)
             case ("stages", size, case, offset):
@@ -275,7 +302,7 @@ def _serve(harness: _Harness, memory: _Memory, log: _Log) -> None:
                 log.news()  # of a case that has had its verdict
             case ("clock", size, case, offset, moved):
                 assert backend is not None
-                stopwatch, reply = _clocked(backend, case, memory.up_to(size)[offset:], moved)
+                stopwatch, reply = clocking(backend, case, memory.up_to(size)[offset:], moved)
                 harness.send(reply)
             case ("sample", what, seconds):
-                harness.send(_sampled(stopwatch, what, seconds))
+                harness.send(sampling(stopwatch, what, seconds))

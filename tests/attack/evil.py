@@ -252,6 +252,12 @@ class HasLimitsOfAnUnknownKind(Good):
         return (Limit("acc", "b", LayoutClass.ROWS, "r", "s", kind="whim"),)  # type: ignore[arg-type]
 
 
+class LeavesAtTheList(Good):
+    @classmethod
+    def devices(cls, options: Mapping[str, str]) -> Any:
+        sys.exit(3)
+
+
 class ListsTexts(Good):
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> Any:

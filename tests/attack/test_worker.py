@@ -129,6 +129,35 @@ def test_output_without_end_is_drained_and_not_kept() -> None:
     assert int(done.stdout) < 400 << 10  # KiB; twice that was printed in the worker's first second
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ListsTexts", "devices returned '0'; it returns a list of Device"),
+        ("ListsOneDeviceTwice", "two devices have the id '0'"),
+        ("ListsAVersionOfNonsense", "the version of driver is 3, not a text"),
+        ("ListsNonsenseNumerics", "Numerics.division_ulps is -1.0; it must be a number from 0 on"),
+        ("LeavesAtTheList", "SystemExit: 3: a backend must not end the process it runs in"),
+        ("HasLimitsOfNonsense", "it returns Limits, which allow a LayoutClass or a tuple"),
+        ("HasNoLimits", "'NoneType' object is not iterable"),
+        ("HasLimitsOfAnUnknownKind", "'whim' is no kind of limit"),
+    ],
+)
+def test_without_isolation_a_device_of_nonsense_is_unavailable_too(name: str, says: str) -> None:
+    with pytest.raises(Unavailable) as found:
+        Runner(Target(evil(name), devices_of(evil(name), {}, isolated=False)[0]), isolated=False)
+    assert says in str(found.value)
+
+
+def test_without_isolation_what_a_backend_says_of_cases_is_looked_at_too() -> None:
+    with Runner(target("SupportsWithSurrogates"), isolated=False) as runner:
+        assert runner.supports([acc(3)]) == ["no \\udcff kernel"]
+    for name in ("SupportsANumber", "HasNumericsOfNonsense", "HasNumericsOfAnotherType"):
+        with Runner(target(name), isolated=False) as runner:
+            assert runner.verdicts(ACC, [acc(3)])[0].kind == "ERROR"
+            with pytest.raises(Unavailable):
+                runner.supports([acc(3)]) if name == "SupportsANumber" else runner.numerics_of(acc(3))
+
+
 def test_without_isolation_a_backend_that_leaves_python_is_an_error() -> None:
     (verdict,) = verdicts("LeavesThePython", isolated=False)
     assert (verdict.kind, verdict.findings[0].detail) == (

@@ -283,7 +283,10 @@ def test_a_device_lost_on_the_way_fails_and_the_other_devices_run() -> None:
         ("test --backend {NotABackend}", "has no Backend class 'NotABackend'; it has Good, TwoDevices, "),
         ("test --backend {ListsNone}", "cannot run: no such device on this machine; plug one in"),
         ("test --backend {TwinDevices}", "two devices have the id '0'"),
-        ("test --no-isolation --backend {TwinDevices}", "cannot run: two devices have the id '0'; give each device"),
+        (
+            "test --no-isolation --backend {TwinDevices}",
+            "cannot run: could not list its devices: two devices have the id '0'; mend the backend",
+        ),
         ("test --backend {CrashesWhenListing}", "signal SIGABRT; libsample: cannot map the device"),
         ("test --op acc,nope", "no op 'nope'; there are abs, acc, "),
         ("test --profile nope", "'nope' is not one of 'quick', 'default', 'nightly'"),
