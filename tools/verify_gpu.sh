@@ -5,12 +5,13 @@
 #   tools/verify_gpu.sh run DIR OUT   install from DIR into a virtual environment of its own, run, leave all in OUT
 #   tools/verify_gpu.sh check         say what `run` would do here, and try what needs no GPU
 #
-# CUDA=12 or 13 chooses CuPy (default 12). TORCH_INDEX is where a CUDA build of torch comes from. SECONDS_EACH bounds a step (default 100).
+# CUDA=12 or 13 chooses CuPy (default 12). TORCH_INDEX is where a CUDA build of torch comes from. SECONDS_EACH bounds a
+# step (default 75: seven steps and the installation fit in ten minutes).
 set -eu
 
 here=$(cd "$(dirname "$0")/.." && pwd)
 cuda=${CUDA:-12}
-each=${SECONDS_EACH:-100}
+each=${SECONDS_EACH:-75}
 python=${PYTHON:-python3}
 
 wheels() {
@@ -34,16 +35,21 @@ step() {
     tail -3 "$out/$name.txt"
 }
 
+# memcheck and racecheck come with CUDA's toolkit, and in no wheel.
+sanitizer() {
+    command -v compute-sanitizer >/dev/null || echo "no compute-sanitizer on PATH: memcheck and racecheck will end red"
+}
+
 steps() {
     step list opconform list
-    step default opconform test --backend cuda --seed 1 --minutes 1.5 --report-dir "$out/default"
+    step default opconform test --backend cuda --seed 1 --minutes 1 --report-dir "$out/default"
     for check in memcheck racecheck; do
         step "$check" env OPCONFORM_CUDA_CHECK=$check opconform test --backend cuda --sanitize --profile quick --seed 1 \
-            --minutes 1.5 --report-dir "$out/$check"
+            --minutes 1 --report-dir "$out/$check"
     done
     step perf opconform perf --backend cuda --seconds 0.3 --output csv
     if python -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null; then
-        step torch opconform test --backend torch:cuda --seed 1 --minutes 1.5 --report-dir "$out/torch"
+        step torch opconform test --backend torch:cuda --seed 1 --minutes 1 --report-dir "$out/torch"
         step perf-torch opconform perf --backend torch:cuda --seconds 0.3 --output csv
     else
         echo "torch: left out, no CUDA build of torch here" | tee -a "$out/summary.txt"
@@ -55,6 +61,7 @@ run() {
     mkdir -p "$out"
     out=$(cd "$out" && pwd)
     : >"$out/summary.txt"
+    sanitizer
     "$python" -m venv "$out/venv"
     "$out/venv/bin/pip" install --quiet --no-index --find-links "$1" "opconform[cuda$cuda]" nvidia-cuda-nvrtc-cu12
     "$out/venv/bin/pip" install --quiet --no-index --find-links "$1" torch 2>/dev/null || true
@@ -69,7 +76,7 @@ run() {
 check() {
     command -v "$python" >/dev/null || { echo "no $python"; exit 1; }
     command -v nvidia-smi >/dev/null && nvidia-smi -L || echo "no GPU here: only the way there is tried"
-    command -v compute-sanitizer >/dev/null || echo "no compute-sanitizer on PATH: memcheck and racecheck would be left red"
+    sanitizer
     out=$(mktemp -d)
     : >"$out/summary.txt"
     trap 'rm -rf "$out"' EXIT
@@ -82,5 +89,5 @@ case ${1:-} in
 wheels) wheels "${2:?a folder}" ;;
 run) run "${2:?a folder of wheels}" "${3:?a folder for what comes out}" ;;
 check) check ;;
-*) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 2 ;;
+*) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

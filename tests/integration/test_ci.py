@@ -144,3 +144,12 @@ def test_the_nightly_script_is_red_only_on_a_regression(tmp_path: Path) -> None:
         assert night("Good", **wrong).returncode == 2
     assert night("Good", "--nonsense").returncode == 2
     assert "BUDGET" in night("Good", "--help").stdout
+
+
+def test_the_script_for_a_gpu_goes_as_far_as_it_can_without_one(tmp_path: Path) -> None:
+    binaries = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHON": sys.executable, "PATH": f"{binaries}:{os.environ['PATH']}"}
+    command = ["sh", str(ROOT / "tools" / "verify_gpu.sh"), "check"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"^(\w+): exit (\d+)$", done.stdout, re.MULTILINE) == [("list", "0"), ("perf", "0")]
