@@ -75,45 +75,39 @@ def test_a_row_whose_end_does_not_count_is_told() -> None:
     assert weaknesses_of(replace(case, data=None, recipe="whole")) == []
 
 
-#: Shapes of real models, and those of the delta nets with the heads of one.
-MODELS = [
-    "add/llama-residual",
-    "add/kimi-column",
-    "mul/deepseek-decode",
-    "mul/kimi-column",
-    "scale/attention",
-    "exp/kimi-chunk",
-    "silu/kimi-expert",
-    "silu/llama-ffn",
-    "norm/gpt2",
-    "norm/phi2",
-    "l2_norm/qwen3-next-k",
-    "l2_norm/fla",
-    "sum_rows/kimi-chunk",
-    "cumsum/kimi-gates",
+#: Cases of models that hold 16 bits from the start: nothing is lost where those are read in 16 bits.
+LOSSLESS = {"cont/mla-rope", "cpy/kv-cache-f16", "silu/qwen3next-expert-f16"}
+#: Beside those of models, the delta nets with the heads of one.
+MORE = (
     "cumsum/upstream-1024",
-    "ssm_conv/kimi-decode",
-    "ssm_conv/kimi-prefill",
-    "ssm_conv/qwen3-next-decode",
-    "ssm_conv/mamba",
-    "ssm_conv/nemotron",
-    "solve_tri/kimi-chunk",
-    "solve_tri/kimi-blocks",
-    "solve_tri/kb037",
     "gated_delta_net/kimi-two-heads",
     "gated_delta_net/qwen3-next-packed",
     "gated_delta_net_chunk/acc-heads",
     "gated_delta_net_chunk/acc-sequences",
     "gated_delta_net_chunk/last-chunk-13",
-    "mla_absorbed/kimi-prefill-bf16",
     "mla_absorbed/kimi-decode-two-part",
-]
+    "mla_absorbed/kimi-prefill-bf16",
+    "solve_tri/kb037",
+)
+_QUICK = 8 << 20  #: bytes; twins of the larger ones are below it
+MODELS = [name for name, known in known_cases().items() if known.of_model and known.case.nbytes <= _QUICK]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MORE, *(name for name in MODELS if name not in {*MORE, *LOSSLESS})])
 def test_the_shapes_of_models_catch_operands_of_a_lower_precision(name: str) -> None:
     bench = Bench(known_cases()[name].case)
     assert [precision for precision in ROUNDED if not is_caught(bench, precision)] == []
+
+
+def test_there_are_cases_of_models_for_what_models_are_made_of() -> None:
+    assert len(MODELS) > 90
+    ops_of_models = {known_cases()[name].case.op for name in MODELS}
+    assert ops_of_models >= {"mul_mat_add", "rms_norm", "rope_set_rows", "flash_attn_ext", "moe_routing", "silu"}
+    assert {*MODELS} >= LOSSLESS
+    for name in LOSSLESS:
+        bench = Bench(known_cases()[name].case)
+        assert not is_caught(bench, "f16")
+        assert is_caught(bench, "bf16")
 
 
 @pytest.mark.parametrize(
@@ -152,6 +146,11 @@ def test_an_exponential_off_by_a_ten_thousandth_is_caught_where_it_stands_alone(
 
 def test_the_bound_of_the_attention_of_models_is_far_below_upstreams_tolerance() -> None:
     """test-backend-ops asks for a normalised mean squared error of 1e-7 at most."""
-    for name in ("mla_absorbed/kimi-decode-two-part", "mla_absorbed/kimi-prefill-bf16"):
+    for name, share in (
+        ("mla_absorbed/kimi-decode-two-part", 1e-8),
+        ("mla_absorbed/kimi-prefill-bf16", 1e-8),
+        ("mla_absorbed/deepseek-v3-batch-scaled", 1e-8),
+        ("mla_absorbed/deepseek-v3-prefill-scaled", 2e-8),
+    ):
         expected = Bench(known_cases()[name].case).expected()
-        assert np.sum(expected.bound**2) < 1e-8 * np.sum(expected.value**2)
+        assert np.sum(expected.bound**2) < share * np.sum(expected.value**2)
