@@ -2,7 +2,7 @@
 BIN := .venv/bin
 GGML := $(CURDIR)/.cache/ggml
 SEED ?= 1  # of the search in `make test`: the same cases for every change; `make run` draws new ones each time
-CASES ?= 64  # of each op on each device in `make test`; `make run` and the nightly run draw many more
+CASES ?= 48  # of each op on each device in `make test`; `make run` and the nightly run draw many more
 MINUTES ?= 14  # of `make run`: a slow pair of op and device ends with its share of them
 
 .DEFAULT_GOAL := help
