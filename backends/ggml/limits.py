@@ -24,6 +24,9 @@ _VK_BLOCKS = (
     *(f"f32-{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
     *(f"{name}-{name}" for name, its in BLOCKS.items() if its.bytes % 2 == 0),  # they go as numbers of 16 or 32 bits
 )
+#: The CPU makes no blocks of these types, and then copies none either.
+_NOT_MADE = ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s")
+_CPU_BLOCKS = tuple(f"{x}-{out}" for x in (*_TYPES, *BLOCKS) for out in (*_TYPES, *BLOCKS) if out not in _NOT_MADE)
 _VK_SUPPORTS = "src/ggml-vulkan/ggml-vulkan.cpp, ggml_backend_vk_device_supports_op"
 _CPU_SUPPORTS = "src/ggml-cpu/ggml-cpu.cpp, ggml_backend_cpu_device_supports_op"
 _OLD_ACC = f"{_VK_SHADER} before llama.cpp pull request 19426 (13 Feb 2026)"
@@ -349,6 +352,14 @@ DEVICES: tuple[Limit, ...] = (
     ),
     Limit(
         "get_rows_back", "source", ("f32",), "Vulkan's get_rows_back adds up f32 only", _VK_SUPPORTS, device="Vulkan"
+    ),
+    Limit(
+        "cpy_blocks",
+        "types",
+        _CPU_BLOCKS,
+        "the CPU copies no blocks of the types that it cannot make: IQ1, IQ2 and IQ3",
+        _CPU_SUPPORTS,
+        device="CPU",
     ),
     Limit(
         "cpy_blocks",
