@@ -285,12 +285,12 @@ def devices_in(content: Any) -> list[Device]:
         )
 
     found = _list(content, "its devices", device)
-    fault = fault_of_ids([one.id for one in found])
+    fault = _fault_of_ids([one.id for one in found])
     _demand(not fault, "{}", fault)
     return found
 
 
-def fault_of_ids(ids: Sequence[str]) -> str:
+def _fault_of_ids(ids: Sequence[str]) -> str:
     """Why these cannot be the ids of the devices of one backend; "" where they can.
 
     An id is part of a name that stands in every line on its device, and that `--backend` takes.

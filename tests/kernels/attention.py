@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +11,7 @@ from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Mask
 from tests.kernels import mla
-from tests.kernels.base import F32
+from tests.kernels.base import F32, Fault
 from tests.kernels.mla import Mla
 
 
@@ -159,18 +158,6 @@ class DoublesHeaviest(Attention):
     def divided(self, p: F32, total: F32) -> F32:
         weights = super().divided(p, total)
         return np.where(weights == weights.max(-1, keepdims=True), 2 * weights, weights)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A wrong kernel for an op, and the hint that must be given ("": none is known)."""
-
-    op: str
-    kernel: type[Attention]
-    hint: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.kernel.__name__}"
 
 
 _FLASH, _SOFT_MAX = "flash_attn_ext", "soft_max"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -107,3 +108,15 @@ def below_diagonal(n: int) -> npt.NDArray[np.bool_]:
 @lru_cache(maxsize=128)
 def _small_triangle(n: int) -> npt.NDArray[np.bool_]:
     return np.tri(n, n, -1, dtype=bool)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A wrong kernel for an op, and the hint that must be given ("": none is known)."""
+
+    op: str
+    kernel: type[Kernel]
+    hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.kernel.__name__}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
-from tests.kernels.base import F32, Kernel
+from tests.kernels.base import F32, Fault, Kernel
 
 #: A token's number and the state before it, to its output and the state after it.
 Step = Callable[[int, F32], tuple[F32, F32]]
@@ -156,18 +155,6 @@ class DoublesOutput(Recurrence):
 
 
 OPS = ("rwkv_wkv6", "rwkv_wkv7", "gated_linear_attn", "ssm_scan")
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A wrong kernel for an op, and the hint that must be given ("": none is known)."""
-
-    op: str
-    kernel: type[Recurrence]
-    hint: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.op}-{self.kernel.__name__}"
 
 
 FAULTS = tuple(

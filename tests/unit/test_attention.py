@@ -15,7 +15,8 @@ from opconform.harness.run.target import Target
 from opconform.harness.search.search import Search
 from opconform.harness.search.settings import Settings
 from tests.judge import drawn_benches
-from tests.kernels.attention import FAULTS, Attention, Fault
+from tests.kernels.attention import FAULTS, Attention
+from tests.kernels.base import Fault
 
 
 @pytest.mark.parametrize("op", ["flash_attn_ext", "soft_max"])

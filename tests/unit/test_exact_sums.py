@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.numerics import EXACT, Numerics, quanta
 from tests.judge import Bench, drawn_cases
 from tests.kernels import odd, small_odd
+from tests.kernels.base import Kernel
 from tests.kernels.correct import Correct
 
 FLUSHING = Numerics(flushes_denormals=True)
@@ -83,6 +85,35 @@ def test_the_products_of_a_matrix_are_exact_row_by_row(dtype: str) -> None:
     a, b = [[1.0, -3.0], [0.0, 0.0], [0.5, 2.0]], [[4.0, 7.0], [2.0**24 - 1, 1.0], [0.1, 3e38], [np.inf, 1.0]]
     bound = of_product(a, b, dtype).expected().bound[0, 0]
     assert (bound == 0).tolist() == [[True, True, True], [False, True, False], [False, True, False], [False] * 3]
+
+
+class Multiplies(Kernel):
+    """Right: in float32, one product after the other from the last one on."""
+
+    def mul_mat(self, case: Case, buffers: Buffers) -> None:
+        a, b = self.read(buffers, "a"), self.read(buffers, "b")
+        total = np.zeros((*b.shape[:-1], a.shape[-2]), np.float32)
+        for k in reversed(range(a.shape[-1])):
+            total += b[..., :, None, k] * a[..., None, :, k]
+        self.write(buffers, "out", self.made(total))
+
+    def made(self, total: np.ndarray) -> np.ndarray:
+        return total
+
+
+class OffByOneUlp(Multiplies):
+    def made(self, total: np.ndarray) -> np.ndarray:
+        return np.nextafter(total, np.float32(np.inf))
+
+
+def test_a_product_that_is_off_by_one_ulp_is_wrong_where_no_order_rounds() -> None:
+    rng = np.random.default_rng(1)
+    whole = of_product(*rng.integers(-9, 10, (2, 3, 640)).astype(float).tolist())
+    assert whole.passes(Multiplies())
+    assert not whole.passes(OffByOneUlp())
+    rounded = of_product(*rng.standard_normal((2, 3, 640)).tolist())
+    assert rounded.passes(Multiplies())
+    assert rounded.passes(OffByOneUlp())
 
 
 def test_a_product_is_exact_on_a_device_that_narrows_it_where_nothing_is_lost() -> None:

@@ -16,7 +16,8 @@ from opconform.harness.run.backend import Device
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.target import Target
 from tests.judge import Bench, drawn_cases
-from tests.kernels.recurrences import FAULTS, OPS, AddsBackwards, Fault, Recurrence
+from tests.kernels.base import Fault, Kernel
+from tests.kernels.recurrences import FAULTS, OPS, AddsBackwards, Recurrence
 
 
 def a_case(op: str) -> Case:
@@ -34,7 +35,7 @@ def a_case(op: str) -> Case:
     return Case(op, params, inputs, {name: Layout.contiguous("f32", its) for name, its in outputs.items()}, "normal")
 
 
-def runner_of(kernel: type[Recurrence]) -> Runner:
+def runner_of(kernel: type[Kernel]) -> Runner:
     """A runner of a kernel in this process."""
     spec = f"{sys.modules[kernel.__module__].__file__}:{kernel.__name__}"
     return Runner(Target(spec, Device("0", "NumPy")), isolated=False)
