@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,13 @@ def view_of(case: Case) -> Layout:
     """The layout of `b`'s elements inside a packed `a`."""
     params, b = case.params, case.inputs["b"]
     strides = (int(params["nb3"]), int(params["nb2"]), int(params["nb1"]), b.type.itemsize)
-    return Layout(b.dtype, b.shape, strides[4 - len(b.shape) :], int(params["offset"]))
+    return _view(b.dtype, b.shape, strides[4 - len(b.shape) :], int(params["offset"]))
+
+
+@lru_cache(maxsize=256)
+def _view(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Layout:
+    """The same layout each time: all variants of a problem share it, and what it has computed."""
+    return Layout(dtype, shape, strides, offset)
 
 
 def through_view(case: Case, packed: np.ndarray) -> np.ndarray:
@@ -148,7 +155,7 @@ def problems(draw: st.DrawFn, freedom: Freedom, dtypes: tuple[str, ...], empty: 
         offset = size * draw(_GAPS)
         reach = tuple(max(n, 1) for n in b_ne[::-1])  # an empty b too has its view inside a: ggml's CPU asserts it
         end = Layout(dtype, reach, nb[::-1], offset).end
-        elements = max(end // size, int(np.prod(b_ne)), 1)
+        elements = max(end // size, math.prod(b_ne), 1)
         rows = [draw(inner_sizes(min(scale, 65))), draw(integers(1, 4)), draw(integers(1, 3))]
         if form == "many":
             rows = [draw(few()), 1, 1]

@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from random import Random
 
 from opconform.harness.model.case import Case, CaseError, Param
@@ -72,16 +73,7 @@ class Departure:
 
     def layout(self, dtype: str, sizes: tuple[int, ...]) -> Layout:
         """This departure as the layout of a 4-dimensional tensor of `sizes` (outermost first)."""
-        if self == PACKED:
-            return Layout.contiguous(dtype, sizes)
-        itemsize, raw = DTYPES[dtype].itemsize, blocks_of(sizes, DTYPES[dtype].block)
-        nb, extent = [0] * 4, itemsize * self.step
-        for axis in self.order:
-            nb[axis] = extent
-            extent = extent * max(raw[3 - axis], 1) + self.pads[axis] * itemsize
-        for axis in self.repeat:
-            nb[axis] = 0
-        return Layout(dtype, sizes, tuple(reversed(nb)), self.offset * itemsize)
+        return _laid_out(self, dtype, sizes)
 
     def simpler(self) -> Iterator[Departure]:
         """Shapes strictly nearer to packed, the plainest first."""
@@ -104,6 +96,21 @@ class Departure:
 
 
 PACKED = Departure()
+
+
+@lru_cache(maxsize=1 << 12)
+def _laid_out(departure: Departure, dtype: str, sizes: tuple[int, ...]) -> Layout:
+    """`Departure.layout`. Variants of a problem have many layouts in common, and each is looked at closely."""
+    if departure == PACKED:
+        return Layout.contiguous(dtype, sizes)
+    itemsize, raw = DTYPES[dtype].itemsize, blocks_of(sizes, DTYPES[dtype].block)
+    nb, extent = [0] * 4, itemsize * departure.step
+    for axis in departure.order:
+        nb[axis] = extent
+        extent = extent * max(raw[3 - axis], 1) + departure.pads[axis] * itemsize
+    for axis in departure.repeat:
+        nb[axis] = 0
+    return Layout(dtype, sizes, tuple(reversed(nb)), departure.offset * itemsize)
 
 
 @dataclass(frozen=True)
@@ -138,9 +145,9 @@ class Variant:
             taken_over = inputs[problem.inplace] if problem.inplace and name == op.outputs[0] else None
             outputs[name] = taken_over or self._departure(name).layout(problem.dtype_of(name), sizes)
         keep = None
-        count = max((slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values()), default=1)
-        if self.keep is not None and count > 1 and DTYPES[problem.dtype].is_float:
-            keep = self.keep % count
+        if self.keep is not None and DTYPES[problem.dtype].is_float:
+            count = max((slices(sizes, op.composite.batch_axes) for sizes in problem.shapes.values()), default=1)
+            keep = self.keep % count if count > 1 else None
         params = {**problem.params, **self.params} if self.params else problem.params
         before = None if self.after is None else self.after.case(op, problem)
         return Case(
@@ -418,7 +425,7 @@ def _nearer(variant: Variant, problem: Problem, widest: Mapping[str, LayoutClass
     """`variant`, then ever plainer ones: with offsets that any device can start a buffer at, with all inputs laid out
     alike that may be (`widest`), with both, without offsets, packed."""
     yield variant
-    aligned = {name: replace(d, offset=_ALIGNED if d.offset else 0) for name, d in variant.departures.items()}
+    aligned = {name: replace(d, offset=_ALIGNED) if d.offset else d for name, d in variant.departures.items()}
     yield replace(variant, departures=aligned)
     for departures in (variant.departures, aligned):
         first = next((departures[name] for name in problem.shapes if departures.get(name, PACKED) != PACKED), PACKED)
@@ -427,7 +434,9 @@ def _nearer(variant: Variant, problem: Problem, widest: Mapping[str, LayoutClass
             for name, own in departures.items()
         }
         yield replace(variant, departures=alike)
-    yield replace(variant, departures={name: replace(d, offset=0) for name, d in variant.departures.items()})
+    yield replace(
+        variant, departures={name: replace(d, offset=0) if d.offset else d for name, d in variant.departures.items()}
+    )
     yield replace(variant, departures={}, together=False)
 
 

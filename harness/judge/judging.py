@@ -77,12 +77,13 @@ def judge(
     expected: Expected | None = None,
     plan: Plan | None = None,
     says_nothing: str | None = None,
+    seconds: float = 0.0,
 ) -> Verdict:
     """The verdict on one finished run.
 
     `before` and `after` are the arena's bytes as the backend got and left them; the output's elements in `after` are
     overwritten here. `values` are the raw elements of the inputs; `expected`, `plan` and why the case says nothing
-    (`vacuous`) are found out unless they are given.
+    (`vacuous`) are found out unless they are given. `seconds` is how long the run took.
     """
     left = Buffers(case, after, plan)
     expected = expected or expectation(case, op, values, numerics)
@@ -93,10 +94,10 @@ def judge(
     if run_intact(runs[0]) and not any(comparison.wrong.any() for comparison in comparisons):
         if says_nothing is None:
             says_nothing = vacuous(op, case, values, expected, numerics)
-        return Verdict(case, comparisons=comparisons, numerics=numerics, vacuous=says_nothing)
+        return Verdict(case, comparisons=comparisons, numerics=numerics, vacuous=says_nothing, seconds=seconds)
     found = (next((found for run in runs if (found := check.look(run)) is not None), None) for check in ALWAYS)
     findings = tuple(finding for finding in found if finding is not None)
-    return Verdict(case, findings, comparisons=comparisons, numerics=numerics)
+    return Verdict(case, findings, comparisons=comparisons, numerics=numerics, seconds=seconds)
 
 
 def now_and_then(verdict: Verdict, when: str) -> Verdict:

@@ -91,10 +91,13 @@ class Case:
     @lazy
     def nbytes(self) -> int:
         """The memory that the arguments take, without guards."""
+        own = self.inputs[self.inplace].end if self.inplace else 0
+        if not self.shares:
+            return sum([layout.end for layout in self.layouts.values()]) - own
         ends = {name: layout.end for name, layout in self.layouts.items()}
         for name, owner in self.shares.items():
             ends[owner] = max(ends[owner], ends.pop(name))
-        return sum(ends.values()) - (self.inputs[self.inplace].end if self.inplace else 0)
+        return sum(ends.values()) - own
 
     @lazy
     def key(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
 from opconform.harness.model.layouts import LayoutClass
+from opconform.harness.model.lazy import lazy
 
 MANY_ROWS = 130  #: more rows than this take long on some devices
 ANY_OP = frozenset({"dtype", "empty", "aligned", "many_rows", "recipe"})  #: subjects that every op has
@@ -89,8 +90,30 @@ class Freedom:
         """The first limit that does not take `case`, whose `traits` its op tells; None where all of them do."""
         if not self.limits:
             return None
+        layouts = case.layouts
+        limits = self._of_no_layout
+        for name, widest in self._narrowest.items():
+            if name in layouts and layouts[name].kind > widest:
+                limits = self.limits
+                break
+        if not limits:
+            return None
         known = traits(case)
-        return next((limit for limit in self.limits if limit.forbids(case, known)), None)
+        return next((limit for limit in limits if limit.forbids(case, known)), None)
+
+    @lazy
+    def _narrowest(self) -> dict[str, LayoutClass]:
+        """Of each argument that a limit speaks of the widest class that all of them allow."""
+        found: dict[str, LayoutClass] = {}
+        for limit in self.limits:
+            if isinstance(limit.allowed, LayoutClass):
+                found[limit.subject] = min(found.get(limit.subject, limit.allowed), limit.allowed)
+        return found
+
+    @lazy
+    def _of_no_layout(self) -> tuple[Limit, ...]:
+        """The other limits."""
+        return tuple(limit for limit in self.limits if not isinstance(limit.allowed, LayoutClass))
 
     def widest(self, argument: str, broadcast: bool) -> LayoutClass:
         """The widest layout class for an argument; outputs never broadcast."""

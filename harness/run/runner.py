@@ -430,10 +430,19 @@ class Runner:
             return Verdict(item.case, (finding,), stderr=answer.error, seconds=answer.seconds)
         start = time.perf_counter()
         verdict = judge(
-            item.case, op, item.values, back.before, back.after, back.numerics, back.expected, item.plan, back.vacuous
+            item.case,
+            op,
+            item.values,
+            back.before,
+            back.after,
+            back.numerics,
+            back.expected,
+            item.plan,
+            back.vacuous,
+            answer.seconds,
         )
         self.clock.judging += time.perf_counter() - start
-        return replace(verdict, seconds=answer.seconds)
+        return verdict
 
     def _blame(self, op: Op, case: Case) -> Kind | None:
         """Whether the device said yes to a case that its kernel's own precondition forbids."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from opconform.harness.model.case import Case, Param
 from opconform.harness.model.layouts import Layout, LayoutClass
@@ -142,7 +142,7 @@ class Coverage:
         self._passed_over = 0
         self._refusals: Counter[tuple[int, int]] = Counter()
         self._hopeless: list[int] = []  #: by trait, the traits together with which it is refused each time
-        self._hopeless_pairs = False  #: whether there has been any
+        self._hopeless_numbers = 0  #: the traits for which there has been any
         self._spared = 0  #: hopeless cases met
         self._problem = 0  #: the traits of the problem at hand,
         self._of_problem: tuple[int, ...] = ()  #: and their numbers
@@ -177,10 +177,11 @@ class Coverage:
 
     def refuses(self, case: Case) -> bool:
         """Whether the device is likely to refuse a case of the problem at hand, or the case to say nothing."""
-        return bool(self._hopeless_pairs) and self._is_hopeless(self._problem | self._added(case))
+        return bool(self._hopeless_numbers) and self._is_hopeless(self._problem | self._added(case))
 
     def _is_hopeless(self, traits: int) -> bool:
-        if not self._hopeless_pairs or not any(self._hopeless[number] & traits for number in _bits(traits)):
+        suspects = traits & self._hopeless_numbers
+        if not suspects or not any(self._hopeless[number] & traits for number in _bits(suspects)):
             return False
         self._spared += 1
         return self._spared % _AGAIN != 0
@@ -267,7 +268,7 @@ class Coverage:
             self._refusals[number, other] += 1
             if self._refusals[number, other] >= _REFUSALS:
                 self._hopeless[number] |= 1 << other
-                self._hopeless_pairs = True
+                self._hopeless_numbers |= 1 << number
 
     @property
     def covered(self) -> Covered:
@@ -320,13 +321,14 @@ class Coverage:
         seen = self._seen.get(id(case))
         if seen is not None:
             return seen[1]
-        added = 0
+        added, sets = 0, self._sets
         for name, layout in case.layouts.items():
             if case.inplace is None or name not in case.outputs:
-                kind, offset = max(layout.kind, LayoutClass.CONTIGUOUS), _offset_class(layout)
-                added |= self._once((name, kind, offset), ((f"{name} layout", kind), (f"{name} offset", offset)))
+                key = name, layout.kind, layout.offset
+                found = sets.get(key)
+                added |= self._once(key, _of_layout(name, layout)) if found is None else found
         kept, together = case.keep is not None, bool(case.shares)
-        if all(layout.size for layout in case.layouts.values()):  # what is empty has no values
+        if all([layout.size for layout in case.layouts.values()]):  # what is empty has no values
             values = (("recipe", case.recipe), ("one slice kept", kept))
             added |= self._once((case.recipe, kept), values)
         added |= self._once(together, (("side by side", together),))
@@ -358,9 +360,18 @@ class Coverage:
 @lru_cache(maxsize=4096)
 def _bits(traits: int) -> tuple[int, ...]:
     """The numbers in a set of traits."""
-    found = []
-    while traits:
-        least = traits & -traits
-        found.append(least.bit_length() - 1)
-        traits ^= least
+    found: list[int] = []
+    for place, byte in enumerate(traits.to_bytes((traits.bit_length() + 7) // 8, "little")):
+        if byte:
+            found += _bits_of_byte(place, byte)
     return tuple(found)
+
+
+@cache
+def _bits_of_byte(place: int, byte: int) -> tuple[int, ...]:
+    return tuple(8 * place + bit for bit in range(8) if byte >> bit & 1)
+
+
+def _of_layout(name: str, layout: Layout) -> tuple[Trait, Trait]:
+    kind = max(layout.kind, LayoutClass.CONTIGUOUS)
+    return (f"{name} layout", kind), (f"{name} offset", _offset_class(layout))
