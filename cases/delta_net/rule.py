@@ -202,7 +202,7 @@ def times(rows: F64, matrices: F64) -> F64:
 
 def length(x: F64, axis: int = -1) -> F64:
     """Euclidean norms, with the axis kept."""
-    found: F64 = np.sqrt(np.sum(x * x, axis=axis, keepdims=True))
+    found: F64 = np.sqrt(np.add.reduce(x * x, axis, keepdims=True))
     return found
 
 
@@ -290,12 +290,15 @@ def recurrent_tolerance(rule: Rule, exact: Walk, numerics: Numerics) -> Toleranc
     lost = eta * rule.unnormed * (2 * keys + 4 + size_k.sum(axis=2, keepdims=True) + 2 * all_s + size_v + sums)
     delta_error = beta * (count(keys + 3) * size_v + times(size_k * product, decayed))
     delta_error = delta_error + (1 + beta) * (lost + exp_eta * size_k.max(axis=2, keepdims=True) * all_s)
-    local = kept[..., None] * decayed + (exp_eta + eta) * size_s[:-1] + 4 * eta * rule.unnormed[..., None]
+    local = kept[..., None] * decayed
+    local += (exp_eta + eta) * size_s[:-1]
+    local += 4 * eta * rule.unnormed[..., None]
     rank_one = (1 + update) * delta_error + update * size_d
-    local = local + size_k[..., None] * rank_one[:, :, None, :] + eta * rule.unnormed[..., None] * size_d[:, :, None, :]
+    local += size_k[..., None] * rank_one[:, :, None, :]
+    local += eta * rule.unnormed[..., None] * size_d[:, :, None, :]
     local_norm = length(local, 2)[:, :, 0]
 
-    norm_k = length(rule.k)
+    norm_k, norm_q = length(rule.k), length(rule.q)
     contraction = np.maximum(1, np.abs(1 - rule.beta * norm_k**2))
     largest_gate, largest_kept = gate.max(axis=2, keepdims=True), kept.max(axis=2, keepdims=True)
     largest_product = (1 + update) * product.max(axis=2, keepdims=True)
@@ -312,7 +315,7 @@ def recurrent_tolerance(rule: Rule, exact: Walk, numerics: Numerics) -> Toleranc
         c = (1 + kept[t][..., None]) * c + size_k[t][..., None] * (beta[t] * r + wrong)[:, None, :] + local[t]
         n = np.minimum(n, length(c, 1)[:, 0])
         found[t] = c = np.minimum(c, n[:, None, :])
-        moved[t] = np.minimum(times(size_q[t], c), length(rule.q[t]) * n)
+        moved[t] = np.minimum(times(size_q[t], c), norm_q[t] * n)
 
     through = times(size_q, decayed) + np.sum(size_q * size_k, axis=2, keepdims=True) * size_d
     out = abs(rule.scale) * ((1 + read) * moved + read * through)

@@ -328,7 +328,7 @@ class Coverage:
                 found = sets.get(key)
                 added |= self._once(key, _of_layout(name, layout)) if found is None else found
         kept, together = case.keep is not None, bool(case.shares)
-        if all([layout.size for layout in case.layouts.values()]):  # what is empty has no values
+        if all(layout.size for layout in case.layouts.values()):  # what is empty has no values
             values = (("recipe", case.recipe), ("one slice kept", kept))
             added |= self._once((case.recipe, kept), values)
         added |= self._once(together, (("side by side", together),))

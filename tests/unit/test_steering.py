@@ -61,3 +61,22 @@ def test_without_limits_every_variant_is_as_it_was_drawn() -> None:
     cases, turned_away = drawn("acc", [])
     assert not turned_away
     assert {layout.offset % 256 == 0 for case in cases for layout in case.layouts.values()} == {True, False}
+
+
+def test_the_first_limit_that_forbids_a_case_is_named() -> None:
+    limits = [
+        limit("acc", "view", ("block", "nested")),
+        limit("acc", "b", LayoutClass.ROWS),
+        limit("acc", "aligned", (True,)),
+        limit("acc", "b", LayoutClass.CONTIGUOUS),
+    ]
+    cases = [case for batch in batches_drawn(OPS["acc"], Freedom(), 40, 1) for case in batch]
+    named: Counter[str] = Counter()
+    for order in (limits, limits[::-1]):
+        freedom = Freedom(tuple(order))
+        for case in cases:
+            traits = OPS["acc"].traits(case)
+            first = next((each for each in order if each.forbids(case, traits)), None)
+            assert freedom.forbids(case, OPS["acc"].traits) is first
+            named[first.subject if first else ""] += 1
+    assert set(named) == {"", "view", "b", "aligned"}

@@ -240,3 +240,27 @@ def test_infinities_are_drawn_only_where_they_stay_in_their_place() -> None:
         *("acc", "set", "cont", "cpy", "pad", "add", "silu", "exp")
     }
     assert not any(drawn[name] for name in ("cumsum", "sum_rows", "norm", "l2_norm", "solve_tri", "ssm_conv"))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_a_seed_gives_the_values_that_choice_would_draw(dtype: str) -> None:
+    """Cases in files name a recipe and a seed: what these give stays."""
+    shape, its, signs = (2, 3, 5, 7), DTYPES[dtype], [1.0, -1.0]
+
+    def edges(rng: np.random.Generator) -> np.ndarray:
+        values = rng.standard_normal(shape)
+        numbers = np.array([65504.0, 65519.0, 65520.0, 2.0**-24, 2.0**-25, its.smallest_normal, 0.0])
+        chosen = np.clip(rng.choice(numbers, shape) * rng.choice(signs, shape), None, its.largest)
+        chosen = np.where(chosen < -its.largest, its.largest, chosen)
+        return np.where(rng.random(shape) < 1 / 8, chosen, values)
+
+    def special(rng: np.random.Generator) -> np.ndarray:
+        values = edges(rng)
+        odd = rng.choice([np.inf, -np.inf, np.nan, its.largest, -its.largest], shape)
+        return np.where(rng.random(shape) < rng.choice([1 / 8, 1 / 50]), odd, values)
+
+    for seed in range(8):
+        one, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        assert np.array_equal(RECIPES["edges"](one, shape, its, 0), edges(other))
+        assert np.array_equal(RECIPES["special"](one, shape, its, 0), special(other), equal_nan=True)
+        assert one.bit_generator.state == other.bit_generator.state

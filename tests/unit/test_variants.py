@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from opconform.harness.draw.sample import problems_drawn
 from opconform.harness.draw.strategies import EDGES
-from opconform.harness.draw.variants import PACKED, VARIANTS, Departure, Variant, cases_of, variants
+from opconform.harness.draw.variants import PACKED, VARIANTS, Departure, Variant, cases_of, one_of, variants
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout, LayoutClass
@@ -288,3 +289,11 @@ def test_a_shape_without_repetition_keeps_its_elements_apart(shape: Departure, s
     layout = replace(shape, repeat=()).layout("f32", sizes)
     assert isinstance(layout, Layout)
     assert not layout.overlaps
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 24])
+def test_a_choice_of_a_departure_is_that_of_the_generator(count: int) -> None:
+    """A seed gives the same variants as it always has."""
+    one, other = Random(count), Random(count)
+    options = range(count)
+    assert [one_of(options, one.getrandbits) for _ in range(50)] == [other.choice(options) for _ in range(50)]
