@@ -368,7 +368,7 @@ def _holds(line: str, macros: Mapping[str, str]) -> bool:
 
 
 _HEAD = re.compile(
-    r'^(?:extern "C" |__global__ |__kernel |DEVICE |static )*(?:void|float|bool|ulong|uint|ushort) (\w+)\('
+    r'^(?:extern "C" |__global__ |__kernel |DEVICE |static )*(?:void|float|bool|ulong|uint|ushort|struct \w+) (\w+)\('
 )
 
 

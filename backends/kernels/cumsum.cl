@@ -34,11 +34,13 @@ __kernel void cumsum(const struct arguments p, __global const float *x, __global
     const ulong x_line = p.x_start + i0 * p.x_nb[0] + i1 * p.x_nb[1] + i2 * p.x_nb[2] + i3 * p.x_nb[3];
     const ulong out_line = p.out_start + i0 * p.out_nb[0] + i1 * p.out_nb[1] + i2 * p.out_nb[2] + i3 * p.out_nb[3];
 
+    const ulong length = p.x_ne[p.axis], x_step = p.x_nb[p.axis], out_step = p.out_nb[p.axis];
+
     float sum = 0.0f;
-    for (ulong n = 0; n < p.x_ne[p.axis]; n++) {
-        const ulong i = p.reverse ? p.x_ne[p.axis] - 1 - n : n;
-        const ulong from = x_line + i * p.x_nb[p.axis];
-        const ulong to = out_line + i * p.out_nb[p.axis];
+    for (ulong n = 0; n < length; n++) {
+        const ulong i = p.reverse ? length - 1 - n : n;
+        const ulong from = x_line + i * x_step;
+        const ulong to = out_line + i * out_step;
         const float before = sum;
         sum += x[from / 4];
         out[to / 4] = p.exclusive ? before : sum;

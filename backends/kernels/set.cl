@@ -1,10 +1,11 @@
 // SET: out = a; out.view(nb1, nb2, nb3, offset) = b. Elements of 2 or 4 bytes are moved as bits.
 //
-// Two kernels, for the strides of the view need not nest and so the view cannot be inverted: set_copy takes every
+// Two launches, for the strides of the view need not nest and so the view cannot be inverted: set_copy takes every
 // element of a to out, set_view then puts every element of b over the one it meets. In place, set_view alone runs.
 
 #include "api.h"
 #include "elements.h"
+#include "places.h"
 
 // Every *_start, *_nb and view_* is in bytes (from the start of the argument's buffer; of a packed a for the view),
 // every *_ne in elements; innermost first.
@@ -27,14 +28,20 @@ __kernel void set_copy(const struct arguments p, __global const uchar *a, __glob
     if (id >= p.a_ne[0] * p.a_ne[1] * p.a_ne[2] * p.a_ne[3]) {
         return;
     }
-    const ulong i0 = id % p.a_ne[0];
-    const ulong i1 = id / p.a_ne[0] % p.a_ne[1];
-    const ulong i2 = id / (p.a_ne[0] * p.a_ne[1]) % p.a_ne[2];
-    const ulong i3 = id / (p.a_ne[0] * p.a_ne[1] * p.a_ne[2]);
-    const ulong from = p.a_start + i0 * p.a_nb[0] + i1 * p.a_nb[1] + i2 * p.a_nb[2] + i3 * p.a_nb[3];
-    const ulong to = p.out_start + i0 * p.out_nb[0] + i1 * p.out_nb[1] + i2 * p.out_nb[2] + i3 * p.out_nb[3];
+    const struct indices i = indices_of(id, p.a_ne[0], p.a_ne[1], p.a_ne[2]);
+    const ulong from = p.a_start + i.i0 * p.a_nb[0] + i.i1 * p.a_nb[1] + i.i2 * p.a_nb[2] + i.i3 * p.a_nb[3];
+    const ulong to = p.out_start + i.i0 * p.out_nb[0] + i.i1 * p.out_nb[1] + i.i2 * p.out_nb[2] + i.i3 * p.out_nb[3];
 
     move(p.itemsize, out + to, a + from);
+}
+
+// The same where both are packed: there is nothing to divide.
+__kernel void set_copy_packed(const struct arguments p, __global const uchar *a, __global uchar *out) {
+    const ulong id = get_global_id(0);
+    if (id >= p.a_ne[0] * p.a_ne[1] * p.a_ne[2] * p.a_ne[3]) {
+        return;
+    }
+    move(p.itemsize, out + p.out_start + id * p.itemsize, a + p.a_start + id * p.itemsize);
 }
 
 __kernel void set_view(const struct arguments p, __global const uchar *b, __global uchar *out) {
@@ -42,20 +49,15 @@ __kernel void set_view(const struct arguments p, __global const uchar *b, __glob
     if (id >= p.b_ne[0] * p.b_ne[1] * p.b_ne[2] * p.b_ne[3]) {
         return;
     }
-    const ulong i0 = id % p.b_ne[0];
-    const ulong i1 = id / p.b_ne[0] % p.b_ne[1];
-    const ulong i2 = id / (p.b_ne[0] * p.b_ne[1]) % p.b_ne[2];
-    const ulong i3 = id / (p.b_ne[0] * p.b_ne[1] * p.b_ne[2]);
-    const ulong from = p.b_start + i0 * p.b_nb[0] + i1 * p.b_nb[1] + i2 * p.b_nb[2] + i3 * p.b_nb[3];
+    const struct indices i = indices_of(id, p.b_ne[0], p.b_ne[1], p.b_ne[2]);
+    const ulong from = p.b_start + i.i0 * p.b_nb[0] + i.i1 * p.b_nb[1] + i.i2 * p.b_nb[2] + i.i3 * p.b_nb[3];
 
     // The view counts bytes as if a were packed; its flat index names the element of out, wherever that lies.
     const ulong flat_index =
-        (p.view_start + i0 * p.view_nb[0] + i1 * p.view_nb[1] + i2 * p.view_nb[2] + i3 * p.view_nb[3]) / p.itemsize;
-    const ulong j0 = flat_index % p.a_ne[0];
-    const ulong j1 = flat_index / p.a_ne[0] % p.a_ne[1];
-    const ulong j2 = flat_index / (p.a_ne[0] * p.a_ne[1]) % p.a_ne[2];
-    const ulong j3 = flat_index / (p.a_ne[0] * p.a_ne[1] * p.a_ne[2]);
-    const ulong to = p.out_start + j0 * p.out_nb[0] + j1 * p.out_nb[1] + j2 * p.out_nb[2] + j3 * p.out_nb[3];
+        (p.view_start + i.i0 * p.view_nb[0] + i.i1 * p.view_nb[1] + i.i2 * p.view_nb[2] + i.i3 * p.view_nb[3]) /
+        p.itemsize;
+    const struct indices j = indices_of(flat_index, p.a_ne[0], p.a_ne[1], p.a_ne[2]);
+    const ulong to = p.out_start + j.i0 * p.out_nb[0] + j.i1 * p.out_nb[1] + j.i2 * p.out_nb[2] + j.i3 * p.out_nb[3];
 
     move(p.itemsize, out + to, b + from);
 }

@@ -131,9 +131,20 @@ def _two(numbers: Sequence[Number]) -> list[Number]:
 
 
 def _through_view(case: Case) -> list[Launch]:
-    copy = Launch(f"{case.op}_copy", case.inputs["a"].size, ("a", "out"))
+    a = case.inputs["a"]
+    copy = Launch(_packed_or_not(f"{case.op}_copy", a, _out(case)), a.size, ("a", "out"))
     view = Launch(f"{case.op}_view", case.inputs["b"].size, ("b", "out"))
     return [view] if case.inplace else [copy, view]
+
+
+def _packed_or_not(kernel: str, *layouts: Layout) -> str:
+    """The name of the kernel for these layouts: there is one more for packed ones, which need no index of an axis."""
+    return f"{kernel}_packed" if all(layout.is_contiguous for layout in layouts) else kernel
+
+
+def _cpy(case: Case) -> list[Launch]:
+    x, out = case.inputs["x"], _out(case)
+    return [Launch(_packed_or_not("cpy", x, out), out.size, ("x", "out"))]
 
 
 def _view(case: Case) -> Own:
@@ -171,7 +182,7 @@ _OWN: Mapping[str, Kernel] = {
     "set": Kernel(_through_view, _view, dtypes=_ALL),
     "cumsum": Kernel(_cumsum),
     "solve_tri": Kernel(_solve_tri),
-    "cpy": Kernel(lambda case: [Launch("cpy", _out(case).size, ("x", "out"))], dtypes=_ALL),
+    "cpy": Kernel(_cpy, dtypes=_ALL),
     "ssm_conv": Kernel(_ssm_conv),
     "gated_delta_net": Kernel(
         delta_net.recurrent, delta_net.own, delta_net.names, ("state",), delta_net.recurrent_scratch

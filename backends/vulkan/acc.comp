@@ -8,6 +8,7 @@
 
 const uint COPY = 0;
 const uint ADD = 1;
+const uint COPY_PACKED = 2;
 
 layout(constant_id = 0) const uint part = 0;
 
@@ -28,30 +29,26 @@ layout(push_constant) uniform Arguments {
 };
 
 void copy(uint id) {
-    uint i0 = id % a_ne[0];
-    uint i1 = id / a_ne[0] % a_ne[1];
-    uint i2 = id / (a_ne[0] * a_ne[1]) % a_ne[2];
-    uint i3 = id / (a_ne[0] * a_ne[1] * a_ne[2]);
-    uint from = a_start + i0 * a_nb[0] + i1 * a_nb[1] + i2 * a_nb[2] + i3 * a_nb[3];
-    uint to = out_start + i0 * out_nb[0] + i1 * out_nb[1] + i2 * out_nb[2] + i3 * out_nb[3];
+    uvec4 i = indices_of(id, a_ne[0], a_ne[1], a_ne[2]);
+    uint from = a_start + i[0] * a_nb[0] + i[1] * a_nb[1] + i[2] * a_nb[2] + i[3] * a_nb[3];
+    uint to = out_start + i[0] * out_nb[0] + i[1] * out_nb[1] + i[2] * out_nb[2] + i[3] * out_nb[3];
 
     words[to / 4] = words[from / 4];  // as bits: a copy keeps NaN payloads and denormals
 }
 
+// The same where both are packed: there is nothing to divide.
+void copy_packed(uint id) {
+    words[out_start / 4 + id] = words[a_start / 4 + id];
+}
+
 void add(uint id) {
-    uint i0 = id % b_ne[0];
-    uint i1 = id / b_ne[0] % b_ne[1];
-    uint i2 = id / (b_ne[0] * b_ne[1]) % b_ne[2];
-    uint i3 = id / (b_ne[0] * b_ne[1] * b_ne[2]);
-    uint from = b_start + i0 * b_nb[0] + i1 * b_nb[1] + i2 * b_nb[2] + i3 * b_nb[3];
+    uvec4 i = indices_of(id, b_ne[0], b_ne[1], b_ne[2]);
+    uint from = b_start + i[0] * b_nb[0] + i[1] * b_nb[1] + i[2] * b_nb[2] + i[3] * b_nb[3];
 
     // The view counts bytes as if a were packed; its flat index names the element of out, wherever that lies.
-    uint flat_index = (view_start + i0 * view_nb[0] + i1 * view_nb[1] + i2 * view_nb[2] + i3 * view_nb[3]) / 4;
-    uint j0 = flat_index % a_ne[0];
-    uint j1 = flat_index / a_ne[0] % a_ne[1];
-    uint j2 = flat_index / (a_ne[0] * a_ne[1]) % a_ne[2];
-    uint j3 = flat_index / (a_ne[0] * a_ne[1] * a_ne[2]);
-    uint to = out_start + j0 * out_nb[0] + j1 * out_nb[1] + j2 * out_nb[2] + j3 * out_nb[3];
+    uint flat_index = (view_start + i[0] * view_nb[0] + i[1] * view_nb[1] + i[2] * view_nb[2] + i[3] * view_nb[3]) / 4;
+    uvec4 j = indices_of(flat_index, a_ne[0], a_ne[1], a_ne[2]);
+    uint to = out_start + j[0] * out_nb[0] + j[1] * out_nb[1] + j[2] * out_nb[2] + j[3] * out_nb[3];
 
     store(to, load(to) + load(from));
 }
@@ -59,12 +56,14 @@ void add(uint id) {
 void main() {
     uint a_count = a_ne[0] * a_ne[1] * a_ne[2] * a_ne[3];
     uint b_count = b_ne[0] * b_ne[1] * b_ne[2] * b_ne[3];
-    uint count = part == COPY ? a_count : b_count;
+    uint count = part == ADD ? b_count : a_count;
     uint invocations = gl_NumWorkGroups.x * gl_WorkGroupSize.x;
 
     for (uint id = gl_GlobalInvocationID.x; id < count; id += invocations) {
         if (part == COPY) {
             copy(id);
+        } else if (part == COPY_PACKED) {
+            copy_packed(id);
         } else {
             add(id);
         }

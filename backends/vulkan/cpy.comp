@@ -7,6 +7,11 @@
 // are converted by whole-number arithmetic on their bits, for Vulkan promises neither a rounding mode nor denormals of
 // its own conversions.
 
+layout(constant_id = 0) const uint part = 0;
+
+const uint STRIDED = 0;
+const uint PACKED = 1;
+
 #include "memory.glsl"
 
 // Every *_start and *_nb is in bytes, every *_ne in elements, innermost first.
@@ -21,24 +26,30 @@ layout(push_constant) uniform Arguments {
     uint out_type;
 };
 
-void move(uint id) {
-    uint i0 = id % out_ne[0];
-    uint i1 = id / out_ne[0] % out_ne[1];
-    uint i2 = id / (out_ne[0] * out_ne[1]) % out_ne[2];
-    uint i3 = id / (out_ne[0] * out_ne[1] * out_ne[2]);
-    uint to = out_start + i0 * out_nb[0] + i1 * out_nb[1] + i2 * out_nb[2] + i3 * out_nb[3];
-    uint j0 = id % x_ne[0];
-    uint j1 = id / x_ne[0] % x_ne[1];
-    uint j2 = id / (x_ne[0] * x_ne[1]) % x_ne[2];
-    uint j3 = id / (x_ne[0] * x_ne[1] * x_ne[2]);
-    uint from = x_start + j0 * x_nb[0] + j1 * x_nb[1] + j2 * x_nb[2] + j3 * x_nb[3];
+uint size_of(uint type) {
+    return type == TYPE_F16 || type == TYPE_BF16 ? 2 : 4;
+}
 
+void copy(uint from, uint to) {
     if (x_type == out_type) {
-        uint itemsize = x_type == TYPE_F16 || x_type == TYPE_BF16 ? 2 : 4;
-        store_bits(to, itemsize, load_bits(from, itemsize));
+        store_bits(to, size_of(x_type), load_bits(from, size_of(x_type)));
     } else {
         store_typed(out_type, to, load_typed(x_type, from));
     }
+}
+
+void strided(uint id) {
+    uvec4 i = indices_of(id, out_ne[0], out_ne[1], out_ne[2]);
+    uint to = out_start + i[0] * out_nb[0] + i[1] * out_nb[1] + i[2] * out_nb[2] + i[3] * out_nb[3];
+    uvec4 j = indices_of(id, x_ne[0], x_ne[1], x_ne[2]);
+    uint from = x_start + j[0] * x_nb[0] + j[1] * x_nb[1] + j[2] * x_nb[2] + j[3] * x_nb[3];
+
+    copy(from, to);
+}
+
+// The same where both are packed: there is nothing to divide.
+void side_by_side(uint id) {
+    copy(x_start + id * size_of(x_type), out_start + id * size_of(out_type));
 }
 
 void main() {
@@ -46,6 +57,10 @@ void main() {
     uint invocations = gl_NumWorkGroups.x * gl_WorkGroupSize.x;
 
     for (uint id = gl_GlobalInvocationID.x; id < count; id += invocations) {
-        move(id);
+        if (part == PACKED) {
+            side_by_side(id);
+        } else {
+            strided(id);
+        }
     }
 }

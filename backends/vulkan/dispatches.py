@@ -38,8 +38,9 @@ TABLE_WORDS = 128  #: of an op's table
 
 #: The parts of the shaders that have several, in the order in which they number them.
 PARTS: Mapping[str, tuple[str, ...]] = {
-    "acc": ("copy", "view"),
-    "set": ("copy", "view"),
+    "acc": ("copy", "view", "copy_packed"),
+    "set": ("copy", "view", "copy_packed"),
+    "cpy": ("cpy", "packed"),
     "row": ("sum", "second_sum", "out"),
     "gated_delta_net": ("norm", "decay", "tokens"),
     "gated_delta_net_chunk": (

@@ -10,6 +10,15 @@ const uint TYPE_BF16 = 2;
 const uint TYPE_I32 = 3;
 const uint TYPE_NONE = 4;
 
+// ---- places ---------------------------------------------------------------------------------------------------------
+
+// The four indices of an element from its flat one, innermost first.
+uvec4 indices_of(uint id, uint ne0, uint ne1, uint ne2) {
+    uint row = id / ne0;
+    uint matrix = row / ne1;
+    return uvec4(id % ne0, row % ne1, matrix % ne2, matrix / ne2);
+}
+
 // ---- bits: elements of 2 or 4 bytes -------------------------------------------------------------------------------
 
 uint load_bits(uint from, uint itemsize) {

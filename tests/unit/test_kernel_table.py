@@ -146,3 +146,12 @@ def test_a_walk_over_an_empty_cache_takes_no_step() -> None:
     context = PARTS["mla_absorbed"].index("context")
     (walk,) = [dispatch for dispatch in dispatches(KERNELS["mla_absorbed"], none) if dispatch.part == context]
     assert walk.own == {"items": 4, "first": 0, "end": 0}
+
+
+def test_what_is_packed_has_a_kernel_that_needs_no_index_of_an_axis() -> None:
+    packed, column = Layout.contiguous("f32", (1, 1, 2, 3), offset=8), Layout("f32", (1, 1, 2, 3), (24, 24, 4, 8))
+    kernels = [
+        KERNELS["cpy"].launches(Case("cpy", {}, {"x": x}, {"out": out}))[0].kernel
+        for x, out in ((packed, packed), (column, packed), (packed, column))
+    ]
+    assert kernels == ["cpy_packed", "cpy", "cpy"]
