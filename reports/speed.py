@@ -76,7 +76,7 @@ def notes_of(measured: Sequence[Measured]) -> list[str]:
     if clocks:
         lines.append(f"clock: {', '.join(clocks)}")
     rates = {each.product for each in measured if each.product}
-    lines += [f"its own product of float32 matrices: {number(rate / 1e9)} GFLOP/s" for rate in rates]
+    lines += [f"product of float32 matrices on it: {number(rate / 1e9)} GFLOP/s" for rate in rates]
     return [printable(line) for line in lines]
 
 

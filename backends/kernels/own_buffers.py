@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opconform.backends.kernels.source import Struct, files_of, found_in, struct_in, whole
+from opconform.backends.kernels.source import Struct, files_of, found_in, source_of, struct_in, whole
 from opconform.backends.kernels.table import Kernel
 from opconform.harness.model.buffers import GUARD, Buffers, Slot
 from opconform.harness.model.case import Case
@@ -35,6 +35,11 @@ class Source:
     def struct(self) -> Struct:
         """What every kernel of the file takes."""
         return struct_in(self.text)
+
+
+def product_source() -> str:
+    """The kernel `product`, which multiplies two matrices and belongs to no op; an item computes 4 × 4 elements."""
+    return source_of(SHARED / "product.cl")
 
 
 def source_for(op: str, kernel: Kernel, folders: Sequence[Path], *suffixes: str, glsl: bool = False) -> Source:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from opconform.backends.kernels.launch import Launch, Shapes
-from opconform.backends.kernels.own_buffers import SHARED, Source, fields, source_for, windows
+from opconform.backends.kernels.own_buffers import SHARED, Source, fields, product_source, source_for, windows
 from opconform.backends.kernels.table import KERNELS, Kernel
 from opconform.backends.opencl.sanitizer import oclgrind
 from opconform.harness.model.buffers import GUARD, Buffers, Plan
@@ -59,6 +59,7 @@ class OpenCLBackend(Backend):
         self._kept: list[Any] = []
         self._profiling: Any = None
         self._other: Any = None
+        self._multiply: Any = None
 
     @classmethod
     def devices(cls, options: Mapping[str, str]) -> list[Device]:
@@ -122,6 +123,16 @@ class OpenCLBackend(Backend):
             for _ in range(2)
         )
         return _Copy(self._cl, self.profiling(), source, target)
+
+    def product(self, n: int) -> _Product:
+        """By a kernel of ours: OpenCL has no library that multiplies."""
+        if self._multiply is None:
+            self._multiply = self._cl.Program(self._context, product_source()).build().product
+        flags, ones = self._cl.mem_flags, np.ones((n, n), np.float32)
+        a, b, c = (
+            self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=ones) for _ in range(3)
+        )
+        return _Product(self._cl, self.profiling(), self._multiply, n, (a, b, c))
 
     def profiling(self) -> Any:
         """A queue whose commands tell when they began and ended."""
@@ -246,6 +257,30 @@ class _Copy:
 
     def timed(self, repeats: int) -> float:
         events = [self.cl.enqueue_copy(self.queue, self.target, self.source) for _ in range(repeats)]
+        self.queue.finish()
+        return _seconds(events)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The third of three n×n matrices is the product of the first two; ready to launch and to time."""
+
+    cl: Any
+    queue: Any
+    kernel: Any
+    n: int
+    matrices: tuple[Any, Any, Any]
+
+    def launch(self) -> None:
+        self.timed(1)
+
+    def fetch(self) -> None:
+        """Nothing is left to do."""
+
+    def timed(self, repeats: int) -> float:
+        self.kernel.set_args(np.uint64(self.n), *self.matrices)
+        sizes = (-(-((self.n // 4) ** 2) // _LOCAL_SIZE) * _LOCAL_SIZE,), (_LOCAL_SIZE,)
+        events = [self.cl.enqueue_nd_range_kernel(self.queue, self.kernel, *sizes) for _ in range(repeats)]
         self.queue.finish()
         return _seconds(events)
 

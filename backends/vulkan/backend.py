@@ -20,6 +20,7 @@ from opconform.backends.kernels.own_buffers import Source, source_for
 from opconform.backends.kernels.table import KERNELS, Kernel
 from opconform.backends.vulkan import shaders
 from opconform.backends.vulkan.dispatches import (
+    LOCAL_SIZE,
     TABLE_WORDS,
     WORDS,
     Blocks,
@@ -107,7 +108,7 @@ class VulkanBackend(Backend):
             )
         self._shaders: dict[str, _Shader] = {}
         self._code: dict[str, bytes] = {}
-        self._other: _Copy | None = None
+        self._other: _Timed | None = None
         self._arenas: dict[int, list[_Arena]] = {}  # those that no case stands in, by capacity
 
     @classmethod
@@ -156,11 +157,21 @@ class VulkanBackend(Backend):
             self._other = self.copying(_EVICTING)
         self._other.launch()
 
-    def copying(self, size: int) -> _Copy:
+    def copying(self, size: int) -> _Timed:
         words = max(size // 4, 1)
         tensors = [self._manager.tensor_t(np.ones(words, dtype=np.uint32)) for _ in range(2)]
         self._manager.sequence().record(self._kp.OpTensorSyncDevice(tensors)).eval()
-        return _Copy(self, self.watched(self._kp.OpTensorCopy(tensors)), tensors)
+        return _Timed(self, self.watched(self._kp.OpTensorCopy(tensors)), tensors)
+
+    def product(self, n: int) -> _Timed:
+        """By a shader of ours: Vulkan has no library that multiplies."""
+        matrices = [self._manager.tensor_t(np.ones(n * n, dtype=np.float32)) for _ in range(3)]
+        self._manager.sequence().record(self._kp.OpTensorSyncDevice(matrices)).eval()
+        code, groups = shaders.spirv(_HERE / "product.comp"), -(-((n // 4) ** 2) // LOCAL_SIZE)
+        pipeline = self._manager.algorithm(
+            matrices, code, (groups, 1, 1), np.array([n], np.uint32), np.zeros(1, np.uint32)
+        )
+        return _Timed(self, self.watched(self._kp.OpAlgoDispatch(pipeline)), matrices)
 
     def watched(self, operation: Any) -> Any:
         """A sequence of one operation that writes down when it begins and ends."""
@@ -279,8 +290,8 @@ class _Loaded:
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """A copy of one tensor to another on the device, ready to launch and to time."""
+class _Timed:
+    """A copy of one tensor to another on the device, or a product of two; ready to launch and to time."""
 
     backend: VulkanBackend
     sequence: Any

@@ -226,8 +226,8 @@ class Backend:
         return host.Copy(size)
 
     def product(self, n: int) -> Loaded | None:
-        """The product of two n×n matrices of float32 by the device's own library, which an op that multiplies is
-        measured by; None where there is none."""
+        """The product of two n×n matrices of float32, which an op that multiplies is measured by: by the device's own
+        library, or where its API has none by a plain kernel. n is a multiple of 4. None where there is neither."""
         return None
 
     def memory(self, case: Case, buffers: Buffers) -> Mapping[str, int]:

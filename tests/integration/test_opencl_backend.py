@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from opconform.backends.kernels.own_buffers import SHARED
 from opconform.backends.kernels.table import KERNELS
 from opconform.backends.opencl import OpenCLBackend
 from opconform.backends.opencl.backend import _numerics
@@ -161,3 +162,36 @@ def test_without_pyopencl_it_is_unavailable_and_says_what_to_install(monkeypatch
     monkeypatch.setitem(sys.modules, "pyopencl", None)
     with pytest.raises(Unavailable, match="pip install pyopencl"):
         OpenCLBackend.devices({})
+
+
+def test_the_product_that_others_are_measured_by_is_right(backend: OpenCLBackend) -> None:
+    """Of whole numbers, so that every order of the sums gives the same; 12 is no multiple of a work-group."""
+    rng, n = np.random.default_rng(0), 12
+    a, b = (rng.integers(-9, 10, (n, n)).astype(np.float32) for _ in range(2))
+    product, found = backend.product(n), np.empty((n, n), np.float32)
+    for there, matrix in zip(product.matrices, (a, b)):
+        backend._cl.enqueue_copy(product.queue, there, matrix)
+    assert product.timed(2) > 0
+    backend._cl.enqueue_copy(product.queue, found, product.matrices[2])
+    np.testing.assert_array_equal(found, a @ b)
+
+
+def test_an_index_is_divided_as_64_bits_where_it_does_not_fit_into_32(backend: OpenCLBackend) -> None:
+    """Also where the index alone, or one size alone, is that large."""
+    kernel = """
+    __kernel void of(const ulong id, const ulong ne0, const ulong ne1, const ulong ne2, __global ulong *out) {
+        const struct indices i = indices_of(id, ne0, ne1, ne2);
+        out[0] = i.i0, out[1] = i.i1, out[2] = i.i2, out[3] = i.i3;
+    }"""
+    text = "".join((SHARED / name).read_text() for name in ("api.h", "places.h")) + kernel
+    of, found = backend._cl.Program(backend._context, text).build().of, np.empty(4, np.uint64)
+    there = backend._cl.Buffer(backend._context, backend._cl.mem_flags.READ_WRITE, found.nbytes)
+    top = (1 << 32) - 1
+    for id_, *ne in [
+        *((123456, 7, 11, 13), (top, 3, 5, 7), (top, top, 1, 1), (top + 1, 3, 5, 7), (top, top + 1, 2, 2)),
+        *(((1 << 40) + 12345, 1 << 20, 3, 5), (2 * top + 9, 1, top + 2, 3), (5 * top, 1, 2, top + 7)),
+    ]:
+        of(backend._queue, (1,), None, *map(np.uint64, (id_, *ne)), there)
+        backend._cl.enqueue_copy(backend._queue, found, there)
+        row, matrix = id_ // ne[0], id_ // (ne[0] * ne[1])
+        assert list(map(int, found)) == [id_ % ne[0], row % ne[1], matrix % ne[2], matrix // ne[2]], (id_, ne)

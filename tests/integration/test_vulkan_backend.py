@@ -257,3 +257,16 @@ def test_a_source_that_does_not_compile_is_named_with_the_compilers_words(cache:
     with pytest.raises(RuntimeError, match=r"(?s)broken\.comp does not compile.*nonsense"):
         shaders.spirv(source)
     assert not cache.exists()
+
+
+def test_the_product_that_others_are_measured_by_is_right(backend: VulkanBackend) -> None:
+    """Of whole numbers, so that every order of the sums gives the same; 12 is no multiple of a work-group."""
+    rng, n = np.random.default_rng(0), 12
+    product, kp = backend.product(n), backend._kp
+    for there in product.tensors[:2]:
+        there.data()[:] = rng.integers(-9, 10, n * n)
+    backend._manager.sequence().record(kp.OpTensorSyncDevice(product.tensors)).eval()
+    assert product.timed(2) > 0
+    backend._manager.sequence().record(kp.OpTensorSyncLocal(product.tensors)).eval()
+    a, b, found = (tensor.data().reshape(n, n) for tensor in product.tensors)
+    np.testing.assert_array_equal(found, a @ b)

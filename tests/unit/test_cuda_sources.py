@@ -70,7 +70,8 @@ def test_more_shared_memory_than_a_block_has_does_not_compile(compiler: nvrtc.Nv
 
 def test_every_file_belongs_to_an_op() -> None:
     files = [*FOLDER.glob("*.cu"), *SHARED.glob("*.cl")]
-    assert {file.stem for file in files} == {kernel.stem(op) for op, kernel in KERNELS.items()}
+    measures = {"product"}
+    assert {file.stem for file in files} - measures == {kernel.stem(op) for op, kernel in KERNELS.items()}
 
 
 @pytest.mark.parametrize("op", sorted(KERNELS.keys() & ops().keys()))
