@@ -380,6 +380,12 @@ def problems_outer(draw: st.DrawFn, freedom: Freedom) -> Problem:
 _ARGUMENTS = {"a": WEIGHTS, "b": ("f32",)}
 _BOUND = "Σ|w|δy + Σδw|y| + γ_{k+c}·Σ|w||y| over k products, δ what the device may make of an operand"
 
+
+def flops(case: Case) -> int:
+    """A product and a sum for each of the k terms of an element."""
+    return 2 * case.inputs["a"].shape[-1] * case.outputs["out"].size
+
+
 OPS = (
     Op(
         name="mul_mat",
@@ -394,6 +400,7 @@ OPS = (
         check=check,
         traits=traits,
         hypotheses=hypotheses,
+        flops=flops,
         independent={3: {"a": 2}},
         composite=Composite(shape_values=whole_steps),
     ),
@@ -410,6 +417,7 @@ OPS = (
         check=check_id,
         traits=traits_id,
         hypotheses=hypotheses_id,
+        flops=flops,
         indices={"ids": Index("a", 1, unique=True)},  # no token uses an expert twice: routing picks the k best
         independent={3: {"a": 2}},
         composite=Composite(shape_values=whole_steps),
@@ -426,5 +434,6 @@ OPS = (
         bound=_BOUND,
         check=check_outer,
         traits=traits_outer,
+        flops=lambda case: 2 * case.inputs["a"].shape[-2] * case.outputs["out"].size,
     ),
 )

@@ -31,6 +31,6 @@ def everything_once(case: Case) -> int:
 
 
 def bytes_of(layout: Layout) -> int:
-    """Bytes of a tensor's distinct elements: one that is repeated by a stride of 0 is read once."""
-    different = [size for size, stride in zip(layout.shape, layout.strides) if stride or not size]
+    """Bytes of a tensor's distinct elements, or blocks of them: one that is repeated by a stride of 0 is read once."""
+    different = [size for size, stride in zip(layout.blocks, layout.strides) if stride or not size]
     return math.prod(different) * layout.type.itemsize

@@ -32,6 +32,15 @@ def test_an_element_that_is_repeated_by_its_stride_is_read_once() -> None:
     assert bytes_of(Layout("f16", (2, 0, 5), (0, 20, 2))) == 0
 
 
+def test_blocks_are_counted_as_blocks() -> None:
+    assert bytes_of(Layout.contiguous("q4_0", (16, 256))) == 16 * 256 // 32 * 18
+    assert bytes_of(Layout("q4_0", (3, 16, 256), (0, 144, 18))) == 16 * 256 // 32 * 18
+
+
+def test_a_product_takes_a_product_and_a_sum_for_each_term() -> None:
+    assert work_of(known("mul_mat/uneven")) == Work(16 * 256 // 32 * 18 + 4 * (256 + 16), 2 * 256 * 16)
+
+
 def test_acc_in_place_touches_only_the_view() -> None:
     assert work_of(acc(8, 2, a=(8, 4))) == Work((32 + 16 + 32) * 4, 16)
     assert work_of(acc(8, 2, a=(8, 4), inplace=True)) == Work(3 * 16 * 4, 16)
