@@ -75,6 +75,7 @@ class TimingRow:
 
     what: "warm" or "cold", of a time; "ratio", beside `versus`, the other build's name; "unsupported" or "failed", with
     `message`. rates: bytes and operations a second; of_copy, of_product: shares, None where they are not known.
+    memory: bytes of intermediate results, planned and allocated, None where they are not known.
     """
 
     what: str
@@ -86,6 +87,7 @@ class TimingRow:
     rates: tuple[float, float] = (0.0, 0.0)
     of_copy: float | None = None
     of_product: float | None = None
+    memory: tuple[int | None, int | None] = (None, None)
     versus: str = ""
     slower: bool = False
     message: str = ""
@@ -188,6 +190,7 @@ def timing_row(row: Mapping[str, Any]) -> TimingRow:
         rates=((row["bandwidth_gb_s"] or 0.0) * 1e9, row["flops"] or 0.0),
         of_copy=row["share_of_copy"],
         of_product=row["share_of_product"],
+        memory=(row.get("planned_bytes"), row.get("allocated_bytes")),
         versus=versus,
         slower=bool(row["slower"]),
     )

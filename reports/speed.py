@@ -39,7 +39,7 @@ def times_table(measured: Sequence[Measured]) -> str:
             percent(each.share_of_product()),
         ]
         if has_memory:
-            cells += [_bytes(each.memory.get(name)) for name in ("planned", "allocated")]
+            cells += [megabytes(each.memory.get(name)) for name in ("planned", "allocated")]
         table.add_row(*map(Text, cells))
     return text_of(table, 200)
 
@@ -102,7 +102,8 @@ def _confidence(value: float) -> str:
     return f"{shown} %" if shown != "100.0" else "> 99.9 %"
 
 
-def _bytes(size: int | None) -> str:
+def megabytes(size: int | None) -> str:
+    """A size in words."""
     return "–" if size is None else f"{size / 1e6:,.2f} MB"
 
 

@@ -15,7 +15,7 @@ from opconform.harness.model.case import Case
 from opconform.harness.run.backend import Backend, Loaded, loaded
 
 #: What can be timed. warm: the case again and again, in whatever cache it fits. cold: after the caches were filled
-#: with other data. copy, cold copy: the device's own copy of as many bytes. product: its own matrix product.
+#: with other data. copy, cold copy: the device's own copy of as many bytes. product: a matrix product on it.
 What = Literal["warm", "cold", "copy", "cold copy", "product"]
 
 SAMPLE_SECONDS = 1e-3  #: a sample takes at least so long, or the clock's steps and the start of a launch show

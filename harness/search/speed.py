@@ -43,7 +43,7 @@ class Measured:
     """How long one case takes on one device, in seconds.
 
     warm, cold: with the case in whatever cache it fits, and after the caches were filled with other data. copy,
-    cold_copy: the device's own copy of as many bytes. product: operations a second of the device's own matrix product,
+    cold_copy: the device's own copy of as many bytes. product: operations a second of a matrix product on the device,
     0 where it is not known. memory: `Backend.memory`. Where it was not timed, `unsupported` or `error` says why.
     versus: the comparison with another build, whose target is `other`.
     """
@@ -72,7 +72,7 @@ class Measured:
         return copy.middle / time.middle if time and copy and time.middle > 0 else None
 
     def share_of_product(self, cold: bool = False) -> float | None:
-        """How near its operations a second come to the device's own matrix product."""
+        """How near its operations a second come to those of a matrix product on the device."""
         time = self.cold if cold else self.warm
         flops = self.subject.work.flops
         return flops / time.middle / self.product if time and flops and self.product and time.middle > 0 else None
@@ -134,7 +134,7 @@ class Track:
         )
 
     def _rate(self, timer: Timer) -> float:
-        """Operations a second of the device's own matrix product, measured once."""
+        """Operations a second of a matrix product on the device, measured once."""
         if self._product is None:
             found = timer.sample("product", self._seconds / 4)
             self._product = found.flops / median(found.seconds) if found.seconds else 0.0

@@ -11,7 +11,7 @@ from opconform.harness.judge.intervals import Interval
 from opconform.reports.html.charts import Block
 from opconform.reports.html.data import Report
 from opconform.reports.records import RunRow, TimingRow
-from opconform.reports.speed import number, percent
+from opconform.reports.speed import megabytes, number, percent
 from opconform.reports.timings import Timing
 
 WIDE, HIGH = 72, 10  #: pixels of a bar: a share of 100 %, or ratios from a half to twice
@@ -28,7 +28,8 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Line:
-    """A case: `time` and `cold` in microseconds, rates, shares of the device and the ratio to the other build."""
+    """A case: `time` and `cold` in microseconds, rates, shares of the device and the ratio to the other build;
+    memory: of intermediate results, as planned and as allocated, None where it is not known."""
 
     name: str
     case: str
@@ -41,6 +42,7 @@ class Line:
     of_copy: Drawn | None
     of_product: Drawn | None
     ratio: Drawn | None
+    memory: tuple[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def _line(timing: Timing) -> Line:
         _share(warm.of_copy if warm else None),
         _share(warm.of_product if warm else None),
         _ratio(timing.ratio.interval, timing.slower) if timing.ratio and timing.ratio.interval else None,
+        _memory(warm),
     )
 
 
@@ -110,6 +113,13 @@ def _span(row: TimingRow | None) -> tuple[str, str]:
         return "–", ""
     interval = row.interval
     return number(interval.middle), f"{number(interval.low)}–{number(interval.high)}"
+
+
+def _memory(row: TimingRow | None) -> tuple[str, str] | None:
+    if row is None or row.memory == (None, None):
+        return None
+    planned, allocated = map(megabytes, row.memory)
+    return planned, allocated
 
 
 def _share(value: float | None) -> Drawn | None:

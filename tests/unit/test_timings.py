@@ -221,6 +221,7 @@ def test_what_is_slower_comes_first_and_bars_are_as_long_as_their_share(path: Pa
     assert (first.time, first.interval, first.cold) == ("10.0", "9.00–12.0", "30.0")
     assert first.of_copy is not None
     assert (first.of_copy.says, first.of_copy.block.width) == ("50%", WIDE / 2)
+    assert first.memory == ("0.00 MB", "0.00 MB")
     assert first.ratio is not None
     assert second.ratio is not None
     assert (first.ratio.says, first.ratio.block.kind) == ("1.50 (1.50–1.50)", "failed")
