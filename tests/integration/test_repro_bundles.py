@@ -202,7 +202,7 @@ class Planted(OpenCLBackend):
 @pytest.mark.parametrize(
     ("op", "good", "bad"),
     [
-        ("acc", "i3 * b_nb[3];", "i3 * b_nb[2];"),
+        ("acc", "i[3] * b_nb[3];", "i[3] * b_nb[2];"),
         ("gated_delta_net", "(age * sequences", "((snapshots - 1 - age) * sequences"),
         ("gated_delta_net_chunk", "* chunk_size + column * BLOCK + j);", "* chunk_size + row * BLOCK + j);"),
     ],
