@@ -11,7 +11,7 @@ import pytest
 
 from opconform.backends.cuda import CudaBackend
 from opconform.backends.cuda.backend import OPTIONS
-from opconform.backends.kernels.own_buffers import SHARED
+from opconform.backends.kernels.own_buffers import SHARED, product_source
 from opconform.backends.kernels.source import complaint, files_of, kernels_in, place_of, source_of, whole
 from opconform.backends.kernels.table import KERNELS
 from opconform.harness.model.ops import ops
@@ -35,13 +35,13 @@ def compiler(request: pytest.FixtureRequest) -> nvrtc.Nvrtc:
     return opened(request.param)
 
 
-@pytest.mark.parametrize("op", KERNELS)
+@pytest.mark.parametrize("op", [*KERNELS, "product"])
 def test_every_kernel_compiles_for_every_architecture_without_a_warning(compiler: nvrtc.Nvrtc, op: str) -> None:
-    source = CudaBackend.source(op)
+    text = product_source() if op == "product" else CudaBackend.source(op).text
     assert len(compiler.architectures) > 5
     for architecture in compiler.architectures:
         options = (*OPTIONS, f"-arch=sm_{architecture}")
-        compiled = compiler.compile(source.text, "kernels.cu", options)
+        compiled = compiler.compile(text, "kernels.cu", options)
         assert compiled.good, f"sm_{architecture}: {compiled.log}"
         assert not re.search(r"\.(cu|cl|h)\(\d+\)", compiled.log), f"sm_{architecture}: {compiled.log}"
 
