@@ -118,7 +118,7 @@ def _split(name: str, gate: Gate) -> Op:
     )
 
 
-def _oai(a: Approx, b: Approx, alpha: float, limit: float) -> Approx:
+def oai(a: Approx, b: Approx, alpha: float, limit: float) -> Approx:
     """x / (1 + e^(−alpha·x)) · (y + 1), x = min(a, limit), y = b between −limit and limit."""
     x, y = a.minimum(limit), b.maximum(-limit).minimum(limit)
     return x / (1 + (x * -alpha).exp()) * (y + 1.0)
@@ -135,7 +135,7 @@ OPS = (
     elementwise(
         "swiglu_oai",
         "x / (1 + e^(−alpha·x)) · (y + 1), x and y being a and b cut off at limit",
-        lambda a, b, p: _oai(a, b, float(p["alpha"]), float(p["limit"])),
+        lambda a, b, p: oai(a, b, float(p["alpha"]), float(p["limit"])),
         inputs=("a", "b"),
         params={
             "alpha": choice(1.702, 1.0, 0.5, without=1.0),
@@ -143,7 +143,7 @@ OPS = (
         },
         dtypes=("f32",),
         mistakes={
-            "1 is not added to b": lambda a, b, p: _oai(a, b - 1.0, float(p["alpha"]), float(p["limit"])),
+            "1 is not added to b": lambda a, b, p: oai(a, b - 1.0, float(p["alpha"]), float(p["limit"])),
         },
     ),
     elementwise(

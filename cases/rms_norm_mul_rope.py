@@ -22,7 +22,7 @@ from opconform.harness.draw.strategies import among, composite, integers
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, Raw
-from opconform.harness.model.expected import Expected
+from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
@@ -66,6 +66,11 @@ def _stored(
     return replace(found, others={KEPT: kept.stored(F32, shape)})
 
 
+def _unturned(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    x, w = (Approx.of(F32.decode(raw[name]), F32, numerics) for name in ("x", "w"))
+    return weighed(x, w, case.params)[1].stored(F32, case.outputs["out"].shape)
+
+
 def check(case: Case) -> None:
     """Raises `CaseError` for parameters and shapes that do not fit together."""
     check_params(case, _PARAMS)
@@ -98,21 +103,29 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return replace(begun, dtype="f32", params=params, shapes=shapes, inplace=None, more_outputs=more)
 
 
+def _right(x: Approx, w: Approx, p: Mapping[str, Any]) -> Approx:
+    return weighed(x, w, p)[1]
+
+
+#: What wrong kernels give, by what a hint says of them: a step left out, or in another order.
+MISTAKES: Mapping[str, Expect] = {
+    "the rows are not normalised": partial(_stored, begun=lambda x, w, p: x * w, wrong={}),
+    "w is left out": partial(_stored, begun=lambda x, w, p: weighed(x, w, p)[0], wrong={}),
+    "the norm is that of x·w": partial(_stored, begun=lambda x, w, p: weighed(x * w, w, p)[0], wrong={}),
+    "it turns backwards": partial(_stored, begun=_right, wrong={"backwards": True}),
+    "nothing is turned": _unturned,
+}
+IGNORED = {"eps": EPS}  #: the parameters of its own that a wrong kernel may leave out
+
+
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
-    """A step left out, or in another order, eps or parts of a row left out, and positions of other tokens."""
-    mistakes: tuple[tuple[str, Weighed], ...] = (
-        ("the rows are not normalised", lambda x, w, p: x * w),
-        ("w is left out", lambda x, w, p: weighed(x, w, p)[0]),
-        ("the norm is that of x·w", lambda x, w, p: weighed(x * w, w, p)[0]),
-    )
-    for says, begun in mistakes:
-        yield Hypothesis(says, partial(image.with_expect, partial(_stored, begun=begun, wrong={})))
-    yield from ignored(image, {"eps": EPS})
-    right = partial(_stored, begun=lambda x, w, p: weighed(x, w, p)[1])
+    """`MISTAKES`, eps or parts of a row left out, and positions of other tokens."""
+    for says, expect in MISTAKES.items():
+        yield Hypothesis(says, partial(image.with_expect, expect))
+    yield from ignored(image, IGNORED)
+    right = partial(_stored, begun=_right, wrong={})
     for says, part in parts_of_row(image.case.inputs["x"].shape[-1]):
-        yield Hypothesis(says, partial(image.with_expect, partial(right, wrong={}, part=part)))
-    backwards = partial(right, wrong={"backwards": True})
-    yield Hypothesis("it turns backwards", partial(image.with_expect, backwards))
+        yield Hypothesis(says, partial(image.with_expect, partial(right, part=part)))
     pos = image.raw["pos"]
     first = np.broadcast_to(pos[..., :1], pos.shape)
     yield Hypothesis("every token has the first one's position", partial(image.with_inputs, pos=first))

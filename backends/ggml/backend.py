@@ -17,6 +17,7 @@ from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.names import names_in
 from opconform.backends.ggml.nodes import Build, Nodes
 from opconform.backends.ggml.ops import LARGEST_PARAM, OPS
+from opconform.backends.ggml.pieces import BEHIND
 from opconform.backends.ggml.rows import Row
 from opconform.backends.ggml.timing import CLOCK, Bench, Measure
 from opconform.harness.model.buffers import ALIGNMENT, Buffers
@@ -66,7 +67,7 @@ _CPU_HALF = {
 
 #: The ops whose kernels on the CPU round what is multiplied with weights of 16 bits to their type, and with quantised
 #: ones to q8_0, q8_1 (blocks of 32) or q8_K (256): src/ggml-cpu/ggml-cpu.c, type_traits_cpu: vec_dot_type.
-_WEIGHED = ("mul_mat", "mul_mat_id", "mul_mat_add", "mul_mat_add_add", "mul_mat_id_mul", "mul_mat_id_add_id_mul")
+_WEIGHED = ("mul_mat", "mul_mat_id", *(op for op in BEHIND if op.startswith("mul_mat")))
 _MOST_COLUMNS = 8  #: of b without batches, for which Vulkan has kernels of their own (mul_mat_vec_max_cols)
 
 #: Convolutions whose windows the CPU rounds to the type of a kernel of 16 bits (src/ggml-cpu/ops.cpp: they are matrix
@@ -74,7 +75,16 @@ _MOST_COLUMNS = 8  #: of b without batches, for which Vulkan has kernels of thei
 _CONVOLVED = ("conv_2d", "conv_3d", "conv_transpose_1d", "conv_transpose_2d")
 
 #: The CPU looks up these in tables of float16 (src/ggml-cpu/vec.h, GGML_GELU_FP16 and GGML_GELU_QUICK_FP16).
-_TABLED = ("gelu", "gelu_mul", "gelu_quick", "geglu", "geglu_quick", "geglu_split", "geglu_quick_split")
+_TABLED = (
+    "gelu",
+    "gelu_mul",
+    "gelu_quick",
+    "geglu",
+    "geglu_quick",
+    "geglu_split",
+    "geglu_quick_split",
+    "mul_mat_geglu",
+)
 
 THREADS = 1  #: of the CPU device; they spin, so that more than there are cores take milliseconds for a tiny op
 
@@ -243,7 +253,8 @@ class GgmlBackend(Backend):
     def numerics(self, case: Case) -> Numerics | None:
         """Lower where matrix products round their operands to 16 bits, or flash attention adds up in float16."""
         if case.op in _TABLED and self._is_cpu:
-            return replace(CPU_NUMERICS, half_tables=True)
+            weighed = self._weighed(case) if case.op in _WEIGHED else None
+            return replace(weighed or CPU_NUMERICS, half_tables=True)
         if case.op in _WEIGHED:
             return self._weighed(case)
         if case.op == "flash_attn_ext":

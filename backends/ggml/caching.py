@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
 from opconform.backends.ggml.nodes import Nodes
 from opconform.backends.ggml.ops import OPS
+from opconform.backends.ggml.pieces import Steps, computed, steps_of
+from opconform.harness.model.limits import Limit
+
+#: What gives the rows: the ROPE alone, or one of the other pieces.
+STORED: Mapping[str, Steps] = {
+    "rope_set_rows": [("turned", OPS["rope"])],
+    "rms_norm_mul_rope_set_rows": steps_of("rms_norm_mul_rope", ()),
+}
 
 
 def turn_and_store(nodes: Nodes) -> None:
-    """`rope_set_rows`, as llama.cpp has it (src/llama-kv-cache.cpp, cpy_k)."""
-    x = nodes.begin_with("x" if nodes.case.params["made"] else "")["x"]
-    row = OPS["rope"]
-    nodes.site.library.c.require(row.symbol)
-    given = row.values(nodes.case, lambda name: x if name == "x" else nodes[name], nodes.null)
-    turned = nodes.ask(nodes.call(row.symbol, *given), row.op)
-    channels, heads, tokens = nodes.ne(x)[:3]
+    """The ops of `STORED`, as llama.cpp has them (src/llama-kv-cache.cpp, cpy_k)."""
+    case = nodes.case
+    results = nodes.begin_with(("x", "w") if case.params["made"] else ())
+    turned = computed(nodes, STORED[case.op], results)
+    channels, heads, tokens = nodes.ne(turned)[:3]
     step = nodes.nb(turned)[2]
     flat = nodes.view(turned, (channels * heads, tokens, 1, 1), (4, step, step * tokens, step * tokens))
     nodes.outs.append(nodes.make("set_rows", nodes["cache"], flat, nodes["rows"]))
+    if "mid" in case.outputs:
+        nodes.write("mid", results[str(case.params["kept"])])
+
+
+def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
+    """What keys that are normalised have from the two pieces that they are made of. Faults that known cases of those
+    pin are only kept away from; of element types only the cache's counts."""
+    for limit in limits:
+        if limit.op == "rope_set_rows" or (limit.op == "rms_norm_mul_rope" and limit.subject != "dtype"):
+            found = replace(limit, op="rms_norm_mul_rope_set_rows")
+            yield replace(found, kind="kernel", pinned=None) if limit.pinned else found

@@ -16,5 +16,5 @@ GRAPHS: Mapping[str, Build] = {
     "opt_step_sgd": training.sgd,
     **pieces.BUILDS,
     "moe_routing": routing.route,
-    "rope_set_rows": caching.turn_and_store,
+    **dict.fromkeys(caching.STORED, caching.turn_and_store),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from opconform.backends.ggml import caching
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
 from opconform.backends.ggml.pieces import inherited
@@ -518,14 +519,16 @@ _NEWER = 1 << 30  #: the number of a build that has none
 #: What held, or was wrong, in some builds of llama.cpp only, with the numbers of those builds. The builds between which
 #: the change was seen are b6673, b7836, b8121, b8179, b8390 and b10361.
 SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
-    (
-        range(_NEWER + 1),
-        Limit(
-            "mul_mat_id_add_id_mul", "made", (False,),
-            "the allocator lays ADD_ID's sum over biases of its shape that the graph has made, which are still read",
-            "src/ggml-alloc.c, ggml_op_can_inplace", kind="bug",
-            pinned="mul_mat_id_add_id_mul/biases-overwritten",
-        ),
+    *(
+        (
+            range(_NEWER + 1),
+            Limit(
+                op, "made", (False,),
+                "the allocator lays ADD_ID's sum over biases of its shape that the graph made, which are still read",
+                "src/ggml-alloc.c, ggml_op_can_inplace", kind="bug", pinned=f"{op}/biases-overwritten",
+            ),
+        )
+        for op in ("mul_mat_id_add_id", "mul_mat_id_add_id_mul", "mul_mat_id_add_id_swiglu_oai")
     ),
     (
         range(6674, _NEWER + 1),
@@ -965,4 +968,5 @@ def limits_of(
     if "llvmpipe" in driver:
         limits += LAVAPIPE_BUGS
     limits = [limit for limit in limits if device.startswith(limit.device)]
-    return (*limits, *dict.fromkeys(inherited(limits)))
+    limits += dict.fromkeys(inherited(limits))
+    return (*limits, *dict.fromkeys(caching.inherited(limits)))

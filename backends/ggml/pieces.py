@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 
+from opconform.backends.ggml.binding import Tensor
 from opconform.backends.ggml.nodes import Build, Nodes
 from opconform.backends.ggml.ops import OPS
 from opconform.backends.ggml.rows import Row
@@ -26,10 +27,38 @@ BEHIND: Mapping[str, tuple[str, ...]] = {
         "added = ggml_add(biased, residual)",
     ),
     "mul_mat_id_mul": ("product = ggml_mul_mat_id(a, b, ids)", "weighed = ggml_mul(product, s)"),
+    "mul_mat_id_add_id": ("product = ggml_mul_mat_id(a, b, ids)", "biased = ggml_add_id(product, bias, ids)"),
     "mul_mat_id_add_id_mul": (
         "product = ggml_mul_mat_id(a, b, ids)",
         "biased = ggml_add_id(product, bias, ids)",
         "weighed = ggml_mul(biased, s)",
+    ),
+    **{
+        f"mul_mat_{gate}": (
+            "gate = ggml_mul_mat(a, b)",
+            "up = ggml_mul_mat(c, b)",
+            f"gated = ggml_glu_split(gate, up, GGML_GLU_OP_{gate.upper()})",
+        )
+        for gate in ("swiglu", "geglu")
+    },
+    "mul_mat_add_swiglu": (
+        "gate = ggml_mul_mat(a, b)",
+        "biased_gate = ggml_add(gate, bias)",
+        "up = ggml_mul_mat(c, b)",
+        "biased_up = ggml_add(up, bias_c)",
+        "gated = ggml_glu_split(biased_gate, biased_up, GGML_GLU_OP_SWIGLU)",
+    ),
+    "mul_mat_id_swiglu": (
+        "gate = ggml_mul_mat_id(a, b, ids)",
+        "up = ggml_mul_mat_id(c, b, ids)",
+        "gated = ggml_glu_split(gate, up, GGML_GLU_OP_SWIGLU)",
+    ),
+    "mul_mat_id_add_id_swiglu_oai": (
+        "gate = ggml_mul_mat_id(a, b, ids)",
+        "biased_gate = ggml_add_id(gate, bias, ids)",
+        "up = ggml_mul_mat_id(c, b, ids)",
+        "biased_up = ggml_add_id(up, bias_c, ids)",
+        "gated = ggml_swiglu_oai(biased_gate, biased_up, 1.702, 7.0)",
     ),
     "ssm_conv_silu": ("convolved = ggml_ssm_conv(x, c)", "active = ggml_silu(convolved)"),
     "ssm_conv_add_silu": (
@@ -107,16 +136,20 @@ def build(nodes: Nodes) -> None:
     results = nodes.begin_with(
         [name for name, its in case.inputs.items() if case.params["made"] and its.dtype == "f32"]
     )
-    steps, result = steps_of(case.op, sorted(case.inputs)), ""
-    for result, row in steps:
-        nodes.site.library.c.require(row.symbol)
-        given = row.values(case, results.__getitem__, nodes.null)
-        if row is steps[-1][1] and case.params.get("turned"):
-            given = given[::-1]
-        results[result] = nodes.ask(nodes.call(row.symbol, *given, name=result), row.symbol.removeprefix("ggml_"))
-    nodes.write("out", results[result])
+    nodes.write("out", computed(nodes, steps_of(case.op, sorted(case.inputs)), results))
     if "mid" in case.outputs:
         nodes.write("mid", results[str(case.params["kept"])])
+
+
+def computed(nodes: Nodes, steps: Steps, results: dict[str, Tensor]) -> Tensor:
+    """The last result of these calls; all of them are put into `results`, which holds the arguments."""
+    for result, row in steps:
+        nodes.site.library.c.require(row.symbol)
+        given = row.values(nodes.case, results.__getitem__, nodes.null)
+        if row is steps[-1][1] and nodes.case.params.get("turned"):
+            given = given[::-1]
+        results[result] = nodes.ask(nodes.call(row.symbol, *given, name=result), row.symbol.removeprefix("ggml_"))
+    return results[steps[-1][0]]
 
 
 #: Which node of a piece the traits of its cases are about, where they are about one.

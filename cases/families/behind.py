@@ -31,7 +31,9 @@ KINDS: Mapping[str, Callable[[Mapping[str, Shape], Shape], Shape]] = {
     "whole": lambda shapes, out: out,
     "column": lambda shapes, out: (*out[:3], 1),
     "experts": lambda shapes, out: (1, 1, shapes["a"][1], out[3]),
+    "weights": lambda shapes, out: shapes["a"],
 }
+_AGAIN = ("weights",)  #: an argument that stands for a in the first op once more: its formula takes that result
 
 
 def beginning_of(case: Case, first: Op, out: Layout) -> Case:
@@ -57,21 +59,36 @@ class _Piece:
     def params(self) -> dict[str, Any]:
         return {"kept": choice(NONE, *self.steps), **MADE}
 
+    @property
+    def again(self) -> dict[str, str]:
+        """The arguments that stand for another one once more, and for which."""
+        return {name: "a" for name, kinds in self.arguments.items() if kinds == _AGAIN}
+
     def beginning(self, case: Case) -> Case:
         """The case of the first op alone."""
         return beginning_of(case, self.first, case.outputs["out"])
 
     def results(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> tuple[Approx, tuple[Approx, ...]]:
         """The first op's result, and the arguments of the formula, each as large."""
-        beginning = self.beginning(case)
-        own = {name: raw[name] for name in beginning.inputs}
         shape = case.outputs["out"].shape
         given = []
         for name, kinds in self.arguments.items():
+            if kinds == _AGAIN:
+                given.append(self._begun(case, raw, numerics, name))
+                continue
             values = case.inputs[name].type.decode(raw[name])
             values = _chosen(values, raw["ids"]) if kinds == ("experts",) else np.tile(values, _times(shape, values))
             given.append(Approx.of(values, case.inputs[name].type, numerics))
-        return Approx.about(self.first.expect(beginning, own, numerics), numerics), tuple(given)
+        return self._begun(case, raw, numerics, "a"), tuple(given)
+
+    def _begun(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics, weights: str) -> Approx:
+        """The first op's result, with these weights in place of a."""
+        beginning = self.beginning(case)
+        own = {name: raw[name] for name in beginning.inputs}
+        if weights != "a":
+            beginning = replace(beginning, inputs={**beginning.inputs, "a": case.inputs[weights]})
+            own["a"] = raw[weights]
+        return Approx.about(self.first.expect(beginning, own, numerics), numerics)
 
     def expect(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         return self._stored(case, raw, numerics, lambda *given: self.chain(*given)[-1])
@@ -137,9 +154,10 @@ def behind(
 ) -> Op:
     """The op `first`, and ops on each element of its result.
 
-    arguments: the further arguments with the sizes that each may have (`KINDS`). chain: takes the result of `first` and
-    an `Approx` for each of those; gives the result of each op, that of `first` included, of which those before the last
-    are called `steps`. mistakes: what a wrong kernel may give instead of the last one, by what a hint says of it.
+    arguments: the further arguments with the sizes that each may have (`KINDS`); one of kind "weights" is of a's type
+    too. chain: takes the result of `first` and an `Approx` for each of those (of weights, the result of `first` with
+    them in place of a); gives the result of each op, that of `first` included, of which those before the last are
+    called `steps`. mistakes: what a wrong kernel may give instead of the last one, by what a hint says of it.
     vector: what makes a problem of one vector, where kernels take only that together; a half of the problems are such.
     """
     row = _Piece(first, arguments, steps, chain, mistakes, vector)
@@ -154,7 +172,10 @@ def behind(
         inputs=(*first.inputs, *arguments),
         params={**first.params, **types_of(row.params)},
         dtypes=("f32",),
-        argument_dtypes=first.argument_dtypes,
+        argument_dtypes={
+            **first.argument_dtypes,
+            **{name: first.argument_dtypes[its] for name, its in row.again.items()},
+        },
         problems=partial(_problems, row=row),
         expect=update_wrapper(expect, chain),
         bound=f"that of {first.name}, and the rounding of each further step, carried through the formula",
@@ -179,4 +200,5 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Piece) -> Problem:
     for name, kinds in row.arguments.items():
         shapes[name] = KINDS[draw(among(kinds))](begun.shapes, begun.out_shape)
     more = {KEPT: begun.out_shape} if params["kept"] != NONE else {}
-    return replace(begun, params=params, shapes=shapes, more_outputs=more)
+    dtypes = {**begun.dtypes, **{name: begun.dtypes[its] for name, its in row.again.items()}}
+    return replace(begun, params=params, shapes=shapes, more_outputs=more, dtypes=dtypes)

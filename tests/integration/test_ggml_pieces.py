@@ -27,6 +27,9 @@ PIECES = (
     "mul_mat_add",
     "ssm_conv_add_silu",
     "rms_norm_mul_rope",
+    "rms_norm_mul_rope_set_rows",
+    "mul_mat_add_swiglu",
+    "mul_mat_id_add_id_swiglu_oai",
 )
 
 

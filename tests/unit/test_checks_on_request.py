@@ -79,7 +79,8 @@ NO_SLICES = {
     *("add_rel_pos", "get_rel_pos", "pad_circular", "roll", "win_part", "win_unpart"),
     *("im2col", "im2col_3d", "im2col_back", "col2im_1d"),
     *("moe_routing", "mul_mat_add", "mul_mat_add_add", "mul_mat_id_add_id_mul", "mul_mat_id_mul", "rope_set_rows"),
-    "rms_norm_mul_rope",
+    *("mul_mat_id_add_id", "mul_mat_swiglu", "mul_mat_geglu", "mul_mat_add_swiglu", "mul_mat_id_swiglu"),
+    *("mul_mat_id_add_id_swiglu_oai", "rms_norm_mul_rope", "rms_norm_mul_rope_set_rows"),
     *("ssm_conv_add_silu", "ssm_conv_silu"),
     *("conv_2d", "conv_2d_dw", "conv_3d", "conv_transpose_1d", "conv_transpose_2d"),
 }

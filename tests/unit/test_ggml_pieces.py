@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from opconform.backends.ggml.caching import STORED
 from opconform.backends.ggml.graphs import GRAPHS
 from opconform.backends.ggml.limits import limits_of
 from opconform.backends.ggml.pieces import BUILDS, steps_of
@@ -52,7 +53,7 @@ def test_pieces_have_the_limits_of_the_ops_of_their_nodes() -> None:
 def test_every_limit_on_a_piece_is_about_something_that_it_has() -> None:
     for build in ("b6673", "b7836", "b8121", "v0.5.0"):
         for limit in (*limits("CPU", build), *limits_of("Vulkan0", True, "llvmpipe", build, True)):
-            if limit.op in GRAPHS and limit.op in {*BUILDS, "moe_routing", "rope_set_rows"}:
+            if limit.op in GRAPHS and limit.op in {*BUILDS, *STORED, "moe_routing"}:
                 known = next(known.case for known in known_cases().values() if known.case.op == limit.op)
                 limit.forbids(known, ops()[limit.op].traits(known))  # raises LookupError where there is no such thing
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from opconform.backends.ggml.caching import STORED
 from opconform.backends.ggml.llama.lines import NodeLines, line, node_of
 from opconform.backends.ggml.names import Numbers
 from opconform.backends.ggml.ops import GATES, OPS, UNARY, UNARY_INPLACE
@@ -35,7 +36,7 @@ LINES = NodeLines("b1", NUMBERS)
 #: Ops of one node that no line tells: ggml keeps only what it has made of the parameters of one, and the other's cases
 #: have three tensors in one.
 UNTOLD = {"xielu", "opt_step_adamw"}
-PIECES = {*CHAINS, "moe_routing", "rope_set_rows"}  #: of several nodes
+PIECES = {*CHAINS, *STORED, "moe_routing"}  #: of several nodes
 
 
 def number(op: str) -> int:
