@@ -97,6 +97,16 @@ OPS = (
         },
     ),
     behind(
+        _FIRST["mul_mat"],
+        "mul_mat_mul",
+        "products of the rows of b with those of a, times one scale",
+        lambda product, s: (product, product * s),
+        arguments={"s": ("one",)},
+        steps=("product",),
+        vector=_one_vector,
+        mistakes={"the scale is left out": lambda product, s: product},
+    ),
+    behind(
         _FIRST["mul_mat_id"],
         "mul_mat_id_mul",
         "products of rows with the matrices that ids choose, times a weight for each",

@@ -7,17 +7,19 @@ src/ggml-cuda/ggml-cuda.cu (ggml_cuda_can_fuse, ggml_cuda_try_fuse).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any
 
 from opconform.cases.activations import gelu, relu, sigmoid, silu, softplus
 from opconform.cases.families import choice
 from opconform.cases.families.chains import piece
-from opconform.cases.rows import EPS
+from opconform.cases.rows import EPS, standardised
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.op import Op
 
 Params = Mapping[str, Any]
 _ADDENDS = tuple("bcdefghijkl")  #: one more addition than ggml-vulkan takes at once (MAX_FUSED_ADDS, 9), and one
+_FACTORS = tuple("bcdefghij")  #: one more multiplication than ggml-cuda takes at once (8)
 
 
 def _normed(x: Approx, p: Params) -> Approx:
@@ -50,10 +52,24 @@ def _add_rms_norm_mul(a: Approx, b: Approx, w: Approx, p: Params) -> tuple[Appro
     return added, *weighed(added, w, p)
 
 
+def _norm_mul_add(x: Approx, w: Approx, b: Approx, p: Params) -> tuple[Approx, ...]:
+    """The norm, that times w, and b. A fused kernel multiplies three factors, in any order."""
+    variance = x.variance()
+    normed, square = standardised(x, variance, p), variance + float(p["eps"])
+    product = (normed * w).either((x - x.mean()).times(square.rsqrt(), w))
+    return normed, product, product + b
+
+
 def _adds(*given: Any) -> tuple[Approx, ...]:
     """Sums of a and b, of those and c, and so on, each in any order."""
     terms = given[:-1]
     return tuple(Approx.total(terms[: count + 1]) for count in range(1, len(terms)))
+
+
+def _muls(*given: Any) -> tuple[Approx, ...]:
+    """The products of a and b, of that and c, and so on."""
+    first, *others = given[:-1]
+    return tuple(accumulate(others, Approx.__mul__, initial=first))[1:]
 
 
 def _softcap(x: Approx, p: Params) -> tuple[Approx, ...]:
@@ -144,6 +160,20 @@ OPS = (
         },
     ),
     piece(
+        "norm_mul_add",
+        "(x − mean) / √(variance + eps) · w + b, row by row",
+        _norm_mul_add,
+        inputs=("x", "w", "b"),
+        params={"eps": EPS},
+        steps=("normed", "weighed"),
+        along_rows=True,
+        mistakes={
+            "the mean is not subtracted from x": lambda x, w, b, p: x.over_root(x.variance() + float(p["eps"])) * w + b,
+            "b is left out": lambda x, w, b, p: _norm_mul_add(x, w, b, p)[1],
+            "w and b are exchanged": lambda x, w, b, p: _norm_mul_add(x, b, w, p)[-1],
+        },
+    ),
+    piece(
         "adds",
         "a + b + c + …, up to eleven additions",
         _adds,
@@ -156,6 +186,19 @@ OPS = (
             "the second addend is left out": lambda a, b, *others: _adds(a, *others)[-1],
         },
         bound="γ_n·Σ|addend| of n additions",
+    ),
+    piece(
+        "muls",
+        "a · b · c · …, up to nine multiplications",
+        _muls,
+        inputs=("a", *_FACTORS),
+        optional=_FACTORS[2:],
+        steps=("multiplied",),
+        mistakes={
+            "the last factor is left out": lambda *given: (*given[:1], *_muls(*given))[-2],
+            "the last factor is added": lambda *given: (*given[:1], *_muls(*given))[-2] + given[-2],
+            "the second factor is left out": lambda a, b, *others: _muls(a, *others)[-1],
+        },
     ),
     piece(
         "softcap",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from opconform.cases.activations import sigmoid
+from opconform.cases.activations import sigmoid, softplus
 from opconform.cases.families.chains import MADE
 from opconform.cases.families.choices import Choices, check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import is_aligned
@@ -28,10 +28,11 @@ from opconform.harness.model.op import Composite, Op, Problem, Sizes
 LEAST = 2.0**-14  #: below it no sum of weights is a divisor (llama.cpp, src/llama-graph.cpp, build_moe_ffn)
 _MOST_EXPERTS = 1024
 
-#: form: of what the scores are made, "softmax" or "sigmoid" of the logits, or "late": of the logits themselves, with a
-#: softmax over those that are chosen. normed: whether the weights of a token are divided by their sum.
+#: form: of what the scores are made, "softmax", "sigmoid" or "sqrt_softplus" (√ln(1 + e^x)) of the logits, or "late":
+#: of the logits themselves, with a softmax over those that are chosen. normed: whether the weights of a token are
+#: divided by their sum.
 _PARAMS: Choices = {
-    "form": choice("softmax", "sigmoid", "late"),
+    "form": choice("softmax", "sigmoid", "late", "sqrt_softplus"),
     "normed": choice(False, True),
     "scale": choice(1.0, 2.5, 0.5, without=1.0, least=1e-3, most=1e3),
     **MADE,
@@ -77,6 +78,8 @@ def _routed(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mappi
 def _scores(logits: Approx, form: str) -> Approx:
     if form == "softmax":
         return normalised(logits, np.ones(logits.value.shape, bool), None)
+    if form == "sqrt_softplus":
+        return softplus(logits).sqrt()
     return sigmoid(logits) if form == "sigmoid" else logits
 
 

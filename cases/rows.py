@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from opconform.cases.families import choice, row_op
@@ -26,7 +27,7 @@ def over_half(x: Approx, squares: Approx) -> Approx:
     return x * squares.rsqrt().through(F16)
 
 
-def standardised(x: Approx, variance: Approx, p: dict[str, Any]) -> Approx:
+def standardised(x: Approx, variance: Approx, p: Mapping[str, Any]) -> Approx:
     """(x − mean) / √(variance + eps). Some kernels add −mean·scale to x·scale instead of scaling x − mean."""
     square, mean = variance + float(p["eps"]), x.mean()
     return (x - mean).over_root(square).besides(x.over_root(square), mean.over_root(square))

@@ -26,6 +26,7 @@ BEHIND: Mapping[str, tuple[str, ...]] = {
         "biased = ggml_add(product, bias)",
         "added = ggml_add(biased, residual)",
     ),
+    "mul_mat_mul": ("product = ggml_mul_mat(a, b)", "scaled = ggml_mul(product, s)"),
     "mul_mat_id_mul": ("product = ggml_mul_mat_id(a, b, ids)", "weighed = ggml_mul(product, s)"),
     "mul_mat_id_add_id": ("product = ggml_mul_mat_id(a, b, ids)", "biased = ggml_add_id(product, bias, ids)"),
     "mul_mat_id_add_id_mul": (
@@ -80,6 +81,11 @@ CHAINS: Mapping[str, tuple[str, ...]] = {
         "normed = ggml_rms_norm(added, eps)",
         "weighed = ggml_mul(normed, w)",
     ),
+    "norm_mul_add": (
+        "normed = ggml_norm(x, eps)",
+        "weighed = ggml_mul(normed, w)",
+        "added = ggml_add(weighed, b)",
+    ),
     "rms_norm_mul_rope": (*_RMS_NORM_MUL, f"turned = {_ROPE_OF_WEIGHED}"),
     "softcap": ("scaled = ggml_scale(x, down)", "bent = ggml_tanh(scaled)", "grown = ggml_scale(bent, up)"),
     **{
@@ -107,23 +113,27 @@ def _read(piece: str, text: str) -> tuple[str, Row]:
 
 Steps = Sequence[tuple[str, Row]]
 _STEPS: Mapping[str, Steps] = {piece: [_read(piece, text) for text in chain] for piece, chain in CHAINS.items()}
-_ADDENDS = tuple("abcdefghijkl")
+_MOST = {"adds": tuple("abcdefghijkl"), "muls": tuple("abcdefghij")}
+
+
+#: Those of as many nodes as a case has arguments, with the function of each node and the name of the first result.
+_LONG: Mapping[str, tuple[str, str]] = {"adds": ("ggml_add", "added"), "muls": ("ggml_mul", "multiplied")}
 
 
 @cache
-def _adds(addends: tuple[str, ...]) -> Steps:
-    """A sum of so many: "added" is that of the first two, "added2" that of three, and so on."""
-    steps, left = list[tuple[str, Row]](), addends[0]
-    for number, addend in enumerate(addends[1:], 1):
-        result = f"added{number}" if number > 1 else "added"
-        steps.append(_read("adds", f"{result} = ggml_add({left}, {addend})"))
+def _long(op: str, given: tuple[str, ...]) -> Steps:
+    """A sum of so many: "added" is that of the first two, "added2" that of three, and so on; or a product."""
+    (function, first), steps, left = _LONG[op], list[tuple[str, Row]](), given[0]
+    for number, name in enumerate(given[1:], 1):
+        result = f"{first}{number}" if number > 1 else first
+        steps.append(_read(op, f"{result} = {function}({left}, {name})"))
         left = result
     return steps
 
 
 def steps_of(op: str, inputs: Iterable[str]) -> Steps:
     """The calls of a piece with these arguments, in order, each with the name of its result."""
-    return _STEPS[op] if op in _STEPS else _adds(tuple(inputs))
+    return _STEPS[op] if op in _STEPS else _long(op, tuple(inputs))
 
 
 def build(nodes: Nodes) -> None:
@@ -154,7 +164,7 @@ def computed(nodes: Nodes, steps: Steps, results: dict[str, Tensor]) -> Tensor:
 
 #: Which node of a piece the traits of its cases are about, where they are about one.
 _ABOUT: Mapping[str, int] = {**dict.fromkeys(BEHIND, 0), "rms_norm_mul_rope": -1}
-BUILDS: Mapping[str, Build] = dict.fromkeys((*CHAINS, "adds"), build)
+BUILDS: Mapping[str, Build] = dict.fromkeys((*CHAINS, *_LONG), build)
 _WHOLE = ("aligned", "grid", "recipe")  #: subjects of limits that are about a case, not about one op in it
 _TURNED = ("ggml_add", "ggml_mul")  #: a piece may give the last of them its operands the other way round
 
@@ -167,13 +177,13 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
         known.setdefault(limit.op, []).append(replace(limit, kind="kernel", pinned=None) if limit.pinned else limit)
     ops = {row.symbol: row.op for row in OPS.values()}
     for piece in BUILDS:
-        steps = steps_of(piece, _ADDENDS)
+        steps = steps_of(piece, _MOST.get(piece, ()))
         made = {name for name, _ in steps}
         for _, step in steps:
             op = ops.get(step.symbol, step.symbol.removeprefix("ggml_"))
             theirs = OPS[op].tensors
             is_its_own = piece in _ABOUT and step is steps[_ABOUT[piece]][1]
-            may_be_turned = step.symbol in _TURNED and (step is steps[-1][1] or piece == "adds")
+            may_be_turned = step.symbol in _TURNED and (step is steps[-1][1] or piece in _LONG)
             for limit in known.get(op, ()):
                 is_layout = isinstance(limit.allowed, LayoutClass)
                 if limit.subject in _WHOLE or (is_its_own and not is_layout and limit.subject != "inplace"):

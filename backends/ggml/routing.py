@@ -42,4 +42,6 @@ def _scores(nodes: Nodes, logits: Tensor) -> Tensor:
     form = str(nodes.case.params["form"])
     if form == "softmax":
         return nodes.make("soft_max_ext", logits, nodes.null, 1.0, 0.0)
+    if form == "sqrt_softplus":
+        return nodes.make("sqrt", nodes.make("softplus", logits))
     return nodes.make("sigmoid", logits) if form == "sigmoid" else logits

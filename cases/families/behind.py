@@ -29,6 +29,7 @@ Shape = tuple[int, ...]
 KINDS: Mapping[str, Callable[[Mapping[str, Shape], Shape], Shape]] = {
     "row": lambda shapes, out: (1, 1, 1, out[3]),
     "whole": lambda shapes, out: out,
+    "one": lambda shapes, out: (1, 1, 1, 1),
     "column": lambda shapes, out: (*out[:3], 1),
     "experts": lambda shapes, out: (1, 1, shapes["a"][1], out[3]),
     "weights": lambda shapes, out: shapes["a"],

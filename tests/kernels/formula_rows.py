@@ -181,5 +181,5 @@ def wrong_kernels(op: str) -> Iterator[type[Correct]]:
     yield wrong.LeavesTail
     yield wrong.WritesPacked
     yield InHalf
-    if others and op not in ("add1", "adds", "add_rms_norm_mul"):  # a sum is the same exchanged
+    if others and op not in ("add1", "adds", "muls", "add_rms_norm_mul"):  # a sum is the same exchanged
         yield Exchanges

@@ -44,6 +44,8 @@ class Router(Backend):
         form = case.params["form"]
         if form == "softmax":
             return softmax(x)
+        if form == "sqrt_softplus":
+            return np.sqrt(np.maximum(x, 0) + np.log(ONE + np.exp(-np.abs(x))))
         return ONE / (ONE + np.exp(-x)) if form == "sigmoid" else x
 
     def chosen(self, keys: np.ndarray, k: int) -> np.ndarray:
