@@ -31,24 +31,26 @@ from opconform.harness.model.op import Index, Op, Problem
 
 @dataclass(frozen=True)
 class _Piece:
-    """What is put into the cache: the result of `first`, whose wrong kernels give `mistakes`, by what a hint says.
+    """What is put into the cache: the result of `turning`, whose wrong kernels give `mistakes`, by what a hint says.
 
-    params: those that a kernel may ignore. bound: that of `first`, in words.
+    params: those that a kernel may ignore. bound: that of `turning`, in words.
     """
 
-    first: Op
+    turning: Op
     bound: str
     mistakes: Mapping[str, Expect]
     params: Choices = field(default_factory=dict)
 
     def beginning(self, case: Case) -> Case:
-        """The case of the first op alone."""
-        begun = beginning_of(case, self.first, case.inputs["x"])
-        kept = {name: case.outputs[name].packed() for name in self.first.composite.more_outputs if name in case.outputs}
+        """The case of the op that turns, alone."""
+        begun = beginning_of(case, self.turning, case.inputs["x"])
+        kept = {
+            name: case.outputs[name].packed() for name in self.turning.composite.more_outputs if name in case.outputs
+        }
         return replace(begun, outputs={**begun.outputs, **kept})
 
     def expect(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
-        return self._stored(case, raw, numerics, self.first.expect)
+        return self._stored(case, raw, numerics, self.turning.expect)
 
     def _stored(self, case: Case, raw: Mapping[str, Raw], numerics: Numerics, turn: Expect) -> Expected:
         """The cache with what `turn` gives."""
@@ -68,7 +70,7 @@ class _Piece:
 
     def check(self, case: Case) -> None:
         """Raises `CaseError` for parameters and shapes that do not fit together."""
-        self.first.check(self.beginning(case))
+        self.turning.check(self.beginning(case))
         x, cache, rows = (case.inputs[name].shape for name in ("x", "cache", "rows"))
         if x[0] != 1 or cache[:2] != (1, 1) or cache[3] != x[2] * x[3]:
             raise CaseError(
@@ -81,7 +83,7 @@ class _Piece:
 
     def traits(self, case: Case) -> dict[str, Any]:
         """Those of the first op, but that every argument counts for `aligned`. index: the type of rows."""
-        own = {name: value for name, value in self.first.traits(self.beginning(case)).items() if name != "inplace"}
+        own = {name: value for name, value in self.turning.traits(self.beginning(case)).items() if name != "inplace"}
         return {**own, "aligned": is_aligned(case), "index": case.inputs["rows"].dtype}
 
     def hypotheses(self, image: Image) -> Iterator[Hypothesis]:
@@ -133,7 +135,7 @@ def _op(name: str, summary: str, piece: _Piece) -> Op:
         """
         return piece.expect(case, raw, numerics)
 
-    first = piece.first
+    first = piece.turning
     return Op(
         name=name,
         summary=summary,
