@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import accumulate
+from operator import mul
 from typing import Any
 
 from opconform.cases.activations import gelu, relu, sigmoid, silu, softplus
@@ -69,7 +70,7 @@ def _adds(*given: Any) -> tuple[Approx, ...]:
 def _muls(*given: Any) -> tuple[Approx, ...]:
     """The products of a and b, of that and c, and so on."""
     first, *others = given[:-1]
-    return tuple(accumulate(others, Approx.__mul__, initial=first))[1:]
+    return tuple(accumulate(others, mul, initial=first))[1:]
 
 
 def _softcap(x: Approx, p: Params) -> tuple[Approx, ...]:

@@ -48,7 +48,8 @@ WITHOUT_TORCH = (
     *("rope", "rope_back", "rwkv_wkv6", "rwkv_wkv7", "gated_linear_attn", "ssm_scan", "lightning_indexer"),
     *("dsv4_hc_comb", "dsv4_hc_pre", "dsv4_hc_post", "flash_attn_ext", "cpy_blocks", "moe_routing"),
     *("mul_mat_add", "mul_mat_add_add", "mul_mat_id_mul", "mul_mat_id_add_id_mul", "ssm_conv_silu"),
-    *("mul_mat_id_add_id", "mul_mat_swiglu", "mul_mat_geglu", "mul_mat_add_swiglu", "mul_mat_id_swiglu"),
+    *("mul_mat_mul", "mul_mat_id_add_id", "mul_mat_swiglu", "mul_mat_geglu", "mul_mat_add_swiglu"),
+    "mul_mat_id_swiglu",
     *("mul_mat_id_add_id_swiglu_oai", "ssm_conv_add_silu", "rope_set_rows", "rms_norm_mul_rope"),
     "rms_norm_mul_rope_set_rows",
 )
