@@ -104,6 +104,8 @@ class Search:
         label, build = runner.target.label, runner.target.build
         self._kept = FailingCases(database, op.name, label, build, most)
         self._races = FailingCases(database, op.name, f"{label}/races", build, most)  #: those that fail now and then
+        #: Those that only a check on request finds, by its name. They wait for a run that asks for it.
+        self._found_by = {name: FailingCases(database, op.name, f"{label}/{name}", build, most) for name in ON_REQUEST}
         self._observer = observer or Observer()
         self._listed = listed
         self._time_limit: float | None = None  #: seconds a case may take while a hang is shrunk
@@ -145,7 +147,8 @@ class Search:
             reported = self._with_its_words(reported)
             seen = [*others, *(self._found.seen.values() if self._found else ())]
             failure = replace(describe(self._op, self._runner, reported, seen), unfinished=unfinished)
-            (self._races if failure.kind == Kind.NOT_DETERMINISTIC else self._kept).add(failure.case)
+            for place in self._places_of(reported):
+                place.add(failure.case)
         self._tally.seconds = time.monotonic() - start
         return Result(
             self._op.name,
@@ -262,14 +265,25 @@ class Search:
         """Of named cases those that fail, unexpectedly."""
         return {name: verdict for name, verdict in self._try(cases).items() if self._is_new(verdict)}
 
+    def _places_of(self, verdict: Verdict) -> list[FailingCases]:
+        """Where a failure waits for the next run. What only a check on request has found waits beside that check, for
+        without it the case passes; a race that shows in other bits may show in wrong ones too."""
+        first, *others = verdict.findings
+        places = [self._found_by[first.check]] if first.check in self._found_by and not others else []
+        if verdict.kind == Kind.NOT_DETERMINISTIC:
+            places.append(self._races)
+        return places or [self._kept]
+
     def _failing_still(self) -> dict[str, Verdict]:
         """Of the failures of earlier runs those that still fail; one that always passes now is forgotten.
 
         The others are kept once more, for a database that is only read (`databases.py`) may be older next time. What
-        failed now and then is tried until it fails again, `RACE_RUNS` times.
+        failed now and then, or under a check on request, is tried until it fails again, `RACE_RUNS` times; the latter
+        only where this run asks for that check.
         """
         found: dict[str, Verdict] = {}
-        for kept, repeats in ((self._kept, _REPEATS), (self._races, RACE_RUNS - 1)):
+        found_by = ((self._found_by[check.name], RACE_RUNS - 1) for check in self._checks)
+        for kept, repeats in ((self._kept, _REPEATS), (self._races, RACE_RUNS - 1), *found_by):
             stored = kept.cases()
             tried = self._try([(case.id, case) for case in stored.values()])
             for text, case in stored.items():
@@ -292,6 +306,10 @@ class Search:
             other = self._runner.verdicts(self._op, [verdict.case])[0]
             if other.failed:
                 return now_and_then(other, f"right at first, then wrong in run {done + 1}")
+            if other.passed and self._checks:
+                other = related(self._runner, self._op, other, self._checks)
+                if other.failed:
+                    return other
         return verdict
 
     def _examine(

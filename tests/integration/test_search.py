@@ -349,6 +349,29 @@ def test_a_race_of_an_earlier_run_is_tried_until_it_fails_again_and_forgotten_af
     assert not list(database.fetch(mended))
 
 
+@pytest.mark.parametrize(
+    ("check", "breaks"),
+    [("deterministic", "Jitters"), ("batch_invariant", "SumsByBatch"), ("layout_invariant", "SumsByLayout")],
+)
+def test_what_a_check_on_request_has_found_waits_for_a_run_that_asks_for_it(check: str, breaks: str) -> None:
+    database = InMemoryExampleDatabase()
+    search(breaks, "cumsum", database=database, checks=(check,))
+    key = next(key for key in sorted(database.data, key=len) if key.endswith(f"/{check}".encode()))
+    for _ in range(3):
+        assert search(breaks, "cumsum", database=database, examples=1).failure is None
+    assert len(list(database.fetch(key))) == 1
+    again = search(breaks, "cumsum", database=database, checks=(check,), examples=1).failure
+    assert again is not None
+    assert again.findings[0].check == check
+    mended = key.replace(breaks.encode(), b"Good")
+    for stored in database.fetch(key):
+        database.save(mended, stored)
+    assert search("Good", "cumsum", database=database, examples=1).failure is None
+    assert len(list(database.fetch(mended))) == 1
+    assert search("Good", "cumsum", database=database, checks=(check,), examples=1).failure is None
+    assert not list(database.fetch(mended))
+
+
 def test_what_a_database_that_is_only_read_holds_is_kept_in_the_local_one_while_it_fails() -> None:
     last_night, local = InMemoryExampleDatabase(), InMemoryExampleDatabase()
     search("IgnoresNe3", database=last_night)
