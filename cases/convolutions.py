@@ -6,6 +6,7 @@ bound is that of a product of matrices (`products.product`), with what a device 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -14,10 +15,21 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import check_params, types_of
 from opconform.cases.families.taps import Window, crossed
-from opconform.cases.families.windowed import STRIDE, TAPS, axes, check_window, geometry, params_of, window
+from opconform.cases.families.windowed import (
+    FEW_TAPS,
+    STRIDE,
+    TAPS,
+    area,
+    check_window,
+    crowded_axes,
+    geometry,
+    kernel_sizes,
+    params_of,
+    window,
+)
 from opconform.cases.products import Operand, activations, product, weights
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, composite
+from opconform.harness.draw.strategies import among, as_many, composite, counts, rare_forms
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Expected
@@ -179,14 +191,16 @@ def _volume_sizes(case: Case) -> Sizes:
 
 @composite
 def _problems(draw: st.DrawFn, freedom: Freedom, op: str) -> Problem:
-    """Small images with a few channels; shrinks to one product."""
+    """Small images with a few channels, now and then many of these or of those; shrinks to one product."""
     number = 3 if op == "conv_3d" else 2
-    windows, sizes = draw(axes(freedom, number, 8 if number == 2 else 4))
-    images, channels = (
-        draw(among((1, 2, 3))),
-        draw(among((1, 2, 3, 5, 16) if number == 2 else (1, 2))),
-    )
-    outs = draw(among((1, 2, 3, 7, 33) if number == 2 else (1, 2, 3)))
+    form = draw(rare_forms("images", "channels", "outs") if op != "conv_2d_dw" else rare_forms("images", "channels"))
+    windows, sizes = draw(crowded_axes(freedom, number, 8 if number == 2 else 4, form))
+    if form == "usual":
+        images, channels = draw(among((1, 2, 3))), draw(among((1, 2, 3, 5, 16) if number == 2 else (1, 2)))
+        outs = draw(among((1, 2, 3, 7, 33) if number == 2 else (1, 2, 3)))
+    else:
+        many = as_many(draw(counts()), area(windows, sizes), freedom)
+        images, channels, outs = (many if form == name else 1 for name in ("images", "channels", "outs"))
     taps = tuple(its.kernel for its in reversed(windows))
     params: dict[str, Param] = params_of(windows)
     if op == "conv_2d":
@@ -311,9 +325,15 @@ def _transposed_problems(draw: st.DrawFn, freedom: Freedom, number: int) -> Prob
     name = "s0" if number == 1 else "stride"
     stride = int(draw(among(freedom.choices(name, STRIDE.values))))
     sizes = (1, 2, 3, 5, 8, 33, 130) if number == 1 else (1, 2, 3, 5, 8)
-    taps = tuple(draw(among(freedom.choices(f"k{axis}", TAPS))) for axis in reversed(range(number)))
+    form = draw(rare_forms("channels", "outs"))
+    tried = TAPS if form == "usual" else FEW_TAPS
+    taps = tuple(draw(kernel_sizes(freedom, axis, tried)) for axis in reversed(range(number)))
     places = tuple(draw(among(sizes)) for _ in range(number))
     channels, outs = draw(among((1, 2, 3, 5, 16))), draw(among((1, 2, 3, 7)))
+    if form != "usual":
+        places = (1,) * number
+        many = as_many(draw(counts()), math.prod(taps), freedom)
+        channels, outs = (many, 1) if form == "channels" else (1, many)
     images = 1 if number == 1 else draw(among(freedom.choices("images", (1, 2, 3))))
     if not freedom.choices("single", (False,)):
         images = 1

@@ -15,7 +15,7 @@ from opconform.cases.mla.attention import Narrow, attention_error, gamma, softma
 from opconform.cases.mla.faults import of_any_attention
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.cases.softmax import slopes
-from opconform.harness.draw.strategies import among, composite
+from opconform.harness.draw.strategies import among, as_many, composite, counts, few, lengths, rare_forms
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F32, F64, DType, Raw
@@ -209,27 +209,31 @@ def _whole_tiles(queries: int) -> int:
 
 @composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """A few queries on up to 257 keys; shrinks to one of each."""
+    """A few queries on up to 257 keys, now and then many queries, heads, sequences or keys; shrinks to one of each."""
     kinds = [name for name in _DRAWN if blocks.available() or DTYPES[name].block == 1]
     k = draw(among([name for name in kinds if freedom.choices("caches", (f"{name}-{name}",))]))
     v = draw(among(freedom.choices("caches", [f"{k}-{name}" for name in (k, k, k, *kinds)]))).partition("-")[2]
     sizes = [n for n in freedom.choices("head_size", (8, 16, 32, 40, 64, 80, 96, 128)) if n % DTYPES[k].block == 0]
-    width = draw(among(sizes))
+    form = draw(rare_forms("queries", "heads", "batch", "keys"))
+    width = draw(among(sizes)) if form == "usual" else min(sizes)
     other = draw(among([width, width, *(n for n in (32, 64, 128) if freedom.choices("alike", (False,)))]))
     if other % DTYPES[v].block:
         other = width
     if other % DTYPES[v].block:
         v = k
-    keys, queries = (
-        draw(among((1, 2, 3, 7, 31, 32, 33, 64, 257))),
-        draw(among((1, 1, 2, 3, 8, 9, 65))),
-    )
-    if not freedom.choices("padded", (True,)):
-        queries = min(queries, 33)
-    heads = draw(among((1, 2, 3)))
-    shared = draw(among((1, 2, 4))) if freedom.choices("shares", (True,)) else 1
-    batch = draw(among((1, 2)))
+    if form == "usual":
+        keys = draw(among((1, 2, 3, 7, 31, 32, 33, 64, 257)))
+        queries = draw(among((1, 1, 2, 3, 8, 9, 65)))
+        heads, batch = draw(among((1, 2, 3))), draw(among((1, 2)))
+    else:
+        other = width if width % DTYPES[v].block == 0 else other
+        many = as_many(draw(lengths() if form == "keys" else counts()), max(width, other), freedom)
+        queries, heads, batch = (many if form == name else 1 for name in ("queries", "heads", "batch"))
+        keys = many if form == "keys" else draw(few())
+    shared = draw(among((1, 2, 4))) if form == "usual" and freedom.choices("shares", (True,)) else 1
     params: dict[str, Param] = draw(drawn_params(freedom, {"scale": _SCALE, "max_bias": _BIAS, "logit_softcap": _CAP}))
+    if not freedom.choices("padded", (True,)) and (form != "queries" or float(params["logit_softcap"])):
+        queries = min(queries, 33)
     shapes = {
         "q": (batch, heads * shared, queries, width),
         "k": (batch, heads, keys, width),

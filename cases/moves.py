@@ -155,6 +155,7 @@ OPS = (
         check=_check_concat,
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_concat_faults,
+        pointwise=True,
         copies=True,
     ),
     *(
@@ -170,6 +171,7 @@ OPS = (
             check=_check_mask,
             traits=lambda case: {"aligned": is_aligned(case), "inplace": case.inplace is not None},
             hypotheses=_mask_faults,
+            pointwise=True,
         )
         for name, expect, filler in (
             ("diag_mask_inf", diag_mask_inf, "−infinity"),

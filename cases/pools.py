@@ -17,15 +17,16 @@ from opconform.cases.families.windowed import (
     PADDING,
     STRIDE,
     Params,
-    axes,
+    area,
     check_window,
+    crowded_axes,
     first,
     params_of,
     shaped,
     window,
 )
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, composite
+from opconform.harness.draw.strategies import among, as_many, composite, counts, integers, rare_forms
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F32, F64, Raw
@@ -118,8 +119,9 @@ def _pool_traits(case: Case, name: str = "x") -> dict[str, bool]:
 
 @composite
 def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str = "") -> Problem:
-    """Planes with windows; shrinks to one element."""
-    windows, sizes = draw(axes(freedom, number, 8))
+    """Planes with windows, now and then many small ones; shrinks to one element."""
+    form = draw(rare_forms("many"))
+    windows, sizes = draw(crowded_axes(freedom, number, 8, form))
     params: dict[str, Param] = {"kind": draw(among(freedom.choices("kind", _KIND.values)))}
     tiled, filled = (not freedom.choices(name, (False,)) for name in ("tiled", "filled"))
     windows = [
@@ -136,6 +138,9 @@ def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str =
     params |= {f"k{axis}": its.kernel for axis, its in enumerate(windows)}
     params |= {name: value for name, value in params_of(windows).items() if name[0] != "d"}
     outer = [draw(among((1, 2, 3))) for _ in range(4 - number)]
+    if form != "usual":
+        outer = [1] * len(outer)
+        outer[draw(integers(0, len(outer) - 1))] = as_many(draw(counts()), area(windows, sizes), freedom)
     x = (*outer, *reversed(sizes))
     out = _pool_shape(x, params)
     if source:

@@ -13,7 +13,19 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
+from opconform.harness.draw.strategies import (
+    among,
+    as_many,
+    composite,
+    counts,
+    few,
+    inner_sizes,
+    integers,
+    rare_forms,
+    scales,
+    tile_sizes,
+)
+from opconform.harness.draw.strategies import lengths as long_sizes
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import BF16, DTYPES, F16, F32, F64, QUANTISED, DType, Mask, Raw
@@ -212,12 +224,52 @@ def lengths(draw: st.DrawFn, dtype: str) -> int:
 
 
 @composite
+def _few_blocks(draw: st.DrawFn, dtype: str) -> int:
+    """The length of a row where there are many: of one block, or of a few elements."""
+    block = DTYPES[dtype].block
+    return draw(few()) if block == 1 else block
+
+
+@composite
+def _long(draw: st.DrawFn, freedom: Freedom, dtype: str, rows: int) -> int:
+    """The length of some long rows."""
+    block = DTYPES[dtype].block
+    return max(as_many(draw(long_sizes()), rows, freedom) // block, 1) * block
+
+
+@composite
+def _rare_sizes(draw: st.DrawFn, freedom: Freedom, dtype: str, form: str) -> dict[str, int]:
+    """k, m and n (the lengths of a row, and the rows of a and of b) and matrices along i2 and i3, where `form` is one
+    of these, and many; "long" rows, or both matrices larger than a tile ("tiles")."""
+    sizes = {"k": draw(_few_blocks(dtype)), "m": draw(few()), "n": draw(few()), "i2": 1, "i3": 1}
+    if form == "long":
+        sizes["k"] = draw(_long(freedom, dtype, max(sizes["m"], sizes["n"])))
+    elif form == "tiles":
+        sizes |= {"k": draw(lengths(dtype)), "m": draw(tile_sizes()), "n": draw(tile_sizes())}
+    else:
+        k, m, n = sizes["k"], sizes["m"], sizes["n"]
+        each = {"m": max(k, n), "n": max(k, m)}.get(form, max(k * m, k * n, m * n))
+        sizes[form] = as_many(draw(counts()), each, freedom)
+    return sizes
+
+
+@composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Matrices of up to 65 rows each, with outer axes over which a is repeated; shrinks to one product."""
+    """Matrices of up to 65 rows each, with outer axes over which a is repeated; now and then long rows, many of them,
+    many matrices, or two that are larger than a tile. Shrinks to one product."""
     dtype = draw(among(weight_types(freedom)))
-    k, m, n = draw(lengths(dtype)), draw(among(_SMALL)), draw(among(_SMALL))
-    outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
-    repeats = draw(among(((1, 1), (1, 2), (2, 1), (1, 4), (3, 2))))
+    form = draw(rare_forms("m", "n", "i2", "i3", "long", "tiles"))
+    if form == "usual":
+        k, m, n = draw(lengths(dtype)), draw(among(_SMALL)), draw(among(_SMALL))
+        outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
+        repeats = draw(among(((1, 1), (1, 2), (2, 1), (1, 4), (3, 2))))
+    else:
+        sizes = draw(_rare_sizes(freedom, dtype, form))
+        k, m, n = sizes["k"], sizes["m"], sizes["n"]
+        outer, repeats = (sizes["i3"], sizes["i2"]), (1, 1)
+        may_share = freedom.choices("repeats", (True,)) and (form != "i3" or freedom.choices("repeats_ne3", (True,)))
+        if may_share and draw(integers(0, 2)) == 2:  # one matrix for all
+            outer, repeats = (1, 1), outer
     if not freedom.choices("repeats", (True,)):
         repeats = (1, 1)
     elif not freedom.choices("repeats_ne3", (True,)):
@@ -317,10 +369,23 @@ def traits_id(case: Case) -> dict[str, str | bool]:
 
 @composite
 def problems_id(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Up to 16 experts, of which each token uses some; shrinks to one token and one expert."""
+    """Up to 16 experts, of which each token uses some, now and then many of these, many tokens, or many or long rows;
+    shrinks to one token and one expert."""
     dtype = draw(among(weight_types(freedom)))
-    k, m = draw(lengths(dtype)), draw(among(_SMALL))
-    experts, tokens = draw(among((1, 2, 3, 4, 8, 16))), draw(among((1, 2, 3, 5, 8, 32, 33)))
+    form = draw(rare_forms("tokens", "experts", "rows", "long"))
+    if form == "usual":
+        k, m = draw(lengths(dtype)), draw(among(_SMALL))
+        experts, tokens = draw(among((1, 2, 3, 4, 8, 16))), draw(among((1, 2, 3, 5, 8, 32, 33)))
+    else:
+        k, m, experts, tokens = draw(_few_blocks(dtype)), draw(few()), draw(few()), draw(few())
+        if form == "tokens":
+            tokens = as_many(draw(counts()), experts * max(m, k), freedom)
+        elif form == "experts":
+            experts = as_many(draw(counts()), m * k, freedom)
+        elif form == "rows":
+            m = as_many(draw(counts()), max(k, tokens) * experts, freedom)
+        else:
+            k = draw(_long(freedom, dtype, max(m * experts, tokens)))
     if not freedom.choices("one_token", (False,)):
         tokens = 1
     used = draw(among([n for n in (1, 2, 3, 4, 6, 8) if n <= experts]))
@@ -366,9 +431,17 @@ def check_outer(case: Case) -> None:
 def problems_outer(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Like those of MUL_MAT, turned; shrinks to one product."""
     dtype = draw(among(weight_types(freedom)))
-    m = draw(lengths(dtype))
-    k, n = draw(among(_SMALL)), draw(among(_SMALL))
-    outer = (draw(among((1, 2))), draw(among((1, 2, 3))))
+    form = draw(rare_forms("n", "i2", "i3", "long"))
+    if form == "usual":
+        m = draw(lengths(dtype))
+        k, n = draw(among(_SMALL)), draw(among(_SMALL))
+        outer = (draw(among((1, 2))), draw(among((1, 2, 3))))
+    elif form == "long":
+        m, n, outer = draw(_few_blocks(dtype)), draw(few()), (1, 1)
+        k = as_many(draw(long_sizes()), m, freedom)
+    else:  # a row of a is as long as one of the output
+        sizes = draw(_rare_sizes(freedom, dtype, form))
+        m, k, n, outer = sizes["k"], sizes["m"], sizes["n"], (sizes["i3"], sizes["i2"])
     may_repeat = freedom.choices("repeats", (True,))
     if dtype != "f32":
         may_repeat = may_repeat and freedom.choices("narrow_repeats", (True,))

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from opconform.cases.activations import softplus
 from opconform.cases.families.choices import choice, drawn_params
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import among, composite
+from opconform.harness.draw.strategies import among, as_many, composite, counts, few, rare_forms
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64, Raw
@@ -222,15 +222,21 @@ def _otherwise(rule: _Rule, wrong: str) -> Expect:
 
 @composite
 def _problems(draw: st.DrawFn, freedom: Freedom, rule: _Rule, scaled: bool) -> Problem:
-    """A few tokens of some sequences; shrinks to one token of one head with one channel."""
-    size = draw(among(freedom.choices("head_size", _SIZES)))
-    heads = draw(among((1, 2, 3)))
-    sequences = draw(among((1, 2, 3)))
-    room = max(_ROOM // size**2, 1)
-    heads = min(heads, room)
-    sequences = min(sequences, max(room // heads, 1))
-    longest = min(rule.longest, room // (heads * sequences))
-    tokens = draw(among([n for n in (1, 2, 3, 5, 7, 13, 33) if n <= max(longest, 1)]))
+    """A few tokens of some sequences, now and then many of these, or many heads; shrinks to one token of one head with
+    one channel."""
+    form = draw(rare_forms("heads", "sequences"))
+    if form == "usual":
+        size = draw(among(freedom.choices("head_size", _SIZES)))
+        heads, sequences = draw(among((1, 2, 3))), draw(among((1, 2, 3)))
+        room = max(_ROOM // size**2, 1)
+        heads = min(heads, room)
+        sequences = min(sequences, max(room // heads, 1))
+        longest = min(rule.longest, room // (heads * sequences))
+        tokens = draw(among([n for n in (1, 2, 3, 5, 7, 13, 33) if n <= max(longest, 1)]))
+    else:
+        size, tokens = min(freedom.choices("head_size", _SIZES)), draw(few())
+        many = as_many(draw(counts()), max(size**2, size * tokens), freedom)
+        heads, sequences = (many, 1) if form == "heads" else (1, many)
     shapes = rule.shapes(size, heads, sequences, tokens)
     outs = {name: shapes.pop(name) for name in ("out", "state_out")}
     params: dict[str, Param] = draw(drawn_params(freedom, {"scale": _SCALE})) if scaled else {}
@@ -356,15 +362,23 @@ def _check_scan(case: Case) -> None:
 
 @composite
 def _scan_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """A few tokens of some sequences; shrinks to one token of one head."""
+    """A few tokens of some sequences, now and then many of these, or many heads; shrinks to one token of one head."""
     form = draw(among(freedom.choices("form", ("mamba2", "mamba1"))))
-    states = draw(among(freedom.choices("d_state", (1, 4, 16, 33, 64, 128, 256))))
-    width = draw(among(freedom.choices("head_dim", (1, 2, 16, 32, 64))))
+    sizes, widths = (
+        freedom.choices("d_state", (1, 4, 16, 33, 64, 128, 256)),
+        freedom.choices("head_dim", (1, 2, 16, 32, 64)),
+    )
+    groups = draw(among((1, 2)))
+    rare = draw(rare_forms("heads", "sequences"))
+    if rare == "usual":
+        states, width = draw(among(sizes)), draw(among(widths))
+        heads, sequences = groups * draw(among((1, 2, 3, 4))), draw(among((1, 2, 3)))
+    else:
+        states, width = min(sizes), min(widths)
+        many = as_many(draw(counts()), states * width * groups, freedom)
+        heads, sequences = groups * (many if rare == "heads" else 1), many if rare == "sequences" else 1
     if not freedom.choices("whole", (False,)) and states == 256:
         width = max(width, 32)
-    groups = draw(among((1, 2)))
-    heads = groups * draw(among((1, 2, 3, 4)))
-    sequences = draw(among((1, 2, 3)))
     size = heads * width * states * sequences
     tokens = draw(among([n for n in (1, 2, 3, 7, 17) if n == 1 or n * size <= 1 << 16]))
     shapes = {

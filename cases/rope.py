@@ -13,7 +13,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import is_aligned
-from opconform.harness.draw.strategies import among, composite, within
+from opconform.harness.draw.strategies import among, as_many, composite, counts, rare_forms, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F64, Raw
@@ -229,18 +229,23 @@ def traits(case: Case) -> dict[str, Any]:
 
 @composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Heads of up to 256 channels in every mode; shrinks to one pair of one token."""
+    """Heads of up to 256 channels in every mode, now and then many heads, tokens or sequences of few channels; shrinks
+    to one pair of one token."""
     dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
     mode = draw(among(freedom.choices("mode", tuple(_MODES))))
-    half = draw(among((1, 2, 3, 4, 8, 16, 20, 32, 40, 64)))
+    form = draw(rare_forms("heads", "tokens", "batch"))
+    half = draw(among((1, 2, 3, 4, 8, 16, 20, 32, 40, 64) if form == "usual" else (1, 2)))
     n, width = 2 * half, 2 * half
     if mode == VISION:
         width = 2 * n
     elif draw(among(freedom.choices("whole", (True, False)))) is False:
         width = n + 2 * draw(among((1, 3, 16)))
-    heads, tokens, batch = (draw(among(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), (1, 2, 3)))
-    ne = [width, heads, tokens, batch]
-    shape = within(ne, DTYPES[dtype].itemsize, freedom)[::-1]
+    if form == "usual":
+        heads, tokens, batch = (draw(among(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), (1, 2, 3)))
+        shape = within([width, heads, tokens, batch], DTYPES[dtype].itemsize, freedom)[::-1]
+    else:
+        many = as_many(draw(counts()), max(width, 4), freedom)  # or four positions each
+        shape = (*(many if form == name else 1 for name in ("batch", "tokens", "heads")), width)
     if shape[3] != width:
         shape = (*shape[:3], width)
     sections = [0, 0, 0, 0]

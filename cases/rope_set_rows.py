@@ -103,7 +103,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, first: Op) -> Problem:
     """Problems of the first op without batches, and caches of some more rows; shrinks to one pair of one token."""
     begun = draw(first.problems(freedom))
     whole, x = begun.shapes["x"], (1, *begun.shapes["x"][1:])
-    table = draw(among([n for n in (1, 2, 3, 8, 33, 64) if n >= x[1]]))
+    table = draw(among([n for n in (1, 2, 3, 8, 33, 64) if n >= x[1]] or [x[1], x[1] + 1]))
     cache = (1, 1, table, x[2] * x[3])
     shapes = {name: x if shape == whole else shape for name, shape in begun.shapes.items()}
     shapes |= {"cache": cache, "rows": (1, 1, 1, x[1])}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -11,7 +12,17 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.conversions import ROUNDED, converted, decoded, fitted_to_scales, stored
 from opconform.cases.shapes import check_out, is_aligned, rows
-from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
+from opconform.harness.draw.strategies import (
+    among,
+    as_many,
+    composite,
+    counts,
+    few,
+    inner_sizes,
+    rare_forms,
+    scales,
+)
+from opconform.harness.draw.strategies import lengths as long_sizes
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, QUANTISED, Raw
@@ -26,6 +37,8 @@ Places = npt.NDArray[np.int64]
 _TABLES = ("f32", "f16", "bf16", "i32", *QUANTISED)
 _GROUP = 1024  #: a longer row takes a GPU's work group several passes
 _LONG_ROW = 1 << 14
+_WIDE_INTEGERS = 512
+_FEW_NAMED = 64  #: as many rows as a table has in the usual form
 _STORED = ("f32", "f16", "bf16", *ROUNDED)
 
 
@@ -38,6 +51,36 @@ def _with_decoder(types: list[str]) -> list[str]:
 def _length(draw: st.DrawFn, dtype: str) -> int:
     block = DTYPES[dtype].block
     return draw(inner_sizes(draw(scales()))) if block == 1 else block * draw(among((1, 2, 3)))
+
+
+def _table_forms() -> st.SearchStrategy[str]:
+    """What there are many of: tables along i3 or i2, their rows, those that are named; or the rows are long."""
+    return rare_forms("i3", "i2", "rows", "named", "long")
+
+
+def _types_in(form: str, types: list[str]) -> list[str]:
+    """Those of `types` that are drawn in a form. A row of few elements holds no block: where there are many rows they
+    are of plain types, if any are left."""
+    plain = [name for name in types if DTYPES[name].block == 1]
+    return types if form in ("usual", "long") else plain or types
+
+
+@composite
+def _table(draw: st.DrawFn, freedom: Freedom, dtype: str, form: str) -> tuple[tuple[int, int], int, int, int]:
+    """Tables in two outer dimensions, how many rows each has, how many are named, and their length, in one of
+    `_table_forms`; shrinks to one row of one element."""
+    if form == "usual":
+        rows, outer = draw(among((1, 2, 3, 5, 17, 64))), (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
+        return outer, rows, draw(among((1, 2, 3, 4, 7, 33))), draw(_length(dtype))
+    block = DTYPES[dtype].block
+    if form == "long":
+        matrices, rows, named = (draw(few()) for _ in range(3))
+        n = as_many(draw(long_sizes()), matrices * max(rows, named), freedom)
+        return (1, matrices), rows, named, max(n // block, 1) * block
+    sizes, n = {"i3": 1, "i2": 1, "rows": draw(few()), "named": draw(few())}, block * (draw(few()) if block == 1 else 1)
+    others = math.prod(sizes[name] for name in ("i3", "i2", "rows") if name != form)
+    sizes[form] = as_many(draw(counts()), n * max(others, sizes["named"]), freedom)
+    return (sizes["i3"], sizes["i2"]), sizes["rows"], sizes["named"], n
 
 
 # --- GET_ROWS ---
@@ -73,10 +116,11 @@ def _check_get_rows(case: Case) -> None:
 @composite
 def _get_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Some rows of tables; shrinks to one row of one element."""
-    dtype = draw(among(_with_decoder(freedom.choices("table", _TABLES))))
-    table, count = draw(among((1, 2, 3, 5, 17, 64))), draw(among((1, 2, 3, 4, 7, 33)))
-    outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
-    n = draw(_length(dtype))
+    form = draw(_table_forms())
+    dtype = draw(among(_types_in(form, _with_decoder(freedom.choices("table", _TABLES)))))
+    outer, table, count, n = draw(_table(freedom, dtype, form))
+    if not freedom.choices("wide_integers", (True,)) and dtype == "i32":
+        n = min(n, _WIDE_INTEGERS)
     shapes = {"a": (*outer, table, n), "b": (1, *outer, count)}
     goes = "i32" if dtype == "i32" else "f32"
     return Problem({}, goes, shapes, (*outer, count, n), dtypes={"a": dtype, "b": "i32"})
@@ -85,7 +129,11 @@ def _get_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 def _row_traits(case: Case) -> dict[str, str | bool]:
     """table: the type of a. wide_integers: whether rows of i32 are longer than 512."""
     a = case.inputs["a"]
-    return {"table": a.dtype, "aligned": is_aligned(case), "wide_integers": a.dtype == "i32" and a.shape[-1] > 512}
+    return {
+        "table": a.dtype,
+        "aligned": is_aligned(case),
+        "wide_integers": a.dtype == "i32" and a.shape[-1] > _WIDE_INTEGERS,
+    }
 
 
 def _wrong_rows(image: Image) -> Iterator[Hypothesis]:
@@ -157,11 +205,11 @@ def _set_rows_traits(case: Case) -> dict[str, str | bool]:
 @composite
 def _set_rows_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of caches; shrinks to one row of one element."""
-    dtype = draw(among(_with_decoder(freedom.choices("dtype", _STORED))))
-    table = draw(among((1, 2, 3, 5, 17, 64)))
-    count = draw(among([n for n in (1, 2, 3, 4, 7, 33) if n <= table]))
-    outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
-    n = draw(_length(dtype))
+    form = draw(_table_forms())
+    dtype = draw(among(_types_in(form, _with_decoder(freedom.choices("dtype", _STORED)))))
+    outer, table, count, n = draw(_table(freedom, dtype, form))
+    if count > table:  # each names another row
+        table, count = (count, count) if count > _FEW_NAMED else (table, table)
     c = (1, draw(among((outer[0], 1))), draw(among((outer[1], 1))), count)
     shapes = {"a": (*outer, table, n), "b": (*outer, count, n), "c": c}
     kinds = {
@@ -196,8 +244,15 @@ def _check_add_id(case: Case) -> None:
 @composite
 def _add_id_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Rows of some tokens, each of which uses some experts; shrinks to one element."""
-    n = draw(inner_sizes(draw(scales())))
-    tokens, used, experts = (draw(among(sizes)) for sizes in ((1, 2, 3, 17), (1, 2, 3, 4), (1, 2, 4, 33)))
+    form = draw(rare_forms("tokens", "experts", "long"))
+    if form == "usual":
+        n = draw(inner_sizes(draw(scales())))
+        tokens, used, experts = (draw(among(sizes)) for sizes in ((1, 2, 3, 17), (1, 2, 3, 4), (1, 2, 4, 33)))
+    else:
+        tokens, used, experts = (draw(few()) for _ in range(3))
+        n = as_many(draw(long_sizes()), max(tokens * used, experts), freedom) if form == "long" else draw(few())
+        tokens = as_many(draw(counts()), used * n, freedom) if form == "tokens" else tokens
+        experts = as_many(draw(counts()), n, freedom) if form == "experts" else experts
     a = (1, tokens, used, n)
     shapes = {"a": a, "b": (1, 1, experts, n), "ids": (1, 1, tokens, used)}
     return Problem({}, "f32", shapes, a, dtypes={"ids": "i32"})
@@ -310,7 +365,14 @@ def _top_k_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 
 @composite
 def _argmax_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    n, count = draw(inner_sizes(draw(scales()))), draw(inner_sizes(33))
+    form = draw(rare_forms("rows", "long"))
+    n, count = draw(few()), draw(few())
+    if form == "usual":
+        n, count = draw(inner_sizes(draw(scales()))), draw(inner_sizes(33))
+    elif form == "rows":
+        count = as_many(draw(counts()), n, freedom)
+    else:
+        n = as_many(draw(long_sizes()), count, freedom)
     return Problem({}, "i32", {"x": (1, 1, count, n)}, (1, 1, 1, count), dtypes={"x": "f32"})
 
 
@@ -376,6 +438,7 @@ OPS = (
         traits=_row_traits,
         hypotheses=_wrong_rows,
         indices={"b": Index("a", 2)},
+        pointwise=True,
     ),
     Op(
         name="set_rows",
@@ -390,6 +453,7 @@ OPS = (
         check=_check_set_rows,
         traits=_set_rows_traits,
         indices={"c": Index("a", 2, unique=True)},
+        pointwise=True,
         composite=Composite(shape_values=fitted_to_scales("b")),
     ),
     Op(
@@ -406,6 +470,7 @@ OPS = (
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_wrong_ids,
         indices={"ids": Index("b", 2)},
+        pointwise=True,
     ),
     Op(
         name="argsort",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, composite, within
+from opconform.harness.draw.strategies import among, as_many, composite, counts, rare_forms, within
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Raw
 from opconform.harness.model.expected import Expected
@@ -248,10 +248,16 @@ def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Images that grow, shrink or keep their size along each axis; shrinks to one pixel."""
     mode = draw(among(freedom.choices("mode", MODES)))
     ne = [draw(among(sizes)) for sizes in ((1, 2, 3, 5, 8, 17, 33), (1, 2, 3, 7, 16), (1, 2, 3), (1, 2, 3))]
-    shape = within(ne, 16, freedom)[::-1]
+    form = draw(rare_forms("i2", "i3"))
     scale = among(((2, 1), (1, 1), (3, 1), (1, 2), (7, 3), (2, 3), (5, 1), (1, 4)))
-    scales = [draw(scale) for _ in range(2)]
-    scales = [draw(among(((1, 1), (2, 1), (1, 2), (3, 2)))) for _ in range(2)] + scales
+    if form == "usual":
+        shape = within(ne, 16, freedom)[::-1]
+        scales = [draw(scale) for _ in range(2)]
+        scales = [draw(among(((1, 1), (2, 1), (1, 2), (3, 2)))) for _ in range(2)] + scales
+    else:
+        scales = [(1, 1), (1, 1), *(draw(among(((2, 1), (1, 1), (1, 2)))) for _ in range(2))]
+        many = as_many(draw(counts()), 4, freedom)
+        shape = (*((many, 1) if form == "i3" else (1, many)), 1, draw(among((1, 2))))
     out = tuple(max(n * over // under, 1) for n, (over, under) in zip(shape, scales))
     return Problem({"mode": mode}, "f32", {"x": shape}, out)
 

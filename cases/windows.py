@@ -17,8 +17,9 @@ from opconform.cases.families.windowed import (
     PADDING,
     STRIDE,
     Params,
-    axes,
+    area,
     check_window,
+    crowded_axes,
     first,
     gathered,
     geometry,
@@ -26,7 +27,7 @@ from opconform.cases.families.windowed import (
     window,
 )
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, composite
+from opconform.harness.draw.strategies import among, as_many, composite, counts, rare_forms
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.expected import Expected
@@ -114,11 +115,15 @@ def _columns_shape(kernel: tuple[int, ...], x: tuple[int, ...], params: Params) 
 
 @composite
 def _columns_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Small images with a few channels; shrinks to one pixel and a kernel of one tap."""
+    """Small images with a few channels, now and then many of either; shrinks to one pixel and a kernel of one tap."""
     came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS))).partition("-")
     is_2d = draw(among(freedom.choices("is_2d", (True, False))))
-    windows, sizes = draw(axes(freedom, 2, 8))
+    form = draw(rare_forms("images", "channels"))
+    windows, sizes = draw(crowded_axes(freedom, 2, 8, form))
     images, channels, outs = (draw(among((1, 2, 3))), draw(among((1, 2, 3, 5, 17))), 2)
+    if form != "usual":
+        many = as_many(draw(counts()), area(windows, sizes), freedom)
+        images, channels = (many, 1) if form == "images" else (1, many)
     params: dict[str, Param] = {**params_of(windows), "is_2d": is_2d}
     if is_2d:
         kernel = (outs, channels, windows[1].kernel, windows[0].kernel)
@@ -214,10 +219,14 @@ def _volume_sizes(case: Case) -> Sizes:
 
 @composite
 def _volumes_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Small volumes with a few channels; shrinks to one place and a kernel of one tap."""
+    """Small volumes with a few channels, now and then many of either; shrinks to one place and a kernel of one tap."""
     came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS[:2]))).partition("-")
-    windows, sizes = draw(axes(freedom, 3, 5))
+    form = draw(rare_forms("images", "channels"))
+    windows, sizes = draw(crowded_axes(freedom, 3, 5, form))
     images, channels = draw(among((1, 2, 3))), draw(among((1, 2, 3)))
+    if form != "usual":
+        many = as_many(draw(counts()), area(windows, sizes), freedom)
+        images, channels = (many, 1) if form == "images" else (1, min(many, FAR))
     kernel = (2 * channels, *(its.kernel for its in reversed(windows)))
     x = (images * channels, *reversed(sizes))
     params: dict[str, Param] = {"ic": channels, **params_of(windows)}
@@ -281,6 +290,11 @@ def _overlaid_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     dtype = draw(among(freedom.choices("dtype", ("f32", "f16", "bf16"))))
     stride, k = draw(among((1, 2, 3, 5, 8))), draw(among((1, 2, 3, 4, 7, 16)))
     channels, count = draw(among((1, 2, 3, 5))), draw(among((1, 2, 3, 7, 33, 130)))
+    form = draw(rare_forms("signals", "channels"))
+    if form != "usual":
+        k, many = draw(among((1, 2))), draw(counts())
+        channels, count = (1, many) if form == "signals" else (many, 1)
+        channels, count = (as_many(n, max(stride if n == count else 1, k), freedom) for n in (channels, count))
     room = ((count - 1) * stride + k - 1) // 2
     padding = min(draw(among(PADDING.values)), room)
     params: dict[str, Param] = {"s0": stride, "oc": channels, "p0": int(padding)}

@@ -5,6 +5,7 @@ Where the taps of a window stand, `taps` says.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,6 +28,7 @@ STRIDE = choice(1, 2, 3, 5, least=1, most=FAR)
 PADDING = choice(0, 1, 2, 3, least=0, most=FAR)
 DILATION = choice(1, 2, 3, least=1, most=FAR)
 TAPS = (1, 2, 3, 4, 5)  #: of a kernel along an axis
+FEW_TAPS = (1, 2)
 
 
 def window(params: Params, axis: int, kernel: int) -> Window:
@@ -51,16 +53,24 @@ def check_window(name: str, its: Window, n: int) -> int:
     return count
 
 
+def kernel_sizes(freedom: Freedom, axis: int, taps: tuple[int, ...] = TAPS) -> st.SearchStrategy[int]:
+    """The length of a kernel along an axis, one of `taps` where limits leave any of them."""
+    return among(freedom.choices(f"k{axis}", taps) or freedom.choices(f"k{axis}", TAPS))
+
+
 @composite
-def axes(draw: st.DrawFn, freedom: Freedom, number: int, most: int) -> tuple[list[Window], list[int]]:
+def axes(
+    draw: st.DrawFn, freedom: Freedom, number: int, most: int, taps: tuple[int, ...] = TAPS
+) -> tuple[list[Window], list[int]]:
     """Windows along so many axes, the innermost first, and the axes' sizes: at least one window fits along each,
     and one tap meets an element: where all are in the padding the output is 0 whatever the elements are.
 
-    Shrinks to windows of one place on axes of one.
+    `most`: how many lengths of an axis there are to choose from. `taps`: the lengths of a kernel. Shrinks to windows of
+    one place on axes of one.
     """
     windows, sizes = [], []
     for axis in range(number):
-        kernel = draw(among(freedom.choices(f"k{axis}", TAPS)))
+        kernel = draw(kernel_sizes(freedom, axis, taps))
         params = [
             draw(among(freedom.choices(f"{name}{axis}", its.values)))
             for name, its in (("s", STRIDE), ("p", PADDING), ("d", DILATION))
@@ -70,6 +80,23 @@ def axes(draw: st.DrawFn, freedom: Freedom, number: int, most: int) -> tuple[lis
         windows.append(its)
         sizes.append(its.reached(least + draw(among((0, 1, 2, 3, 4, 6, 9, 15)[:most]))))
     return windows, sizes
+
+
+@composite
+def crowded_axes(
+    draw: st.DrawFn, freedom: Freedom, number: int, most: int, form: str
+) -> tuple[list[Window], list[int]]:
+    """`axes`, and in any form but the "usual" one the smallest of them: there are many of something else."""
+    found: tuple[list[Window], list[int]] = draw(
+        axes(freedom, number, most) if form == "usual" else axes(freedom, number, 1, FEW_TAPS)
+    )
+    return found
+
+
+def area(windows: list[Window], sizes: list[int]) -> int:
+    """How many elements one image has, or all of its windows together."""
+    rows = [its.count(n) * its.kernel for its, n in zip(windows, sizes)]
+    return max(math.prod(rows), math.prod(sizes))
 
 
 def params_of(windows: list[Window]) -> dict[str, Param]:

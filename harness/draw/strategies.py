@@ -167,6 +167,27 @@ def few() -> st.SearchStrategy[int]:
     return _FEW
 
 
+#: Of forms that a strategy has beside the usual one, each has one draw of so many.
+_RARELY = 40
+#: What a tensor holds at most whose many parts are more than one or two elements each.
+_MANY_ELEMENTS = 9 << 15
+
+
+@cache
+def rare_forms(*names: str) -> st.SearchStrategy[str]:
+    """ "usual", or one of `names`, each in one draw of forty; shrinks to "usual"."""
+    return st.sampled_from(("usual",) * (_RARELY - len(names)) + names)
+
+
+def as_many(count: int, each: int, freedom: Freedom) -> int:
+    """`count` parts of a tensor, of `each` elements of up to 32 bits; 4,097 where so many would take long, and fewer
+    where they take more than a sixteenth of the bytes allowed."""
+    each = max(each, 1)
+    if count * each > _MANY_ELEMENTS:
+        count = min(count, 4097)
+    return min(count, max(freedom.max_bytes // 64 // each, 1))
+
+
 @composite
 def rare_sizes(draw: st.DrawFn, form: str, axes: Sequence[int], inner: int, outer: Sequence[int]) -> list[int]:
     """Four sizes, the innermost first, in a rare form: "long" along `inner`, "many" along one of `outer`, "tiles" along

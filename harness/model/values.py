@@ -146,6 +146,7 @@ RECIPES: dict[str, Recipe] = {
     "edges": _edges,
     "special": _special,
 }
+_MANY_PERMUTATIONS = 1 << 10
 INTEGER_RECIPES = ("small_int", "index", "normal", "wide")
 _FLOATS_ONLY = ("edges", "special")  #: an index, or a block, is "normal" beside them
 FINITE_RECIPES = tuple(name for name in RECIPES if name != "special")
@@ -155,13 +156,14 @@ def recipes_of(op: Op, dtype: str) -> tuple[str, ...]:
     """The recipes that an op is tried with on elements of a type, the simplest first.
 
     Infinities and NaN are for ops of which each element of the output comes from a few elements: in a sum right kernels
-    carry them in other ways (a scan as a product of matrices makes NaN of what stands before an infinity).
+    carry them in other ways (a scan as a product of matrices makes NaN of what stands before an infinity). No block of
+    a quantised type holds one.
     """
     if op.composite.recipes:
         return op.composite.recipes
     if not DTYPES[dtype].is_float:
         return INTEGER_RECIPES
-    return tuple(RECIPES) if op.pointwise else FINITE_RECIPES
+    return tuple(RECIPES) if op.pointwise and DTYPES[dtype].block == 1 else FINITE_RECIPES
 
 
 class _NoEntropy(np.random.bit_generator.ISeedSequence):
@@ -250,7 +252,10 @@ def _places(rng: np.random.Generator, case: Case, name: str, index: Index) -> F6
     rows = math.prod(shape[:-1])
     form = rng.integers(0, 6)
     if index.unique:
-        drawn = np.array([rng.permutation(size)[:count] for _ in range(rows)], dtype=np.float64).reshape(rows, -1)
+        if rows > _MANY_PERMUTATIONS:  # at once: one by one they take longer than all else
+            drawn = rng.permuted(np.tile(np.arange(size, dtype=np.float64), (rows, 1)), axis=1)[:, :count]
+        else:
+            drawn = np.array([rng.permutation(size)[:count] for _ in range(rows)], dtype=np.float64).reshape(rows, -1)
         drawn = np.sort(drawn, axis=-1) if form == 1 else np.sort(drawn, axis=-1)[:, ::-1] if form == 2 else drawn
         return drawn.reshape(shape)
     drawn = rng.integers(0, size, (rows, count)).astype(np.float64)
