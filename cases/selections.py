@@ -193,12 +193,14 @@ def _check_set_rows(case: Case) -> None:
 
 
 def _set_rows_traits(case: Case) -> dict[str, str | bool]:
-    """loose_blocks: whether a is of a quantised type, and an argument starts where a storage buffer may not."""
+    """loose_blocks: whether a is of a quantised type, and an argument starts where a storage buffer may not.
+    shortens_nan: whether NaN of any payload lose half of their bits."""
     return {
         "source": case.inputs["b"].dtype,
         "index": case.inputs["c"].dtype,
         "aligned": is_aligned(case),
         "loose_blocks": case.inputs["a"].type.block > 1 and not is_aligned(case),
+        "shortens_nan": (case.inputs["b"].dtype, case.dtype, case.recipe) == ("f32", "bf16", "special"),
     }
 
 

@@ -253,6 +253,16 @@ DEVICES: tuple[Limit, ...] = (
         pinned="cpy/vulkan-nan",
     ),
     Limit(
+        "set_rows",
+        "shortens_nan",
+        (False,),
+        "rounds a NaN to bf16 like a number: one whose upper bits are those of infinity becomes infinite, or -0",
+        "src/ggml-vulkan/vulkan-shaders/types.glsl, fp32_to_bf16",
+        kind="bug",
+        device="Vulkan",
+        pinned="set_rows/vulkan-nan",
+    ),
+    Limit(
         "gated_delta_net",
         "head_size",
         (16, 32, 64, 128),
