@@ -9,6 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.families.conversions import ROUNDED, decoded, fitted_to_scales, stored
+from opconform.cases.families.encoders import has_top_scales
 from opconform.cases.shapes import check_out, is_aligned, tensors
 from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model import blocks
@@ -30,7 +31,8 @@ _LONGEST = 65536  #: elements of a row, and a block more: a counter of 16 bits h
 
 def cpy_blocks(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     """The elements of x in the type of out. Blocks become float32 as they are decoded (`conversions.decoded`); numbers
-    become blocks within half a step of their codes (`conversions.rounded`); blocks of one type keep every bit.
+    become blocks, each as near as the encoders of its type come (`encoders.ENCODERS`: half a step of a plain type's
+    codes); blocks of one type keep every bit.
     """
     came, goes = case.inputs["x"].type, case.outputs["out"].type
     if came is goes:
@@ -53,13 +55,15 @@ def _check(case: Case) -> None:
 
 
 def _traits(case: Case) -> dict[str, object]:
-    """`spread_blocks`: blocks of one type that are not whole tensors, so that a copy of all bytes is not the answer."""
+    """spread_blocks: blocks of one type that are not whole tensors, so that a copy of all bytes is not the answer.
+    top_scales: as `has_top_scales` tells."""
     came, goes = case.inputs["x"], case.outputs["out"]
     is_whole = max(came.kind, goes.kind) <= LayoutClass.CONTIGUOUS
     return {
         "types": f"{came.dtype}-{goes.dtype}",
         "spread_blocks": came.dtype == goes.dtype and not is_whole,
         "aligned": is_aligned(case),
+        "top_scales": came.type.block == 1 and has_top_scales(goes.dtype, case.recipe),
     }
 
 
@@ -113,7 +117,7 @@ OPS = (
             argument_dtypes={"x": ("f32", "f16", *QUANTISED)},
             problems=_problems,
             expect=cpy_blocks,
-            bound="γ_c·(|scale·code| + |minimum|) of blocks that are decoded, half a step of those that are made",
+            bound="γ_c·(|scale·code| + |minimum|) of blocks that are decoded, half a step or so of those that are made",
             check=_check,
             traits=_traits,
             hypotheses=_faults,

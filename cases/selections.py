@@ -11,6 +11,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from opconform.cases.families.conversions import ROUNDED, converted, decoded, fitted_to_scales, stored
+from opconform.cases.families.encoders import has_top_scales
 from opconform.cases.shapes import check_out, is_aligned, rows
 from opconform.harness.draw.strategies import (
     among,
@@ -157,7 +158,7 @@ def set_rows(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected
     """out = a, but row c[i3 mod n3, i2 mod n2, j] of a[i3, i2] is b[i3, i2, j] in the type of a.
 
     Rows that no index names keep their bits. The others are exact where the type holds the value, else rounded once to
-    nearest (`conversions.converted`); of a quantised type they are within the block's step (`conversions.rounded`).
+    nearest (`conversions.converted`); of a quantised type they are as near as its encoders come (`encoders.ENCODERS`).
     """
     a, b = case.inputs["a"], case.inputs["b"]
     at = _indices(case, raw, "c")[0]
@@ -194,13 +195,14 @@ def _check_set_rows(case: Case) -> None:
 
 def _set_rows_traits(case: Case) -> dict[str, str | bool]:
     """loose_blocks: whether a is of a quantised type, and an argument starts where a storage buffer may not.
-    shortens_nan: whether NaN of any payload lose half of their bits."""
+    shortens_nan: whether NaN of any payload lose half of their bits. top_scales: as `has_top_scales` tells."""
     return {
         "source": case.inputs["b"].dtype,
         "index": case.inputs["c"].dtype,
         "aligned": is_aligned(case),
         "loose_blocks": case.inputs["a"].type.block > 1 and not is_aligned(case),
         "shortens_nan": (case.inputs["b"].dtype, case.dtype, case.recipe) == ("f32", "bf16", "special"),
+        "top_scales": has_top_scales(case.inputs["a"].dtype, case.recipe),
     }
 
 
@@ -451,7 +453,7 @@ OPS = (
         argument_dtypes={"b": ("f32", "f16"), "c": ("i64", "i32")},
         problems=_set_rows_problems,
         expect=set_rows,
-        bound="the bits of a; one rounding of b, half a step of a block",
+        bound="the bits of a; one rounding of b, half a step or so of a block",
         check=_check_set_rows,
         traits=_set_rows_traits,
         indices={"c": Index("a", 2, unique=True)},

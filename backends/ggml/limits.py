@@ -22,7 +22,7 @@ _VK_SHADER = "src/ggml-vulkan/vulkan-shaders/acc.comp"
 _VK_CPY = tuple(f"{x}-{out}" for x in _TYPES for out in _TYPES if {x, out} != {"f16", "bf16"})
 _VK_BLOCKS = (
     *(f"{name}-f32" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")),
-    *(f"f32-{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0")),
+    *(f"f32-{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl")),
     *(f"{name}-{name}" for name, its in BLOCKS.items() if its.bytes % 2 == 0),  # they go as numbers of 16 or 32 bits
 )
 #: The CPU makes no blocks of these types, and then copies none either.
@@ -364,6 +364,19 @@ DEVICES: tuple[Limit, ...] = (
     Limit(
         "get_rows_back", "source", ("f32",), "Vulkan's get_rows_back adds up f32 only", _VK_SUPPORTS, device="Vulkan"
     ),
+    *(
+        Limit(
+            op,
+            "top_scales",
+            (False,),
+            "a scale of NVFP4 from 248 on becomes 448, the largest one: of 256 to 416 there is none",
+            "src/ggml-impl.h, ggml_fp32_to_ue4m3 (ue4m3_exp >= 15)",
+            kind="bug",
+            device="CPU",
+            pinned=f"{op}/cpu-nvfp4-scale",
+        )
+        for op in ("cpy_blocks", "set_rows")
+    ),
     Limit(
         "cpy_blocks",
         "types",
@@ -377,6 +390,14 @@ DEVICES: tuple[Limit, ...] = (
         "types",
         _VK_BLOCKS,
         "Vulkan copies between f32 and simple blocks, or blocks of one type that have an even number of bytes",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    Limit(
+        "set_rows",
+        "dtype",
+        ("f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl"),
+        "Vulkan's set_rows makes simple blocks only",
         _VK_SUPPORTS,
         device="Vulkan",
     ),
@@ -395,6 +416,10 @@ DEVICES: tuple[Limit, ...] = (
         "Vulkan copies blocks of one type between contiguous tensors",
         _VK_SUPPORTS,
         device="Vulkan",
+    ),
+    *(
+        Limit(op, "dtype", _TYPES, f"Vulkan's {op} takes these types only", _VK_SUPPORTS, device="Vulkan")
+        for op in ("cont", "dup", "concat", "repeat")
     ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )
@@ -449,6 +474,10 @@ KERNELS: tuple[Limit, ...] = (
         "Vulkan's SSM_CONV aborts for an argument that does not start where a storage buffer may "
         "(minStorageBufferOffsetAlignment, 256 bytes at most)",
         "src/ggml-vulkan/ggml-vulkan.cpp, init_pushconst_tensor_offsets", kind="kernel", device="Vulkan",
+    ),
+    Limit(
+        "repeat", "dtype", (*_TYPES, "i16"), "the CPU's REPEAT aborts for i8, i64 and f64",
+        "src/ggml-cpu/ops.cpp, ggml_compute_forward_repeat", kind="kernel", device="CPU",
     ),
     Limit(
         "sum_rows", "x", LayoutClass.ROWS, "the CPU's SUM_ROWS aborts unless x's nb0 is the element size",

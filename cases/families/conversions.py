@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from opconform.cases.families.encoders import ENCODERS
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F16, F64, DType, Mask, Raw
@@ -13,9 +14,8 @@ from opconform.harness.model.expected import Expected
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import ShapeValues
 
-#: The quantised types whose rounding has a derived bound, with the codes on either side of 0 (or from the minimum on).
-ROUNDED = {"q8_0": (127, 127), "q4_0": (8, 7), "q5_0": (16, 15), "q4_1": (0, 15), "q5_1": (0, 31)}
-_HALF, _HALF_TINY = 2.0**-11, 2.0**-25
+#: The quantised types whose rounding has a derived bound.
+ROUNDED = tuple(ENCODERS)
 
 Conversion = Callable[[Raw, DType, DType, Numerics], Expected]
 
@@ -77,32 +77,18 @@ def stored(raw: Raw, came: DType, goes: DType, numerics: Numerics) -> tuple[F64,
 
 
 def rounded(value: F64, goes: DType) -> F64:
-    """How far an element of a block may be from `value` once it is rounded to the block's codes.
-
-    q8_0, d = amax/127: |error| ≤ d/2. q4_0 and q5_0, d = the largest element / −8 (−16): d/2, but the other end, where
-    a code is missing, is off by d. q4_1 and q5_1, d = (max − min)/15 (31): d/2. A scale is stored in float16, off by
-    2^-11·d + 2^-25, which the largest code multiplies; so is a minimum. 8u·amax are the roundings on the way.
-    """
-    low, high = ROUNDED[goes.name]
-    parts = value.reshape(*value.shape[:-1], value.shape[-1] // goes.block, goes.block)
-    amax = np.abs(parts).max(-1, keepdims=True)
-    if low:
-        d = amax / low
-        off = np.where((low > high) & (np.abs(parts) > (high - 0.5) * d), d, d / 2)
-        off = off + max(low, high) * (_HALF * d + _HALF_TINY)
-    else:
-        d = (parts.max(-1, keepdims=True) - parts.min(-1, keepdims=True)) / high
-        off = d / 2 + high * (_HALF * d + _HALF_TINY) + _HALF * amax + _HALF_TINY
-    off = off + 8 * 2.0**-24 * amax
-    off = np.where((d > 65504.0) | (amax > 65504.0 * max(low, 1)), np.inf, off)
+    """How far each element may be from `value` once it is rounded to the codes of blocks: `ENCODERS` says it."""
+    parts = _in_blocks(value, goes)
+    off = ENCODERS[goes.name].off(parts)
     return np.broadcast_to(off, parts.shape).reshape(value.shape)
 
 
 def fitted_to_scales(name: str) -> ShapeValues:
-    """Brings elements of an input that become blocks to where float16 holds the blocks' scales.
+    """Brings elements of an input that become blocks to where the type holds the blocks' scales.
 
-    A block that is too large comes down by a power of two: nothing could be demanded of it. Denormals come up to where
-    those of a scale begin: a block of such small ones is 0 in every kernel, right or wrong.
+    A block that is too large comes down by a power of two, and one that is too small for any scale of the type comes
+    up: nothing could be demanded of it. Denormals come up to where those of a scale begin: a block of such small ones
+    is 0 in every kernel, right or wrong.
     """
 
     def fit(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
@@ -111,12 +97,18 @@ def fitted_to_scales(name: str) -> ShapeValues:
             return
         if case.recipe == "denormal":
             x *= goes.smallest_normal / came.smallest_normal
-        low, _ = ROUNDED[goes.name]
-        parts = x.reshape(*x.shape[:-1], x.shape[-1] // goes.block, goes.block)
-        beyond = np.abs(parts).max(-1, keepdims=True, initial=0.0) / (goes.largest * max(low, 1))
-        parts *= np.exp2(-np.ceil(np.log2(np.maximum(beyond, 1.0))))
+        encoder, parts = ENCODERS[goes.name], _in_blocks(x, goes)
+        amax = np.abs(parts).max(-1, keepdims=True, initial=0.0)
+        parts *= np.exp2(-np.ceil(np.log2(np.maximum(amax / (goes.largest * encoder.reach), 1.0))))
+        lacking = np.where(amax > 0, encoder.least / np.where(amax > 0, amax, 1.0), 0.0)
+        parts *= np.exp2(np.ceil(np.log2(np.maximum(lacking, 1.0))))
 
     return fit
+
+
+def _in_blocks(values: F64, goes: DType) -> F64:
+    """[..., elements of a row] as [..., blocks, elements of a block]."""
+    return values.reshape(*values.shape[:-1], values.shape[-1] // goes.block, goes.block)
 
 
 def misconverted(case: Case) -> Iterator[tuple[str, Conversion]]:

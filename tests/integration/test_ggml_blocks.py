@@ -9,6 +9,7 @@ import pytest
 
 from opconform.backends.ggml.declarations import TYPES
 from opconform.backends.ggml.library import REMEDY, VARIABLE
+from opconform.cases.families.conversions import ROUNDED
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import QUANTISED
 from opconform.harness.model.layouts import Layout
@@ -61,3 +62,11 @@ def test_a_quantised_type_runs_and_passes(cpu: Runner, name: str, tried: str) ->
         assert all("says no to CPY" in str(reason) for reason in cpu.supports(cases))
     else:
         assert [(verdict.unsupported, verdict.findings) for verdict in verdicts] == [(None, ())] * len(cases)
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_numbers_become_blocks(cpu: Runner, name: str) -> None:
+    floats, made = (Layout.contiguous(dtype, (1, 1, 3, 2 * QUANTISED[name].block)) for dtype in ("f32", name))
+    cases = [Case("cpy_blocks", {}, {"x": floats}, {"out": made}, recipe, 1) for recipe in ("small_int", "normal")]
+    verdicts = cpu.verdicts(ops()["cpy_blocks"], cases)
+    assert [(verdict.unsupported, verdict.findings) for verdict in verdicts] == [(None, ())] * len(cases)

@@ -23,6 +23,7 @@ from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.run.backend import Backend
+from tests.encoding import encoded
 from tests.judge import Bench, Benches, drawn_cases
 from tests.lacking import needs_torch
 
@@ -267,7 +268,7 @@ def test_one_wrong_block_in_a_row_of_4096_is_caught(name: str) -> None:
 
 
 class Quantises(Backend):
-    """Rounds rows to blocks as the package `gguf` does; where told so, two neighbouring blocks are exchanged."""
+    """Rounds rows to blocks as the usual encoder does; where told so, two neighbouring blocks are exchanged."""
 
     def __init__(self, exchanged: int | None = None) -> None:
         super().__init__("0", {})
@@ -275,7 +276,7 @@ class Quantises(Backend):
 
     def run(self, case: Case, buffers: Buffers) -> None:
         x = case.inputs["x"].type.decode(np.array(buffers.raw("x")))
-        made = case.outputs["out"].type.encode(x)
+        made = encoded(case.outputs["out"].dtype, x)
         if self._exchanged is not None:
             at = self._exchanged
             made[..., [at, at + 1]] = made[..., [at + 1, at]]

@@ -14,6 +14,7 @@ from opconform.harness.draw.sample import problems_drawn
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.judge.vacuous import vacuous
 from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import EXACT
@@ -102,9 +103,10 @@ def test_few_of_the_numbers_are_below_zero_where_that_gives_nan(op: str) -> None
 @pytest.mark.parametrize("recipe", ["wide", "denormal", "edges"])
 @pytest.mark.parametrize("came", ["f32", "f16"])
 @pytest.mark.parametrize("goes", ROUNDED)
-def test_what_becomes_a_block_has_a_scale_that_float16_holds(goes: str, came: str, recipe: str) -> None:
-    x, out = Layout.contiguous(came, (1, 2, 3, 64)), Layout.contiguous(goes, (1, 2, 3, 64))
-    c, row = Layout.contiguous("i64", (1, 1, 2, 3)), Layout.contiguous(goes, (1, 2, 5, 64))
+def test_what_becomes_a_block_has_a_scale_that_the_type_holds(goes: str, came: str, recipe: str) -> None:
+    n = 2 * DTYPES[goes].block
+    x, out = Layout.contiguous(came, (1, 2, 3, n)), Layout.contiguous(goes, (1, 2, 3, n))
+    c, row = Layout.contiguous("i64", (1, 1, 2, 3)), Layout.contiguous(goes, (1, 2, 5, n))
     copied = Case("cpy_blocks", {}, {"x": x}, {"out": out}, recipe=recipe)
     placed = Case("set_rows", {}, {"a": row, "b": x, "c": c}, {"out": row}, recipe=recipe, inplace="a")
     for bench in (Bench(copied), Bench(placed)):
