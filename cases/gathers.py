@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from opconform.cases.families import choice, gather
-from opconform.cases.families.gathers import Elsewhere, flat
+from opconform.cases.families.gathers import SELDOM, Elsewhere, flat
 from opconform.cases.shapes import check_out, diagonals, squares, tensors
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.image import Places
@@ -24,6 +24,7 @@ _KINDS = {
 _FLOATS = ("f32", "f16", "bf16")
 #: The types of x and of the output, the same ones first.
 _TYPES = sorted((f"{x}-{out}" for x in _FLOATS for out in _FLOATS), key=lambda pair: len(set(pair.split("-"))))
+_PAIRS = (*_TYPES, "i32-i32", *(f"{name}-{name}" for name in SELDOM))
 _PADS = choice(0, 1, 2, 3, 0, 7, least=0, most=1 << 20)  # sums of sizes stay within every API's integers
 
 
@@ -141,11 +142,11 @@ def _other_shapes(shape: Shape, params: Mapping[str, Param]) -> Sequence[Shape]:
 
 
 def _check_copy(case: Case) -> None:
-    """Raises `CaseError` unless the output has as many elements as x and a type that x converts to."""
+    """Raises `CaseError` unless the output has as many elements as x and a type that x converts to, or its own."""
     x, out = case.inputs["x"], case.outputs["out"]
     if x.size != out.size:
         raise CaseError(f"out has {out.size} elements; it must have as many as x, {x.size}")
-    if x.type.is_float != out.type.is_float:
+    if f"{x.dtype}-{out.dtype}" not in _PAIRS:
         raise CaseError(f"x is {x.dtype} and out {out.dtype}; cpy converts between {', '.join(_FLOATS)} only")
     if case.inplace is not None:
         raise CaseError("case.inplace must be null: cpy does not work in place")
@@ -229,10 +230,13 @@ OPS = (
         out=_larger,
         check=_check_repeat,
         elsewhere=_other_repeats,
+        seldom=SELDOM,
         alone=lambda case: (0, 1) if case.inputs["x"].shape == case.outputs["out"].shape else "x is repeated",
     ),
-    gather("dup", "the same elements in memory of their own", _itself, shapes=tensors, copies=True),
-    gather("cont", "the same elements in memory of their own", _itself, shapes=tensors, copies=True),
+    *(
+        gather(name, "the same elements in memory of their own", _itself, shapes=tensors, seldom=SELDOM, copies=True)
+        for name in ("dup", "cont")
+    ),
     gather(
         "cpy",
         "the elements of x, in flat order, in another shape and type",
@@ -240,7 +244,8 @@ OPS = (
         shapes=tensors,
         out=_other_shapes,
         check=_check_copy,
-        types=(*_TYPES, "i32-i32"),
+        types=_PAIRS,
+        seldom=SELDOM,
         alone=lambda case: (0, 1) if case.inputs["x"].shape == case.outputs["out"].shape else "x has another shape",
         copies=True,
         bound="the bits of x where the type stays or holds the value, else one rounding to nearest even",

@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.families.choices import choice, drawn_params
+from opconform.cases.families.gathers import ALL, SELDOM, drawn_types
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
 from opconform.harness.draw.strategies import among, composite, inner_sizes
 from opconform.harness.model.case import Case, CaseError
@@ -20,7 +21,7 @@ from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op, Problem
 
-_TYPES = ("f32", "f16", "bf16", "i32")
+_TYPES = (*ALL, *SELDOM)
 _PAST = choice(0, 1, 2, 5, 31, least=0, most=1 << 20)
 
 
@@ -54,7 +55,7 @@ def _check_concat(case: Case) -> None:
 @composite
 def _concat_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Tensors that agree but for one axis; shrinks to two elements."""
-    dtype = draw(among(freedom.choices("dtype", _TYPES)))
+    dtype = draw(among(drawn_types(freedom, (), _TYPES)))
     dim = draw(among(freedom.choices("dim", range(4))))
     a = draw(tensors(freedom, 2 * DTYPES[dtype].itemsize))
     axis = 3 - dim

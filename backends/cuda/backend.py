@@ -22,9 +22,10 @@ from opconform.backends.cuda.sanitizer import compute_sanitizer
 from opconform.backends.kernels.launch import Shapes
 from opconform.backends.kernels.own_buffers import SHARED, Source, fields, product_source, source_for, windows
 from opconform.backends.kernels.source import complaint
-from opconform.backends.kernels.table import KERNELS, Kernel
+from opconform.backends.kernels.table import KERNELS, Kernel, limits
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
+from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
@@ -71,6 +72,10 @@ class CudaKernels(Backend):
     def grids(cls, case: Case) -> list[Grid]:
         """The launches of a case, in order."""
         return grids(cls.table[case.op], case)
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The element types of the kernels that move elements."""
+        return limits(self.table)
 
     def supports(self, case: Case) -> str | None:
         if case.op not in self.table:

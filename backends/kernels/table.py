@@ -15,8 +15,10 @@ from opconform.backends.kernels.fields import Number, Place, Values, four_ne
 from opconform.backends.kernels.launch import Launch, Shapes
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Limit
 
 _ALL = ("f32", "f16", "bf16", "i32")
+_MOVED = (*_ALL, "i16")  #: a gather moves bits, 16 or 32 at a time
 _FLOATS = ("f32", "f16")
 
 Own = Mapping[str, Number | Sequence[Number]]
@@ -119,7 +121,7 @@ def _gather(row: Gather) -> Kernel:
         }
 
     return Kernel(
-        lambda case: [Launch("gather", _out(case).size, ("x", "out"))], own, dtypes=_ALL, file="gather", family=row
+        lambda case: [Launch("gather", _out(case).size, ("x", "out"))], own, dtypes=_MOVED, file="gather", family=row
     )
 
 
@@ -210,3 +212,9 @@ KERNELS: Mapping[str, Kernel] = {
     **{op: _row(row) for op, row in ROWS.items()},
     **{op: _gather(row) for op, row in GATHERS.items()},
 }
+
+
+def limits(table: Mapping[str, Kernel]) -> tuple[Limit, ...]:
+    """What the kernels of `table` do not take of ops that move elements of any type."""
+    reason, source = "the kernel moves elements of 2 and 4 bytes", "backends/kernels/elements.h"
+    return tuple(Limit(op, "dtype", row.dtypes, reason, source) for op, row in table.items() if "i32" in row.dtypes)

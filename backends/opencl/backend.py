@@ -15,10 +15,11 @@ import numpy as np
 
 from opconform.backends.kernels.launch import Launch, Shapes
 from opconform.backends.kernels.own_buffers import SHARED, Source, fields, product_source, source_for, windows
-from opconform.backends.kernels.table import KERNELS, Kernel
+from opconform.backends.kernels.table import KERNELS, Kernel, limits
 from opconform.backends.opencl.sanitizer import oclgrind
 from opconform.harness.model.buffers import GUARD, Buffers, Plan
 from opconform.harness.model.case import Case
+from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
@@ -87,6 +88,10 @@ class OpenCLBackend(Backend):
     def source(cls, op: str) -> Source:
         """The kernel file of an op, with all that it includes."""
         return source_for(op, cls.table[op], (cls.kernels, SHARED), ".cl")
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The element types of the kernels that move elements."""
+        return limits(self.table)
 
     def supports(self, case: Case) -> str | None:
         if case.op not in self.table:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from opconform.backends.kernels.own_buffers import Source, source_for
-from opconform.backends.kernels.table import KERNELS, Kernel
+from opconform.backends.kernels.table import KERNELS, Kernel, limits
 from opconform.backends.vulkan import shaders
 from opconform.backends.vulkan.dispatches import (
     LOCAL_SIZE,
@@ -35,6 +35,7 @@ from opconform.backends.vulkan.physical import Physical, layers, physical_device
 from opconform.backends.vulkan.sanitizer import LAYER, REMEDY, validation_layer
 from opconform.harness.model.buffers import Buffers, Plan
 from opconform.harness.model.case import Case
+from opconform.harness.model.limits import Limit
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.run.backend import Backend, Device, Loaded, Unavailable
 from opconform.harness.run.sanitizer import OPTION, Sanitizer
@@ -133,6 +134,10 @@ class VulkanBackend(Backend):
     def source(cls, op: str) -> Source:
         """The shader of an op, with all that it includes."""
         return source_for(op, cls.table[op], (cls.kernels, _HERE), ".comp", glsl=True)
+
+    def limits(self) -> tuple[Limit, ...]:
+        """The element types of the kernels that move elements."""
+        return limits(self.table)
 
     def supports(self, case: Case) -> str | None:
         if case.op not in self.table:

@@ -28,6 +28,8 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op, Problem, Sizes
 
 ALL = ("f32", "f16", "bf16", "i32")
+#: Types that few ops take: those that move elements, and do not compute with them.
+SELDOM = ("i8", "i16", "i64", "f64")
 NO_PARAMS: Choices = {}
 
 Shape = tuple[int, ...]
@@ -79,6 +81,7 @@ class _Row:
     elsewhere: Callable[[Case], Iterable[Elsewhere]] | None
     check: Callable[[Case], None] | None
     types: tuple[str, ...]
+    dtypes: tuple[str, ...] = ALL
     fit: Fit | None = None
     traits_too: Callable[[Case], Mapping[str, bool]] | None = None
 
@@ -138,6 +141,7 @@ def gather(
     elsewhere: Callable[[Case], Iterable[Elsewhere]] | None = None,
     check: Callable[[Case], None] | None = None,
     types: tuple[str, ...] = (),
+    seldom: tuple[str, ...] = (),
     alone: Callable[[Case], tuple[int, ...] | str] = lambda case: (0, 1),
     copies: bool = False,
     bound: str = "the bits of x",
@@ -152,12 +156,14 @@ def gather(
     source: where each element of the output comes from. shapes: the strategy of x's shapes for elements of so many
     bytes. out: the output's shape for a shape of x, or several to draw one from (then `check` says what else fits);
     raises `CaseError` for a shape of x that does not fit. elsewhere: what wrong kernels do. types: the pairs of types
-    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. alone, copies,
-    sizes: as `Op` has them. unread: arguments before x of which the shape alone matters. problems: the strategy, where
-    shapes and parameters depend on each other. fit: parameters that suit a shape, for a strategy that draws both apart.
-    traits: what limits may speak of beside alignment and types.
+    ("f32-f16") between which the op converts; without them the output has the type of x, any of `ALL`. seldom: types
+    that the op takes besides, of which one draw in six has one. alone, copies, sizes: as `Op` has them. unread:
+    arguments before x of which the shape alone matters. problems: the strategy, where shapes and parameters depend on
+    each other. fit: parameters that suit a shape, for a strategy that draws both apart. traits: what limits may speak
+    of beside alignment and types.
     """
-    row = _Row(source, shapes, out, params, elsewhere, check, types, fit, traits)
+    dtypes = (*ALL, *seldom)
+    row = _Row(source, shapes, out, params, elsewhere, check, types, dtypes, fit, traits)
 
     def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         return row.expect(case, raw, numerics)
@@ -167,8 +173,8 @@ def gather(
         summary=summary,
         inputs=(*unread, "x"),
         params=types_of(params),
-        dtypes=ALL,
-        argument_dtypes=dict.fromkeys((*unread, "x"), ALL) if types else {},
+        dtypes=dtypes,
+        argument_dtypes=dict.fromkeys((*unread, "x"), dtypes) if types else {},
         problems=problems or partial(_problems, row=row),
         expect=update_wrapper(expect, source),  # so that a failure names the line of the source
         bound=bound,
@@ -190,7 +196,7 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     """Any shape and parameters that the row has, within the bytes allowed; shrinks to its simplest shape, and to the
     same type on both sides."""
     params = draw(drawn_params(freedom, row.params))
-    came = dtype = draw(among(drawn_types(freedom, row.types)))
+    came = dtype = draw(among(drawn_types(freedom, row.types, row.dtypes)))
     if row.types:
         came, _, dtype = came.partition("-")
     shape = draw(row.shapes(freedom, max(DTYPES[came].itemsize, DTYPES[dtype].itemsize)))
@@ -209,12 +215,14 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     return Problem(params, dtype, {"x": shape}, out, dtypes={"x": came} if row.types else {})
 
 
-def drawn_types(freedom: Freedom, types: tuple[str, ...]) -> list[str]:
-    """What may be drawn of types, or of pairs of them."""
-    outs = freedom.choices("dtype", ALL)
-    if not types:
-        return outs
-    return [pair for pair in freedom.choices("types", types) if pair.partition("-")[2] in outs]
+def drawn_types(freedom: Freedom, types: tuple[str, ...], dtypes: tuple[str, ...] = ALL) -> list[str]:
+    """What may be drawn of types, or of pairs of them. Those of `SELDOM` are a sixth of the list."""
+    outs = freedom.choices("dtype", dtypes)
+    if types:
+        outs = [pair for pair in freedom.choices("types", types) if pair.partition("-")[2] in outs]
+    usual = [each for each in outs if each.partition("-")[2] not in SELDOM and each not in SELDOM]
+    rest = [each for each in outs if each not in usual]
+    return [*usual * max(-(-5 * len(rest) // len(usual)), 1), *rest] if usual else rest
 
 
 def _gathered(

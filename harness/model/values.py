@@ -71,9 +71,9 @@ def _denormal(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, ar
 
 
 def _wide(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType, argument: int) -> F64:
-    """Magnitudes over 60 binary orders (16 for f16, 31 for integers)."""
+    """Magnitudes over 60 binary orders (16 for f16, 31 for integers, 63 for i64)."""
     if not dtype.is_float:
-        return np.floor(np.ldexp(rng.uniform(-1, 1, shape), rng.integers(0, 32, shape)))
+        return np.floor(np.ldexp(rng.uniform(-1, 1, shape), rng.integers(0, 64 if dtype.itemsize > 4 else 32, shape)))
     span = 30 if dtype.smallest_normal < 2.0**-100 else 8
     return np.ldexp(rng.uniform(-1, 1, shape), rng.integers(-span, span + 1, shape))
 
