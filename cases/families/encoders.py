@@ -163,11 +163,12 @@ def _shared_exponent(parts: F64) -> F64:
     few times 2^-18: within 2^-15 of a power of two the exponent on either side is right.
     """
     amax = np.abs(parts).max(-1, keepdims=True)
-    off = np.zeros(parts.shape)
+    off: F64 = np.zeros(parts.shape)
     for near in (1 - 2.0**-15, 1.0, 1 + 2.0**-15):
         _, exponent = np.frexp(amax * near)
         off = np.maximum(off, _distance(parts, np.ldexp(1.0, exponent - 3), _E2M1))
-    return off + 4 * _U * amax
+    found: F64 = off + 4 * _U * amax
+    return found
 
 
 def _small_floats(parts: F64) -> F64:

@@ -18,7 +18,7 @@ from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Backend
 from tests.judge import Bench
 
-MOVES = ("cpy", "cont", "dup", "concat", "repeat")
+MOVES = ("cpy", "cont", "dup", "repeat")
 
 
 class Moves(Backend):
