@@ -24,6 +24,7 @@ from opconform.reports.commands import commands
 from opconform.reports.screen import head, said, tail
 
 _EVERY = 30.0  #: seconds between two lines, where there is no terminal
+_TELLING = 3  #: pairs that must be done before it is told how long the others will take
 
 
 class Screens(Observer):
@@ -64,15 +65,16 @@ class _Running:
 
 class Progress(Screens):
     """Shows each op and device while it runs, and what came of it. Several may run at the same time. `deadline`: when
-    the time of the run is up, if it has one (`time.monotonic`)."""
+    the time of the run is up, if it has one (`time.monotonic`). If not, the time left is estimated: the pairs to come
+    take as long as those before did."""
 
     def __init__(self, pairs: int, settings: Settings, deadline: Callable[[], float | None] = lambda: None) -> None:
         super().__init__(settings)
         self._pairs = pairs
         self._deadline = deadline
-        self._begun = 0
+        self._begun = self._done = 0
         self._running: dict[tuple[str, str], _Running] = {}
-        self._said = time.monotonic()
+        self._started = self._said = time.monotonic()
         self._bar: Bar | None = None
         if sys.stdout.isatty():
             columns = (
@@ -127,10 +129,16 @@ class Progress(Screens):
     def _words(self, pair: _Running) -> str:
         """Which of how many pairs it is, what it does there, and how much time is left."""
         found = [pair.name, pair.does]
-        deadline = self._deadline()
+        return ", ".join(filter(None, [*found, self._left()]))
+
+    def _left(self) -> str:
+        """How much time is left, in words; "" as long as nothing is known of it."""
+        now, deadline = time.monotonic(), self._deadline()
         if deadline is not None:
-            found.append(f"{_minutes(deadline - time.monotonic())} left")
-        return ", ".join(filter(None, found))
+            return f"{_minutes(deadline - now)} left"
+        if self._done < _TELLING:
+            return ""
+        return f"about {_minutes((now - self._started) / self._done * (self._pairs - self._done))} left"
 
     def _show(self, op: Op, target: Target, does: str = "", executed: int | None = None) -> None:
         pair = self._running[op.name, target.label]
@@ -143,6 +151,7 @@ class Progress(Screens):
             self._bar.update(pair.task, description=self._words(pair), completed=executed)
 
     def _forget(self, op: Op, target: Target) -> None:
+        self._done += 1
         pair = self._running.pop((op.name, target.label), None)
         if self._bar is not None and pair is not None and pair.task is not None:
             self._bar.remove_task(pair.task)

@@ -68,6 +68,20 @@ def test_off_a_terminal_a_line_every_30_seconds_says_where_the_run_is(
     assert lines(capsys) == ["…           2 of 3  cumsum on mine:0, 0:00 min left: 2 cases so far"]
 
 
+def test_without_a_time_limit_the_time_left_is_estimated_from_the_pairs_before(
+    clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Progress(10, Settings())
+    for clock.now in (20.0, 40.0, 60.0):
+        shown.begins(ACC, WHERE)
+        shown.result(ACC, WHERE, Result("acc", "mine:0", "a device", Tally(10, seconds=20.0)))
+    shown.begins(CUMSUM, WHERE)
+    clock.now = 90.0
+    lines(capsys)
+    shown.progress(CUMSUM, WHERE, Tally(5))
+    assert lines(capsys) == ["…           4 of 10  cumsum on mine:0, about 3:30 min left: 5 cases so far"]
+
+
 def test_where_two_pairs_run_at_once_each_goes_by_its_own_name(
     clock: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:
