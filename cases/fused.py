@@ -19,6 +19,7 @@ def _one_vector(problem: Problem) -> Problem:
 
 
 _FIRST: dict[str, Op] = {op.name: op for op in (*products.OPS, ssm_conv.OP)}
+_FIRST["mul_mat"] = replace(_FIRST["mul_mat"], argument_dtypes=products.ARGUMENTS, problems=products.problems)
 
 #: What gpt-oss gates with (llama.cpp, src/llama-graph.cpp, LLM_FFN_SWIGLU_OAI_MOE).
 _OAI_ALPHA, _OAI_LIMIT = 1.702, 7.0

@@ -6,7 +6,7 @@ The bound follows from what a kernel may do with its operands, which the backend
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -38,6 +38,7 @@ from opconform.harness.model.op import Composite, Index, Op, Problem
 #: The types of weights, the plain ones first, and as often as all quantised ones.
 WEIGHTS = ("f32", "f16", "bf16", *QUANTISED)
 _DRAWN = ("f32", "f32", "f16", "bf16", *QUANTISED, "f32", "f16", "bf16", "f32", "f16", "q4_0", "q8_0", "q4_K", "q6_K")
+_B_DRAWN = ("f32", "f32", "f32", "f16")
 _SMALL = (1, 2, 3, 4, 5, 7, 8, 16, 17, 31, 33, 64, 65)
 _HALF = 2.0**-11  #: the unit roundoff of float16, in which blocks of 32 hold their scale
 _HALF_TINY = 2.0**-25  #: half of its smallest number
@@ -55,7 +56,11 @@ class Operand:
 
 
 def weights(raw: Raw, dtype: DType, numerics: Numerics) -> Operand:
-    """The weights as a kernel reads them: exact but for the compute precision, flushed denormals and scales."""
+    """The weights as a kernel reads them: exact but for the compute precision, flushed denormals and scales.
+
+    `narrow_weights`: what blocks hold is decoded to float16, |error| ≤ max(2^-11·(|scaled| + |minimum|), 2^-25), of
+    which anything may come beyond its largest number.
+    """
     value = dtype.decode(raw)
     if dtype.block == 1:
         size, offsets = np.abs(value), np.zeros_like(value)
@@ -65,23 +70,28 @@ def weights(raw: Raw, dtype: DType, numerics: Numerics) -> Operand:
         size = scaled + offsets
         tiny = blocks.with_tiny_scale(dtype.name, raw) & numerics.flushes_denormals
     off = numerics.conversions * numerics.u * size
-    return Operand(value, size, offsets, np.where(tiny, size, off))
+    if numerics.narrow_weights and dtype.block > 1:
+        rounded = np.maximum(_HALF * size, _HALF_TINY)
+        if numerics.flushes_denormals:
+            rounded = np.where(size < F16.smallest_normal, np.maximum(rounded, size), rounded)
+        off = off + np.where(size > F16.largest, np.inf, rounded)
+    return Operand(value, size, offsets, np.where(tiny, np.maximum(size, off), off))
 
 
 def activations(value: F64, its: DType, of: DType, numerics: Numerics) -> Operand:
     """The other operand, beside weights of type `of`. A device may round it, where it declares so.
 
     `narrow_operands`: to the weights' type of 16 bits, float16 beside blocks, |error| ≤ u·|y|, and 0 for a normal
-    number of that type. `block_operands`: to whole multiples of amax/127 in a block with the largest size amax,
-    |error| ≤ amax/254; a block of 32 holds its scale in float16, so that the 127 steps are off by
-    127·(2^-11·amax/127 + 2^-25) more. 4u·amax are the roundings on that way.
+    number of that type, and for what is of that type already. `block_operands`: to whole multiples of amax/127 in a
+    block with the largest size amax, |error| ≤ amax/254; a block of 32 holds its scale in float16, so that the 127
+    steps are off by 127·(2^-11·amax/127 + 2^-25) more. 4u·amax are the roundings on that way.
     """
     size = np.abs(value)
     off = numerics.conversions * numerics.u * size
     if numerics.flushes_denormals:
         off = np.where(size < its.smallest_normal, np.maximum(off, size), off)
-    if numerics.narrow_operands and of.name != "f32":
-        narrow = BF16 if of.name == "bf16" else F16
+    narrow = BF16 if of.name == "bf16" else F16
+    if numerics.narrow_operands and of.name != "f32" and its.name != narrow.name:
         rounded = np.maximum(narrow.unit_roundoff * size, narrow.smallest_normal * narrow.unit_roundoff)
         if numerics.flushes_denormals:
             rounded = np.where(size < narrow.smallest_normal, np.maximum(rounded, size), rounded)
@@ -195,11 +205,17 @@ def check(case: Case) -> None:
 
 
 def traits(case: Case) -> dict[str, str | bool]:
-    """weights: the type of a. aligned: see `is_aligned`. repeats: whether a is repeated over outer axes of b, and
-    repeats_ne3 over the outermost."""
+    """weights: the type of a. factors: those of a and b, as "f16-f32". aligned: see `is_aligned`. repeats: whether a is
+    repeated over outer axes of b, and repeats_ne3 over the outermost."""
     a, b = case.inputs["a"], case.inputs["b"]
     repeats, outermost = a.shape[:2] != b.shape[:2], a.shape[0] != b.shape[0]
-    return {"weights": a.dtype, "aligned": is_aligned(case), "repeats": repeats, "repeats_ne3": outermost}
+    return {
+        "weights": a.dtype,
+        "factors": f"{a.dtype}-{b.dtype}",
+        "aligned": is_aligned(case),
+        "repeats": repeats,
+        "repeats_ne3": outermost,
+    }
 
 
 def traits_outer(case: Case) -> dict[str, str | bool]:
@@ -280,6 +296,15 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     b = (outer[0] * repeats[0], outer[1] * repeats[1], n, k)
     shapes = {"a": (*outer, m, k), "b": b}
     return Problem({}, "f32", shapes, (*b[:3], m), dtypes={"a": dtype})
+
+
+@composite
+def problems_of_types(draw: st.DrawFn, freedom: Freedom) -> Problem:
+    """The same with b of float16 now and then, where that is taken beside the weights; shrinks to one of float32."""
+    problem = draw(problems(freedom))
+    pairs = freedom.choices("factors", [f"{problem.dtype_of('a')}-{its}" for its in _B_DRAWN])
+    b = draw(among(pairs)).rpartition("-")[2]
+    return problem if b == "f32" else replace(problem, dtypes={**problem.dtypes, "b": b})
 
 
 def whole_steps(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
@@ -453,7 +478,7 @@ def problems_outer(draw: st.DrawFn, freedom: Freedom) -> Problem:
     return Problem({}, "f32", {"a": (*outer, k, m), "b": b}, (*b[:2], n, m), dtypes={"a": dtype})
 
 
-_ARGUMENTS = {"a": WEIGHTS, "b": ("f32",)}
+ARGUMENTS = {"a": WEIGHTS, "b": ("f32",)}  #: the types of factors, but for those of MUL_MAT by itself
 _BOUND = "Σ|w|δy + Σδw|y| + γ_{k+c}·Σ|w||y| over k products, δ what the device may make of an operand"
 
 
@@ -469,8 +494,8 @@ OPS = (
         inputs=("a", "b"),
         params={},
         dtypes=("f32",),
-        argument_dtypes=_ARGUMENTS,
-        problems=problems,
+        argument_dtypes={**ARGUMENTS, "b": ("f32", "f16")},
+        problems=problems_of_types,
         expect=expect,
         bound=_BOUND,
         check=check,
@@ -486,7 +511,7 @@ OPS = (
         inputs=("a", "b", "ids"),
         params={},
         dtypes=("f32",),
-        argument_dtypes={**_ARGUMENTS, "ids": ("i32",)},
+        argument_dtypes={**ARGUMENTS, "ids": ("i32",)},
         problems=problems_id,
         expect=expect_id,
         bound=_BOUND,
@@ -504,7 +529,7 @@ OPS = (
         inputs=("a", "b"),
         params={},
         dtypes=("f32",),
-        argument_dtypes=_ARGUMENTS,
+        argument_dtypes=ARGUMENTS,
         problems=problems_outer,
         expect=expect_outer,
         bound=_BOUND,

@@ -275,19 +275,21 @@ class GgmlBackend(Backend):
 
     def _weighed(self, case: Case) -> Numerics | None:
         """Products with weights: the CPU rounds the other operand to the type that its dot product takes. Vulkan may
-        round it to q8_1, and copies it to 16 bits in some products of matrices (`copies_to_16_bits`)."""
+        round it to q8_1, and copies it to 16 bits in some products of matrices (`copies_to_16_bits`). Beside an operand
+        of float16 it decodes blocks to that type first (ggml_vk_mul_mat_q_f16: qx_needs_dequant)."""
         weights = case.inputs["a"].type
         if self._is_cpu:
             if weights.block > 1:
                 return replace(CPU_NUMERICS, block_operands=256 if weights.block == 256 else 32)
             return replace(CPU_NUMERICS, narrow_operands=True) if weights.itemsize == 2 else None
-        blocks = 32 if weights.block > 1 else 0
+        half = weights.block > 1 and case.inputs["b"].dtype == "f16"
+        blocks = 32 if weights.block > 1 and not half else 0
         if self._float16 or not self.device.startswith("Vulkan"):
-            return replace(GPU_NUMERICS, roundoff=_FLOAT16, block_operands=blocks)
+            return replace(GPU_NUMERICS, roundoff=_FLOAT16, block_operands=blocks, narrow_weights=half)
         narrow = weights.name != "f32" and copies_to_16_bits(case)
-        if not (narrow or blocks):
+        if not (narrow or blocks or half):
             return None
-        return replace(GPU_NUMERICS, narrow_operands=narrow, block_operands=blocks)
+        return replace(GPU_NUMERICS, narrow_operands=narrow, block_operands=blocks, narrow_weights=half)
 
     def _attending(self, case: Case) -> Numerics | None:
         """Flash attention: the CPU rounds q as a product with k does, and adds up values of float16 in float16."""

@@ -316,6 +316,22 @@ DEVICES: tuple[Limit, ...] = (
         device="CPU",
     ),
     Limit(
+        "mul_mat",
+        "factors",
+        (*(f"{name}-f32" for name in TYPES), "f16-f16"),
+        "the CPU's mul_mat takes b as f32 or as its dot product has it",
+        _CPU_SUPPORTS,
+        device="CPU",
+    ),
+    Limit(
+        "mul_mat",
+        "factors",
+        (*(f"{name}-f32" for name in TYPES), *(f"{name}-f16" for name in TYPES if name != "bf16")),
+        "Vulkan's mul_mat takes no f16 beside bf16",
+        _VK_SUPPORTS,
+        device="Vulkan",
+    ),
+    Limit(
         "mul_mat", "repeats_ne3", (False,), "Vulkan's mul_mat wants a and b of one ne3", _VK_SUPPORTS, device="Vulkan"
     ),
     Limit("scale", "dtype", ("f32",), "Vulkan scales f32 only", _VK_SUPPORTS, device="Vulkan"),
@@ -946,6 +962,7 @@ LAVAPIPE_BUGS: tuple[Limit, ...] = (
         )
         for op, subject, types in (
             ("mul_mat", "weights", ("f32", "f16", "q4_0")),
+            ("mul_mat", "factors", ("f32-f32", "f16-f32", "q4_0-f32", "f32-f16", "f16-f16")),
             ("mul_mat_id", "weights", ("f32", "f16", "q4_0")),
             ("get_rows", "table", tuple(name for name in TYPES if not name.startswith(("iq", "tq", "mxfp", "nvfp")))),
         )

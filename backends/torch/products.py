@@ -28,7 +28,7 @@ def wide(case: Case, tensors: Tensors, name: str) -> torch.Tensor:
 
 def mul_mat(case: Case, tensors: Tensors) -> torch.Tensor:
     """b times a transposed; matrix i of b meets matrix i / r of a."""
-    a, b = wide(case, tensors, "a"), tensors["b"]
+    a, b = wide(case, tensors, "a"), wide(case, tensors, "b")
     for axis in (0, 1):
         a = a.repeat_interleave(b.shape[axis] // max(a.shape[axis], 1), axis)
     return b @ a.mT

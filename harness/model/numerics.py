@@ -54,6 +54,8 @@ class Numerics:
     half_tables: GELU is looked up in a table of float16, by x rounded to float16 (ggml's on the CPU).
     block_operands: a product with a quantised tensor first rounds its other operand to 8 bits in blocks of so many
     elements, with one scale a block; 0 for none (ggml's q8_0, q8_1 and q8_K).
+    narrow_weights: a product with a quantised tensor decodes its blocks to float16 (ggml's on Vulkan, beside an operand
+    of float16).
     one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
     inverted_blocks: triangular solves may invert diagonal blocks of up to so many rows and multiply with the inverses
     (rocBLAS, MAGMA and cuBLAS do); 0 for substitution.
@@ -85,6 +87,7 @@ class Numerics:
     subtracted_sums: bool = False
     half_tables: bool = False
     block_operands: int = 0
+    narrow_weights: bool = False
 
     def checked(self) -> Numerics:
         """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
@@ -146,6 +149,7 @@ class Numerics:
         said += ["GELU from a table of 16 bits"] if self.half_tables else []
         if self.block_operands:
             said.append(f"operands of quantised products rounded to 8 bits in blocks of {self.block_operands}")
+        said += ["blocks of products decoded to 16 bits"] if self.narrow_weights else []
         said += ["variances in one pass"] if self.one_pass_variance else []
         return ", ".join(said)
 
@@ -221,7 +225,7 @@ def holds_sum(a: F64, b: F64) -> Mask:
 
 
 #: Fields below whose usual value the compute precision itself is lower.
-_PRECISION = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands")
+_PRECISION = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands", "narrow_weights")
 _IN_WORDS = (*_PRECISION, "one_pass_variance")  #: fields that `Numerics.lower` has words for
 
 

@@ -4,6 +4,7 @@ odd ones, and wrong ones are caught, each op's own faults among them."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -265,6 +266,48 @@ def test_one_wrong_block_in_a_row_of_4096_is_caught(name: str) -> None:
     bench = Bench(product_case(name, 4096, seed=1))
     assert bench.passes(Blocked(), Numerics(block_operands=32))
     assert not bench.passes(Blocked((1, 3)), Numerics(block_operands=32))
+
+
+class OfHalves(Backend):
+    """A product beside a b of float16, in float32 from the last one on. What `its` names is rounded to `to` first; with
+    `skipped` the last product is left out."""
+
+    def __init__(self, its: str = "", to: str = "f16", skipped: int = 0) -> None:
+        super().__init__("0", {})
+        self._its, self._to, self._skipped = its, DTYPES[to], skipped
+
+    def _read(self, case: Case, buffers: Buffers, name: str) -> np.ndarray:
+        found = case.inputs[name].type.decode(np.array(buffers.raw(name)))[0, 0]
+        return (self._to.decode(self._to.encode(found)) if name == self._its else found).astype(np.float32)
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        w, y = self._read(case, buffers, "a"), self._read(case, buffers, "b")
+        total = np.zeros((2, w.shape[0]), np.float32)
+        for i in reversed(range(w.shape[1] - self._skipped)):
+            total = total + y[:, i : i + 1] * w[None, :, i]
+        buffers.array("out")[...] = total
+
+
+def of_halves(name: str, k: int = 256, seed: int = 0) -> Bench:
+    """Weights of this type beside a b of float16."""
+    case = product_case(name, k, seed=seed)
+    return Bench(replace(case, inputs={**case.inputs, "b": Layout.contiguous("f16", (1, 1, 2, k))}))
+
+
+def test_a_b_of_float16_is_read_as_it_is_even_where_its_like_would_be_rounded() -> None:
+    for name in ("f16", "f32"):
+        for numerics in (Numerics(), Numerics(narrow_operands=True)):
+            assert of_halves(name).passes(OfHalves(), numerics)
+            assert not of_halves(name).passes(OfHalves("b", "bf16"), numerics)
+            assert not of_halves(name).passes(OfHalves(skipped=1), numerics)
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0", "q6_K", "q4_K"])
+def test_blocks_decoded_to_float16_pass_where_that_is_declared(name: str) -> None:
+    bench = of_halves(name, DTYPES[name].block)
+    assert bench.passes(OfHalves("a"), Numerics(narrow_weights=True))
+    assert not bench.passes(OfHalves("a"), Numerics())
+    assert not bench.passes(OfHalves("a", skipped=1), Numerics(narrow_weights=True))
 
 
 class Quantises(Backend):
