@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -30,6 +31,7 @@ from opconform.pieces import piece_in, replay_piece
 from opconform.progress import Progress, Replay
 from opconform.reports.console import counts, matrix
 from opconform.reports.history import history_path
+from opconform.reports.repro.place import repro_dir
 
 _output = click.option(
     "--output",
@@ -84,8 +86,8 @@ def test(values: dict[str, Any], processes: str | None, changed_ops: str | None,
     devices = [target.label for target in campaign.targets]
     results.sort(key=lambda result: devices.index(result.target))  # processes are done with them in any order
     if stopped:
-        _stopped(results, len(campaign.pairs))
-    _finish(results, lost, campaign.faults(results))
+        _stopped(results, campaign)
+    _finish(results, lost, campaign.faults(results), repro_dir(campaign.settings))
 
 
 def _here(campaign: Campaign, budget: Budget, observers: Sequence[Observer]) -> Generator[Result | str]:
@@ -109,13 +111,14 @@ def _shared_out(
         yield from parallel.results(campaign, values, count, budget, observer)
 
 
-def _stopped(results: Sequence[Result], pairs: int) -> NoReturn:
+def _stopped(results: Sequence[Result], campaign: Campaign) -> NoReturn:
     """Ctrl-C: what there is until now, and the status that a shell gives to a program that SIGINT ended."""
     click.echo()
     if results:
-        colours.echo(colours.matrix(matrix(results)))
+        colours.echo(colours.matrix(matrix(results, repro_dir(campaign.settings))))
         click.echo(counts(results))
-    click.echo(f"stopped by Ctrl-C after {len(results)} of {pairs} pairs of op and device", err=True)
+    done = f"{len(results)} of {len(campaign.pairs)} pairs of op and device"
+    click.echo(f"stopped by Ctrl-C after {done}", err=True)
     sys.exit(128 + signal.SIGINT)
 
 
@@ -184,11 +187,11 @@ def _changed(todo: Sequence[tuple[Op, Target]], base: str) -> list[tuple[Op, Tar
     return left
 
 
-def _finish(results: Sequence[Result], lost: int = 0, faults: Sequence[str] = ()) -> None:
+def _finish(results: Sequence[Result], lost: int, faults: Sequence[str], bundles: Path | None = None) -> None:
     """Print the matrix and leave with the status that the results deserve. `lost` pairs could not run at all; `faults`
-    are what else is wrong with the run."""
+    are what else is wrong with the run; `bundles` is the folder of its bundles."""
     click.echo()
-    colours.echo(colours.matrix(matrix(results)))
+    colours.echo(colours.matrix(matrix(results, bundles)))
     click.echo(counts(results))
     for line in fixed(results):
         click.echo(line)

@@ -278,10 +278,11 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     from opconform.harness.search.known_failures import fixed
     from opconform.reports.console import counts, covered, matrix
     from opconform.reports.history import history_path
+    from opconform.reports.repro.place import repro_dir
 
     terminalreporter.write_sep("=", "opconform")
     results = sorted(state.results, key=lambda result: (result.op, result.target))  # xdist brings them in any order
-    terminalreporter.write_line(matrix(results))
+    terminalreporter.write_line(matrix(results, repro_dir(_settings_of(config))))
     if terminalreporter.verbosity > 0 and (shares := covered(results)):
         terminalreporter.write_line(shares)
     terminalreporter.write_line(counts(results))

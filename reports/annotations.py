@@ -18,7 +18,7 @@ from opconform.harness.model.text import printable
 from opconform.harness.model.version import VERSION
 from opconform.harness.search.observer import Observer
 from opconform.reports.commands import commands
-from opconform.reports.console import counts, refused_words, rows_of
+from opconform.reports.console import abort_commands, aborts, counts, lies_of, refused_words, rows_of
 from opconform.reports.summary import table, text
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ def markdown_of(results: Sequence[Result], settings: Settings) -> str:
     lines = ["## Opconform", "", f"**{text(counts(results))}**", "", *table(["op", *targets], rows)]
     refused = refused_words(results, ops)
     lines += ["", text(refused)] if refused else []
+    for target, lies in lies_of(results).items():
+        lines += ["", text(aborts(target, lies)), "", *(f"* {text(abort_commands(lie, target)[0])}" for lie in lies)]
     for result in results:
         if result.failure is not None:
             lines += ["", f"### {text(_title(result.failure))}", ""]

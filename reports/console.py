@@ -7,6 +7,7 @@ import re
 import shlex
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.text import Text
 
 from opconform.harness.explain.failure import STRICT
 from opconform.harness.model.text import printable
-from opconform.harness.search.result import KnownFailure, Result
+from opconform.harness.search.result import KnownFailure, Lie, Result
 from opconform.reports.replay import safe_options
 
 WIDTH = 110
@@ -66,10 +67,11 @@ _SORTS = {_FAILS: ":", _FREE: ",", _NO: ":", _BUG: ",", _KNOWN: ",", _FIXED: ","
 _SORTS |= {_UNCHECKED: ":", _EMPTY: ":"}
 
 
-def matrix(results: Sequence[Result]) -> str:
+def matrix(results: Sequence[Result], bundles: Path | None = None) -> str:
     """Ops down, devices with their builds across, then every reason, known bug and limit that a cell only hints at.
 
-    Ops that no device takes are one line under the table, where there are others.
+    Ops that no device takes are one line under the table, where there are others. bundles: the folder where the run
+    has put the bundles of what fails or aborts.
     """
     targets = {result.target: result.build for result in results}
     cells = {(result.op, result.target): result for result in results}
@@ -87,8 +89,7 @@ def matrix(results: Sequence[Result]) -> str:
         table.add_row(*(Text(printable(cell)) for cell in (op, *row)))
     lines = [text_of(table), *notes.lines()]
     lines += textwrap.wrap(refused_words(results, rows), WIDTH, subsequent_indent="    ")
-    for target in targets:
-        lines += _lies(target, [result for result in results if result.target == target and result.lies])
+    lines += _aborts(results, bundles)
     left_out = list(dict.fromkeys(name for result in results for name in result.left_out))
     if left_out:
         lines += textwrap.wrap(f"left out, larger than --max-bytes or for want of time: {_listed(left_out)}", WIDTH)
@@ -110,18 +111,36 @@ _CUT = "ended by --minutes before as many cases were drawn as were asked for"
 _LATE = "no answer came within the time limit, and one came when there was more time"
 
 
-def _lies(target: str, results: Sequence[Result]) -> list[str]:
-    """The ops of which a device takes cases that end its process, a stored case of each, and how to run one of them and
-    to make its bundle."""
-    if not results:
-        return []
-    lies = [lie for result in results for lie in result.lies]
-    options = [f"{STRICT} --backend", shlex.quote(target), *safe_options(lies[0].replay_options)]
-    count = f"{len(results)} op{'s' if len(results) > 1 else ''}"
-    text = f"says yes, aborts: {count} on {target}: {', '.join(lie.case.id for lie in lies)}; e.g. {lies[0].reason}"
-    lines = textwrap.wrap(text, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
-    commands = (" ".join([f"opconform {what}", lies[0].case.id, *options]) for what in ("replay", "repro"))
-    return [*lines, *(f"    ({command})" for command in commands)]  # whole, to be copied
+def aborts(target: str, lies: Sequence[Lie]) -> str:
+    """One line on cases that a device takes and that end its process, one of each op: how many, and which."""
+    of = f"{len(lies)} op{'s' if len(lies) > 1 else ''} on {target}"
+    return f"says yes, aborts: {of}: {', '.join(lie.case.id for lie in lies)}; e.g. {lies[0].reason}"
+
+
+def lies_of(results: Sequence[Result]) -> dict[str, list[Lie]]:
+    """Those of each device that has any."""
+    found: dict[str, list[Lie]] = {}
+    for result in results:
+        if result.lies:
+            found.setdefault(result.target, []).extend(result.lies)
+    return found
+
+
+def abort_commands(lie: Lie, target: str) -> list[str]:
+    """How to run such a case, and how to make its bundle."""
+    options = [f"{STRICT} --backend", shlex.quote(target), *safe_options(lie.replay_options)]
+    return [" ".join([f"opconform {what}", lie.case.id, *dict.fromkeys(options)]) for what in ("replay", "repro")]
+
+
+def _aborts(results: Sequence[Result], bundles: Path | None) -> list[str]:
+    """The line of each device, with the commands of one of its cases, and where the bundles are."""
+    lines = []
+    for target, lies in lies_of(results).items():
+        lines += textwrap.wrap(aborts(target, lies), WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+        lines += [f"    ({command})" for command in abort_commands(lies[0], target)]  # whole, to be copied
+    if lines and bundles is not None:
+        lines += [f"    (the bundle of each of them: in {bundles})"]
+    return lines
 
 
 def rows_of(results: Sequence[Result]) -> list[str]:

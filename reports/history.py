@@ -180,6 +180,12 @@ class History(Recorder):
         with transaction(self._db):
             self._db.execute(_INSERT_RUN, values)
 
+    def result(self, op: Op, target: Target, result: Result) -> None:
+        """What the device aborts at is a row among the cases too, of kind SUPPORTS_OP LIES."""
+        self._shrinking.discard((op.name, target.label))
+        self.verdicts(op, target, [lie.verdict for lie in result.lies])
+        super().result(op, target, result)
+
     def _keep_verdicts(self, op: Op, target: Target, verdicts: Sequence[Verdict]) -> None:
         key = (op.name, target.label)
         rows = self._rows[key] = self._rows.get(key) or Rows(op, target)

@@ -19,6 +19,7 @@ from opconform.harness.search.observer import Observer
 if TYPE_CHECKING:
     from opconform.harness.judge.judging import Verdict
     from opconform.harness.model.op import Op
+    from opconform.harness.search.result import Result
 
 UPSTREAM: Mapping[str, str] = {
     "test_time": "TEXT",
@@ -127,6 +128,11 @@ class Printer(Observer):
         for verdict in verdicts:
             self._print(rows.of(verdict, at))
         self._stream.flush()
+
+    def result(self, op: Op, target: Target, result: Result) -> None:
+        """What the device says yes to and aborts at is a case that did not pass: upstream's own run ends there."""
+        if result.lies:
+            self.verdicts(op, target, [lie.verdict for lie in result.lies])
 
     def _print(self, row: Row) -> None:
         raise NotImplementedError

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from opconform.harness.explain.failure import Failure
+from opconform.harness.explain.failure import STRICT, Failure
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
+from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.plain import decoded
 from opconform.harness.search.coverage import Covered
 from opconform.harness.search.watched import Watched
@@ -109,12 +110,37 @@ class KnownBug:
 @dataclass(frozen=True)
 class Lie:
     """A case that a device said yes to, though it ends the process: one beyond a limit of kind "kernel", whose reason
-    this is. end: how the process ended. replay_options: as those of a failure."""
+    this is. end: how the process ended. replay_options, versions, packed_twin, stderr: as those of a failure."""
 
     case: Case
     reason: str
     end: str
     replay_options: tuple[str, ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+    packed_twin: str = ""
+    stderr: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is said of the case where a verdict stands: that the device took it, and that its kernel aborts."""
+        found = Finding("process", Kind.SUPPORTS_OP_LIES, f"{self.end}: {self.reason}")
+        return Verdict(self.case, (found,), stderr=self.stderr)
+
+    def failure(self, target: str, device: str) -> Failure:
+        """The failure that it would be, if the case were not known to end so."""
+        return Failure(
+            self.case,
+            target,
+            device,
+            self.versions,
+            self.verdict.findings,
+            None,
+            self.packed_twin,
+            "",
+            "",
+            self.stderr,
+            tuple(dict.fromkeys((*self.replay_options, STRICT))),
+        )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from opconform.harness.draw.known import KnownCase
 from opconform.harness.draw.problems import Problems
 from opconform.harness.draw.sample import batches_drawn
 from opconform.harness.draw.variants import Variant, between
-from opconform.harness.explain.failure import describe, replay_options
+from opconform.harness.explain.failure import describe
 from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict, now_and_then
 from opconform.harness.model.case import Case, CaseError
@@ -43,7 +43,8 @@ from opconform.harness.search.settings import RACE_RUNS, Settings
 from opconform.harness.search.smaller import smallest, why_sizes_stay
 
 SHRINK_SECONDS = 60.0  #: shrinking ends after this, with the smallest failure so far
-_LIE_BYTES, _LIE_PROBLEMS, _LIE_SECONDS = 1 << 16, 24, 5.0  #: of a case that a device may abort at
+_LIE_BYTES, _LIE_PROBLEMS, _LIE_CASES = 1 << 16, 24, 8  #: of cases that a device may abort at, for each limit
+_LIE_SECONDS = 5.0  #: such a case may take, and in a short run all of them that are tried of an op
 _REPEATS = 2  #: how often a failing case is run again to see whether it always fails
 _SLOWEST = 20  #: while a hang shrinks, a case may take this many times the slowest one that ended
 _LEAST_SECONDS = 1.0
@@ -167,22 +168,37 @@ class Search:
         )
 
     def _lies(self) -> Iterator[Lie]:
-        """A case that the device says yes to, and whose precondition its kernel only asserts. The process dies of it,
-        so that a short run does without."""
+        """A case that the device says yes to, and whose precondition its kernel only asserts: the first one found that
+        ends the process."""
         limits = self._freedom.limits
         asserted = [limit for limit in limits if limit.kind == "kernel" and limit.subject != "many_rows"]
-        if self._settings.is_short or not self._runner.isolated or not self._batches.took_any:
+        if not (self._settings.tries_aborts and self._runner.isolated and self._batches.took_any):
             return
+        until = time.monotonic() + (_LIE_SECONDS if self._settings.is_short else math.inf)
         for limit in asserted:
+            if time.monotonic() > until:
+                return
             others = Freedom(tuple(other for other in limits if other is not limit), _LIE_BYTES)
             drawn = itertools.chain.from_iterable(batches_drawn(self._op, others, _LIE_PROBLEMS))
-            case = next((case for case in drawn if self._only(limit, case)), None)
-            if case is None:
-                continue
-            (verdict,) = self._runner.verdicts(self._op, [case], beyond=("kernel",), time_limit=_LIE_SECONDS)
-            if verdict.kind == Kind.CRASH:
-                yield Lie(case, limit.reason, verdict.findings[0].detail, replay_options(self._runner, case))
+            cases = list(itertools.islice((case for case in drawn if self._only(limit, case)), _LIE_CASES))
+            try:
+                found = self._beyond(cases)
+                if len(found) > 1 and found[-1].kind == Kind.CRASH:  # it may have died of what one before it did
+                    found = self._beyond([found[-1].case])
+            except Unavailable:  # the device does not open after the case before: the result stands all the same
                 return
+            if found and found[-1].kind == Kind.CRASH:
+                yield self._lie(found[-1], limit.reason)
+                return
+
+    def _beyond(self, cases: Sequence[Case]) -> list[Verdict]:
+        """The verdicts on cases that a kernel asserts away, until the process dies."""
+        return self._runner.verdicts(self._op, cases, beyond=("kernel",), until_death=True, time_limit=_LIE_SECONDS)
+
+    def _lie(self, verdict: Verdict, reason: str) -> Lie:
+        found = describe(self._op, self._runner, verdict)
+        end = verdict.findings[0].detail
+        return Lie(verdict.case, reason, end, found.replay_options, found.versions, found.packed_twin, found.stderr)
 
     def _only(self, limit: Limit, case: Case) -> bool:
         """Whether a case is beyond this limit, and beyond no other one."""

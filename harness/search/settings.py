@@ -19,6 +19,7 @@ OUT = "opconform-out"
 RACE_RUNS = 50
 
 _FEW_EXAMPLES = 500  #: a run of fewer cases leaves out what takes most of its time
+_NO_ABORTS = 100  #: a run of so many cases or fewer tries none that ends the device's process
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -64,8 +65,15 @@ class Settings:
 
     @property
     def is_short(self) -> bool:
-        """Whether the run is one of few cases, and does without what takes long or kills its processes."""
+        """Whether the run is one of few cases, and does without what takes long."""
         return self.examples < _FEW_EXAMPLES
+
+    @property
+    def tries_aborts(self) -> bool:
+        """Whether a case of each op is tried that the device says yes to and is known to abort at. It costs a process
+        of the device's; of runs that share the work the first one does it."""
+        index, count = self.shard
+        return index == 1 and self.examples * count > _NO_ABORTS
 
 
 def bytes_of(text: str) -> int:

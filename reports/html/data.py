@@ -13,10 +13,11 @@ from pathlib import Path
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.model.usage import UsageError
-from opconform.harness.search.result import KnownBug, Result, Tally
+from opconform.harness.search.result import KnownBug, Lie, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.harness.search.watched import Watched
 from opconform.reports.commands import commands
+from opconform.reports.console import abort_commands, aborts
 from opconform.reports.records import About, RunRow
 from opconform.reports.repro.place import bundle_of
 from opconform.reports.states import (
@@ -51,6 +52,17 @@ class Shown:
 
 
 @dataclass(frozen=True)
+class Aborting:
+    """A case that a device says yes to and aborts at, with the commands that run it and make its bundle, and the
+    bundle's folder, "" where there is none here."""
+
+    pair: Pair
+    lie: Lie
+    commands: tuple[str, ...]
+    bundle: str = ""
+
+
+@dataclass(frozen=True)
 class Entry:
     """One op on one device, as the last run (with all of its shards) left it."""
 
@@ -59,6 +71,7 @@ class Entry:
     group: tuple[RunRow, ...]
     results: tuple[Result, ...]
     failures: tuple[Shown, ...]
+    aborting: tuple[Aborting, ...] = ()
 
     @property
     def known(self) -> int:
@@ -158,6 +171,18 @@ class Report:
     def failures(self) -> list[Shown]:
         return [shown for entry in self.entries.values() for shown in entry.failures]
 
+    @property
+    def aborting(self) -> list[Aborting]:
+        return [found for entry in self.entries.values() for found in entry.aborting]
+
+    @property
+    def aborts(self) -> list[str]:
+        """One line for each device that says yes and aborts."""
+        lies: dict[str, list[Lie]] = {}
+        for found in self.aborting:
+            lies.setdefault(self.names[found.pair], []).append(found.lie)
+        return [aborts(target, its) for target, its in lies.items()]
+
     def device(self, pair: Pair) -> About:
         """The description and the versions of a pair's device, as the last run has them."""
         runs = (run for run in reversed(self.runs) if run.build(pair.target) == pair.build)
@@ -194,7 +219,14 @@ def _entry(db: sqlite3.Connection, pair: Pair, group: Sequence[RunRow]) -> Entry
     if state.kind and not failures and not any(result.watched for _, result in found):
         failures = [_lost(db, pair, own, state)]
     once = {shown.case_id: shown for shown in failures}
-    return Entry(pair, state, tuple(own), tuple(result for _, result in found), tuple(once.values()))
+    lies = {lie.case.id: _aborting(pair, lie, result, run) for run, result in found for lie in result.lies}
+    results = tuple(result for _, result in found)
+    return Entry(pair, state, tuple(own), results, tuple(once.values()), tuple(lies.values()))
+
+
+def _aborting(pair: Pair, lie: Lie, result: Result, run: RunRow) -> Aborting:
+    bundle = bundle_of(lie.failure(result.target, result.device), _settings(run))
+    return Aborting(pair, lie, tuple(abort_commands(lie, pair.target)), "" if bundle is None else str(bundle))
 
 
 def _settings(run: RunRow) -> Settings:

@@ -164,6 +164,18 @@ def test_an_abort_of_ggml_is_caught_and_needs_no_debugger() -> None:
     assert "opconform replay case.json --backend ggml:CPU --strict-supports\n" in issue
 
 
+def test_a_case_that_a_device_says_yes_to_and_aborts_at_has_a_bundle_and_leaves_the_run_green() -> None:
+    good = ggml("OPCONFORM_GGML_LIB_FIXED")
+    done = opconform("test", "--op", "cumsum", "--backend", "ggml:CPU", "--ggml-lib", good, "--max-examples", "110")
+    assert done.exit_code == 0
+    assert "says yes, aborts: 1 op on ggml:CPU: cumsum-" in done.output
+    (folder,) = Path("opconform-out/repro").absolute().iterdir()
+    assert "the process ended with status -6" in run(folder).stdout
+    issue = (folder / "issue.md").read_text()
+    assert "supports_op says yes, the kernel aborts" in issue
+    assert "--backend ggml:CPU --strict-supports" in issue
+
+
 def test_strided_views_reach_ggml_as_they_are() -> None:
     bad, good = ggml("OPCONFORM_GGML_LIB_BROKEN"), ggml("OPCONFORM_GGML_LIB_FIXED")
     written = opconform(

@@ -289,16 +289,23 @@ def test_a_strict_run_catches_a_kernel_that_was_said_to_take_everything() -> Non
     assert search("LimitedKernel", isolated=True).failure is None
 
 
-def test_a_device_that_says_yes_and_aborts_is_named_with_a_case() -> None:
-    result = search("LimitedKernel", isolated=True, examples=500)
+@pytest.mark.parametrize("examples", [150, 500])
+def test_a_device_that_says_yes_and_aborts_is_named_with_a_case(examples: int) -> None:
+    result = search("LimitedKernel", isolated=True, examples=examples)
     assert result.failure is None
     (lie,) = result.lies
     assert lie.case.inputs["b"].kind > LayoutClass.ROWS
     assert lie.reason == "the kernel asserts that the rows of b are contiguous"
     assert "SIGABRT" in lie.end
+    assert lie.packed_twin == "passes"
     assert Result.from_json(result.to_json()) == result
-    assert search("LimitedKernel", isolated=True, examples=100).lies == ()  # the process dies of it
+
+
+def test_neither_a_run_of_few_cases_nor_a_device_that_keeps_its_word_ends_a_process() -> None:
+    assert search("LimitedKernel", isolated=True, examples=100).lies == ()
     assert search("Good", isolated=True, examples=500).lies == ()
+    shards = [search("LimitedKernel", isolated=True, examples=75, shard=(index, 2)).lies for index in (1, 2)]
+    assert [len(lies) for lies in shards] == [1, 0]
 
 
 def test_a_failure_carries_over_to_the_next_run_and_is_gone_once_fixed() -> None:

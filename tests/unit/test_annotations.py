@@ -12,7 +12,7 @@ import pytest
 
 from opconform.harness.explain.failure import Failure
 from opconform.harness.model.findings import Finding, Kind
-from opconform.harness.search.result import Result, Tally
+from opconform.harness.search.result import Lie, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.reports.annotations import GitHubPrinter, annotation, markdown_of, place_of, sarif
 from tests.samples import acc
@@ -123,3 +123,11 @@ def test_the_summary_of_a_job_has_the_matrix_and_the_failures(tmp_path: Path, mo
     assert "| acc | ❌ WRONG VALUES |" in text
     assert "| set | ✅ passed 8 |" in text
     assert "* ne3 is dropped" in text
+
+
+def test_what_a_device_aborts_at_is_a_line_of_the_summary_with_the_command_of_each_case() -> None:
+    lie = Lie(acc(1, 1, 1, 2), "the kernel asserts rows", "signal SIGABRT")
+    found = markdown_of([replace(result(), lies=(lie,))], Settings())
+    case = lie.case.id.replace("-", "&#45;")
+    assert f"says yes, aborts&#58; 1 op on ggml&#58;Vulkan0&#58; {case}" in found
+    assert f"* opconform replay {case}" in found

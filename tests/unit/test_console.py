@@ -225,6 +225,7 @@ def test_what_a_device_says_yes_to_and_aborts_at_is_one_line_under_the_matrix() 
     assert f"(opconform replay {lie.case.id} --strict-supports --backend mine:0)" in text
     assert f"(opconform repro {lie.case.id} --strict-supports --backend mine:0)" in text
     assert text.count("says yes") == 1
+    assert "(the bundle of each of them: in out/repro)" in " ".join(matrix(found, Path("out/repro")).split())
 
 
 def test_known_cases_that_a_device_does_not_take_are_counted_beside_those_drawn() -> None:

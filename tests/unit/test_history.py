@@ -23,7 +23,7 @@ from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device
 from opconform.harness.run.interrupts import uninterrupted
 from opconform.harness.run.target import Target
-from opconform.harness.search.result import KnownBug, Result
+from opconform.harness.search.result import KnownBug, Lie, Result
 from opconform.harness.search.settings import Settings
 from opconform.reports import history
 from opconform.reports.database import VERSION, check_history, open_history, read_history
@@ -110,6 +110,36 @@ def test_a_row_says_which_run_and_case_it_is(path: Path) -> None:
     run = finished(path, [FAILED])
     (row,) = query(path, "SELECT run_id, target, case_id, kind, recipe, seed, shrinking FROM test_backend_ops")
     assert row == (run.id, "ggml:Vulkan0", FAILED.case.id, "WRONG VALUES", "small_int", 0, 0)
+
+
+LIE = Lie(acc(1, 1, 1, 3), "the kernel asserts rows", "signal SIGABRT")
+
+
+def test_what_a_device_aborts_at_is_a_row_of_its_kind_and_no_failure_of_the_pair(path: Path) -> None:
+    finished(path, [PASSED], lies=(LIE,))
+    rows = query(path, "SELECT case_id, kind, supported, passed, error_message FROM test_backend_ops")
+    assert rows[1:] == [
+        (LIE.case.id, "SUPPORTS_OP LIES", 1, 0, "SUPPORTS_OP LIES: signal SIGABRT: the kernel asserts rows")
+    ]
+    state = states_of(path)[PAIR]
+    assert (state.outcome, state.executed) == ("passed", 1)
+    ((kept,),) = query(path, "SELECT result FROM results")
+    assert Result.from_json(json.loads(str(kept))).lies == (LIE,)
+
+
+def test_a_result_of_an_older_history_has_less_of_what_a_device_aborts_at() -> None:
+    plain = result_of([PASSED], lies=(LIE,)).to_json()
+    for name in ("versions", "packed_twin", "stderr"):
+        plain["lies"][0].pop(name)
+    assert Result.from_json(plain).lies == (LIE,)
+
+
+def test_what_a_device_aborts_at_is_a_row_of_the_csv() -> None:
+    stream = io.StringIO()
+    CsvPrinter(stream).result(ACC, VULKAN, result_of([PASSED], lies=(LIE,)))
+    (row,) = csv.DictReader(io.StringIO(stream.getvalue()))
+    assert (row["supported"], row["passed"]) == ("1", "0")
+    assert row["error_message"] == "SUPPORTS_OP LIES: signal SIGABRT: the kernel asserts rows"
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Device
 from opconform.harness.run.target import Target
 from opconform.harness.search.coverage import Covered
-from opconform.harness.search.result import KnownBug, KnownFailure, Result, Tally
+from opconform.harness.search.result import KnownBug, KnownFailure, Lie, Result, Tally
 from opconform.harness.search.settings import Settings
 from opconform.harness.search.speed import Measured, Subject
 from opconform.reports.database import _STEPS
@@ -338,6 +338,18 @@ def test_what_is_free_is_listed_and_a_large_share_is_a_warning(path: Path) -> No
     assert [share for share in ("6.0%", "5.0%", because) if share in warned] == ["6.0%", because]
     assert "5.0%" in few
     assert "torch:cpu" not in section
+
+
+def test_what_a_device_aborts_at_is_a_line_under_the_matrix_and_a_row_with_its_commands(path: Path) -> None:
+    lie = Lie(acc(1, 1, 1, 2), "the kernel asserts <b>rows</b>", "signal SIGABRT", ("--ggml-lib /a",))
+    keep(path, replace(result_of([PASSED]), lies=(lie,)), replace(result_of([PASSED]), target="ggml:CPU"))
+    text = html(report_of(path))
+    assert [cell for cell in cells_of(text) if "aborts" in cell] == ["passed 1 says yes, aborts"]
+    assert f"says yes, aborts: 1 op on ggml:Vulkan0 (b7836): {lie.case.id}; e.g. the kernel asserts &lt;b&gt;" in text
+    section = text[text.index('<h2 id="aborts"') : text.index('<h2 id="unsupported"')]
+    tail = f"{lie.case.id} --strict-supports --backend ggml:Vulkan0 --ggml-lib /a"
+    assert [what for what in ("replay", "repro") if f"opconform {what} {tail}" in section] == ["replay", "repro"]
+    assert "SIGABRT" in section
 
 
 def test_shards_add_up_what_is_free_and_a_run_without_any_has_no_list(path: Path) -> None:
