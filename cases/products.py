@@ -277,7 +277,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     dtype = draw(among(weight_types(freedom)))
     form = draw(rare_forms("m", "n", "i2", "i3", "long", "tiles"))
     if form == "long" and not freedom.choices("many_rows", (True,)):
-        form = "usual"  # a driver that takes long for many rows takes minutes for a long sum
+        form = "usual"  # a driver without a GPU takes long for a long sum, too
     if form == "usual":
         k, m, n = draw(lengths(dtype)), draw(among(_SMALL)), draw(among(_SMALL))
         outer = (draw(among((1, 2, 3))), draw(among((1, 2, 3))))
