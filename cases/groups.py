@@ -24,7 +24,7 @@ from opconform.harness.model.op import Op, Problem, Sizes
 
 
 def total(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
-    """The sum of all n elements in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4)."""
+    """The sum of all n elements in any order (`Numerics.of_sum`)."""
     x = case.inputs["x"].type
     found = Approx.of(x.decode(raw["x"]).reshape(1, 1, 1, -1), x, numerics).sum()
     return found.stored(case.outputs["out"].type, (1, 1, 1, 1))
@@ -210,7 +210,7 @@ OPS = (
         dtypes=("f32", "f16"),
         problems=_sum_problems,
         expect=_SUM,
-        bound="γ_{n−1}·Σ|x| over all n elements",
+        bound="(n−1)·u·(Σ|x| + |Σx|)/2 over all n elements",
         check=lambda case: check_out(case, (1, 1, 1, 1)),
         traits=lambda case: {"aligned": is_aligned(case)},
         hypotheses=_partial_sums,

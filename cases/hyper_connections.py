@@ -134,6 +134,18 @@ def hc_comb(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
     d the roundings of a division; and the same for rows, with R and C exchanged. θ is the least one of all sums, less
     the errors so far.
+
+    R and C grow with each round, because they count twice what a row's factor has in common with those of the columns:
+    that is taken out again by the next division. What stays is how far apart errors of factors are, D_R and D_C. The
+    logarithm of a column's factor is off by less a mean of e_i + R_i over the rows, weighted by what the column holds.
+    Two such means of one set of numbers are apart by at most τ of what the numbers are, where 1 − τ is what the two
+    sets of weights have in common at least (Dobrushin's coefficient; Seneta 1981, "Non-negative Matrices and Markov
+    Chains", section 4.3), here with weights that are off by e^(±D_R) themselves:
+
+        D_C ← τ·D_R + 2·(e + ρ + ε),  τ = 1 − e^(−D_R)·min_jk Σ_i min(w_ij, w_ik),  ε = (1 − θ)(e + R + C)·e^(e + R + C)
+
+    with ε for eps, which is a number in each mean whose error is none. The factors of an element are then off by
+    e + D_R + ρ + ε together, if that is less than R + C.
     """
     return _combined(case, raw, numerics)
 
@@ -152,6 +164,8 @@ def _combined(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: str
     with np.errstate(all="ignore"):
         own = np.log(np.maximum(p.high / p.value, p.value / p.low)).max((-1, -2), keepdims=True)
     along = {-1: np.zeros(own.shape), -2: np.zeros(own.shape)}
+    apart = {-1: np.zeros(own.shape), -2: np.zeros(own.shape)}
+    both = np.zeros(own.shape)  # what the two factors of an element have gathered
     rho = -np.log1p(-numerics.gamma(4.0 + numerics.division_roundings))
     axes = [-2, *((-1, -2) * (rounds - 1))]
     if wrong == "rows first":
@@ -160,16 +174,28 @@ def _combined(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: str
         axes = axes[:1]
     for axis in axes:
         sums = value.sum(axis, keepdims=True)
-        value = value / (eps + sums)
         other = -3 - axis
-        gathered = own + along[-1] + along[-2]
-        least = (sums * np.exp(-gathered)).min((-1, -2), keepdims=True)
+        common = _in_common(value / np.where(sums > 0, sums, 1.0), axis)
+        value = value / (eps + sums)
+        least = (sums * np.exp(-own - both)).min((-1, -2), keepdims=True)
         kept = eps / (eps + least)
+        loose = own + along[-1] + along[-2]
+        loose = kept * loose * np.exp(loose)
+        tied = own + apart[other] + rho + loose
+        apart[axis] = (1 - np.exp(-apart[other]) * common) * apart[other] + 2 * (own + rho + loose)
         along[axis] = kept * along[axis] + own + along[other] + rho
+        both = np.minimum(along[-1] + along[-2], tied)
         own = own + numerics.u
-    bound = value * np.expm1(own + along[-1] + along[-2]) + 2 * numerics.underflow
+    bound = value * np.expm1(own + both) + 2 * numerics.underflow
     shape = case.outputs["out"].shape
     return Expected(value.reshape(shape), np.where(np.isnan(bound), np.inf, bound).reshape(shape))
+
+
+def _in_common(weights: F64, axis: int) -> F64:
+    """What the weights of any two columns have in common (of two rows, where they add up along the last axis)."""
+    columns = weights if axis == -2 else weights.swapaxes(-1, -2)
+    shared: F64 = np.minimum(columns[..., :, None], columns[..., None, :]).sum(-3).min((-1, -2))
+    return shared[..., None, None]
 
 
 def _check_comb(case: Case) -> None:

@@ -133,11 +133,13 @@ def product(w: Operand, y: Operand, of: DType, numerics: Numerics) -> Expected:
     """out[.., n, m] = Σ_k y[.., n, k]·w[.., m, k].
 
     Each operand may be off by δ, its own error. A sum of k products, added in any order, fused or not, is off by γ_k of
-    Σ|w||y| (Higham 2002, eq. 3.5 and the remark after it), to which blocks add the roundings of their decoding, scale
-    times code and minimum apart: |error| ≤ Σ(|w| + δw)·δy + Σδw·|y| + γ_{k+c}·Σ(|w| + δw)(|y| + δy). A block of 32 with
-    a minimum needs the sum of the other operand's block, which q8_1 holds in float16: 2^-11·Σ|min|(|y| + δy) more. A
-    device that flushes may lose 2^-126 in each operation. Where both operands are exact and not in blocks, and no order
-    of summing rounds (`Numerics.rounds`), the bound is 0. Where Σ|w||y| passes the largest float32, nothing is
+    Σ|w||y| (Higham 2002, eq. 3.5 and the remark after it): γ_1 for the products, the rest for k − 1 additions, which
+    are off by less where signs are mixed (`Numerics.of_sum`). Blocks add the roundings of their decoding, scale times
+    code and minimum apart: |error| ≤ Σ(|w| + δw)·δy + Σδw·|y| + γ_{k+c}·Σ(|w| + δw)(|y| + δy); where there are minima
+    their sum is one apart from that of the codes, and either may be larger than what they make together. A block of 32
+    with a minimum needs the sum of the other operand's block, which q8_1 holds in float16: 2^-11·Σ|min|(|y| + δy) more.
+    A device that flushes may lose 2^-126 in each operation. Where both operands are exact and not in blocks, and no
+    order of summing rounds (`Numerics.rounds`), the bound is 0. Where Σ|w||y| passes the largest float32, nothing is
     demanded.
     """
     k = w.value.shape[-1]
@@ -145,8 +147,13 @@ def product(w: Operand, y: Operand, of: DType, numerics: Numerics) -> Expected:
     whole_w, whole_y = w.size + w.off, y.size + y.off
     magnitude = _times(whole_y, whole_w)
     with_w, with_y = _times(y.size, w.off), _times(y.off, whole_w)
-    terms = float(k + 2 * numerics.conversions + (blocks.ROUNDINGS if of.block > 1 else 0))
-    bound = with_w + with_y + numerics.gamma(terms) * magnitude + (k + 1) * numerics.underflow
+    roundings = 1.0 + 2 * numerics.conversions + (blocks.ROUNDINGS if of.block > 1 else 0)
+    if w.offsets.any():
+        summing = numerics.gamma(roundings + k - 1) * magnitude
+    else:
+        summing = numerics.gamma(roundings) * magnitude
+        summing = summing + numerics.of_sum(float(max(k - 1, 0)), magnitude, np.abs(value) + with_w + with_y)
+    bound = with_w + with_y + summing + (k + 1) * numerics.underflow
     if numerics.flushes_denormals:
         bound = bound + k * numerics.underflow
     if numerics.block_operands == 32 and w.offsets.any():

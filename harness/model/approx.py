@@ -333,8 +333,8 @@ class Approx:
     # --- along a row: the last axis, which keeps one place ---
 
     def sum(self) -> Approx:
-        """The sum of a row of n terms with additions in any order: γ_{n−1}·Σ|x| (Higham 2002, eq. 4.4), nothing where
-        no order rounds (`Numerics.rounds`).
+        """The sum of a row of n terms with n − 1 additions in any order (`Numerics.of_sum`), nothing where no order
+        rounds (`Numerics.rounds`).
 
         A device that flushes may lose 2^-126 in each addition. Where Σ|x| passes the largest float32 some order
         overflows on its way, and nothing is demanded.
@@ -351,7 +351,10 @@ class Approx:
         else:
             low, high = _over_rows(np.add, it.low), _over_rows(np.add, it.high)
             magnitude = _over_rows(np.add, it._farthest)
-        step = numerics.gamma(float(additions)) * magnitude
+        if may_be_exact:
+            step = numerics.of_sum(float(additions), magnitude, np.maximum(np.abs(low), np.abs(high)))
+        else:  # a running mean rounds what is no sum of some terms
+            step = numerics.gamma(float(additions)) * magnitude
         if numerics.flushes_denormals:
             step = step + additions * numerics.underflow
         if may_be_exact:

@@ -170,6 +170,23 @@ class Numerics:
             relative: Count = n * self.u / np.maximum(1 - n * self.u, 0.0)
         return relative
 
+    def of_sum(self, additions: float, magnitude: F64, total: F64) -> F64:
+        """The error of so many additions, in any order and any tree, of numbers whose sizes add up to `magnitude`, and
+        which themselves add up to `total`.
+
+        Each addition is off by u of its result (Higham 2002, eq. 4.3). That is the sum of some of the numbers, and lies
+        between the sum of all negative ones and that of all positive ones. The larger of both is M = (Σ|x| + |Σx|)/2.
+        So the error of m additions is below m·u·(M + γ_m·Σ|x|), a half of γ_m·Σ|x| where signs are mixed. A compensated
+        sum is off by 2u·Σ|x| (section 4.3 there), which is more where there are few additions: up to 4 the bound is
+        γ_m·Σ|x|.
+        """
+        gamma = self.gamma(additions)
+        if additions < 5:
+            return gamma * magnitude
+        most = np.minimum((magnitude + np.abs(total)) / 2, magnitude)
+        found: F64 = np.minimum(additions * self.u * (most + gamma * magnitude), gamma * magnitude)
+        return found
+
     def rounds(self, quantum: F64, magnitude: F64) -> Mask:
         """Where a sum may round: everywhere but where all its addends are multiples of one power of two, `quantum`, and
         the sum of their magnitudes fits the significand.

@@ -39,7 +39,7 @@ class Wide(Single):
 class OtherForm(Single):
     """The second form where a formula has two, and sums from the end."""
 
-    def sum(self) -> Single:
+    def sum(self) -> Approx:
         return super(OtherForm, self.exactly(self.value[..., ::-1])).sum()
 
     def either(self, other: Approx) -> Approx:

@@ -57,7 +57,7 @@ class Single(Approx):
     def besides(self, *terms: Approx) -> Approx:
         return self
 
-    def sum(self) -> Single:
+    def _summed(self, may_be_exact: bool) -> Single:
         total = np.zeros(self.value.shape[:-1])
         for i in range(self.value.shape[-1]):
             total = self.nearest(total + self.value[..., i])
