@@ -27,7 +27,8 @@ from opconform.harness.model.numerics import EXACT, Numerics
 from opconform.harness.model.ops import op_names
 from opconform.harness.run.backend import Backend
 from tests.judge import Bench, drawn_cases
-from tests.kernels import delta_odd, mla, odd, row_odd, small_odd
+from tests.kernels import attention, delta_odd, mla, odd, product_odd, recurrences, row_odd, small_odd
+from tests.kernels.formula_rows import by_formula, right_kernels
 
 _SUMS = ("cumsum", "sum_rows", "ssm_conv", "l2_norm")
 MAX_BYTES = 1 << 16
@@ -75,6 +76,10 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = (
     *(Implementation(each.kernel, each.ops, each.numerics) for each in row_odd.ROW_ODD),
     *(Implementation(each.kernel, each.ops, each.numerics, each.each) for each in delta_odd.ODD),
     *(Implementation(kernel, ("mla_absorbed",), numerics) for kernel, numerics in _MLA),
+    *(Implementation(kernel, product_odd.OPS) for kernel in product_odd.RIGHT),
+    *(Implementation(kernel, by_formula(), numerics) for kernel, numerics in right_kernels().items()),
+    *(Implementation(kernel, ("soft_max", "flash_attn_ext")) for kernel in attention.RIGHT),
+    *(Implementation(kernel, recurrences.OPS) for kernel in (recurrences.Recurrence, recurrences.AddsBackwards)),
 )
 
 

@@ -66,6 +66,28 @@ class Attention(Mla):
         return np.concatenate([np.broadcast_to(x["sinks"].reshape(-1, 1, 1), (*scores.shape[:3], 1)), scores], -1)
 
 
+# --- right ones that compute otherwise ---
+
+
+class Blas(mla.Blas, Attention):
+    pass
+
+
+class Pairwise(mla.Pairwise, Attention):
+    pass
+
+
+class Fused(mla.Fused, Attention):
+    pass
+
+
+class Float64(mla.Float64, Attention):
+    pass
+
+
+RIGHT = (Attention, Blas, Pairwise, Fused, Float64)
+
+
 # --- wrong ones ---
 
 
