@@ -187,10 +187,13 @@ def _loss_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 
 
 def _label(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
-    """Three of four seeds have the labels of a classifier, one 1 in each row; the others any numbers."""
-    labels = values["labels"]
+    """Three of four seeds have the labels of a classifier, one 1 in each row; the others any numbers. The 1 is not where
+    x is largest: a loss of 0 would say nothing."""
+    x, labels = values["x"], values["labels"]
     if rng.integers(0, 4):
-        labels[...] = np.arange(labels.shape[-1]) == rng.integers(0, labels.shape[-1], (*labels.shape[:3], 1))
+        place = rng.integers(0, x.shape[-1], (*x.shape[:3], 1))
+        place = (place + (place == x.argmax(-1, keepdims=True))) % x.shape[-1]
+        labels[...] = np.arange(x.shape[-1]) == place
 
 
 def _loss_faults(image: Image) -> Iterator[Hypothesis]:
