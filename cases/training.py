@@ -187,8 +187,8 @@ def _loss_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 
 
 def _label(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
-    """Three of four seeds have the labels of a classifier, one 1 in each row; the others any numbers. The 1 is not where
-    x is largest: a loss of 0 would say nothing."""
+    """Three of four seeds have the labels of a classifier, one 1 in each row; the others any numbers. The 1 is not
+    where x is largest: a loss of 0 would say nothing."""
     x, labels = values["x"], values["labels"]
     if rng.integers(0, 4):
         place = rng.integers(0, x.shape[-1], (*x.shape[:3], 1))
