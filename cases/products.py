@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
+from opconform.cases.selections import one_before
 from opconform.cases.shapes import check_out, is_aligned
 from opconform.harness.draw.strategies import (
     among,
@@ -325,7 +326,7 @@ def whole_steps(case: Case, values: dict[str, F64], rng: np.random.Generator) ->
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
-    """Faults of products: a repeated in another way, parts of the sums left out."""
+    """Faults of products: a repeated in another way, parts of the sums left out or added twice."""
     case = image.case
     a, b = case.inputs["a"], case.inputs["b"]
     for axis in (0, 1):
@@ -334,10 +335,14 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
             i, order = f"i{3 - axis}", tuple(i % m for i in range(n))
             says = f"a is repeated as a whole along {i} ({i} mod n), not matrix by matrix ({i} / r)"
             yield Hypothesis(says, partial(image.with_expect, _otherwise(axis, order)))
-    for tile in (4, 8, 16, 32, 64, 128, 256):
-        if b.shape[-1] > tile and b.shape[-1] % tile:
+    for tile in (2, 4, 8, 16, 32, 64, 128, 256):
+        if b.shape[-1] % tile:
+            whole = b.shape[-1] // tile * tile
             says = f"what a tile of {tile} does not fill is left out of the sums"
-            yield Hypothesis(says, partial(image.with_expect, _cut(b.shape[-1] // tile * tile)))
+            yield Hypothesis(says, partial(image.with_expect, _cut(whole)))
+            says = f"what a tile of {tile} does not fill is added twice to the sums"
+            yield Hypothesis(says, partial(image.with_expect, _cut(whole, times=2.0)))
+    yield Hypothesis("each product is added twice", partial(image.with_expect, _cut(0, times=2.0)))
     if b.shape[-1] > 1:
         yield Hypothesis("the last product is left out of each sum", partial(image.with_expect, _cut(b.shape[-1] - 1)))
 
@@ -349,13 +354,13 @@ def _otherwise(axis: int, order: tuple[int, ...]) -> Expect:
     return wrong
 
 
-def _cut(k: int) -> Expect:
-    """Sums of the first k products."""
+def _cut(k: int, times: float = 0.0) -> Expect:
+    """Sums of the first k products, and of the others so many times."""
 
     def wrong(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
         b = case.inputs["b"].type
         values = b.decode(raw["b"])
-        values[..., k:] = 0
+        values[..., k:] = times * values[..., k:] if times else 0
         a = case.inputs["a"].type
         w = weights(_spread(raw["a"], values.shape), a, numerics)
         return product(w, activations(values, b, a, numerics), a, numerics)
@@ -436,6 +441,8 @@ def hypotheses_id(image: Image) -> Iterator[Hypothesis]:
     yield Hypothesis("ids are ignored: every row uses expert 0", partial(image.with_inputs, ids=np.zeros_like(ids)))
     turned = ((ids.astype(np.int64) + 1) % max(experts, 1)).astype(ids.dtype)
     yield Hypothesis("every row uses the next expert", partial(image.with_inputs, ids=turned))
+    says = "every row uses the expert before: each id is taken one too small"
+    yield Hypothesis(says, partial(image.with_expect, one_before(expect_id, "ids")))
     first = np.broadcast_to(ids[:, :, :1], ids.shape)
     yield Hypothesis("every token uses the first token's experts", partial(image.with_inputs, ids=first))
 

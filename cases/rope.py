@@ -142,8 +142,9 @@ def _turned(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mappi
     exact = np.ones(layout.shape, dtype=bool)
     exact[..., np.concatenate(found.places)] = False
     whole = found.all.stored(layout.type, layout.shape)
-    value = np.where(exact, layout.type.decode(raw["x"]), whole.value)
-    return Expected(value, np.where(exact, 0.0, whole.bound), exact=exact, bits=raw["x"])
+    kept = np.zeros_like(raw["x"]) if wrong.get("cleared") else raw["x"]
+    value = np.where(exact, layout.type.decode(kept), whole.value)
+    return Expected(value, np.where(exact, 0.0, whole.bound), exact=exact, bits=kept)
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,9 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         other = {"mode": mode}
         same_count = (mode in (NORMAL, NEOX)) == (int(params["mode"]) in (NORMAL, NEOX))
         if VISION not in (mode, params["mode"]) and same_count and _geometry({**params, **other}) != _geometry(params):
-            yield Hypothesis(f"the mode is that of {name}", partial(image.with_expect, _otherwise(other)))
+            yield Hypothesis(
+                f"the pairs or their angles are those of mode {name}", partial(image.with_expect, _otherwise(other))
+            )
     for name, neutral, says in (
         ("freq_scale", 1.0, "freq_scale is left out"),
         ("ext_factor", 0.0, "ext_factor is left out"),
@@ -307,8 +310,12 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         if params[name] != neutral:
             yield Hypothesis(says, partial(image.with_expect, _otherwise({name: neutral})))
     yield Hypothesis("the factors are left out", partial(image.with_expect, _otherwise({"unfactored": True})))
-    says = "it turns forwards" if image.case.op == "rope_back" else "it turns backwards"
+    way = "forwards" if image.case.op == "rope_back" else "backwards"
+    says = f"pairs are turned {way}: the sine has the wrong sign"
     yield Hypothesis(says, partial(image.with_expect, _otherwise({"backwards": True})))
+    if int(params["mode"]) != VISION and int(params["n_dims"]) < image.case.inputs["x"].shape[3]:
+        says = "the channels that are not turned are set to 0, not copied"
+        yield Hypothesis(says, partial(image.with_expect, _otherwise({"cleared": True})))
     pos = image.raw["pos"]
     first = np.broadcast_to(pos[..., :1], pos.shape)
     yield Hypothesis("every token has the first one's position", partial(image.with_inputs, pos=first))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -27,7 +28,7 @@ from opconform.harness.draw.strategies import lengths as long_sizes
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import DTYPES, F64, QUANTISED, Raw
-from opconform.harness.model.expected import Expected, Residual
+from opconform.harness.model.expected import Expect, Expected, Residual
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
@@ -137,6 +138,21 @@ def _row_traits(case: Case) -> dict[str, str | bool]:
     }
 
 
+def one_before(expect: Expect, name: str) -> Expect:
+    """The op with each index of the argument `name` less 1; nothing is said of outputs with an index of 0, for what a
+    kernel finds before the first row is anybody's guess. The output has a row for each index, as the argument has them
+    along its last two axes (one matrix) or its last three."""
+
+    def before(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+        index = _indices(case, raw, name)
+        expected = expect(case, {**raw, name: np.maximum(index - 1, 0).astype(raw[name].dtype)}, numerics)
+        free = (index == 0).reshape(*expected.value.shape[:-1], 1)
+        exact = None if expected.exact is None else expected.exact & ~free
+        return replace(expected, bound=np.where(free, np.inf, expected.bound), exact=exact)
+
+    return before
+
+
 def _wrong_rows(image: Image) -> Iterator[Hypothesis]:
     """Faults of the indices."""
     case, b = image.case, image.raw["b"]
@@ -145,6 +161,7 @@ def _wrong_rows(image: Image) -> Iterator[Hypothesis]:
     yield Hypothesis("indices are ignored: rows come in order", partial(image.with_inputs, b=in_order))
     later = ((b.astype(np.int64) + 1) % max(count, 1)).astype(b.dtype)
     yield Hypothesis("each index is taken one too large", partial(image.with_inputs, b=later))
+    yield Hypothesis("each index is taken one too small", partial(image.with_expect, one_before(get_rows, "b")))
     for axis, k in ((1, 2), (2, 1)):
         if b.shape[axis] > 1:
             first = np.broadcast_to(b.take([0], axis), b.shape)
@@ -267,6 +284,7 @@ def _wrong_ids(image: Image) -> Iterator[Hypothesis]:
     yield Hypothesis("ids are ignored: every row uses number 0", partial(image.with_inputs, ids=np.zeros_like(ids)))
     first = np.broadcast_to(ids[:, :, :1], ids.shape)
     yield Hypothesis("every token uses the first token's ids", partial(image.with_inputs, ids=first))
+    yield Hypothesis("each id is taken one too small", partial(image.with_expect, one_before(add_id, "ids")))
 
 
 # --- ARGSORT, TOP_K, ARGMAX ---

@@ -177,7 +177,7 @@ def hide(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
-    """Parameters and arguments left out, the largest z not taken off, parts of a row, the mask of another matrix."""
+    """Parameters and arguments left out, the largest z not taken off, parts of a row."""
     case = image.case
     faults: tuple[tuple[str, Mapping[str, Any]], ...] = (
         ("scale is left out", {"scale": 1.0}),
@@ -189,13 +189,6 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
     )
     for says, wrong in faults:
         yield Hypothesis(says, partial(image.with_expect, _otherwise(wrong)))
-    if "mask" in case.inputs:
-        mask = image.raw["mask"]
-        for axis, k in ((0, 3), (1, 2), (2, 1)):
-            if mask.shape[axis] > 1:
-                first = np.broadcast_to(mask.take([0], axis), mask.shape)
-                says = f"the mask of i{k} = 0 is used everywhere"
-                yield Hypothesis(says, partial(image.with_inputs, mask=first))
 
 
 def _otherwise(wrong: Mapping[str, Any]) -> Expect:

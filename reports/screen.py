@@ -14,16 +14,19 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from opconform.harness.explain.failure import FEW, Failure, Wrong
 from opconform.harness.model.case import Case
-from opconform.harness.model.dtypes import F64, Mask
+from opconform.harness.model.dtypes import F64
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.layouts import axes_named
 from opconform.harness.model.text import printable
 from opconform.harness.search.settings import RACE_RUNS
 from opconform.reports.console import WIDTH, shown
 
+UNWRITTEN = "unwritten"  #: what stands in place of an element that still holds what was there before the run
+Cells = npt.NDArray[np.object_]
 _STDERR_LINES = 12
 _MARGIN = " " * 13
 
@@ -132,17 +135,28 @@ def _rows(failure: Failure) -> Iterator[tuple[str, str, list[str]]]:
     for name, layout in case.inputs.items():
         if case.data is not None and 0 < layout.size <= FEW:
             raw = np.frombuffer(case.data[name], layout.type.raw).reshape(layout.shape)
-            yield from _along(name, layout.type.decode(raw))
+            yield from _along(name, _shown(layout.type.decode(raw)))
     if wrong is None or not wrong.got:
         return
     shape = case.outputs[wrong.output].shape
-    got, want = (np.array(values).reshape(shape) for values in (wrong.got, wrong.want))
     of = f" {wrong.output}" if len(case.outputs) > 1 else ""
-    yield from _along(f"got{of}", got, np.array(wrong.marks).reshape(shape))
-    yield from _along(f"want{of}", want)
+    missing = wrong.unwritten or (False,) * len(wrong.got)
+    got = [
+        f"{UNWRITTEN if left else f'{value:.9g}'}{'!' if bad else ' '}"
+        for value, bad, left in zip(wrong.got, wrong.marks, missing)
+    ]
+    yield from _along(f"got{of}", np.array(got, dtype=object).reshape(shape))
+    yield from _along(f"want{of}", _shown(np.array(wrong.want).reshape(shape)))
 
 
-def _along(name: str, values: F64, wrong: Mask | None = None) -> Iterator[tuple[str, str, list[str]]]:
+def _shown(values: F64) -> Cells:
+    """Elements as they are shown, with room for an exclamation mark."""
+    cells = np.empty(values.shape, dtype=object)
+    cells.flat = [f"{value:.9g} " for value in values.flat]
+    return cells
+
+
+def _along(name: str, values: Cells) -> Iterator[tuple[str, str, list[str]]]:
     """The elements of a tensor, row by row; those that are wrong have an exclamation mark."""
     ne = values.shape[::-1]
     spread = [k for k, n in enumerate(ne) if n > 1]
@@ -154,9 +168,7 @@ def _along(name: str, values: F64, wrong: Mask | None = None) -> Iterator[tuple[
         fixed = list(reversed(index))
         fixed.insert(axis, 0)
         place += [f"i{k}={fixed[k]}" for k in spread if k != axis]
-        row = values[tuple(at)]
-        marks = [False] * len(row) if wrong is None else wrong[tuple(at)]
-        yield name, " ".join(place), [f"{value:.9g}{'!' if bad else ' '}" for value, bad in zip(row, marks)]
+        yield name, " ".join(place), list(values[tuple(at)])
 
 
 # ---- where ----------------------------------------------------------------------------------------------------------
@@ -165,7 +177,7 @@ def _along(name: str, values: F64, wrong: Mask | None = None) -> Iterator[tuple[
 def _layouts(case: Case) -> list[str]:
     lines: list[str] = []
     for name, layout in case.layouts.items():
-        place = f"is {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
+        place = f"in the memory of {case.inplace}" if case.inplace and name in case.outputs else str(layout.kind)
         place = f"in the memory of {case.shares[name]}" if name in case.shares else place
         at = f"nb={_list(layout.nb)} offset={layout.offset}  {place}"
         lines += wrapped("" if lines else "layouts", f"{name}: {layout.dtype} ne={_list(layout.ne)} {at}")
@@ -184,12 +196,16 @@ def _element(failure: Failure, wrong: Wrong) -> list[str]:
     of = f"{wrong.output} " if len(failure.case.outputs) > 1 else ""
     lower = failure.numerics.lower if failure.numerics.is_lower else ""
     precision = f"; {lower}, as the backend declares for this case" if lower else ""
-    return [
-        f"  worst      {of}at {_index(worst.index)}: got {worst.got:.9g}, want {worst.want:.9g}",
+    at = f"  worst      {of}at {_index(worst.index)}:"
+    lines = [
+        f"{at} got {worst.got:.9g}, want {worst.want:.9g}",
         f"             error {worst.error:.3g}, bound {worst.bound:.3g}: {times}",
         *wrapped("bound", f"{failure.bound}{precision}   [{failure.bound_at}]"),
         f"  nmse       {wrong.nmse:.3g} over the whole output, as upstream computes it",
     ]
+    if worst.unwritten:  # its bits say nothing, nor does what is computed from them
+        lines = [f"{at} nothing was written, want {worst.want:.9g}", *lines[2:-1]]
+    return lines
 
 
 def _index(index: Sequence[int]) -> str:
@@ -230,14 +246,14 @@ def _packed(failure: Failure) -> str:
     view = [name for name in failure.case.params if re.fullmatch(r"nb\d|offset", name)]
     if failure.packed_twin != "is the case itself" or not view:
         return twin(failure.packed_twin)
-    return f"{twin(failure.packed_twin)} ({', '.join(view)} are parameters, and may be)"
+    return f"{twin(failure.packed_twin)} (of the view that {', '.join(view)} describe this says nothing)"
 
 
 def twin(fate: str) -> str:
     """What the fate of the contiguous twin means."""
     return {
         "passes": "the same values packed (contiguous, offset 0) pass: the fault lies in strides or offsets",
-        "fails": "the same values packed (contiguous, offset 0) fail too: strides and offsets are not to blame",
+        "fails": "the same values packed (contiguous, offset 0) fail too: the fault needs no gaps and no offset",
         "unsupported": "the contiguous twin is not supported here",
         "lost": "the device was lost with this case; its contiguous twin could not be run",
-    }.get(fate, "every argument is contiguous already: the arguments' strides and offsets are not to blame")
+    }.get(fate, "every argument is packed already (contiguous, offset 0): the fault needs no gaps and no offset")

@@ -65,6 +65,8 @@ def of_any_attention(keys: int, hides: bool) -> Iterator[tuple[str, dict[str, An
         yield "a query that sees no key gets the mean of all values", {"mean": True}
         yield "a query that sees no key gets NaN: 0 / 0", {"nan": True}
     yield "the largest score is not subtracted before the exponentials: they overflow", {"unshifted": True}
+    if keys > 1:
+        yield "the last key is left out", {"keys": keys - 1}
     for tile in TILES:
         if keys > tile and keys % tile:
             says = f"the last keys are left out: what a tile of {tile} does not fill"

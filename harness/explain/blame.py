@@ -30,7 +30,7 @@ from opconform.harness.judge.checks import ON_REQUEST
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import Case
 from opconform.harness.model.expected import Comparison
-from opconform.harness.model.findings import Kind
+from opconform.harness.model.findings import Kind, Severity
 from opconform.harness.model.op import Op
 from opconform.harness.model.usage import UsageError
 from opconform.harness.run.backend import Unavailable
@@ -41,6 +41,10 @@ from opconform.harness.run.sanitizer import OPTION
 from opconform.harness.run.target import Target
 
 _OWN_SHARE = 0.4  #: of the time, what the failing device may take itself
+#: What is wrong whatever the right values are.
+_WITHOUT_REFERENCE = {Kind.NOT_WRITTEN, Kind.WROTE_OUTSIDE, Kind.INPUT_MODIFIED} | {
+    kind for kind in Kind if kind.severity in (Severity.MEMORY, Severity.END)
+}
 AGAIN = 3  #: how often the failing case is run again
 _LEAST_SECONDS = 0.5  #: what anything gets when the time is all but up
 
@@ -65,9 +69,9 @@ class Elsewhere:
     same_wrong: bool = False
 
 
-def line(label: str, twin: str, again: Again | None, elsewhere: Sequence[Elsewhere]) -> str:
+def line(label: str, twin: str, again: Again | None, elsewhere: Sequence[Elsewhere], kind: str = "") -> str:
     """The evidence, and whom it puts the blame on. `twin` is `Failure.packed_twin`; `again` is None where the case was
-    not run again."""
+    not run again; `kind` is the failure's, "" where it is not known."""
     by_fate = {fate: [other for other in elsewhere if other.fate == fate] for fate in ("agrees", "fails", "silent")}
     agree, fail = by_fate["agrees"], by_fate["fails"]
     evidence = []
@@ -77,21 +81,28 @@ def line(label: str, twin: str, again: Again | None, elsewhere: Sequence[Elsewhe
         evidence.append(f"{_names(fail)} {_verb(fail, 'fail')} too")
     if not agree and not fail:
         unsupported = [other for other in elsewhere if other.fate == "unsupported"]
-        evidence.append(f"not supported by {_names(unsupported)}" if unsupported else "no other device was asked")
+        if unsupported:
+            evidence.append(f"not supported by {_names(unsupported)}")
+        elif not by_fate["silent"]:
+            evidence.append("no other device was asked")
     if by_fate["silent"]:
         evidence.append(f"no answer from {_names(by_fate['silent'])} in time")
     if twin in ("passes", "fails"):
         evidence.append("packed twin passes" if twin == "passes" else "packed twin fails too")
     if again is not None:
         times = "time" if again.fails == 1 else "times"
-        steady = "" if again.steady else ", each time otherwise"
+        steady = "" if again.steady else ", each time with other values"
         evidence.append(f"fails {again.fails} {times} of {again.runs}{steady}")
-    return f"{'; '.join(evidence)} — {_blamed(label, twin, again, agree, fail)}"
+    return f"{'; '.join(evidence)} — {_blamed(label, twin, again, agree, fail, kind)}"
 
 
-def _blamed(label: str, twin: str, again: Again | None, agree: Sequence[Elsewhere], fail: Sequence[Elsewhere]) -> str:
+def _blamed(
+    label: str, twin: str, again: Again | None, agree: Sequence[Elsewhere], fail: Sequence[Elsewhere], kind: str
+) -> str:
     if again is not None and (again.fails < again.runs or not again.steady):
         return f"a race, or memory that nobody has set, in {label}"
+    if kind in _WITHOUT_REFERENCE and not agree:
+        return f"the kernel of {label} or its driver is to blame: it takes no reference to see this"
     if not agree and not fail:
         return "whether kernel, driver or reference is to blame cannot be told"
     if not agree:
@@ -180,7 +191,7 @@ class Panel:
             ]
             self._find_devices(deadline)
             answers += self._elsewhere(op, case, kind, target, first, deadline)
-            return line(target.label, twin, again, answers)
+            return line(target.label, twin, again, answers, kind)
         except Exception as error:
             return f"not found out ({type(error).__name__}: {error})"
 

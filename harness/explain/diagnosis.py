@@ -22,6 +22,7 @@ from opconform.harness.explain.probes import LARGEST_PROBE, grown, other_values,
 from opconform.harness.explain.provenance import provenance
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.judge.oracle import compare, expectation
+from opconform.harness.model.buffers import unwritten
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import Mask
 from opconform.harness.model.expected import Comparison, Expected
@@ -35,6 +36,7 @@ from opconform.harness.run.runner import Runner
 SECONDS = 10.0  #: a diagnosis ends after about this, with what it knows
 _LARGEST = 4 << 20  #: bytes of a case that is looked into
 _SEEN = 24  #: how many of the verdicts seen are looked at
+_QUIET = {"f32": (0x00400000, 0x7FFFFFFF), "f16": (0x0200, 0x7FFF)}  #: the bit of a quiet NaN; all but the sign
 _PART_OF_COARSE = 1 / 64  #: of what 16 bits may give, the error that they give at least somewhere
 
 
@@ -161,9 +163,26 @@ def examine(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = 
     if comparison is None or not comparison.wrong.any() or verdict.case.nbytes > _LARGEST or runner.lost:
         return "", ()
     try:
-        return hint(op, runner, verdict, seen), provenance(op, runner, verdict.case, SECONDS)
+        says = hint(op, runner, verdict, seen) or origin_of_nan(verdict.case, comparison)
+        return says, provenance(op, runner, verdict.case, SECONDS)
     except Exception as error:
         return f"none, for the diagnosis failed ({type(error).__name__}: {error})", ()
+
+
+def origin_of_nan(case: Case, comparison: Comparison) -> str:
+    """Where NaN comes from that is the whole fault, by its bits: arithmetic on a CPU keeps those of a NaN that goes in,
+    but for the sign and the bit that makes it quiet. "" where that cannot be told: many GPUs give all NaN one pattern,
+    which may be that of a gap but for the sign."""
+    wrong, dtype = comparison.wrong, case.outputs[comparison.name].type
+    if dtype.name not in _QUIET or not np.isnan(comparison.got[wrong]).all() or case.recipe == "special":
+        return ""
+    quiet, payload = _QUIET[dtype.name]
+    bits = comparison.raw[wrong]
+    if case.inplace is None and bool((bits & payload == (int(unwritten(dtype)) | quiet) & payload).all()):
+        return f"{comparison.name} is read before it is written: the NaN is made from what stood there before the run"
+    if bool((bits == np.iinfo(bits.dtype).max).all()):
+        return "bytes are read that belong to no element: the NaN is the one that fills the gaps of inputs"
+    return ""
 
 
 def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ()) -> str:
@@ -186,7 +205,7 @@ def hint(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] = ())
     silent = [name for name in _which(answers, Answer.SILENT) if name not in COARSE]
     for witness in _run(op, runner, other_values(case), out) if likely or silent else ():
         again = _answers(witness, [*likely, *silent])
-        likely = [name for name in likely if again[name] is Answer.BEARS_OUT]
+        likely = [name for name in likely if again[name] is not Answer.REFUTES]
         silent = [name for name in silent if again[name] is not Answer.REFUTES]
     if not (likely or silent):
         return ""
@@ -282,14 +301,15 @@ def _told_apart(
     says = best
     if rivals:
         more = f" ({len(rivals) - 2} more)" if len(rivals) > 2 else ""
-        says += f"; or, for no case run here tells them apart: {'; '.join(rivals[:2])}{more}"
+        says += f"; or (no case run here tells which): {'; '.join(rivals[:2])}{more}"
     doubts = []
     if passing[best] and case.inplace and all(witness.image.case.inplace is None for witness in passing[best]):
         doubts.append("in place only")
     elif passing[best]:
-        doubts.append(f"not always: {len(passing[best])} cases pass that this would spoil")
+        spoilt = "1 case passes" if len(passing[best]) == 1 else f"{len(passing[best])} cases pass"
+        doubts.append(f"but {spoilt} that this would spoil")
     if failing[best]:
-        doubts.append(f"not all: {len(failing[best])} of {failures} other failures need another reason")
+        doubts.append(f"explains all but {len(failing[best])} of {failures} other failures")
     if doubts:
         says += f" ({'; '.join(doubts)})"
     return says

@@ -16,8 +16,10 @@ import numpy as np
 from opconform.harness.draw.known import LARGEST
 from opconform.harness.explain.diagnosis import examine
 from opconform.harness.explain.stages import first_wrong_stage
+from opconform.harness.judge.checks import not_written
 from opconform.harness.judge.judging import Verdict
 from opconform.harness.model.case import DEFAULT_MAX_BYTES, Case
+from opconform.harness.model.dtypes import Mask
 from opconform.harness.model.expected import Comparison
 from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.numerics import EXACT, Numerics
@@ -33,13 +35,15 @@ STRICT = "--strict-supports"  #: with it a case is run that only a precondition,
 
 @dataclass(frozen=True)
 class Worst:
-    """The element farthest beyond its bound. `index` is outermost first; an error can be infinite or NaN."""
+    """The element farthest beyond its bound. `index` is outermost first; an error can be infinite or NaN.
+    unwritten: whether it still holds what stood there before the run."""
 
     index: tuple[int, ...]
     got: float
     want: float
     error: float
     bound: float
+    unwritten: bool = False
 
     @property
     def times(self) -> float:
@@ -57,7 +61,7 @@ class Wrong:
     are wrong, and `slices_total` how many slices there are; `map` is the first wrong slice, row by row, True where
     wrong, cut to a size that can be shown: its first element stands at row and column `map_origin` of the slice.
     `got`, `want` and `marks` are what came back, what should have, and which elements are wrong, in C order, where the
-    output has at most `FEW` elements.
+    output has at most `FEW` elements; `unwritten`, which still hold what stood there before the run ((): none).
     `mask` is all of the mask, the base64 of zlib data of its bits in C order; "" where it is larger than 2^20 elements.
     """
 
@@ -77,6 +81,7 @@ class Wrong:
     got: tuple[float, ...] = ()
     want: tuple[float, ...] = ()
     marks: tuple[bool, ...] = ()
+    unwritten: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,8 @@ def _check_wrong(wrong: Wrong, case: Case) -> None:
         raise ValueError(f"failure.wrong.map: up to {_MAP_ROWS} rows of one length, up to {_MAP_COLUMNS}")
     if wrong.got and not len(wrong.got) == len(wrong.want) == len(wrong.marks) == out.size <= FEW:
         raise ValueError(f"failure.wrong: got, want and marks have an element for each of the output's, at most {FEW}")
+    if wrong.unwritten and len(wrong.unwritten) != len(wrong.got):
+        raise ValueError("failure.wrong: unwritten has an element for each of got, or none")
     if wrong.mask:
         whole = _unpacked(wrong.mask)
         if wrong.total != out.size or out.size > _MASK or len(whole) != -(-out.size // 8):
@@ -181,7 +188,7 @@ def describe(op: Op, runner: Runner, verdict: Verdict, seen: Sequence[Verdict] =
     """
     case = verdict.case if verdict.case.data else verdict.case.with_data(data_of(inputs_of(verdict.case, op)))
     comparison = verdict.comparison
-    wrong = _wrong(comparison) if comparison is not None and comparison.wrong.any() else None
+    wrong = _wrong(case, comparison) if comparison is not None and comparison.wrong.any() else None
     twin = _packed_twin(op, runner, case)
     numerics = verdict.numerics if verdict.comparisons else runner.numerics
     hint, provenance = examine(op, runner, replace(verdict, case=case), seen)
@@ -239,8 +246,8 @@ _MAP_ROWS, _MAP_COLUMNS, _MAP_SLICES = 24, 96, 64
 _MAP_MARGIN = 8  #: right elements shown before the first wrong one, where the map does not begin at 0
 
 
-def _wrong(comparison: Comparison) -> Wrong:
-    wrong = comparison.wrong
+def _wrong(case: Case, comparison: Comparison) -> Wrong:
+    wrong, missing = comparison.wrong, not_written(case, comparison)
     with np.errstate(all="ignore"):
         times = comparison.error / comparison.bound
     times = np.where(np.isnan(times), np.inf, times)
@@ -251,6 +258,7 @@ def _wrong(comparison: Comparison) -> Wrong:
         float(comparison.expected.value[index]),
         float(comparison.error[index]),
         float(comparison.bound[index]),
+        bool(missing[index]),
     )
     outer = wrong.reshape(*wrong.shape[:-2], -1).sum(axis=-1)
     places = itertools.islice(np.ndenumerate(outer), _MAP_SLICES)
@@ -274,15 +282,16 @@ def _wrong(comparison: Comparison) -> Wrong:
         map_is_cut=shown.shape != rows.shape,
         mask=base64.b64encode(zlib.compress(np.packbits(wrong).tobytes())).decode() if wrong.size <= _MASK else "",
         output=comparison.name,
-        **_one_by_one(comparison),
+        **_one_by_one(comparison, missing),
     )
 
 
-def _one_by_one(comparison: Comparison) -> dict[str, Any]:
+def _one_by_one(comparison: Comparison, missing: Mask) -> dict[str, Any]:
     if comparison.wrong.size > FEW:
         return {}
     return {
         "got": tuple(float(value) for value in comparison.got.flat),
         "want": tuple(float(value) for value in comparison.expected.value.flat),
         "marks": tuple(bool(bad) for bad in comparison.wrong.flat),
+        "unwritten": tuple(bool(cell) for cell in missing.flat) if missing.any() else (),
     }

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from opconform.harness.model import blocks
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DTYPES, F32, DType, Raw
 from opconform.harness.model.expected import Expected
@@ -22,7 +23,8 @@ from opconform.harness.model.layouts import Layout, contiguous_strides
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 
-TILES = (8, 16, 32, 64, 128, 256, 512, 1024)
+#: How many elements a kernel takes at once: vectors of 2 and 4 first, then tiles and work groups.
+TILES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _GRID = 65535  #: the most workgroups that Vulkan and CUDA promise along y and z
 
 
@@ -35,6 +37,7 @@ def hypotheses(op: Op, image: Image) -> Iterator[Hypothesis]:
         yield from op.hypotheses(image)
     for name, read_layout in image.case.inputs.items():
         yield from _misread(image, name, read_layout)
+    yield from _misdecoded(image)
     yield from _together(image)
     yield from _miswritten(image, layout)
     yield from _tails(image, layout)
@@ -90,6 +93,14 @@ def _misread(image: Image, name: str, layout: Layout) -> Iterator[Hypothesis]:
     for k in _spread(layout):
         still = (*layout.nb[:k], 0, *layout.nb[k + 1 :])[::-1]
         yield Hypothesis(f"every i{k} of {name} is read from i{k} = 0", read(still, layout.offset))
+
+
+def _misdecoded(image: Image) -> Iterator[Hypothesis]:
+    """Blocks whose codes are taken for those of other elements."""
+    for name, layout in image.case.inputs.items():
+        if layout.type.block > 1:
+            for says, raw in blocks.misread(layout.dtype, image.raw[name]):
+                yield Hypothesis(f"{name} ({layout.dtype}): {says}", partial(image.with_inputs, **{name: raw}))
 
 
 def _together(image: Image) -> Iterator[Hypothesis]:

@@ -86,12 +86,17 @@ def _non_finite(run: Run) -> Mask:
     return comparison.wrong & ~np.isfinite(comparison.got) & np.isfinite(comparison.expected.value)
 
 
-def _unwritten(run: Run) -> Mask:
-    dtype = run.case.outputs[run.comparison.name].type
-    untouched: Mask = run.comparison.raw == unwritten(dtype)
+def not_written(case: Case, comparison: Comparison) -> Mask:
+    """Which wrong elements still hold what stood there before the run; none where the op works in place."""
+    dtype = case.outputs[comparison.name].type
+    untouched: Mask = comparison.raw == unwritten(dtype)
     if dtype.block > 1:
         untouched = np.repeat(untouched, dtype.block, axis=-1)
-    return run.comparison.wrong & untouched & (run.case.inplace is None)
+    return comparison.wrong & untouched & (case.inplace is None)
+
+
+def _unwritten(run: Run) -> Mask:
+    return not_written(run.case, run.comparison)
 
 
 def _count(run: Run, mask: Mask) -> str:
@@ -152,8 +157,11 @@ def _changed(run: Run, layouts: Mapping[str, Layout], check: str, kind: Kind, wh
         window = slice(slot.start - GUARD, slot.start + slot.size + GUARD)
         places = np.flatnonzero(run.after.memory[window] != run.before.memory[window])
         if places.size:
-            first = int(places[0]) - GUARD
-            return Finding(check, kind, f"{places.size} bytes {where} {name} changed, the first at byte {first}")
+            first, layout = int(places[0]) - GUARD, layouts[name]
+            beside = ", right after the last element" if first == layout.end else ""
+            beside = ", before the first element" if first < layout.offset else beside
+            said = f"{places.size} bytes {where} {name} changed, the first at byte {first}{beside}"
+            return Finding(check, kind, said)
     return None
 
 

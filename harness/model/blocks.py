@@ -32,7 +32,8 @@ class Blocks:
 
     mins: the scales of what is subtracted from all elements of a block, or added to them (m of q4_1, dmin of q4_K):
     an element is then a sum of two parts, which may cancel. scale_bytes: scales of 8 bits (a UE4M3 of nvfp4, an E8M0 of
-    mxfp4, which is an exponent), with the least and the greatest that is drawn, and that is a number.
+    mxfp4, which is an exponent), with the least and the greatest that is drawn, and that is a number. nibbles: the byte
+    at which 16 bytes of 4-bit codes begin (byte i has element i below and element i + 16 above); 0 without such codes.
     """
 
     block: int
@@ -42,12 +43,13 @@ class Blocks:
     scale_bytes: tuple[int, ...] = ()
     drawn: tuple[int, int] = (0, 0)
     legal: tuple[int, int] = (0, 0)
+    nibbles: int = 0
 
 
 #: By ggml's names. q8_1 and q8_K are what kernels make of activations, and no tensor's type.
 BLOCKS: Mapping[str, Blocks] = {
-    "q4_0": Blocks(32, 18, (0,)),
-    "q4_1": Blocks(32, 20, (0, 2), (2,)),
+    "q4_0": Blocks(32, 18, (0,), nibbles=2),
+    "q4_1": Blocks(32, 20, (0, 2), (2,), nibbles=4),
     "q5_0": Blocks(32, 22, (0,)),
     "q5_1": Blocks(32, 24, (0, 2), (2,)),
     "q8_0": Blocks(32, 34, (0,)),
@@ -60,7 +62,7 @@ BLOCKS: Mapping[str, Blocks] = {
     "iq2_xs": Blocks(256, 74, (0,)),
     "iq3_xxs": Blocks(256, 98, (0,)),
     "iq1_s": Blocks(256, 50, (0,)),
-    "iq4_nl": Blocks(32, 18, (0,)),
+    "iq4_nl": Blocks(32, 18, (0,), nibbles=2),
     "iq3_s": Blocks(256, 110, (0,)),
     "iq2_s": Blocks(256, 82, (0,)),
     "iq4_xs": Blocks(256, 136, (0,)),
@@ -68,7 +70,7 @@ BLOCKS: Mapping[str, Blocks] = {
     "tq1_0": Blocks(256, 54, (52,)),
     "tq2_0": Blocks(256, 66, (64,)),
     # exponents far below 127 make every product a denormal
-    "mxfp4": Blocks(32, 17, scale_bytes=(0,), drawn=(100, 150), legal=(0, 254)),
+    "mxfp4": Blocks(32, 17, scale_bytes=(0,), drawn=(100, 150), legal=(0, 254), nibbles=1),
     "nvfp4": Blocks(64, 36, scale_bytes=(0, 1, 2, 3), drawn=(0, 0x7E), legal=(0, 0x7E)),
 }
 
@@ -187,6 +189,25 @@ def encode(name: str, values: F64) -> np.ndarray:
     blocks = _with_scale(name, _codes(name, rng, len(near)), np.ones(len(near)))
     reached = np.abs(_values(name, blocks)).max(1)
     return _as_raw(name, _with_scale(name, blocks, largest / np.maximum(reached, 2.0**-14)), shape)
+
+
+def misread(name: str, raw: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """The blocks whose right decoding is what a wrong one makes of `raw`, with what is wrong in words; none for types
+    without 4-bit codes in 16 bytes."""
+    first = BLOCKS[name].nibbles
+    if not first:
+        return
+    blocks = as_bytes(name, raw)
+    low: Bytes = (blocks[:, first:] & 15).astype(np.uint8)
+    high: Bytes = (blocks[:, first:] >> 4).astype(np.uint8)
+    in_pairs: Bytes = np.stack([low, high], axis=-1).reshape(len(blocks), -1)
+    beside = "the two 4-bit codes of a byte are taken for neighbours, not for elements i and i + 16"
+    found: list[tuple[str, Bytes, Bytes]] = [
+        ("the two 4-bit codes of each byte are swapped", high, low),
+        (beside, in_pairs[:, :16], in_pairs[:, 16:]),
+    ]
+    for says, lower, upper in found:
+        yield says, _as_raw(name, np.hstack([blocks[:, :first], lower | upper << 4]), raw.shape)
 
 
 def drawn(name: str, rng: np.random.Generator, shape: tuple[int, ...], widest: bool) -> np.ndarray:

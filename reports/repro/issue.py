@@ -18,7 +18,7 @@ from opconform.harness.model.layouts import Layout, LayoutClass
 from opconform.harness.model.version import VERSION
 from opconform.harness.run.script import Script
 from opconform.reports.repro.rendering import render
-from opconform.reports.screen import places
+from opconform.reports.screen import UNWRITTEN, places
 
 _INLINE = 12_000  #: a longer file is named and not shown: an issue on GitHub holds 65,536 characters
 _STDERR_LINES = 30
@@ -125,7 +125,8 @@ def _element(wrong: Wrong) -> dict[str, Any]:
     worst = wrong.worst
     return {
         "index": ", ".join(f"i{axis}={place}" for axis, place in enumerate(reversed(worst.index))),
-        "got": f"{worst.got:.9g}",
+        "got": UNWRITTEN if worst.unwritten else f"{worst.got:.9g}",
+        "unwritten": worst.unwritten,
         "want": f"{worst.want:.9g}",
         "error": f"{worst.error:.3g}",
         "bound": f"{worst.bound:.3g}",
@@ -150,7 +151,7 @@ def _cause(failure: Failure) -> str:
         return "strides or offsets: the same values in contiguous tensors give the right result."
     if failure.packed_twin == "fails":
         return "not strides or offsets, for the same values in contiguous tensors fail too."
-    return "not known; the tensors are contiguous, so that strides and offsets are not to blame."
+    return "not known; the tensors are contiguous, so the fault needs no gaps and no offset."
 
 
 def _options(failure: Failure) -> list[str]:

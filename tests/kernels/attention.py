@@ -137,6 +137,10 @@ class FullTilesOfKeys(mla.FullTilesOfKeys, Attention):
     pass
 
 
+class AllButLastKey(mla.AllButLastKey, Attention):
+    pass
+
+
 class FirstTileOfKeys(mla.FirstTileOfKeys, Attention):
     pass
 
@@ -202,6 +206,7 @@ FAULTS = (
     Fault(_FLASH, MaskedRowIsNaN, "a query that sees no key gets NaN: 0 / 0"),
     Fault(_FLASH, MaskedRowIsMean, "a query that sees no key gets the mean of all values"),
     Fault(_FLASH, FullTilesOfKeys, "the last keys are left out: what a tile of 8 does not fill"),
+    Fault(_FLASH, AllButLastKey, "the last key is left out"),
     Fault(_FLASH, FirstTileOfKeys, "only the first tile of 32 keys is looked at"),
     Fault(_SOFT_MAX, NoMaximum, "the largest z is not subtracted before the exponentials: they overflow"),
     Fault(_SOFT_MAX, SumsFullTiles, "what a tile of 8 does not fill is left out of the sum"),

@@ -467,6 +467,15 @@ class FullTilesOfKeys(Mla):
         return seen & (np.arange(n) < (n // 8 * 8 if n > 8 else n))
 
 
+class AllButLastKey(Mla):
+    """The loop over keys ends one too early."""
+
+    def seen(self, case: Case, x: Mapping[str, F32]) -> Mask:
+        seen = super().seen(case, x)
+        n = seen.shape[-1]
+        return seen & (np.arange(n) < max(n - 1, 1))
+
+
 class FirstTileOfKeys(Mla):
     """No loop over tiles of 32 keys."""
 

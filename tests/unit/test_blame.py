@@ -93,6 +93,16 @@ def test_who_was_asked_in_vain_is_said() -> None:
         "not supported by torch:cpu; no answer from opencl:0 in time; fails 3 times of 3, each time "
     )
     assert line(X, "", None, []).startswith("no other device was asked — ")
+    assert line(X, "", None, [Elsewhere("opencl:0", "silent")]).startswith("no answer from opencl:0 in time — ")
+
+
+@pytest.mark.parametrize("kind", ["NOT WRITTEN", "WROTE OUTSIDE", "INPUT MODIFIED", "CRASH", "OUT OF BOUNDS"])
+def test_what_takes_no_reference_to_see_is_not_put_on_the_reference(kind: str) -> None:
+    blamed = f"{KERNEL} or its driver is to blame: it takes no reference to see this"
+    for elsewhere in ([], [replace(TORCH_FAILS, same_wrong=True)]):
+        assert line(X, "is the case itself", ALWAYS, elsewhere, kind).partition(" — ")[2] == blamed
+    others = line(X, "is the case itself", ALWAYS, [], "WRONG VALUES")
+    assert others.endswith("whether kernel, driver or reference is to blame cannot be told")
 
 
 def compared(kernel: Correct, seed: int = 0) -> Comparison:
