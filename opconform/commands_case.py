@@ -70,7 +70,7 @@ def new_case(op: str, name: str, about: str, source: str, like: str | None, into
         click.echo(json.dumps(entry, indent=1))
         return
     count = _append(into, entry)
-    click.echo(f"{name}: {case}\n{into} has {count} cases")
+    click.echo(f"{name}: {case}\n{into} has {count} case{'s' if count != 1 else ''}")
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> int:
@@ -84,7 +84,9 @@ def _append(path: Path, entry: Mapping[str, Any]) -> int:
         entries.append(entry)
         lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in entries)
         path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UsageError(f"--into {path}: {error.strerror}") from None
+    except ValueError as error:
         raise UsageError(f"--into {path}: {error}") from None
     return len(entries)
 

@@ -15,7 +15,7 @@ from opconform.harness.model.case import DEFAULT_MAX_BYTES, MAX_RANK, Case, Case
 from opconform.harness.model.files import read_regular
 from opconform.harness.model.ops import ops
 from opconform.harness.model.plain import parsed
-from opconform.harness.model.usage import UsageError
+from opconform.harness.model.usage import UsageError, meant
 from opconform.harness.model.values import RECIPES, check_indices
 
 LARGEST = 1 << 40  #: known cases may be of any size; a run leaves out those over its --max-bytes
@@ -140,7 +140,8 @@ def find_case(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) ->
     stored = case_path(report_dir, name)
     if Path(name).name == name and os.path.isfile(stored):
         return name, case_from_file(stored, max_bytes)
-    raise UsageError(f"no case {name!r}: no such file, no known case (opconform list --cases), none in {stored.parent}")
+    where = f"no such file, no known case (opconform list --cases), none in {stored.parent}"
+    raise UsageError(f"no case {name!r}: {where}{meant(name, known_cases())}")
 
 
 def find_cases(name: str, report_dir: str, max_bytes: int = DEFAULT_MAX_BYTES) -> list[tuple[str, Case]]:

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from opconform.harness.model.op import Op
-from opconform.harness.model.usage import UsageError
+from opconform.harness.model.usage import UsageError, meant
 
 
 @cache
@@ -56,5 +56,5 @@ def chosen_ops(names: Iterable[str]) -> list[Op]:
     wanted = [name.strip() for value in names for name in value.split(",") if name.strip()]
     for name in wanted:
         if name not in op_names():
-            raise UsageError(f"no op {name!r}; there are {', '.join(op_names())}")
+            raise UsageError(f"no op {name!r}; there are {', '.join(op_names())}{meant(name, op_names())}")
     return [op for name, op in ops().items() if not wanted or name in wanted]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 from opconform.harness.model.text import printable
 
@@ -22,3 +24,9 @@ class UsageError(Exception):
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The end of a line on an unknown name: whether one of those nearest to it was meant; "" without such."""
+    near = difflib.get_close_matches(name[:100], list(known), 3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

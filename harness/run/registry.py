@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from opconform.harness.model.ops import registered
-from opconform.harness.model.usage import UsageError
+from opconform.harness.model.usage import UsageError, meant
 
 if TYPE_CHECKING:
     from opconform.harness.run.backend import Backend
@@ -84,8 +84,11 @@ def split_target(target: str) -> tuple[str, str | None, str]:
     path, is_file, _ = spec.partition(".py:")
     if is_file and not Path(path + ".py").is_file():
         raise UsageError(f"no file {path}.py, named by --backend {target}")
+    if not is_file and spec.endswith(".py"):
+        raise UsageError(f"no file {spec}, named by --backend {target}")
     if not is_file and spec not in backend_names():
-        raise UsageError(f"no backend {spec!r}; there are {', '.join(backend_names())}, or path/to/file.py:Class")
+        there = f"{', '.join(backend_names())}, or path/to/file.py:Class"
+        raise UsageError(f"no backend {spec!r}; there are {there}{meant(spec, backend_names())}")
     if "@" in target[len(spec) + len(device) :] and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
         raise UsageError(f"--backend {target}: {alias!r} is no alias; it takes letters, digits, dots, dashes and _")
     return spec, device or None, alias

@@ -84,7 +84,9 @@ def test_a_skeleton_is_a_backend_that_runs_and_is_not_right_yet(op: str) -> None
 def test_what_an_argument_s_sizes_have_to_do_with_the_others_is_said() -> None:
     text = opconform("describe", "ssm_conv").output
     assert re.search(r"^  out +f32 +ne=\[n1,n0−m0\+1,n2,1\]   output$", text, re.MULTILINE)
-    assert "no op 'acx'" in opconform("describe", "acx").output
+    said = opconform("describe", "acx").output
+    assert "no op 'acx'; there are abs, acc, " in said
+    assert re.search(r"; did you mean (\w+ or )*acc( or \w+)*\?$", said.strip())
 
 
 def test_an_output_that_a_case_may_leave_out_is_said_to_be_one() -> None:

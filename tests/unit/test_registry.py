@@ -36,6 +36,7 @@ def test_a_device_that_is_not_named_is_none(tmp_path: Path) -> None:
     ("target", "said"),
     [
         ("vulcan:0", "no backend 'vulcan'; there are "),
+        ("none/mine.py", "no file none/mine.py, named by --backend none/mine.py"),
         ("none/mine.py:Mine", "no file none/mine.py, named by --backend none/mine.py:Mine"),
         ("torch@", "--backend torch@: '' is no alias; it takes letters"),
         ("torch:cpu@a b", "'a b' is no alias"),
