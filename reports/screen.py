@@ -152,7 +152,7 @@ def _rows(failure: Failure) -> Iterator[tuple[str, str, list[str]]]:
 def _shown(values: F64) -> Cells:
     """Elements as they are shown, with room for an exclamation mark."""
     cells = np.empty(values.shape, dtype=object)
-    cells.flat = [f"{value:.9g} " for value in values.flat]
+    cells.reshape(-1)[:] = [f"{value:.9g} " for value in values.flat]
     return cells
 
 
