@@ -10,6 +10,7 @@ import click
 
 from opconform.arguments import complete_op, with_usage_errors
 from opconform.harness.model.case import Param
+from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import chosen_ops
 from opconform.shapes import Sample, drawn
@@ -62,6 +63,16 @@ def _types(op: Op, name: str) -> str:
     return " ".join(op.argument_dtypes.get(name, op.dtypes))
 
 
+def _types_in_brief(op: Op, name: str) -> str:
+    """As `_types`; of quantised types how many there are, and what NumPy sees of them."""
+    types = _types(op, name).split()
+    plain = [dtype for dtype in types if DTYPES[dtype].block == 1]
+    if len(plain) == len(types):
+        return " ".join(types)
+    quantised = f"{len(types) - len(plain)} quantised types (an element is the bytes of a block)"
+    return f"{' '.join(plain)}, or one of {quantised}" if plain else f"one of {quantised}"
+
+
 def _values(values: list[Param]) -> str:
     if all(type(value) is int for value in values) and len(values) > _SHOWN:
         return f"{values[0]} … {values[-1]}"
@@ -96,7 +107,7 @@ def _skeleton(op: Op, sample: Sample) -> Iterator[str]:
         shape = ", ".join(size.text for size in reversed(sizes))
         given = "outputs" if name in op.outputs else "inputs"
         there = f' if "{name}" in case.{given} else None' if name in op.composite.optional else ""
-        yield f'        {name} = buffers.array("{name}"){there}  # {_types(op, name)}, shape ({shape})'
+        yield f'        {name} = buffers.array("{name}"){there}  # {_types_in_brief(op, name)}, shape ({shape})'
     for name in op.params:
         yield f'        {name} = case.params["{name}"]  # {_values(sample.values_of(name))}'
     yield f"        {op.outputs[0]}[...] = 0  # here: {op.summary}"

@@ -81,6 +81,14 @@ def test_a_skeleton_is_a_backend_that_runs_and_is_not_right_yet(op: str) -> None
     assert found.exit_code == 1
 
 
+def test_a_skeleton_says_in_brief_which_quantised_types_there_are() -> None:
+    lines = opconform("describe", "mul_mat", "--skeleton").output.splitlines()
+    assert any(
+        "# f32 f16 bf16, or one of " in line and "(an element is the bytes of a block)" in line for line in lines
+    )
+    assert max(map(len, lines)) <= 160
+
+
 def test_what_an_argument_s_sizes_have_to_do_with_the_others_is_said() -> None:
     text = opconform("describe", "ssm_conv").output
     assert re.search(r"^  out +f32 +ne=\[n1,n0−m0\+1,n2,1\]   output$", text, re.MULTILINE)
