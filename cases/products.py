@@ -48,7 +48,8 @@ _HALF_TINY = 2.0**-25  #: half of its smallest number
 @dataclass(frozen=True)
 class Operand:
     """One factor: its elements; the sizes of the parts that a kernel adds up apart (see `blocks.magnitudes`), of which
-    `offsets` are the minima of blocks; and how far an element may be off before it is multiplied."""
+    `offsets` are the minima of blocks, and what centres codes that are multiplied as they are stored; and how far an
+    element may be off before it is multiplied."""
 
     value: F64
     size: F64
@@ -67,7 +68,7 @@ def weights(raw: Raw, dtype: DType, numerics: Numerics) -> Operand:
         size, offsets = np.abs(value), np.zeros_like(value)
         tiny = (size < dtype.smallest_normal) & numerics.flushes_denormals
     else:
-        scaled, offsets = blocks.magnitudes(dtype.name, raw)
+        scaled, offsets = blocks.magnitudes(dtype.name, raw, numerics.stored_codes)
         size = scaled + offsets
         tiny = blocks.with_tiny_scale(dtype.name, raw) & numerics.flushes_denormals
     off = numerics.conversions * numerics.u * size

@@ -138,10 +138,14 @@ class GgmlBackend(Backend):
         if not self._backend:
             raise Unavailable(f"ggml {library.build} cannot open {device}", "see its messages on stderr")
         library.set_threads(handle, self._backend, int(options.get("ggml_threads", THREADS)))
-        self._float16 = library.float16 and device.startswith("Vulkan")
+        is_vulkan = device.startswith("Vulkan")
+        self._float16 = library.float16 and is_vulkan
+        self._in_float16 = self._float16 or not (self._is_cpu or is_vulkan)  #: whether products may be float16's
         self._nodes: Nodes | None = None
         self._refused: dict[str, list[Limit]] = {}  # what the interface does not take, by op
         driver = library.log.driver.get(device, "")
+        # Where 8-bit integers are multiplied, codes are as they are stored; Vulkan's driver line says whether they are.
+        self._stored_codes = not self._is_cpu and "int dot: 0" not in driver
         try:
             self._arena = Arena(library, handle)
             self._bench = self._arena.bench(self._backend)
@@ -266,8 +270,7 @@ class GgmlBackend(Backend):
         if self._is_cpu:
             narrow = case.op == "mla_absorbed" and case.inputs["c_kv"].dtype != "f32"
             return _CPU_HALF.get(str(case.params["form"])) if narrow else None
-        in_float16 = self._float16 or not self.device.startswith("Vulkan")
-        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
+        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if self._in_float16 else None
 
     def names(self) -> list[Named]:
         """Every op, unary op and gated unit of the loaded library."""
@@ -284,29 +287,33 @@ class GgmlBackend(Backend):
             return replace(CPU_NUMERICS, narrow_operands=True) if weights.itemsize == 2 else None
         half = weights.block > 1 and case.inputs["b"].dtype == "f16"
         blocks = 32 if weights.block > 1 and not half else 0
-        if self._float16 or not self.device.startswith("Vulkan"):
-            return replace(GPU_NUMERICS, roundoff=_FLOAT16, block_operands=blocks, narrow_weights=half)
+        stored = self._stored_codes and bool(blocks)
+        gpu = replace(GPU_NUMERICS, block_operands=blocks, narrow_weights=half, stored_codes=stored)
+        if self._in_float16:
+            return replace(gpu, roundoff=_FLOAT16)
         narrow = weights.name != "f32" and copies_to_16_bits(case)
-        if not (narrow or blocks or half):
-            return None
-        return replace(GPU_NUMERICS, narrow_operands=narrow, block_operands=blocks, narrow_weights=half)
+        return replace(gpu, narrow_operands=narrow) if narrow or blocks or half else None
 
     def _attending(self, case: Case) -> Numerics | None:
-        """Flash attention: the CPU rounds q as a product with k does, and adds up values of float16 in float16."""
+        """Flash attention: the CPU rounds q as a product with k does, and adds up values of float16 in float16. CUDA
+        adds up in float16, and rounds q to 8 bits beside blocks (fattn-vec.cuh), as Vulkan may."""
         k, v = case.inputs["k"].type, case.inputs["v"].type
         if self._is_cpu:
             narrow = any(its.itemsize == 2 and its.block == 1 for its in (k, v))
             blocks = (256 if k.block == 256 else 32) if k.block > 1 else 0
             half = v.name == "f16"
             return replace(CPU_NUMERICS, narrow_operands=narrow, narrow_sums=half, block_operands=blocks)
-        return None
+        stored = self._stored_codes and k.block > 1
+        gpu = replace(GPU_NUMERICS, block_operands=32 * stored, stored_codes=stored)
+        if self._in_float16:
+            return replace(gpu, roundoff=_FLOAT16)
+        return gpu if stored else None
 
     def _convolved(self, case: Case) -> Numerics | None:
         """Convolutions: Vulkan's put both operands into float16 where it has matrices of that type."""
         if self._is_cpu:
             return replace(CPU_NUMERICS, narrow_operands=True) if case.inputs["kernel"].type.itemsize == 2 else None
-        in_float16 = self._float16 or not self.device.startswith("Vulkan")
-        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if in_float16 else None
+        return replace(GPU_NUMERICS, roundoff=_FLOAT16) if self._in_float16 else None
 
     def _build(self, case: Case) -> Nodes:
         build = self.graphs.get(case.op)

@@ -34,6 +34,8 @@ class Blocks:
     an element is then a sum of two parts, which may cancel. scale_bytes: scales of 8 bits (a UE4M3 of nvfp4, an E8M0 of
     mxfp4, which is an exponent), with the least and the greatest that is drawn, and that is a number. nibbles: the byte
     at which 16 bytes of 4-bit codes begin (byte i has element i below and element i + 16 above); 0 without such codes.
+    centred: from which byte to which the codes stand that are stored from 0 on, and of which all have one number
+    subtracted (8 of q4_0): some kernels do so behind the sum, see `magnitudes`.
     """
 
     block: int
@@ -44,17 +46,18 @@ class Blocks:
     drawn: tuple[int, int] = (0, 0)
     legal: tuple[int, int] = (0, 0)
     nibbles: int = 0
+    centred: tuple[int, int] = (0, 0)
 
 
 #: By ggml's names. q8_1 and q8_K are what kernels make of activations, and no tensor's type.
 BLOCKS: Mapping[str, Blocks] = {
-    "q4_0": Blocks(32, 18, (0,), nibbles=2),
+    "q4_0": Blocks(32, 18, (0,), nibbles=2, centred=(2, 18)),
     "q4_1": Blocks(32, 20, (0, 2), (2,), nibbles=4),
-    "q5_0": Blocks(32, 22, (0,)),
+    "q5_0": Blocks(32, 22, (0,), centred=(2, 22)),
     "q5_1": Blocks(32, 24, (0, 2), (2,)),
     "q8_0": Blocks(32, 34, (0,)),
     "q2_K": Blocks(256, 84, (80, 82), (82,)),
-    "q3_K": Blocks(256, 110, (108,)),
+    "q3_K": Blocks(256, 110, (108,), centred=(0, 96)),
     "q4_K": Blocks(256, 144, (0, 2), (2,)),
     "q5_K": Blocks(256, 176, (0, 2), (2,)),
     "q6_K": Blocks(256, 210, (208,)),
@@ -140,11 +143,18 @@ def decode(name: str, raw: np.ndarray) -> F64:
     return _values(name, as_bytes(name, raw)).reshape(*raw.shape[:-1], raw.shape[-1] * BLOCKS[name].block)
 
 
-def magnitudes(name: str, raw: np.ndarray) -> tuple[F64, F64]:
-    """For each element the sizes of its two parts, which may cancel: scale times code, and the block's minimum."""
+def magnitudes(name: str, raw: np.ndarray, stored_codes: bool = False) -> tuple[F64, F64]:
+    """For each element the sizes of its two parts, which may cancel: scale times code, and the block's minimum.
+
+    stored_codes: the code is the one that is stored, from 0 on, and what centres it counts as a minimum.
+    """
     its, blocks = BLOCKS[name], as_bytes(name, raw)
     shape = (*raw.shape[:-1], raw.shape[-1] * its.block)
     values = _values(name, blocks).reshape(shape)
+    if stored_codes and any(its.centred):
+        blocks[:, slice(*its.centred)] = 0
+        least = _values(name, blocks).reshape(shape)
+        return np.abs(values - least), np.abs(least)
     if not its.mins:
         return np.abs(values), np.zeros(shape)
     for place in its.mins:

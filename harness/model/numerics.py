@@ -54,6 +54,9 @@ class Numerics:
     half_tables: GELU is looked up in a table of float16, by x rounded to float16 (ggml's on the CPU).
     block_operands: a product with a quantised tensor first rounds its other operand to 8 bits in blocks of so many
     elements, with one scale a block; 0 for none (ggml's q8_0, q8_1 and q8_K).
+    stored_codes: a product with a quantised tensor multiplies codes as they are stored, from 0 on, and subtracts what
+    centres them times the sum of the other operand (q4_0 and q5_0 beside q8_1 in ggml's CUDA kernels and Vulkan
+    shaders, vec_dot_q4_0_q8_1_impl and mul_mmq_funcs.glsl; q4_0, q5_0 and q3_K in its Metal kernels).
     narrow_weights: a product with a quantised tensor decodes its blocks to float16 (ggml's on Vulkan, beside an operand
     of float16).
     one_pass_variance: a variance may be computed as Σx²/n − (Σx/n)² (ggml's norm shaders and CUDA kernel do).
@@ -88,6 +91,7 @@ class Numerics:
     half_tables: bool = False
     block_operands: int = 0
     narrow_weights: bool = False
+    stored_codes: bool = False
 
     def checked(self) -> Numerics:
         """These promises, if they can be meant. Raises `ValueError`, one line that names the field."""
@@ -150,6 +154,7 @@ class Numerics:
         if self.block_operands:
             said.append(f"operands of quantised products rounded to 8 bits in blocks of {self.block_operands}")
         said += ["blocks of products decoded to 16 bits"] if self.narrow_weights else []
+        said += ["codes of blocks centred behind the sum"] if self.stored_codes else []
         said += ["variances in one pass"] if self.one_pass_variance else []
         return ", ".join(said)
 
@@ -243,7 +248,7 @@ def holds_sum(a: F64, b: F64) -> Mask:
 
 #: Fields below whose usual value the compute precision itself is lower.
 _PRECISION = ("roundoff", "narrow_operands", "narrow_sums", "half_tables", "block_operands", "narrow_weights")
-_IN_WORDS = (*_PRECISION, "one_pass_variance")  #: fields that `Numerics.lower` has words for
+_IN_WORDS = (*_PRECISION, "one_pass_variance", "stored_codes")  #: fields that `Numerics.lower` has words for
 
 
 @cache

@@ -88,6 +88,10 @@ def test_the_parts_of_an_element_make_it(name: str) -> None:
     values = np.abs(DTYPES[name].decode(raw))
     assert (values <= (scaled + least) * (1 + 2**-20)).all()
     assert least.any() == bool(blocks.BLOCKS[name].mins)
+    stored, centre = blocks.magnitudes(name, raw, stored_codes=True)
+    its = blocks.BLOCKS[name]
+    assert (values <= (stored + centre) * (1 + 2**-20)).all()
+    assert centre.any() == bool(its.mins or any(its.centred))
 
 
 def test_a_q4_0_block_is_what_ggml_common_h_says() -> None:

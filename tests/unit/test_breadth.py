@@ -268,6 +268,41 @@ def test_one_wrong_block_in_a_row_of_4096_is_caught(name: str) -> None:
     assert not bench.passes(Blocked((1, 3)), Numerics(block_operands=32))
 
 
+class Stored(Backend):
+    """A product with the codes of q4_0 or q5_0 as they are stored. Their centre is multiplied with sums of the
+    activations (here of 16, in float16), which have 8 bits themselves. `share`: how much of the centre counts."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__("0", {})
+        self._share = share
+
+    def run(self, case: Case, buffers: Buffers) -> None:
+        its, raw = case.inputs["a"].type, np.array(buffers.raw("a"))
+        plain = blocks.as_bytes(its.name, raw)
+        plain[:, slice(*blocks.BLOCKS[its.name].centred)] = 0
+        least = its.decode(plain.view(raw.dtype).reshape(raw.shape))[0, 0]
+        w = (its.decode(raw)[0, 0] - least).astype(np.float32)
+        y = buffers.array("b").astype(np.float32)[0, 0].reshape(2, -1, 32)
+        step = np.abs(y).max(-1, keepdims=True) / np.float32(127)
+        sums = np.repeat(y.reshape(2, -1, 16).sum(-1).astype(np.float16).astype(np.float32) / 16, 16, axis=-1)
+        y = (np.rint(y / step) * step.astype(np.float16).astype(np.float32)).reshape(2, -1)
+        total = np.zeros((2, w.shape[0]), np.float32)
+        for i in range(w.shape[1]):
+            total += y[:, i : i + 1] * w[None, :, i] + sums[:, i : i + 1] * np.float32(self._share) * least[None, :, i]
+        buffers.array("out")[...] = total
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q5_0"])
+def test_codes_that_are_centred_behind_the_sum_pass_where_that_is_declared(name: str) -> None:
+    case, declared = product_case(name, 256), Numerics(block_operands=32, stored_codes=True)
+    its, w, y = DTYPES[name], np.zeros((1, 1, 3, 256)), np.full((1, 1, 2, 256), 50.45 / 127)
+    w[..., ::32] = y[..., ::32] = 1.0  # all others have the code that is 0 once it is centred, and are rounded down
+    bench = Bench(case, {"a": its.encode(w), "b": F32.encode(y)})
+    assert bench.passes(Stored(), declared)
+    assert not bench.passes(Stored(), Numerics(block_operands=32))
+    assert not bench.passes(Stored(7 / 8), declared)
+
+
 class OfHalves(Backend):
     """A product beside a b of float16, in float32 from the last one on. What `its` names is rounded to `to` first; with
     `skipped` the last product is left out."""
