@@ -126,6 +126,16 @@ def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[C
     return tuple(itertools.islice((case for case in cases if not _takes_long(case)), count))
 
 
+def cases_for(backend: Backend, op: str, count: int, max_bytes: int) -> Iterator[Case]:
+    """Those of the drawn cases that the limits of a backend allow; it takes these and no others."""
+    limits = Freedom(tuple(limit for limit in backend.limits() if limit.op == op))
+    for case in drawn_cases(op, count, max_bytes):
+        allowed = limits.forbids(case, ops()[op].traits) is None
+        assert (backend.supports(case) is None) == allowed, case
+        if allowed:
+            yield case
+
+
 def _takes_long(case: Case) -> bool:
     rows = max(math.prod(layout.shape[:-1]) for layout in case.layouts.values())
     return rows > MANY_ROWS or (case.op == "solve_tri" and case.inputs["a"].shape[-1] > 65)  # n² steps for each column

@@ -435,7 +435,7 @@ DEVICES: tuple[Limit, ...] = (
     ),
     *(
         Limit(op, "dtype", _TYPES, f"Vulkan's {op} takes these types only", _VK_SUPPORTS, device="Vulkan")
-        for op in ("cont", "dup", "concat", "repeat")
+        for op in ("cont", "dup", "repeat")
     ),
     Limit("cpy", "types", _VK_CPY, "Vulkan does not copy between f16 and bf16", _VK_SUPPORTS, device="Vulkan"),
 )

@@ -716,7 +716,7 @@ TABLE = (
                 "CPU",
                 "head_size",
                 (64, 128),
-                "reads and writes beyond heads whose size is no multiple of its loop's step (64 with AVX-512)",
+                "reads and writes beyond heads of no multiple of its loop's step (32 with AVX2, 64 with AVX-512)",
                 f"{_CPU_OPS}, ggml_compute_forward_rwkv_wkv7_f32",
                 "rwkv_wkv7/cpu-head-size",
             ),

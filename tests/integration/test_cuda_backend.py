@@ -24,7 +24,7 @@ from opconform.harness.run.backend import Device, Unavailable
 from opconform.harness.run.target import Target
 from opconform.reports.repro.scripts import asked, script
 from tests import fake_cupy
-from tests.judge import Bench, drawn_cases
+from tests.judge import Bench, cases_for, drawn_cases
 from tests.repro_samples import one_failure
 
 
@@ -39,8 +39,7 @@ def cupy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("op", sorted(KERNELS.keys() & ops().keys()))
 def test_every_drawn_case_passes_on_the_stand_in(op: str) -> None:
     opened = CudaBackend("1", {})
-    for case in drawn_cases(op, 24, 1 << 14):
-        assert opened.supports(case) is None
+    for case in cases_for(opened, op, 24, 1 << 14):
         assert Bench(case).passes(opened, opened.devices({})[0].numerics), case
 
 

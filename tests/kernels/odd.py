@@ -314,6 +314,8 @@ class Flushing(Stepwise):
     def moved(self, case: Case, values: np.ndarray) -> np.ndarray:
         if case.dtype == "bf16":
             return np.where(values & 0x7F80, values, values & 0x8000)
+        if values.dtype.kind != "f":
+            return values
         smallest = case.outputs["out"].type.smallest_normal
         return np.where(np.abs(values) < smallest, np.copysign(values.dtype.type(0), values), values)
 

@@ -460,7 +460,7 @@ def seen_in(output: str, case: Case, where: Target) -> Failure:
     return replace(
         described(case, where),
         findings=(Finding("value", Kind.WRONG_VALUES, f"{output} differs"),),
-        wrong=wrong_of(comparison),
+        wrong=wrong_of(case, comparison),
         versions=tuple(where.device.versions.items()),
     )
 

@@ -10,6 +10,7 @@ from math import isqrt
 import numpy as np
 import pytest
 
+from opconform.cases.families.gathers import SELDOM
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout
@@ -65,6 +66,8 @@ def nearest(x: float, dtype: str) -> float:
 def test_a_conversion_gives_the_nearest_number_and_of_two_the_even_one() -> None:
     seen = set()
     for case in small("cpy", 1380, 200):
+        if case.dtype in SELDOM:  # which nothing converts
+            continue
         bench = Bench(case)
         got, x = bench.expected(), reader(bench, "x")
         came = [x(*place) for place in places(case.inputs["x"].shape)]
@@ -111,7 +114,11 @@ def test_row_sums_are_exact_to_float64() -> None:
             terms = [Fraction(x(*place[:3], i)) for i in range(case.inputs["x"].shape[3])]
             size = sum(map(abs, terms), Fraction(0))
             assert abs(Fraction(float(expected.value[place])) - sum(terms, Fraction(0))) <= size * Fraction(1, 2**48)
-            demanded = Fraction(0) if no_order_rounds(terms) else gamma(len(terms) - 1) * size
+            additions, both = gamma(len(terms) - 1), abs(sum(terms, Fraction(0))) + size
+            demanded = Fraction(0) if no_order_rounds(terms) else additions * size
+            if len(terms) > 5:  # what an addition rounds lies below the half of `both`
+                of_each = (len(terms) - 1) * Fraction(1, 2**24)
+                demanded = min(demanded, of_each * (both / 2 + additions * size))
             assert abs(Fraction(float(expected.bound[place])) - demanded) <= demanded * Fraction(1, 2**40)
 
 
