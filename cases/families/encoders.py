@@ -133,7 +133,8 @@ def _searched(group: int, codes: F64, tries: tuple[float, ...], levels: int, par
     stored = high * _HALF + levels * _HALF_TINY
     low, high = np.maximum(low - step - stored, 0.0), high + step + stored
     end = min(-codes[0], codes[-1])
-    off = np.maximum(high * np.diff(codes).max() / 2, size - end * low) + 80 * _U * amax
+    widest = float(np.max(np.diff(codes)))
+    off = np.maximum(high * widest / 2, size - end * low) + 80 * _U * amax
     return np.where(step > _HALF_LARGEST, np.inf, off).reshape(parts.shape)
 
 
