@@ -214,10 +214,11 @@ def test_all_workers_killed_from_outside_are_replaced_or_reported() -> None:
     before = children()
     with Runner(target("AbortsOnNe3")) as runner:
         runner.verdicts(ACC, [acc(1, 1, 1, 2)])
-        time.sleep(1.0)  # the worker standing by has said which devices it has
+        time.sleep(1.0)  # mostly the worker standing by has said by now which devices it has
         for pid in children() - before:
             os.kill(pid, signal.SIGKILL)
-        with pytest.raises(Unavailable, match=r"could not open 0: the process ended with signal SIGKILL"):
+        said = r"could not (open 0|list its devices): the process ended with signal SIGKILL"
+        with pytest.raises(Unavailable, match=said):
             runner.verdicts(ACC, [acc(3)])
 
 
