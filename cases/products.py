@@ -41,8 +41,8 @@ WEIGHTS = ("f32", "f16", "bf16", *QUANTISED)
 _DRAWN = ("f32", "f32", "f16", "bf16", *QUANTISED, "f32", "f16", "bf16", "f32", "f16", "q4_0", "q8_0", "q4_K", "q6_K")
 _B_DRAWN = ("f32", "f32", "f32", "f16")
 _SMALL = (1, 2, 3, 4, 5, 7, 8, 16, 17, 31, 33, 64, 65)
-_HALF = 2.0**-11  #: the unit roundoff of float16, in which blocks of 32 hold their scale
-_HALF_TINY = 2.0**-25  #: half of its smallest number
+_HALF = F16.unit_roundoff  #: of float16, in which blocks of 32 hold their scale
+_HALF_TINY = F16.unit_roundoff * F16.smallest_normal  #: half of its smallest number
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ _PARAMS = {"eps": EPS, "kept": choice(NONE, *_STEPS), **MADE}
 Weighed = Callable[[Approx, Approx, Mapping[str, Any]], Approx]
 
 
+def _right(x: Approx, w: Approx, p: Mapping[str, Any]) -> Approx:
+    return weighed(x, w, p)[1]
+
+
 def _beginning(case: Case) -> Case:
     """The ROPE alone."""
     return beginning_of(case, _ROPE, case.outputs["out"])
@@ -45,7 +49,7 @@ def expect(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
 
     The bound is that of the norm and the product, carried through the sums of ROPE (`rope.expect`).
     """
-    return _stored(case, raw, numerics, lambda x, w, p: weighed(x, w, p)[1], {})
+    return _stored(case, raw, numerics, _right, {})
 
 
 def _stored(
@@ -68,7 +72,7 @@ def _stored(
 
 def _unturned(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     x, w = (Approx.of(F32.decode(raw[name]), F32, numerics) for name in ("x", "w"))
-    return weighed(x, w, case.params)[1].stored(F32, case.outputs["out"].shape)
+    return _right(x, w, case.params).stored(F32, case.outputs["out"].shape)
 
 
 def check(case: Case) -> None:
@@ -101,10 +105,6 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shapes = {"x": x, "w": w, **{name: shape for name, shape in begun.shapes.items() if name != "x"}}
     more = {KEPT: x} if params["kept"] != NONE else {}
     return replace(begun, dtype="f32", params=params, shapes=shapes, inplace=None, more_outputs=more)
-
-
-def _right(x: Approx, w: Approx, p: Mapping[str, Any]) -> Approx:
-    return weighed(x, w, p)[1]
 
 
 #: What wrong kernels give, by what a hint says of them: a step left out, or in another order.

@@ -242,25 +242,18 @@ ONE_SNAPSHOT = Limit(
 
 #: What a device's supports_op refuses.
 DEVICES: tuple[Limit, ...] = (
-    Limit(
-        "cpy",
-        "shortens_nan",
-        (False,),
-        "rounds a NaN to bf16 like a number: one whose upper bits are those of infinity becomes infinite, or -0",
-        "src/ggml-vulkan/vulkan-shaders/types.glsl, fp32_to_bf16",
-        kind="bug",
-        device="Vulkan",
-        pinned="cpy/vulkan-nan",
-    ),
-    Limit(
-        "set_rows",
-        "shortens_nan",
-        (False,),
-        "rounds a NaN to bf16 like a number: one whose upper bits are those of infinity becomes infinite, or -0",
-        "src/ggml-vulkan/vulkan-shaders/types.glsl, fp32_to_bf16",
-        kind="bug",
-        device="Vulkan",
-        pinned="set_rows/vulkan-nan",
+    *(
+        Limit(
+            op,
+            "shortens_nan",
+            (False,),
+            "rounds a NaN to bf16 like a number: one whose upper bits are those of infinity becomes infinite, or -0",
+            "src/ggml-vulkan/vulkan-shaders/types.glsl, fp32_to_bf16",
+            kind="bug",
+            device="Vulkan",
+            pinned=f"{op}/vulkan-nan",
+        )
+        for op in ("cpy", "set_rows")
     ),
     Limit(
         "gated_delta_net",

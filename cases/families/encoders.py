@@ -13,13 +13,14 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from opconform.harness.model.dtypes import F64
+from opconform.harness.model.dtypes import F16, F32, F64
 
 Places = npt.NDArray[np.int64]
 
-_HALF, _HALF_TINY = 2.0**-11, 2.0**-25  #: what a scale is off by, in float16: of its own, and at least
-_HALF_LARGEST = 65504.0
-_U = 2.0**-24
+#: What a scale is off by, in float16: of its own, and at least.
+_HALF, _HALF_TINY = F16.unit_roundoff, F16.unit_roundoff * F16.smallest_normal
+_HALF_LARGEST = F16.largest
+_U = F32.unit_roundoff
 
 #: The values of the 16 codes of IQ4_NL and IQ4_XS (src/ggml-common.h, kvalues_iq4nl).
 _IQ4 = np.array((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), dtype=np.float64)
