@@ -918,6 +918,19 @@ _PIPELINES: dict[str, dict[str, tuple[int, ...]]] = {
     "conv_transpose_2d": {"k0": (3,), "k1": (2,), "stride": (1, 2)},
 }
 
+#: Of kernels that ggml has only where push constants may be longer than 128 bytes. Lavapipe of LLVM 15 (Mesa 22.3) has
+#: no more, and runs the nodes one by one; that of LLVM 19 (Mesa 25.0) has them.
+LONG_CONSTANTS_BUGS: tuple[tuple[range, Limit], ...] = (
+    (
+        range(6674, _NEWER + 1),
+        Limit(
+            "rms_norm_mul_rope", "w", LayoutClass.ROWS,
+            "the kernel that takes RMS_NORM, MUL and ROPE as one ignores nb0 of w, which MUL alone reads",
+            "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_can_fuse_rms_norm_mul_rope", kind="bug", device="Vulkan",
+            pinned="rms_norm_mul_rope/vulkan-step-w",
+        ),
+    ),
+)  # fmt: skip
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
     *(
@@ -1013,7 +1026,8 @@ def limits_of(
     if counts_snapshots is False:
         limits.append(ONE_SNAPSHOT)
     number = re.fullmatch(r"b(\d+)", build)
-    limits += [limit for builds, limit in SOME_BUILDS if (int(number[1]) if number else _NEWER) in builds]
+    of_builds = SOME_BUILDS if "llvmpipe (LLVM 15" in driver else (*SOME_BUILDS, *LONG_CONSTANTS_BUGS)
+    limits += [limit for builds, limit in of_builds if (int(number[1]) if number else _NEWER) in builds]
     if "llvmpipe" in driver:
         limits += LAVAPIPE_BUGS
     limits = [limit for limit in limits if device.startswith(limit.device)]
