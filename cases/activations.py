@@ -12,6 +12,7 @@ from opconform.harness.model.op import Op
 
 _TO_TANH, _CUBE, _QUICK, _ROOT_HALF = 0.7978845608028654, 0.044715, 1.702, 0.7071067811865476
 _FAR = 20.0  #: beyond, kernels take ln(1 + e^x) for x
+_TABLE = 10.0  #: from here on, kernels with a table of GELU take x for it, and 0 at the other end
 
 
 def relu(x: Approx) -> Approx:
@@ -25,10 +26,10 @@ def sigmoid(x: Approx) -> Approx:
 
 
 def gelu(x: Approx) -> Approx:
-    """x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³))). Some kernels take a table of float16."""
-    x = x.tabled()
+    """x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³))). Some kernels take a table of float16 for |x| < 10."""
+    x = x.tabled(_TABLE)
     inner = x * _TO_TANH * (1 + x * x * _CUBE)
-    return (x * 0.5 * (1 + inner.tanh())).tabled()
+    return (x * 0.5 * (1 + inner.tanh())).tabled(_TABLE)
 
 
 def gelu_erf(x: Approx) -> Approx:

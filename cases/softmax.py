@@ -17,7 +17,7 @@ from opconform.cases.shapes import check_out, is_aligned, rows
 from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
-from opconform.harness.model.dtypes import F32, F64, Raw
+from opconform.harness.model.dtypes import F16, F32, F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.limits import Freedom
@@ -27,6 +27,7 @@ from opconform.harness.model.op import Composite, Op, Problem
 _POWER_ULPS = 16  #: of pow (OpenCL C specification, "Relative error as ULPs")
 _SCALE = choice(1.0, 0.125, 0.08838834764831845, 2.0, without=1.0)
 _BIAS = choice(0.0, 8.0, 4.0, without=0.0, least=0.0, most=64.0)
+_TILE = 32  #: as many elements of a row many kernels take at a time
 _RECIPES = ("small_int", "normal", "signed_zero", "denormal", "wide")
 
 
@@ -73,7 +74,11 @@ def _weights(case: Case, raw: Mapping[str, Raw], numerics: Numerics, wrong: Mapp
         sinks = Approx.of(F32.decode(raw["sinks"]).reshape(-1, 1, 1), F32, numerics)
     if wrong.get("unshifted"):
         return _unshifted(z, seen, sinks).stored(case.outputs["out"].type, layout.shape)
-    return normalised(z, seen, sinks).stored(case.outputs["out"].type, layout.shape)
+    found = normalised(z, seen, sinks, bool(wrong.get("halved"))).stored(case.outputs["out"].type, layout.shape)
+    if wrong.get("hidden") and sinks is None:
+        spoilt = ~seen[..., :_TILE].any(-1, keepdims=True)
+        return replace(found, value=np.where(spoilt, np.nan, found.value))
+    return found
 
 
 def _biased(mask: Approx, params: Mapping[str, Any], shape: tuple[int, ...]) -> Approx:
@@ -87,8 +92,8 @@ def _spread(mask: F64, shape: tuple[int, ...]) -> F64:
     return np.tile(mask, (shape[0] // max(mask.shape[0], 1), shape[1] // max(mask.shape[1], 1), 1, 1))
 
 
-def normalised(z: Approx, seen: np.ndarray, sinks: Approx | None) -> Approx:
-    """Weights of what is seen."""
+def normalised(z: Approx, seen: np.ndarray, sinks: Approx | None, halved: bool = False) -> Approx:
+    """Weights of what is seen. halved: as a wrong kernel has them that stores the reciprocal of the sum in f16."""
     hidden = z.held(np.full(z.value.shape, -np.inf), 0.0)
     largest = Approx.where(seen, z, hidden).largest()
     if sinks is not None:
@@ -99,7 +104,7 @@ def normalised(z: Approx, seen: np.ndarray, sinks: Approx | None) -> Approx:
     total = weights.sum()
     if sinks is not None:
         total = total + (sinks - largest).exp()
-    return weights / total
+    return weights * (1 / total).through(F16) if halved else weights / total
 
 
 def _unshifted(z: Approx, seen: np.ndarray, sinks: Approx | None) -> Approx:
@@ -163,17 +168,21 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
 
 
 def hide(case: Case, values: dict[str, F64], rng: np.random.Generator) -> None:
-    """Some elements of the mask are −infinity: later tokens, a few, or none."""
+    """Some elements of the mask are −infinity: later tokens, a few, many and all before some place, as a window of
+    attention has it, or none. Each row keeps one."""
     if "mask" not in values:
         return
     mask = values["mask"]
     form = rng.integers(0, 4)
+    column = np.arange(mask.shape[3])
     if form == 1:
-        row, column = np.ogrid[: mask.shape[2], : mask.shape[3]]
-        mask[np.broadcast_to(column > row, mask.shape)] = -np.inf
-    elif form in (2, 3):
-        mask[rng.random(mask.shape) < (0.2 if form == 2 else 0.8)] = -np.inf
-        mask[..., :1] = np.where(np.isinf(mask[..., :1]), 0.0, mask[..., :1])
+        mask[np.broadcast_to(column > np.arange(mask.shape[2])[:, None], mask.shape)] = -np.inf
+    elif form in (2, 3) and mask.size:
+        hidden = rng.random(mask.shape) < (0.2 if form == 2 else 0.8)
+        kept = rng.integers(0, mask.shape[3], (*mask.shape[:3], 1))
+        if form == 3:
+            hidden |= column < kept
+        mask[hidden & (column != kept)] = -np.inf
 
 
 def hypotheses(image: Image) -> Iterator[Hypothesis]:
@@ -185,6 +194,8 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
         ("the mask is left out", {"unmasked": True}),
         ("the sinks are left out", {"unsunk": True}),
         ("the largest z is not subtracted before the exponentials: they overflow", {"unshifted": True}),
+        (f"a row whose first {_TILE} elements are masked is NaN: −infinity less −infinity", {"hidden": True}),
+        ("1 / sum is rounded to f16", {"halved": True}),
         *((says, {"part": part}) for says, part in parts_of_row(case.inputs["x"].shape[-1])),
     )
     for says, wrong in faults:

@@ -317,11 +317,13 @@ class Approx:
         """A function that never falls and whose results are numbers that float32 holds: floor, sign."""
         return self._each(function)
 
-    def tabled(self) -> Approx:
-        """The same, but rounded to float16 where the device looks such values up in a table (`half_tables`)."""
+    def tabled(self, below: float = np.inf) -> Approx:
+        """The same, but rounded to float16 where the device looks such values up in a table (`half_tables`), which has
+        those of |x| < `below`."""
         if not self.numerics.half_tables:
             return self
-        low, high = (F16.decode(F16.encode(end)) for end in (self.low, self.high))
+        inside = ~((self.low >= below) | (self.high <= -below))
+        low, high = (np.where(inside, F16.decode(F16.encode(end)), end) for end in (self.low, self.high))
         return self._made(self.value, np.minimum(self.low, low), np.maximum(self.high, high))
 
     def _compared(self, other: Approx, chosen: Callable[[F64, F64], F64]) -> Approx:

@@ -34,7 +34,7 @@ class Settings:
     "kernel" and "bug" forbid. profile: the name of the profile that gave `examples`, or "". shard: (i, n) where this
     run is the i-th of n that share the work: `examples` is its share, and it draws every n-th chunk of the seed's.
     times: how often a case that is replayed is run, until it fails.
-    sanitize: each backend runs under its API's checker.
+    sanitize: each backend runs under its API's checker. aborts: long runs try what a device says yes to and aborts at.
     also_seconds: the time to show a failing case to the other backends, 0 for none.
     history: the file that results are appended to, "none" for none, or None for history.sqlite in `report_dir`.
     known_failures: the file of expected failures, "none" for none, or None for known_failures.toml in this folder.
@@ -62,6 +62,7 @@ class Settings:
     database: str | None = None
     sanitize: bool = False
     times: int = 1
+    aborts: bool = True
 
     @property
     def is_short(self) -> bool:
@@ -73,7 +74,7 @@ class Settings:
         """Whether a case of each op is tried that the device says yes to and is known to abort at. It costs a process
         of the device's; of runs that share the work the first one does it."""
         index, count = self.shard
-        return index == 1 and self.examples * count > _NO_ABORTS
+        return self.aborts and index == 1 and self.examples * count > _NO_ABORTS
 
 
 def bytes_of(text: str) -> int:

@@ -175,6 +175,23 @@ class SumsAllButLast(SumsPart):
         return max(n - 1, 1)
 
 
+class HalfReciprocal(Attention):
+    """1 / sum is stored in f16."""
+
+    def divided(self, p: F32, total: F32) -> F32:
+        with np.errstate(divide="ignore"):
+            return p * (1 / total).astype(np.float16).astype(np.float32)
+
+
+class HiddenTileIsNaN(Attention):
+    """A running maximum that is −infinity behind the first 32 elements spoils the row."""
+
+    def weights(self, scores: F32) -> F32:
+        sinks = scores.shape[-1] - self.columns
+        seen = (scores[..., : sinks + 32] > -np.inf).any(-1, keepdims=True)
+        return np.where(seen, super().weights(scores), np.float32(np.nan))
+
+
 # --- wrong in a way that no hint knows ---
 
 
@@ -209,6 +226,8 @@ FAULTS = (
     Fault(_FLASH, AllButLastKey, "the last key is left out"),
     Fault(_FLASH, FirstTileOfKeys, "only the first tile of 32 keys is looked at"),
     Fault(_SOFT_MAX, NoMaximum, "the largest z is not subtracted before the exponentials: they overflow"),
+    Fault(_SOFT_MAX, HalfReciprocal, "1 / sum is rounded to f16"),
+    Fault(_SOFT_MAX, HiddenTileIsNaN, "a row whose first 32 elements are masked is NaN: −infinity less −infinity"),
     Fault(_SOFT_MAX, SumsFullTiles, "what a tile of 8 does not fill is left out of the sum"),
     Fault(_SOFT_MAX, SumsFirstTile, "only the first tile of 32 is summed"),
     Fault(_SOFT_MAX, SumsAllButLast, "the last element of each row is left out"),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from opconform.cases.activations import gelu
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import F16, F32, F64, Raw
@@ -362,3 +363,20 @@ def test_a_composed_bound_is_as_tight_as_one_derived_by_hand(
         assert (composed.bound[judged] <= 1.5 * hand[judged] + step).all(), case
         compared += int(judged.any())
     assert compared > 1500
+
+
+def test_a_table_of_gelu_ends_at_ten() -> None:
+    """ggml's on the CPU: beyond, the result is x or 0 and float16 says nothing."""
+    x = np.array([-70000.0, -10.0, -9.998, 3.14159, 9.998, 10.003, 70000.0], np.float32).astype(np.float64)
+    found = gelu(Approx.of(x, F32, Numerics(half_tables=True)))
+
+    def takes(result: F64) -> list[bool]:
+        return ((found.low <= result) & (result <= found.high)).tolist()
+
+    with np.errstate(over="ignore"):
+        half = x.astype(np.float16).astype(np.float64)
+    table = gelu(Approx.of(half, F32, EXACT)).value.astype(np.float16).astype(np.float64)
+    inside = [False, False, True, True, True, False, False]
+    assert takes(np.where(inside, table, np.maximum(x, 0.0))) == [True] * len(x)
+    assert takes(np.where(inside, table, np.maximum(half, 0.0)))[-2:] == [False, False]
+    assert takes(np.where(inside, np.where(x > 0, table + 0.01, table - 0.01), 0.0))[2:5] == [False] * 3
