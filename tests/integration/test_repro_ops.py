@@ -133,8 +133,8 @@ def test_the_script_of_every_op_runs_alone(api: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr(scripts, "written", written_here)
     files: dict[str, str] = {}
     with opened(api) as runner:
-        names = KERNELS.keys() & ops().keys() if api in OWN_KERNELS else ops()
-        for name in sorted(names):
+        names = sorted(KERNELS.keys() & ops().keys() if api in OWN_KERNELS else ops())
+        for name in names[::3] if api == "ggml:Vulkan0" else names:  # its scripts are the CPU's, but for the device
             found = passing(runner, ops()[name])
             if not found and api not in OWN_KERNELS:
                 continue  # torch and a build of ggml have some ops only
@@ -147,7 +147,7 @@ def test_the_script_of_every_op_runs_alone(api: str, tmp_path: Path, monkeypatch
                 assert "repro.py" in made, f"{verdict.case}: {made['issue.md'].decode()}"
                 file.write_bytes(made["repro.py"])
                 files[str(file)] = f"{verdict.case}"
-    assert len(files) > (20 if api in OWN_KERNELS else 60)
+    assert len(files) > (20 if api in OWN_KERNELS or api == "ggml:Vulkan0" else 60)
     environment = {name: value for name, value in os.environ.items() if name != "OPCONFORM_GGML_LIB"}
     ran = []
     for together in [[file] for file in files] if api in ALONE else [list(files)]:

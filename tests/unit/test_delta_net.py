@@ -40,7 +40,7 @@ from tests.kernels.delta_odd import ODD, Odd
 from tests.kernels.delta_wrong import WRONG, Wrong
 
 OPS = {op.name: op for op in DELTA_OPS}
-ODD_CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "10000")) // 24
+ODD_CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "6000")) // 24
 PARTS = 4  #: tests for each op's cases, so that several workers may share them
 SMALL = 1 << 16
 

@@ -38,7 +38,7 @@ from tests.judge import Bench, Benches, drawn_benches, drawn_cases
 from tests.kernels import mla
 from tests.kernels.mla import FAULTS, Fault, Mla
 
-ODD_CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "10000")) // 24
+ODD_CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "6000")) // 24
 PARTS = 4  #: tests for each kernel's cases, so that several workers may share them
 SMALL = 1 << 18
 LOOSE = Numerics(exp_ulps_per_unit=2.0)

@@ -1,4 +1,4 @@
-"""Right kernels that compute differently must never be blamed: 1,000 random cases each, without one false alarm (200
+"""Right kernels that compute differently must never be blamed: 600 random cases each, without one false alarm (120
 for the small ops).
 
 `OPCONFORM_ODD_CASES` sets another count. Most cases are small, because a small case costs little and says much; one in
@@ -18,7 +18,7 @@ from tests.kernels.odd import ODD, Blocked, Tiled, Tiled256
 from tests.kernels.row_odd import ROW_ODD
 from tests.kernels.small_odd import SMALL_ODD
 
-CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "1000"))
+CASES = int(os.environ.get("OPCONFORM_ODD_CASES", "600"))
 PARTS = 4  #: tests per op, so that several workers may share them
 SMALL, LARGE = 1 << 16, 1 << 22
 

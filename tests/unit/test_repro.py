@@ -53,7 +53,7 @@ def test_a_script_demands_what_the_oracle_demands(op: str, numerics: Numerics) -
     own = (correct.Correct, *(each.kernel for each in ROW_WRONG if each.op == op), *wrong_kernels(op))
     kernels = [kernel("0", {}) for kernel in KERNELS.get(op, own)]
     outcomes = set()
-    for case in drawn_cases(op, 16, 1 << 14, 3):
+    for case in drawn_cases(op, 10, 1 << 14, 3):
         if any(layout.type.block > 1 for layout in case.outputs.values()):
             continue  # it has no script
         bench = Bench(case)
