@@ -920,17 +920,22 @@ _PIPELINES: dict[str, dict[str, tuple[int, ...]]] = {
 
 #: Of kernels that ggml has only where push constants may be longer than 128 bytes. Lavapipe of LLVM 15 (Mesa 22.3) has
 #: no more, and runs the nodes one by one; that of LLVM 19 (Mesa 25.0) has them.
-LONG_CONSTANTS_BUGS: tuple[tuple[range, Limit], ...] = (
+LONG_CONSTANTS_BUGS: tuple[tuple[range, Limit], ...] = tuple(
     (
-        range(6674, _NEWER + 1),
+        builds,
         Limit(
-            "rms_norm_mul_rope", "w", LayoutClass.ROWS,
-            "the kernel that takes RMS_NORM, MUL and ROPE as one ignores nb0 of w, which MUL alone reads",
+            op, "w", LayoutClass.ROWS,
+            f"the kernel that takes {nodes} as one ignores nb0 of w, which MUL alone reads",
             "src/ggml-vulkan/ggml-vulkan.cpp, ggml_vk_can_fuse_rms_norm_mul_rope", kind="bug", device="Vulkan",
-            pinned="rms_norm_mul_rope/vulkan-step-w",
+            pinned=f"{op}/vulkan-step-w",
         ),
-    ),
+    )
+    for builds, op, nodes in (
+        (range(6674, 10361), "rms_norm_mul_rope", "RMS_NORM, MUL and ROPE"),  # the piece with SET_ROWS inherits it
+        (range(10361, _NEWER + 1), "rms_norm_mul_rope_set_rows", "RMS_NORM, MUL, ROPE and SET_ROWS"),
+    )
 )  # fmt: skip
+
 #: A fault of lavapipe, measured with Mesa 22.3.6 (LLVM 15.0.6).
 LAVAPIPE_BUGS: tuple[Limit, ...] = (
     *(
