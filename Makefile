@@ -26,9 +26,7 @@ lint: setup  ## ruff, mypy and the contract of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Without its optimiser, lavapipe of LLVM 19 takes a quarter to a half less time to compile; `make run` has the driver as it is.
 test: lint  ## lint, then every test, against four builds of ggml
-	GALLIVM_PERF=nopt \
 	OPCONFORM_GGML_LIB=$(GGML)/v0.5.0 \
 	OPCONFORM_GGML_LIB_OLD=$(GGML)/b6673 \
 	OPCONFORM_GGML_LIB_BROKEN=$(GGML)/b7836 \

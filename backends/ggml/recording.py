@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -50,27 +50,33 @@ def record(case: Case, folder: str, device: str, suffix: str = "", fatal: bool =
     Raises `CannotWriteError` where it cannot be built; where building it ends the process only if that is not
     expected (`fatal`).
     """
-    with tempfile.TemporaryDirectory(prefix="opconform-") as place:
-        file = Path(place) / "calls"
-        command = [sys.executable, "-c", _START, folder, device, suffix, str(file)]
-        plain = json.dumps(replace(case, data=None).to_json())
-        try:
-            done = subprocess.run(
-                command, input=plain, capture_output=True, text=True, errors="replace", timeout=_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            raise CannotWriteError(f"building its graph of ggml's nodes takes more than {_SECONDS:g} s") from None
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    calls = tuple(Call.from_json(line["call"]) for line in lines if "call" in line)
-    last: dict[str, Any] = lines[-1] if lines else {}
+    plain = json.dumps(replace(case, data=None).to_json())
+    calls, last, said = _written_down(plain, folder, device, suffix)
     if "why" in last:
         raise CannotWriteError(last["why"])
     if "graph" in last:
         return Calls.from_json(last["graph"], calls).needed()
     if fatal and calls:
         return Calls(calls, ends=False)
-    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
     raise CannotWriteError(f"its graph cannot be built here: {said}")
+
+
+@lru_cache(maxsize=2)  # the script and the test case of one bundle ask for the same graph
+def _written_down(case: str, folder: str, device: str, suffix: str) -> tuple[tuple[Call, ...], dict[str, Any], str]:
+    """The calls, the line behind them, and the last words of the process. Raises `CannotWriteError`."""
+    with tempfile.TemporaryDirectory(prefix="opconform-") as place:
+        file = Path(place) / "calls"
+        command = [sys.executable, "-c", _START, folder, device, suffix, str(file)]
+        try:
+            done = subprocess.run(
+                command, input=case, capture_output=True, text=True, errors="replace", timeout=_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise CannotWriteError(f"building its graph of ggml's nodes takes more than {_SECONDS:g} s") from None
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    calls = tuple(Call.from_json(line["call"]) for line in lines if "call" in line)
+    said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return calls, lines[-1] if lines else {}, said
 
 
 # ---- in that process -------------------------------------------------------------------------------------------------
