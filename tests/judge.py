@@ -67,12 +67,20 @@ class Bench:
 
     def verdict(self, kernel: Backend, numerics: Numerics = EXACT) -> Verdict:
         """The harness' verdict on one run of `kernel`."""
-        after = self.after(kernel).memory
-        return judge(self.case, self.op, self.values, self.before, after, numerics, self.expected(numerics))
+        return self._judged(kernel, numerics, None)
 
     def passes(self, kernel: Backend, numerics: Numerics = EXACT) -> bool:
-        """Whether nothing is found."""
-        return self.verdict(kernel, numerics).passed
+        """Whether nothing is found. Whether the case says anything is not asked: no verdict depends on it."""
+        return self._judged(kernel, numerics, "").passed
+
+    def kind(self, kernel: Backend) -> str:
+        """The head of the report, "" where nothing is found."""
+        return self._judged(kernel, EXACT, "").kind
+
+    def _judged(self, kernel: Backend, numerics: Numerics, says_nothing: str | None) -> Verdict:
+        after, expected = self.after(kernel).memory, self.expected(numerics)
+        about = (self.case, self.op, self.values)
+        return judge(*about, self.before, after, numerics, expected, self.plan, says_nothing)
 
     def twin_finding(self, kernel: Backend, name: str) -> Finding | None:
         """What the check on request `name` says of `kernel`, or None."""
@@ -82,7 +90,7 @@ class Bench:
             return None
         left = self.after(kernel)
         for twin in twins:
-            other = Bench(twin.case).after(kernel)
+            other = (self if twin.case is self.case else Bench(twin.case)).after(kernel)
             if not all(twin.has_bits_of(out, np.array(left.raw(out)), other.raw(out)) for out in self.case.outputs):
                 return check.finding(twin)
         return None
