@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from typing import overload
 
 import numpy as np
 
@@ -66,12 +67,20 @@ class Bench:
 
     def verdict(self, kernel: Backend, numerics: Numerics = EXACT) -> Verdict:
         """The harness' verdict on one run of `kernel`."""
-        after = self.after(kernel).memory
-        return judge(self.case, self.op, self.values, self.before, after, numerics, self.expected(numerics))
+        return self._judged(kernel, numerics, None)
 
     def passes(self, kernel: Backend, numerics: Numerics = EXACT) -> bool:
-        """Whether nothing is found."""
-        return self.verdict(kernel, numerics).passed
+        """Whether nothing is found. Whether the case says anything is not asked: no verdict depends on it."""
+        return self._judged(kernel, numerics, "").passed
+
+    def kind(self, kernel: Backend) -> str:
+        """The head of the report, "" where nothing is found."""
+        return self._judged(kernel, EXACT, "").kind
+
+    def _judged(self, kernel: Backend, numerics: Numerics, says_nothing: str | None) -> Verdict:
+        after, expected = self.after(kernel).memory, self.expected(numerics)
+        about = (self.case, self.op, self.values)
+        return judge(*about, self.before, after, numerics, expected, self.plan, says_nothing)
 
     def twin_finding(self, kernel: Backend, name: str) -> Finding | None:
         """What the check on request `name` says of `kernel`, or None."""
@@ -81,7 +90,7 @@ class Bench:
             return None
         left = self.after(kernel)
         for twin in twins:
-            other = Bench(twin.case).after(kernel)
+            other = (self if twin.case is self.case else Bench(twin.case)).after(kernel)
             if not all(twin.has_bits_of(out, np.array(left.raw(out)), other.raw(out)) for out in self.case.outputs):
                 return check.finding(twin)
         return None
@@ -114,16 +123,49 @@ def drawn_benches(op: str, count: int, max_bytes: int, number: int = 0) -> Bench
     return Benches(drawn_cases(op, count, max_bytes, number))
 
 
+class DrawnCases(Sequence[Case]):
+    """Cases of an op that are drawn once they are asked for: a test that has seen enough draws no more."""
+
+    def __init__(self, op: str, count: int, max_bytes: int, number: int) -> None:
+        problems = count + VARIANTS  # more than enough: some have few variants, or none that fits
+        batches = batches_drawn(ops()[op], Freedom(max_bytes=max_bytes), problems, number)
+        cases = (case for batch in batches for case in batch if not _takes_long(case))
+        self._left = itertools.islice(cases, count)
+        self._found: list[Case] = []
+        self._count = count
+
+    def __iter__(self) -> Iterator[Case]:
+        for index in itertools.count():
+            self._draw(index + 1)
+            if index >= len(self._found):
+                return
+            yield self._found[index]
+
+    def __len__(self) -> int:
+        self._draw(self._count)
+        return len(self._found)
+
+    @overload
+    def __getitem__(self, index: int) -> Case: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Case]: ...
+
+    def __getitem__(self, index: int | slice) -> Case | list[Case]:
+        self._draw(index + 1 if isinstance(index, int) and index >= 0 else self._count)
+        return self._found[index]
+
+    def _draw(self, count: int) -> None:
+        self._found.extend(itertools.islice(self._left, max(count - len(self._found), 0)))
+
+
 @lru_cache(maxsize=4)  # ten thousand cases are tens of megabytes
-def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> tuple[Case, ...]:
+def drawn_cases(op: str, count: int, max_bytes: int, number: int = 0) -> DrawnCases:
     """`count` cases of an op from its own strategy and the harness' variants; the same for the same arguments.
 
     None takes long in Python, in which most kernels of the tests walk over rows.
     """
-    problems = count + VARIANTS  # more than enough: some have few variants, or none that fits
-    batches = batches_drawn(ops()[op], Freedom(max_bytes=max_bytes), problems, number)
-    cases = (case for batch in batches for case in batch)
-    return tuple(itertools.islice((case for case in cases if not _takes_long(case)), count))
+    return DrawnCases(op, count, max_bytes, number)
 
 
 def cases_for(backend: Backend, op: str, count: int, max_bytes: int) -> Iterator[Case]:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from opconform.harness.explain.facts import Facts
 from opconform.harness.explain.failure import Failure, describe
 from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import Raw
 from opconform.harness.model.findings import Finding, Kind
 from opconform.harness.model.numerics import EXACT, Numerics
+from opconform.harness.model.ops import ops
+from opconform.harness.model.values import data_of, inputs_of
 from opconform.harness.run.backend import Device
 from opconform.harness.run.runner import Runner
 from opconform.harness.run.script import Script
 from opconform.harness.run.target import Target
 from opconform.reports.repro.bundle import files_of
 from opconform.reports.repro.scripts import script
-from tests.judge import OPS, Bench
+from tests.judge import OPS
 from tests.samples import acc
 from tests.samples import target as sample
 
@@ -66,12 +68,12 @@ def module_of(failure: Failure, where: Target) -> dict[str, Any]:
     return scope
 
 
-def described(case: Case, where: Target, kind: str = "WRONG VALUES") -> Failure:
-    """A failure of which nothing but the case is known."""
-    bench = Bench(case)
-    data = {name: np.ascontiguousarray(raw).tobytes() for name, raw in bench.values.items()}
+def described(
+    case: Case, where: Target, kind: str = "WRONG VALUES", values: Mapping[str, Raw] | None = None
+) -> Failure:
+    """A failure of which nothing but the case, and the values that its inputs have, is known."""
     return Failure(
-        case.with_data(data),
+        case.with_data(data_of(dict(values or inputs_of(case, ops()[case.op])))),
         where.label,
         "a GPU",
         (),
@@ -85,6 +87,7 @@ def described(case: Case, where: Target, kind: str = "WRONG VALUES") -> Failure:
     )
 
 
+@cache
 def hostile_bundle(text: str, backend: str = "ggml") -> dict[str, str]:
     where = target(backend, "Vulkan0", text)
     where.options["ggml_lib"] = f"/tmp/{text.replace(chr(0), '')}"  # type: ignore[index]

@@ -219,10 +219,11 @@ def _slices_alone(case: Case, op: Op, values: Mapping[str, Raw]) -> Sequence[Twi
     if number < 2:
         return ()
     found = []
+    alone: dict[tuple[str, tuple[int, ...]], Layout] = {}  # slices have few sizes: most have those of the one before
     for flat in sorted(set(np.linspace(0, number - 1, min(number, _MOST_SLICES)).astype(int).tolist())):
         index = dict(zip(axes, (int(i) for i in np.unravel_index(flat, sizes))))
         parts = {name: _part(layout.shape, shape, index) for name, layout in case.layouts.items()}
-        cut = {name: _cut(layout, parts[name]) for name, layout in case.layouts.items()}
+        cut = {name: _cut(name, layout, parts[name], alone) for name, layout in case.layouts.items()}
         if any(cut[name].kind is not layout.kind for name, layout in case.layouts.items()):
             return "a slice alone has a layout of another class"
         inputs, outputs = ({name: cut[name] for name in names} for names in (case.inputs, case.outputs))
@@ -243,9 +244,15 @@ def _part(its: tuple[int, ...], shape: tuple[int, ...], index: Mapping[int, int]
     return tuple(parts)
 
 
-def _cut(layout: Layout, parts: tuple[slice, ...]) -> Layout:
-    """The layout of a part of a tensor, which starts where the tensor does: it is laid out alone."""
-    return replace(layout, shape=tuple(len(range(n)[part]) for n, part in zip(layout.shape, parts)))
+def _cut(
+    name: str, layout: Layout, parts: tuple[slice, ...], made: dict[tuple[str, tuple[int, ...]], Layout]
+) -> Layout:
+    """The layout of a part of the tensor `name`, which starts where the tensor does: it is laid out alone. `made` keeps
+    those of each size."""
+    shape = tuple([len(range(n)[part]) for n, part in zip(layout.shape, parts)])
+    if (name, shape) not in made:
+        made[name, shape] = replace(layout, shape=shape)
+    return made[name, shape]
 
 
 ON_REQUEST: dict[str, TwinCheck] = {

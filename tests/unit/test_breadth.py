@@ -3,6 +3,7 @@ odd ones, and wrong ones are caught, each op's own faults among them."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cache
@@ -56,6 +57,7 @@ WITHOUT_TORCH = (
     "rms_norm_mul_rope_set_rows",
 )
 CASES, MAX_BYTES = 160, 1 << 18
+ROUNDED_ONCE = 80  #: of the cases, rounded references: most of what may be wrong with them is wrong in many
 #: Those in which float16 tells values apart as float32 does, and those that read none.
 NOT_IN_HALF = ("argmax", "count_equal", "sgn", "step", "set_rows", "arange", "fill")
 #: Of ops whose b is rarely drawn as a part of a, and of those with many modes, or with oddly scaled images.
@@ -180,7 +182,7 @@ class Reference(Backend):
 
 @pytest.mark.parametrize("op", [*OPS, *WITHOUT_TORCH])
 def test_float64_rounded_once_passes(op: str) -> None:
-    for bench in benches(op):
+    for bench in itertools.islice(benches(op), ROUNDED_ONCE):
         out = bench.case.outputs["out"]
         if out.type.block > 1:
             continue

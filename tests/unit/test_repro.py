@@ -57,14 +57,15 @@ def test_a_script_demands_what_the_oracle_demands(op: str, numerics: Numerics) -
         if any(layout.type.block > 1 for layout in case.outputs.values()):
             continue  # it has no script
         bench = Bench(case)
-        scope = module_of(described(case, where), where)
+        expected = bench.expected(numerics)
+        scope = module_of(described(case, where, values=bench.values), where)
         for name, layout in case.inputs.items():
             np.testing.assert_array_equal(
                 scope["at"](scope["filled"](), name).view(layout.type.raw), bench.values[name], strict=False
             )
         for kernel in kernels:
             after = bench.after(kernel).memory.copy()
-            judged = judge(case, bench.op, bench.values, bench.before, after.copy(), numerics)
+            judged = judge(case, bench.op, bench.values, bench.before, after.copy(), numerics, expected, bench.plan)
             with np.errstate(all="ignore"):
                 found = scope["faults"](bench.before, after)
             assert bool(found) == judged.failed, (case, kernel, found, judged.findings)

@@ -102,7 +102,9 @@ def test_an_unknown_recipe_is_refused_with_the_list() -> None:
 def test_elements_that_share_an_address_hold_one_value(op: str) -> None:
     """What a backend reads from memory is what the reference is given."""
     shared = 0
-    for case in (*drawn_cases(op, 400, 1 << 14), *drawn_cases(op, 400, 1 << 14, 1)):
+    for number, case in enumerate(drawn_cases(op, 800, 1 << 14)):
+        if number >= 200 and shared > 10:
+            break
         values, plan = inputs_of(case, OPS[op]), Plan.of(case)
         buffers = Buffers(case, np.zeros(plan.size, np.uint8), plan)
         buffers.fill(values)
@@ -129,7 +131,9 @@ def test_a_right_kernel_passes_on_any_overlapping_input(strides: tuple[int, ...]
 @OP_NAMES
 def test_keep_leaves_the_values_of_one_slice_and_nan_elsewhere(op: str) -> None:
     seen = 0
-    for case in drawn_cases(op, 400, 1 << 14):
+    for number, case in enumerate(drawn_cases(op, 800, 1 << 14)):
+        if number >= 200 and seen > 20:
+            break
         if case.keep is None or any(layout.kind is LayoutClass.BROADCAST for layout in case.inputs.values()):
             continue
         kept, all_of = inputs_of(case, OPS[op]), inputs_of(replace(case, keep=None), OPS[op])
