@@ -60,12 +60,14 @@ class Encoder:
     off: for the numbers of blocks, [elements of a block, blocks], how far each may be off; infinite where nothing can
     be demanded. (NumPy takes several times as long where the last axis is a short one.)
     reach: how many times its scale a block's largest element may be. least: blocks whose largest element is smaller are
-    beyond the type's scales (0 if those end in 0, as float16 does).
+    beyond the type's scales (0 if those end in 0, as float16 does). passes: how many times `off` goes through all
+    elements, about; tensors are so much smaller.
     """
 
     off: Callable[[F64], F64]
     reach: float
     least: float = 0.0
+    passes: int = 1
 
 
 def _symmetric(low: int, high: int, parts: F64) -> F64:
@@ -221,6 +223,7 @@ def has_top_scales(goes: str, recipe: str) -> bool:
 
 
 _TRIES = tuple(-(32 + 0.1 * k) for k in range(-9, 10))
+_WHOLE_TRIES = (127.0, *np.arange(-134.0, -119.0))
 
 #: The quantised types into which numbers are rounded.
 ENCODERS: Mapping[str, Encoder] = {
@@ -234,8 +237,8 @@ ENCODERS: Mapping[str, Encoder] = {
     **{name: Encoder(partial(_from_minimum, high), 1) for name, high in (("q4_1", 15), ("q5_1", 31))},
     "iq4_nl": Encoder(_fitted, 63),  # the fit may make a scale twice as large
     # scales below 2^-14 are as coarse as the groups' scales: a block is too small from a quarter on
-    "q6_K": Encoder(partial(_searched, 16, _Codes(range(-32, 32)), _TRIES, 128), 2000, 0.25),
-    "iq4_xs": Encoder(partial(_searched, 32, _IQ4, (127.0, *np.arange(-134.0, -119.0)), 32), 2000, 0.25),
+    "q6_K": Encoder(partial(_searched, 16, _Codes(range(-32, 32)), _TRIES, 128), 2000, 0.25, len(_TRIES)),
+    "iq4_xs": Encoder(partial(_searched, 32, _IQ4, _WHOLE_TRIES, 32), 2000, 0.25, len(_WHOLE_TRIES)),
     "mxfp4": Encoder(_shared_exponent, 2.0**100, 2.0**-100),
-    "nvfp4": Encoder(_small_floats, 448 * 6 / _HALF_LARGEST, 6 * 2.0**-9),
+    "nvfp4": Encoder(_small_floats, 448 * 6 / _HALF_LARGEST, 6 * 2.0**-9, 8),
 }
