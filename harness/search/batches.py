@@ -56,19 +56,19 @@ class _Promise:
 class Supply:
     """Batches in their order. The next one can be drawn while the backend computes the one before it."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
+    def __init__(self, batches: Batches, problems: Problems) -> None:
+        self._all = batches
+        self._batches = batches.of(problems)
         self._prepared: list[Batch] = []
 
     def prepare(self) -> None:
-        """Draw the next batch, unless it is drawn already."""
-        if not self._prepared:
+        """Draw the next batch, unless it is drawn already; not before the device has taken a case."""
+        if not self._prepared and self._all.took_any:
             self._prepared.append(next(self._batches))
 
     def take(self) -> Batch:
         """The next batch."""
-        self.prepare()
-        return self._prepared.pop()
+        return self._prepared.pop() if self._prepared else next(self._batches)
 
 
 class Batches:
@@ -150,6 +150,8 @@ class Batches:
             values=self._values,
             refuses=seen.refuses,
         )
+        if self._refused and not self.took_any:  # references may be in vain: the runner makes those that are not
+            return Batch(drawn, list(cases), [seen.takes(case) for _, case in cases])
         made = self._ready(cases)
         for again in range(1, _DRAWN_ANEW + 1):
             silent = [place for place, (_, ready) in enumerate(made) if ready.vacuous]
