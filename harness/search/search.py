@@ -162,7 +162,7 @@ class Search:
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
-            coverage=self._batches.coverage.covered,
+            coverage=self._batches.covered,
             lies=() if failure else tuple(self._lies()),
             cut=self._cut,
         )
