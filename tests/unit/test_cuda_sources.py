@@ -37,7 +37,7 @@ def compiler(request: pytest.FixtureRequest) -> nvrtc.Nvrtc:
 
 @pytest.mark.parametrize("op", [*KERNELS, "product"])
 def test_every_kernel_compiles_for_every_architecture_without_a_warning(compiler: nvrtc.Nvrtc, op: str) -> None:
-    """As they are used for the newest one; the others without what the optimiser may do, where NVRTC can leave it out."""
+    """For the newest one as they are used; for the others without most of the optimiser, where NVRTC can do so."""
     text = product_source() if op == "product" else CudaBackend.source(op).text
     assert len(compiler.architectures) > 5
     quickly = ("--Ofast-compile=max",) if compiler.takes("--Ofast-compile=max") else ()
