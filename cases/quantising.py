@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.families.conversions import ROUNDED, decoded, fitted_to_scales, stored
-from opconform.cases.families.encoders import has_top_scales
+from opconform.cases.families.encoders import ENCODERS, has_top_scales
 from opconform.cases.shapes import check_out, is_aligned, tensors
 from opconform.harness.draw.strategies import among, composite
 from opconform.harness.model import blocks
@@ -26,6 +26,7 @@ _FROM = tuple(f"{name}-f32" for name in QUANTISED)
 _TO = tuple(f"{came}-{name}" for name in ROUNDED for came in ("f32", "f16"))
 _SAME = tuple(f"{name}-{name}" for name in QUANTISED)
 TYPES = (*_FROM, *_TO * 2, *_SAME)
+_MOST = 65537 * 32  #: elements of a tensor: each row of more than a counter of 16 bits holds has a block
 _LONGEST = 65536  #: elements of a row, and a block more: a counter of 16 bits holds one less
 
 
@@ -75,7 +76,8 @@ def _problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     ]
     came, _, goes = draw(among(pairs)).partition("-")
     block = max(DTYPES[came].block, DTYPES[goes].block)
-    *outer, n = draw(tensors(Freedom(freedom.limits, max(4 * freedom.max_bytes // block, 64)), 4))
+    most = _MOST // (ENCODERS[goes].passes if DTYPES[came].block == 1 else 1)
+    *outer, n = draw(tensors(Freedom(freedom.limits, min(2 * freedom.max_bytes, 32 * most)), 2 * block))
     shape = (*outer, block * min(n, _LONGEST // block + 1))
     return Problem({}, goes, {"x": shape}, shape, dtypes={"x": came})
 

@@ -42,6 +42,10 @@ class Nvrtc:
         self._must("nvrtcDestroyProgram", ctypes.byref(program))
         return Compiled(good, log.value.decode(errors="replace").strip())
 
+    def takes(self, option: str) -> bool:
+        """Whether this version has an option."""
+        return self.compile("", "nothing.cu", (option,)).good
+
     def _must(self, function: str, *arguments: object) -> None:
         status = getattr(self._library, function)(*arguments)
         if status != 0:

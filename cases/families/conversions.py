@@ -16,6 +16,7 @@ from opconform.harness.model.op import ShapeValues
 
 #: The quantised types whose rounding has a derived bound.
 ROUNDED = tuple(ENCODERS)
+_ELEMENTS_TOGETHER = 1 << 14  #: whose bounds are computed at once: all that is held of them fits into a cache
 
 Conversion = Callable[[Raw, DType, DType, Numerics], Expected]
 
@@ -78,9 +79,12 @@ def stored(raw: Raw, came: DType, goes: DType, numerics: Numerics) -> tuple[F64,
 
 def rounded(value: F64, goes: DType) -> F64:
     """How far each element may be from `value` once it is rounded to the codes of blocks: `ENCODERS` says it."""
-    parts = _in_blocks(value, goes)
-    off = ENCODERS[goes.name].off(parts)
-    return np.broadcast_to(off, parts.shape).reshape(value.shape)
+    parts, together = value.reshape(-1, goes.block), _ELEMENTS_TOGETHER // goes.block
+    off = np.empty(parts.shape)
+    for start in range(0, len(parts), together):
+        some = slice(start, start + together)
+        off[some] = ENCODERS[goes.name].off(np.ascontiguousarray(parts[some].T)).T
+    return off.reshape(value.shape)
 
 
 def fitted_to_scales(name: str) -> ShapeValues:

@@ -6,7 +6,7 @@ whichever way it breaks ties, and in whichever order it sums.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,10 +22,28 @@ _HALF, _HALF_TINY = F16.unit_roundoff, F16.unit_roundoff * F16.smallest_normal
 _HALF_LARGEST = F16.largest
 _U = F32.unit_roundoff
 
+
+class _Codes:
+    """The values that codes stand for: multiples of 1/2, ascending."""
+
+    def __init__(self, values: Iterable[float]) -> None:
+        its = np.array(tuple(values), dtype=np.float64)
+        self.least, self.most, self.widest = float(its[0]), float(its[-1]), float(np.diff(its).max())
+        fine = np.arange(4 * self.least, 4 * self.most) / 4 + 1 / 8
+        self._nearest = its[np.abs(fine[:, None] - its).argmin(-1)]  #: to numbers between two multiples of 1/4
+
+    def nearest(self, t: F64) -> F64:
+        """The value nearest to each number; of two that are as near, either. The middle of two is a multiple of 1/4."""
+        with np.errstate(invalid="ignore"):  # NaN has any place; the greatest one stands beyond the table
+            places = ((np.clip(t, self.least, self.most) - self.least) * 4).astype(np.intp)
+        found: F64 = self._nearest.take(places, mode="clip")
+        return found
+
+
 #: The values of the 16 codes of IQ4_NL and IQ4_XS (src/ggml-common.h, kvalues_iq4nl).
-_IQ4 = np.array((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113), dtype=np.float64)
+_IQ4 = _Codes((-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))
 #: Those of MXFP4 and NVFP4, E2M1 numbers (OCP Microscaling Formats 1.0, section 5.3.3).
-_E2M1 = np.array((-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6), dtype=np.float64)
+_E2M1 = _Codes((-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6))
 #: The scales of NVFP4: UE4M3, 0 to 448.
 _UE4M3 = np.array([k * 2.0**-9 if k < 8 else (8 + k % 8) * 2.0 ** (k // 8 - 10) for k in range(0x7F)])
 _UE4M3_MIDDLES = (_UE4M3[1:] + _UE4M3[:-1]) / 2
@@ -39,14 +57,17 @@ _LARGE = ("index", "whole", "wide", "edges")
 class Encoder:
     """How numbers become blocks of a type.
 
-    off: for the numbers of blocks, [..., elements], how far each may be off; infinite where nothing can be demanded.
+    off: for the numbers of blocks, [elements of a block, blocks], how far each may be off; infinite where nothing can
+    be demanded. (NumPy takes several times as long where the last axis is a short one.)
     reach: how many times its scale a block's largest element may be. least: blocks whose largest element is smaller are
-    beyond the type's scales (0 if those end in 0, as float16 does).
+    beyond the type's scales (0 if those end in 0, as float16 does). passes: how many times `off` goes through all
+    elements, about; tensors are so much smaller.
     """
 
     off: Callable[[F64], F64]
     reach: float
     least: float = 0.0
+    passes: int = 1
 
 
 def _symmetric(low: int, high: int, parts: F64) -> F64:
@@ -57,7 +78,7 @@ def _symmetric(low: int, high: int, parts: F64) -> F64:
     quantize_row_*_ref). A scale is stored in float16, off by 2^-11·d + 2^-25, which the largest code multiplies.
     8u·amax are the roundings on the way.
     """
-    amax = np.abs(parts).max(-1, keepdims=True)
+    amax = np.abs(parts).max(0, keepdims=True)
     d = amax / low
     off = np.where((low > high) & (np.abs(parts) > (high - 0.5) * d), d, d / 2)
     off = off + max(low, high) * (_HALF * d + _HALF_TINY) + 8 * _U * amax
@@ -69,8 +90,8 @@ def _from_minimum(high: int, parts: F64) -> F64:
 
     Scale and minimum are stored in float16, as in `_symmetric`.
     """
-    amax = np.abs(parts).max(-1, keepdims=True)
-    d = (parts.max(-1, keepdims=True) - parts.min(-1, keepdims=True)) / high
+    amax = np.abs(parts).max(0, keepdims=True)
+    d = (parts.max(0, keepdims=True) - parts.min(0, keepdims=True)) / high
     off = d / 2 + high * (_HALF * d + _HALF_TINY) + _HALF * amax + _HALF_TINY + 8 * _U * amax
     return np.where((d > _HALF_LARGEST) | (amax > _HALF_LARGEST), np.inf, off)
 
@@ -89,14 +110,15 @@ def _fitted(parts: F64) -> F64:
     * 80u·amax: d is a quotient of sums of 32 terms, of three roundings each, on either side: γ_34 twice and a division;
       a code may be missed by the 8u of `_symmetric`. A scale in float16 is off by 2^-11·(d0 + δ) + 2^-25, times 127.
     """
-    largest, least = parts.max(-1, keepdims=True), parts.min(-1, keepdims=True)
-    positive, negative = (_fitted_to(parts, it) for it in (largest, least))
-    return np.where(largest == -least, np.maximum(positive, negative), np.where(largest > -least, positive, negative))
+    largest, least = parts.max(0, keepdims=True), parts.min(0, keepdims=True)
+    off = _fitted_to(parts, np.where(largest >= -least, largest, least))
+    has_both = largest == -least
+    return np.where(has_both, np.maximum(off, _fitted_to(parts, least)), off) if has_both.any() else off
 
 
 def _fitted_to(parts: F64, largest: F64) -> F64:
     """The bound of `_fitted` with d0 = largest/−127."""
-    d0 = largest / _IQ4[0]
+    d0 = largest / _IQ4.least
     size = np.abs(parts)
     e = _distance(parts, d0, _IQ4)
     share = _share(parts, e)
@@ -105,7 +127,7 @@ def _fitted_to(parts: F64, largest: F64) -> F64:
     return np.where(d > _HALF_LARGEST, np.inf, off)
 
 
-def _searched(group: int, codes: F64, tries: tuple[float, ...], levels: int, parts: F64) -> F64:
+def _searched(group: int, codes: _Codes, tries: tuple[float, ...], levels: int, parts: F64) -> F64:
     """Q6_K and IQ4_XS: groups of 16 (32) elements, each with a scale s of its own, which is rounded in turn: to whole
     multiples, −levels to levels − 1, of a step d that the block stores in float16. Then the nearest codes for d times
     the multiple (src/ggml-quants.c, quantize_row_q6_K_ref with make_qx_quants, and quantize_row_iq4_nl_impl).
@@ -118,41 +140,35 @@ def _searched(group: int, codes: F64, tries: tuple[float, ...], levels: int, par
     * For a scale between low and high an element is off by half the widest gap of the codes times high, or it stands
       beyond their end, times low.
     """
-    groups = parts.reshape(*parts.shape[:-1], -1, group)
+    groups = parts.reshape(-1, group, parts.shape[-1])
     size = np.abs(groups)
-    amax = size.max(-1, keepdims=True)
-    has_both = (groups == amax).any(-1, keepdims=True) & (groups == -amax).any(-1, keepdims=True)
-    largest = np.where((groups == amax).any(-1, keepdims=True), amax, -amax)
+    amax = size.max(1, keepdims=True)
+    is_plus, is_minus = ((groups == it).any(1, keepdims=True) for it in (amax, -amax))
+    largest = np.where(is_plus, amax, -amax)
     low, high = np.full(amax.shape, np.inf), np.zeros(amax.shape)
-    for first in (largest, -largest) if has_both.any() else (largest,):
-        may_be = has_both | (first == largest)
-        for t in tries:
-            share = _share(groups, _distance(groups, first / t, codes))
+    for first, may_be in ((largest, is_plus | is_minus), (-largest, is_plus & is_minus)):
+        for t in tries if may_be.any() else ():
+            share = _share(groups, _distance(groups, first / t, codes), 1)
             low = np.where(may_be, np.minimum(low, amax / abs(t) * (1 - share)), low)
             high = np.where(may_be, np.maximum(high, amax / abs(t) * (1 + share)), high)
-    step = high.max(-2, keepdims=True) / levels
+    step = high.max(0, keepdims=True) / levels
     stored = high * _HALF + levels * _HALF_TINY
     low, high = np.maximum(low - step - stored, 0.0), high + step + stored
-    end = min(-codes[0], codes[-1])
-    widest = float(np.max(np.diff(codes)))
-    off = np.maximum(high * widest / 2, size - end * low) + 80 * _U * amax
+    end = min(-codes.least, codes.most)
+    off = np.maximum(high * codes.widest / 2, size - end * low) + 80 * _U * amax
     return np.where(step > _HALF_LARGEST, np.inf, off).reshape(parts.shape)
 
 
-def _share(parts: F64, e: F64) -> F64:
-    """δ of `_fitted`, as a share of the first scale."""
-    weighed = (parts**2 * np.maximum(np.abs(parts) - e, 0.0) ** 2).sum(-1, keepdims=True)
-    found: F64 = np.sqrt((parts**2 * e**2).sum(-1, keepdims=True) / np.where(weighed > 0, weighed, 1.0))
+def _share(parts: F64, e: F64, axis: int = 0) -> F64:
+    """δ of `_fitted`, as a share of the first scale. axis: the one along a block."""
+    weighed = (parts**2 * np.maximum(np.abs(parts) - e, 0.0) ** 2).sum(axis, keepdims=True)
+    found: F64 = np.sqrt((parts**2 * e**2).sum(axis, keepdims=True) / np.where(weighed > 0, weighed, 1.0))
     return found
 
 
-def _distance(x: F64, scale: F64, codes: F64) -> F64:
-    """How far each x is from the nearest of scale·codes (codes ascend)."""
-    with np.errstate(all="ignore"):
-        t = np.where(scale == 0, 0.0, x / np.where(scale == 0, 1.0, scale))
-    above = np.clip(np.searchsorted(codes, t), 1, len(codes) - 1)
-    near = np.minimum(np.abs(x - scale * codes[above - 1]), np.abs(x - scale * codes[above]))
-    found: F64 = np.where(scale == 0, np.abs(x), near)
+def _distance(x: F64, scale: F64, codes: _Codes) -> F64:
+    """How far each x is from the nearest of scale·codes."""
+    found: F64 = np.abs(x - scale * codes.nearest(x / np.where(scale == 0, 1.0, scale)))
     return found
 
 
@@ -164,7 +180,7 @@ def _shared_exponent(parts: F64) -> F64:
     way, and by 4u·amax, what float32 may be off in comparing two distances. A float32 logarithm below 128 is off by a
     few times 2^-18: within 2^-15 of a power of two the exponent on either side is right.
     """
-    amax = np.abs(parts).max(-1, keepdims=True)
+    amax = np.abs(parts).max(0, keepdims=True)
     off: F64 = np.zeros(parts.shape)
     for near in (1 - 2.0**-15, 1.0, 1 + 2.0**-15):
         _, exponent = np.frexp(amax * near)
@@ -183,8 +199,8 @@ def _small_floats(parts: F64) -> F64:
     of two scales, either is right, and 1e-5 of a sum of squares is what float32 may be off in comparing two. Above 448,
     the largest scale, nothing is demanded.
     """
-    groups = parts.reshape(*parts.shape[:-1], -1, 16)
-    amax = np.abs(groups).max(-1, keepdims=True)
+    groups = parts.reshape(-1, 16, parts.shape[-1])
+    amax = np.abs(groups).max(1, keepdims=True)
     ends = [np.searchsorted(_UE4M3_MIDDLES, amax / 6 * near) for near in (1 - 8 * _U, 1 + 8 * _U)]
     allowed = np.maximum(*(_errors(groups, code)[1] for code in ends)) * (1 + 1e-5)
     off = np.zeros(groups.shape)
@@ -198,7 +214,7 @@ def _small_floats(parts: F64) -> F64:
 def _errors(groups: F64, code: Places) -> tuple[F64, F64]:
     """How far each element of a group is from the nearest that a UE4M3 scale gives, and the sum of the squares."""
     e = _distance(groups, _UE4M3[code], _E2M1)
-    return e, (e**2).sum(-1, keepdims=True)
+    return e, (e**2).sum(1, keepdims=True)
 
 
 def has_top_scales(goes: str, recipe: str) -> bool:
@@ -207,6 +223,7 @@ def has_top_scales(goes: str, recipe: str) -> bool:
 
 
 _TRIES = tuple(-(32 + 0.1 * k) for k in range(-9, 10))
+_WHOLE_TRIES = (127.0, *np.arange(-134.0, -119.0))
 
 #: The quantised types into which numbers are rounded.
 ENCODERS: Mapping[str, Encoder] = {
@@ -220,8 +237,8 @@ ENCODERS: Mapping[str, Encoder] = {
     **{name: Encoder(partial(_from_minimum, high), 1) for name, high in (("q4_1", 15), ("q5_1", 31))},
     "iq4_nl": Encoder(_fitted, 63),  # the fit may make a scale twice as large
     # scales below 2^-14 are as coarse as the groups' scales: a block is too small from a quarter on
-    "q6_K": Encoder(partial(_searched, 16, np.arange(-32.0, 32.0), _TRIES, 128), 2000, 0.25),
-    "iq4_xs": Encoder(partial(_searched, 32, _IQ4, (127.0, *np.arange(-134.0, -119.0)), 32), 2000, 0.25),
+    "q6_K": Encoder(partial(_searched, 16, _Codes(range(-32, 32)), _TRIES, 128), 2000, 0.25, len(_TRIES)),
+    "iq4_xs": Encoder(partial(_searched, 32, _IQ4, _WHOLE_TRIES, 32), 2000, 0.25, len(_WHOLE_TRIES)),
     "mxfp4": Encoder(_shared_exponent, 2.0**100, 2.0**-100),
-    "nvfp4": Encoder(_small_floats, 448 * 6 / _HALF_LARGEST, 6 * 2.0**-9),
+    "nvfp4": Encoder(_small_floats, 448 * 6 / _HALF_LARGEST, 6 * 2.0**-9, 8),
 }

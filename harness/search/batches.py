@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from opconform.harness.draw.problems import TOGETHER, Drawn, Problems, is_affordable, rows_of, size_of
@@ -20,7 +20,7 @@ from opconform.harness.model.limits import Freedom
 from opconform.harness.model.op import Op, Problem
 from opconform.harness.model.values import recipes_of
 from opconform.harness.run.runner import Ready, Runner
-from opconform.harness.search.coverage import Coverage
+from opconform.harness.search.coverage import Coverage, Covered
 from opconform.harness.search.settings import Settings
 
 _CHUNK = 8 * TOGETHER  #: problems that a shard draws before it leaves as many to the next
@@ -56,19 +56,19 @@ class _Promise:
 class Supply:
     """Batches in their order. The next one can be drawn while the backend computes the one before it."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
-        self._batches = batches
+    def __init__(self, batches: Batches, problems: Problems) -> None:
+        self._all = batches
+        self._batches = batches.of(problems)
         self._prepared: list[Batch] = []
 
     def prepare(self) -> None:
-        """Draw the next batch, unless it is drawn already."""
-        if not self._prepared:
+        """Draw the next batch, unless it is drawn already; not before the device has taken a case."""
+        if not self._prepared and self._all.took_any:
             self._prepared.append(next(self._batches))
 
     def take(self) -> Batch:
         """The next batch."""
-        self.prepare()
-        return self._prepared.pop()
+        return self._prepared.pop() if self._prepared else next(self._batches)
 
 
 class Batches:
@@ -85,6 +85,10 @@ class Batches:
         self._promised = 0.0  #: by the problems before this one
         self._refused = 0  #: cases that the device refused
         self._reasons: set[str] = set()  #: for which it refused them
+        #: What came of the first cases, until the second batch is drawn: the same cases are drawn whether that happens
+        #: before the device has answered, as with all other batches, or, to spare what may be in vain, after it.
+        self._of_first: list[tuple[int, bool]] = []
+        self._second_is_drawn = False
 
     def of(self, problems: Problems) -> Iterator[Batch]:
         """Problems with their cases, without end: the simplest, then those of the seed. Shards of one search take
@@ -99,7 +103,24 @@ class Batches:
                 drawn = self._next(problems, source)
                 problem = drawn.problem
                 if self._is_affordable(problem) and (self.coverage.wants(problem) or self.takes_nothing):
-                    yield self._batch(drawn, source.getrandbits(16))
+                    following = self._batch(drawn, source.getrandbits(16))
+                    self._enter_first()
+                    yield following
+
+    def _enter_first(self) -> None:
+        self._second_is_drawn = True
+        self._enter(self._of_first)
+        self._of_first = []
+
+    def _enter(self, ran: Iterable[tuple[int, bool]]) -> None:
+        for traits, refused in ran:
+            self.coverage.ran(traits, refused)
+
+    @property
+    def covered(self) -> Covered:
+        """The pairs of traits that ran; once the search is over."""
+        self._enter_first()
+        return self.coverage.covered
 
     def _next(self, problems: Problems, source: random.Random) -> Drawn:
         """The next problem. One more is drawn where it is not the first of its kind, and promises far less for the time
@@ -150,6 +171,8 @@ class Batches:
             values=self._values,
             refuses=seen.refuses,
         )
+        if self._refused and not self.took_any:  # references may be in vain: the runner makes those that are not
+            return Batch(drawn, list(cases), [seen.takes(case) for _, case in cases])
         made = self._ready(cases)
         for again in range(1, _DRAWN_ANEW + 1):
             silent = [place for place, (_, ready) in enumerate(made) if ready.vacuous]
@@ -184,8 +207,11 @@ class Batches:
         self._refused += len(reasons)
         self.took_any = self.took_any or len(reasons) < len(verdicts)
         if self.took_any:
-            for traits, verdict in zip(batch.traits, verdicts):
-                self.coverage.ran(traits, refused=verdict.unsupported is not None or bool(verdict.vacuous))
+            came = [verdict.unsupported is not None or bool(verdict.vacuous) for verdict in verdicts]
+            if self._second_is_drawn:
+                self._enter(zip(batch.traits, came))
+            else:
+                self._of_first += zip(batch.traits, came)
 
     @property
     def refused_outright(self) -> bool:

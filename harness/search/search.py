@@ -162,7 +162,7 @@ class Search:
             tuple(dict.fromkeys(limit.reason for limit in self._freedom.limits)),
             self._left_out,
             tuple(self._known_failure(entry, fate) for entry, fate in zip(self._listed, fates)),
-            coverage=self._batches.coverage.covered,
+            coverage=self._batches.covered,
             lies=() if failure else tuple(self._lies()),
             cut=self._cut,
         )
@@ -387,7 +387,7 @@ class Search:
     def _draw(self, start: float) -> None:
         """The same, without what is left to be shrunk. Raises `NothingLeftError`."""
         problems = Problems(self._op.problems(self._freedom))
-        supply = Supply(self._batches.of(problems))
+        supply = Supply(self._batches, problems)
         while not self._found and self._time_left(start) and self._more_to_draw():
             batch = supply.take()
             if self._fails(batch, start, meanwhile=supply.prepare):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pytest
 
+from opconform.cases.families.encoders import ENCODERS
+from opconform.harness.draw.sample import problems_drawn
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
 from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.limits import Freedom
+from opconform.harness.model.op import Problem
+from opconform.harness.model.ops import ops
 from opconform.harness.run.backend import Backend
 from tests import encoding
 from tests.encoding import E2M1, IQ4, as_raw, encoded, first_scale, fitted, halves, nearest, nibbles
@@ -212,3 +218,23 @@ def at_exponent(x: np.ndarray, exponent: int) -> np.ndarray:
     codes = nearest(x, np.full((len(x), 1), np.ldexp(np.float32(1), exponent - 3)), E2M1)
     scale = np.full((len(x), 1), exponent - 3 + 127, np.uint8)
     return np.concatenate([scale, nibbles(codes, 16)], -1)
+
+
+def drawn_for_encoders() -> list[Problem]:
+    made = problems_drawn(ops()["cpy_blocks"], Freedom(), 800, 1)
+    return [problem for problem in made if problem.dtype in ENCODERS and DTYPES[problem.dtypes["x"]].block == 1]
+
+
+def test_no_problem_is_so_large_that_its_reference_takes_long() -> None:
+    worth = [(math.prod(it.out_shape) * ENCODERS[it.dtype].passes, it) for it in drawn_for_encoders()]
+    assert max(elements for elements, _ in worth) <= 65537 * 32
+    assert sum(elements > 19 * 80_000 for elements, _ in worth) < len(worth) / 5
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_each_encoder_gets_several_blocks_in_several_rows_and_long_rows(name: str) -> None:
+    shapes = [it.out_shape for it in drawn_for_encoders() if it.dtype == name]
+    blocks_and_rows = [(shape[-1] // DTYPES[name].block, math.prod(shape[:-1])) for shape in shapes]
+    assert sum(blocks > 1 and rows > 1 for blocks, rows in blocks_and_rows) > len(shapes) / 3
+    assert max(blocks for blocks, _ in blocks_and_rows) > 64
+    assert max(rows for _, rows in blocks_and_rows) > 64

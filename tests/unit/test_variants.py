@@ -125,7 +125,7 @@ def test_a_device_that_refuses_all_it_is_offered_is_offered_nothing_that_is_no_c
         offered.append(case)
         return True
 
-    for number, problem in enumerate(problems_drawn(op, Freedom(max_bytes=1 << 14), 16)):
+    for number, problem in enumerate(problems_drawn(op, Freedom(max_bytes=1 << 14), 8)):
         cases_of(op, problem, number, Freedom(), refuses=refuses)
     assert len(offered) > 100
     for case in offered:
@@ -161,22 +161,22 @@ def test_drawn_cases_keep_to_max_bytes(op: str, max_bytes: int) -> None:
 
 @pytest.mark.parametrize("op", [op for op in OPS if op != "ssm_conv"])  # whose outermost sizes are 1 by definition
 def test_outer_dimensions_are_above_1_in_most_draws(op: str) -> None:
-    cases = drawn_cases(op, 2000, 1 << 20)[::VARIANTS]
-    looked_at = "a" if op in ("add", "mul") else list(cases[0].inputs)[-1]  # their b has 1 where it is repeated
-    least = 0.6 if op == "pad" else 0.65  # 0.61 along ne2 in 1,000 problems of pad
+    problems = problems_of(op, 1 << 20, 1000)
+    looked_at = "a" if op in ("add", "mul") else list(problems[0].shapes)[-1]  # their b has 1 where it is repeated
     for axis in (0, 1):
-        sizes = [case.inputs[looked_at].shape[axis] for case in cases]
-        assert np.mean([size > 1 for size in sizes]) > least
+        sizes = [problem.shapes[looked_at][axis] for problem in problems]
+        assert np.mean([size > 1 for size in sizes]) > 0.65
 
 
 @OP_NAMES
 def test_zero_sizes_are_reached(op: str) -> None:
-    assert any(0 in shape for problem in problems_of(op, 1 << 16) for shape in problem.shapes.values())
+    drawn = itertools.chain.from_iterable(problems_of(op, 1 << 16, count) for count in (150, 1500))
+    assert any(0 in shape for problem in drawn for shape in problem.shapes.values())
 
 
 @OP_NAMES
 def test_each_slice_is_kept_alone_now_and_then_and_only_where_there_are_others(op: str) -> None:
-    cases = drawn_cases(op, 2000, 1 << 16)
+    cases = drawn_cases(op, 800, 1 << 16)
     assert 0.05 < np.mean([case.keep is not None for case in cases]) < 0.2
     for case in cases:
         if case.keep is not None:
