@@ -218,12 +218,14 @@ def check(case: Case) -> None:
 
 
 def traits(case: Case) -> dict[str, Any]:
-    """factored: whether there are frequency factors. extended: whether YaRN is on. whole: whether all channels turn."""
+    """factored: whether there are frequency factors. extended: whether YaRN is on. whole: whether all channels turn.
+    one_sequence: whether ne3 is 1."""
     return {
         "aligned": is_aligned(case),
         "factored": "factors" in case.inputs,
         "extended": bool(case.params["ext_factor"]),
         "whole": int(case.params["n_dims"]) == case.inputs["x"].shape[3],
+        "one_sequence": case.inputs["x"].shape[0] == 1,
         "inplace": case.inplace is not None,
     }
 
@@ -234,7 +236,8 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     to one pair of one token."""
     dtype = draw(among(freedom.choices("dtype", ("f32", "f16"))))
     mode = draw(among(freedom.choices("mode", tuple(_MODES))))
-    form = draw(rare_forms("heads", "tokens", "batch"))
+    batches = (1, 2, 3) if freedom.choices("one_sequence", (False,)) else (1,)
+    form = draw(rare_forms("heads", "tokens", *("batch",) * (len(batches) > 1)))
     half = draw(among((1, 2, 3, 4, 8, 16, 20, 32, 40, 64) if form == "usual" else (1, 2)))
     n, width = 2 * half, 2 * half
     if mode == VISION:
@@ -242,7 +245,7 @@ def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     elif draw(among(freedom.choices("whole", (True, False)))) is False:
         width = n + 2 * draw(among((1, 3, 16)))
     if form == "usual":
-        heads, tokens, batch = (draw(among(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), (1, 2, 3)))
+        heads, tokens, batch = (draw(among(sizes)) for sizes in ((1, 2, 3, 8, 33), (1, 2, 3, 7, 32), batches))
         shape = within([width, heads, tokens, batch], DTYPES[dtype].itemsize, freedom)[::-1]
     else:
         many = as_many(draw(counts()), max(width, 4), freedom)  # or four positions each

@@ -32,8 +32,12 @@ def turn_and_store(nodes: Nodes) -> None:
 
 def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
     """What keys that are normalised have from the two pieces that they are made of. Faults that known cases of those
-    pin are only kept away from; of element types only the cache's counts."""
+    pin are only kept away from, but for what a case of their own pins; of element types only the cache's counts."""
+    limits = list(limits)
+    pinned = {limit.subject for limit in limits if limit.pinned and limit.op == "rms_norm_mul_rope_set_rows"}
     for limit in limits:
+        if limit.pinned and limit.subject in pinned:
+            continue
         if limit.op == "rope_set_rows" or (limit.op == "rms_norm_mul_rope" and limit.subject != "dtype"):
             found = replace(limit, op="rms_norm_mul_rope_set_rows")
             yield replace(found, kind="kernel", pinned=None) if limit.pinned else found

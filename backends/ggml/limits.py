@@ -768,6 +768,18 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         range(8121, _NEWER + 1),
         Limit("rope", "x", LayoutClass.ROWS, "Vulkan's rope wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     ),
+    *(
+        (
+            range(8121),
+            Limit(
+                op, "one_sequence", (True,),
+                "Vulkan's ROPE counts tokens on through all sequences: those of all but the first have their positions "
+                "beyond the end of pos", "src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl before llama.cpp pull request "
+                "19299", kind="bug", device="Vulkan", pinned=f"{op}/vulkan-ne3",
+            ),
+        )
+        for op in ("rope", "rope_back", "rms_norm_mul_rope")  # whether the piece's nodes are one kernel or not
+    ),
     (
         range(10361),
         Limit(
@@ -931,8 +943,8 @@ LONG_CONSTANTS_BUGS: tuple[tuple[range, Limit], ...] = tuple(
         ),
     )
     for builds, op, nodes in (
-        (range(6674, 10361), "rms_norm_mul_rope", "RMS_NORM, MUL and ROPE"),  # the piece with SET_ROWS inherits it
-        (range(10361, _NEWER + 1), "rms_norm_mul_rope_set_rows", "RMS_NORM, MUL, ROPE and SET_ROWS"),
+        (range(6674, 10361), "rms_norm_mul_rope", "RMS_NORM, MUL and ROPE"),
+        (range(6674, _NEWER + 1), "rms_norm_mul_rope_set_rows", "RMS_NORM, MUL, ROPE and SET_ROWS"),
     )
 )  # fmt: skip
 

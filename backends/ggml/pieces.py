@@ -171,10 +171,14 @@ _TURNED = ("ggml_add", "ggml_mul")  #: a piece may give the last of them its ope
 
 def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
     """What pieces have from the ops of their nodes: the limits on the layouts of what a node reads of the case, and on
-    a case as a whole. Faults that known cases of those ops pin are only kept away from."""
+    a case as a whole. Faults that known cases of those ops pin are only kept away from; not so where a case of the
+    piece itself pins the same, which a limit that is no bug would keep from being run."""
     known: dict[str, list[Limit]] = {}
+    pinned: set[tuple[str, str]] = set()
     for limit in limits:
-        known.setdefault(limit.op, []).append(replace(limit, kind="kernel", pinned=None) if limit.pinned else limit)
+        known.setdefault(limit.op, []).append(limit)
+        if limit.pinned:
+            pinned.add((limit.op, limit.subject))
     ops = {row.symbol: row.op for row in OPS.values()}
     for piece in BUILDS:
         steps = steps_of(piece, _MOST.get(piece, ()))
@@ -186,9 +190,12 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
             may_be_turned = step.symbol in _TURNED and (step is steps[-1][1] or piece in _LONG)
             for limit in known.get(op, ()):
                 is_layout = isinstance(limit.allowed, LayoutClass)
-                if limit.subject in _WHOLE or (is_its_own and not is_layout and limit.subject != "inplace"):
-                    yield replace(limit, op=piece)
+                found = replace(limit, kind="kernel", pinned=None) if limit.pinned else limit
+                has_case = bool(limit.pinned) and (piece, limit.subject) in pinned
+                is_about_it = is_its_own and not is_layout and limit.subject != "inplace"
+                if (limit.subject in _WHOLE or is_about_it) and not has_case:
+                    yield replace(found, op=piece)
                 if is_layout and limit.subject in theirs:
                     for its, name in zip(theirs, step.tensors):
                         if name not in made and (may_be_turned or limit.subject == its):
-                            yield replace(limit, op=piece, subject=name)
+                            yield replace(found, op=piece, subject=name)

@@ -86,8 +86,10 @@ def _as_read(op: Op, reading: Reading) -> Op:
 
 def _is_as_coarse(witness: Witness, name: str) -> bool:
     """Whether an error is not only within what 16 bits may give but as large as they give it: each of their roundings
-    is off by a quarter of its bound on average, so that the largest of a few is never below a small part of it. Of an
-    op with stages nothing can be said: its bound goes through many steps, and lies far above any error."""
+    is off by a quarter of its bound on average, so that the largest of a few is never below a small part of it. Where
+    that bound is no smaller than the largest value, as for the angle of a large position, it leaves no digit of any,
+    and an error below it is no sign of 16 bits. Of an op with stages nothing can be said: its bound goes through many
+    steps, and lies far above any error."""
     if witness.op.composite.stages is not None:
         return True
     hypothesis = named(hypotheses(witness.op, witness.image)).get(name)
@@ -99,7 +101,9 @@ def _is_as_coarse(witness: Witness, name: str) -> bool:
         expected = expectation(reading.case, op, reading.raw, witness.numerics)
         its = expected if seen.name == op.outputs[0] else expected.others[seen.name]
         is_large = np.abs(seen.got - its.value) >= _PART_OF_COARSE * its.bound
-    return witness.overflows or bool((is_large & seen.wrong).any())
+        finite = np.abs(its.value[np.isfinite(its.value)])
+        says_something = its.bound < finite.max(initial=0.0)
+    return witness.overflows or bool((is_large & says_something & seen.wrong).any())
 
 
 def _answer(witness: Witness, reading: Reading) -> Answer:

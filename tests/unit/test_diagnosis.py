@@ -11,16 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
+from opconform.harness.draw.known import known_cases
 from opconform.harness.explain import diagnosis
-from opconform.harness.explain.diagnosis import examine, hint
+from opconform.harness.explain.diagnosis import Answer, Witness, _is_as_coarse, examine, hint
 from opconform.harness.explain.failure import Failure, describe
-from opconform.harness.explain.hypotheses import hypotheses
+from opconform.harness.explain.hypotheses import COARSE, hypotheses, named
 from opconform.harness.judge.judging import Verdict
+from opconform.harness.judge.oracle import compare, expectation
 from opconform.harness.model.buffers import Buffers
 from opconform.harness.model.case import Case
+from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.findings import Kind
 from opconform.harness.model.image import Hypothesis, Image
 from opconform.harness.model.layouts import Layout
+from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Op
 from opconform.harness.model.ops import ops
 from opconform.harness.model.values import inputs_of
@@ -120,6 +124,31 @@ def test_a_fault_of_another_kind_gets_no_hint(name: str) -> None:
 @pytest.mark.parametrize("seed", [3, 6, 7])
 def test_an_error_that_is_only_within_what_16_bits_give_is_not_said_to_come_from_them(seed: int) -> None:
     assert failure_found("cumsum", wrong.TotalMinusPrefix, seed).hint == ""
+
+
+@pytest.mark.parametrize("name", ["rms_norm_mul_rope/vulkan-ne3", "rope/pos-step"])
+def test_what_a_device_allows_itself_beside_rounding_does_not_grow_with_16_bits(name: str) -> None:
+    """A sine that may be off by 2^-11, whatever it gives, is no rounding."""
+    case = known_cases()[name].case
+    op = ops()[case.op]
+    image = Image(case, inputs_of(case, op), "out")
+    reading = named(hypotheses(op, image))[COARSE[0]].reading()
+    assert reading.expect is not None
+    foretold = reading.expect(case, reading.raw, Numerics(any_rounding=True, sin_absolute=2.0**-11))
+    assert foretold.bound.max() < np.abs(foretold.value).max() / 16
+
+
+@pytest.mark.parametrize("name", ["rms_norm_mul_rope/vulkan-ne3", "rope/pos-step", "rope/vulkan-ne3"])
+def test_an_error_as_large_as_the_values_is_not_called_what_16_bits_give(name: str) -> None:
+    """Each case twice as it should be; of a large position 16 bits could leave no digit of the angle."""
+    case = known_cases()[name].case
+    op, numerics = ops()[case.op], Numerics(any_rounding=True, sin_absolute=2.0**-11)
+    raw = inputs_of(case, op)
+    expected = expectation(case, op, raw, numerics)
+    comparison = compare(case, op, raw, expected, DTYPES["f32"].encode(2 * expected.value), numerics, "out")
+    witness = Witness(op, Image(case, raw, "out"), {"out": comparison}, numerics)
+    hypothesis = named(hypotheses(op, witness.image))[COARSE[0]]
+    assert witness.on(hypothesis) is Answer.REFUTES or not _is_as_coarse(witness, COARSE[0])
 
 
 def test_nan_from_beside_the_elements_is_told_by_its_bits() -> None:

@@ -50,6 +50,19 @@ def test_pieces_have_the_limits_of_the_ops_of_their_nodes() -> None:
     assert {str(name).partition("/")[0] for name in pinned} <= set(BUILDS)  # those of single ops stay theirs
 
 
+def test_no_other_limit_keeps_the_case_of_a_known_bug_from_being_run() -> None:
+    for build in ("b6673", "b7836", "b8121", "v0.5.0"):
+        for device in ("CPU", "Vulkan0"):
+            found = limits(device, build)
+            for bug in found:
+                if bug.pinned and bug.op in {*BUILDS, *STORED}:
+                    case = known_cases()[bug.pinned].case
+                    traits = ops()[case.op].traits(case)
+                    forbidding = [it for it in found if it.op == case.op and it.forbids(case, traits)]
+                    assert bug in forbidding
+                    assert {it.kind for it in forbidding} == {"bug"}, (build, forbidding)
+
+
 def test_every_limit_on_a_piece_is_about_something_that_it_has() -> None:
     for build in ("b6673", "b7836", "b8121", "v0.5.0"):
         for limit in (*limits("CPU", build), *limits_of("Vulkan0", True, "llvmpipe", build, True)):
