@@ -255,8 +255,14 @@ def _chosen(case: Case, seen: Sequence[Verdict]) -> list[Verdict]:
 
 
 def _answers(witness: Witness, names: Iterable[str]) -> dict[str, Answer]:
-    found = named(hypotheses(witness.op, witness.image))
-    return {name: witness.on(found.get(name)) for name in names}
+    wanted = list(names)
+    found: dict[str, Hypothesis] = {}
+    for hypothesis in hypotheses(witness.op, witness.image):
+        if len(found) == len(wanted):
+            break
+        if hypothesis.says in wanted:
+            found.setdefault(hypothesis.says, hypothesis)
+    return {name: witness.on(found.get(name)) for name in wanted}
 
 
 def _which(answers: Mapping[str, Answer], *wanted: Answer) -> list[str]:

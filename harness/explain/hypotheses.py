@@ -12,7 +12,6 @@ from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
 from opconform.harness.model import blocks
 from opconform.harness.model.case import Case
@@ -145,27 +144,31 @@ def _miswritten(image: Image, layout: Layout) -> Iterator[Hypothesis]:
 
 def _tails(image: Image, layout: Layout) -> Iterator[Hypothesis]:
     """What is left of a dimension, or of the whole, once it has been cut into full tiles is not written."""
-    right = np.arange(layout.size, dtype=np.int64).reshape(layout.shape)
     rank = len(layout.shape)
 
-    def kept(where: npt.NDArray[np.bool_]) -> Callable[[], Reading]:
-        return lambda: image.with_source(np.where(where, right, -1))
+    def elements() -> Places:
+        return np.arange(layout.size, dtype=np.int64).reshape(layout.shape)
+
+    def kept(index: Callable[[], Places], below: int) -> Callable[[], Reading]:
+        """As if only those were written whose index is below one; of dozens of tails few are looked at."""
+        return lambda: image.with_source(np.where(index() < below, elements(), -1))
 
     for k, n in enumerate(layout.ne):
+        along = partial(_along, layout.shape, rank - 1 - k)
         for tile in TILES if k < 2 else ():
             if n > tile:
-                says = f"only the first {tile} along i{k} are written"
-                yield Hypothesis(says, kept(_along(layout.shape, rank - 1 - k) < tile))
+                yield Hypothesis(f"only the first {tile} along i{k} are written", kept(along, tile))
         for tile in TILES:
             if n % tile and (k < 2 or n > 1):
                 says = f"the tail along i{k} is not written: what a tile of {tile} does not fill"
-                yield Hypothesis(says, kept(_along(layout.shape, rank - 1 - k) < n // tile * tile))
+                yield Hypothesis(says, kept(along, n // tile * tile))
     for tile in TILES:
         if layout.size % tile:
             says = f"the last elements are not written: what a workgroup of {tile} does not fill"
-            yield Hypothesis(says, kept(right < layout.size // tile * tile))
+            yield Hypothesis(says, kept(elements, layout.size // tile * tile))
     if layout.ne and layout.size // max(layout.ne[0], 1) > _GRID:
-        yield Hypothesis(f"rows from number {_GRID} on are not written", kept(right // layout.ne[0] < _GRID))
+        says = f"rows from number {_GRID} on are not written"
+        yield Hypothesis(says, kept(lambda: elements() // layout.ne[0], _GRID))
 
 
 _NARROW = ("f16", "bf16")
