@@ -378,9 +378,9 @@ def _top_k_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     shape = draw(rows(freedom, 4).filter(lambda shape: 0 not in shape))
     if not freedom.choices("long", (True,)):
         shape = (*shape[:-1], min(shape[-1], _GROUP))
-    ks = {k for k in (1, 2, 3, 4, 8, 10, 40, 100) if k <= shape[-1]} | {shape[-1]}
-    if not freedom.choices("single", (True,)):
-        ks -= {1} if ks != {1} else set()
+    least = 1 if freedom.choices("single", (True,)) else 2
+    shape = (*shape[:-1], max(shape[-1], least))
+    ks = {k for k in (1, 2, 3, 4, 8, 10, 40, 100) if least <= k <= shape[-1]} | {shape[-1]}
     k = draw(among(sorted(ks)))
     return Problem({"k": k}, "i32", {"x": shape}, (*shape[:-1], k), dtypes={"x": "f32"})
 

@@ -348,7 +348,14 @@ class _Draw:
         variant = Variant(departures, random.choice(self._recipes), random.randrange(256), keep)
         if self._may_pack and not packed and random.random() < 0.3:
             variant = replace(variant, together=True)
-        return self._first_taken(_nearer(variant, self._problem, self._widest))
+        return self._first_taken(
+            itertools.chain(_nearer(variant, self._problem, self._widest), self._others_of(variant))
+        )
+
+    def _others_of(self, variant: Variant) -> Iterator[Variant]:
+        """The plainest variants with other values: a limit may be on what values an element type has."""
+        plainest = replace(variant, departures={}, together=False)
+        yield from (replace(plainest, recipe=recipe) for recipe in self._recipes if recipe != variant.recipe)
 
     def twin(self, variant: Variant, values: Mapping[str, Sequence[Param]]) -> tuple[Variant, Case] | None:
         """A variant that differs from another one in one thing: an offset, a stride, a parameter, or the values."""
