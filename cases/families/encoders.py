@@ -28,7 +28,7 @@ class _Codes:
 
     def __init__(self, values: Iterable[float]) -> None:
         its = np.array(tuple(values), dtype=np.float64)
-        self.least, self.most, self.widest = float(its[0]), float(its[-1]), float(np.diff(its).max())
+        self.least, self.most, self.widest = float(its[0]), float(its[-1]), float(np.max(np.diff(its)))
         fine = np.arange(4 * self.least, 4 * self.most) / 4 + 1 / 8
         self._nearest = its[np.abs(fine[:, None] - its).argmin(-1)]  #: to numbers between two multiples of 1/4
 
