@@ -348,9 +348,8 @@ class _Draw:
         variant = Variant(departures, random.choice(self._recipes), random.randrange(256), keep)
         if self._may_pack and not packed and random.random() < 0.3:
             variant = replace(variant, together=True)
-        return self._first_taken(
-            itertools.chain(_nearer(variant, self._problem, self._widest), self._others_of(variant))
-        )
+        nearer = _nearer(variant, self._problem, self._widest)
+        return self._first_taken(nearer) or self._first_taken(self._others_of(variant))
 
     def _others_of(self, variant: Variant) -> Iterator[Variant]:
         """The plainest variants with other values: a limit may be on what values an element type has."""
