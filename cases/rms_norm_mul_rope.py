@@ -64,16 +64,20 @@ def _stored(
     x, w = (Approx.of(F32.decode(raw[name]), F32, numerics, part) for name in ("x", "w"))
     shape = case.outputs["out"].shape
     found = rope.turned(_beginning(case), begun(x, w, case.params), raw, wrong).all.stored(F32, shape)
+    return _with_kept(found, case, x, w)
+
+
+def _with_kept(found: Expected, case: Case, x: Approx, w: Approx) -> Expected:
+    """The same with the result of a first step beside it, where the case keeps one."""
     if KEPT not in case.outputs:
         return found
     kept = weighed(x, w, case.params)[_STEPS.index(str(case.params["kept"]))]
-    return replace(found, others={KEPT: kept.stored(F32, shape)})
+    return replace(found, others={KEPT: kept.stored(F32, case.outputs["out"].shape)})
 
 
 def _unturned(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
     x, w = (Approx.of(F32.decode(raw[name]), F32, numerics) for name in ("x", "w"))
-    right = expect(case, raw, numerics)
-    return replace(_right(x, w, case.params).stored(F32, case.outputs["out"].shape), others=right.others)
+    return _with_kept(_right(x, w, case.params).stored(F32, case.outputs["out"].shape), case, x, w)
 
 
 def check(case: Case) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 
 from opconform.backends.ggml.nodes import Nodes
 from opconform.backends.ggml.ops import OPS
-from opconform.backends.ggml.pieces import Steps, computed, steps_of
+from opconform.backends.ggml.pieces import Steps, computed, steps_of, taken_over
 from opconform.harness.model.limits import Limit
 
 #: What gives the rows: the ROPE alone, or one of the other pieces.
@@ -39,5 +38,4 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
         if limit.pinned and limit.subject in pinned:
             continue
         if limit.op == "rope_set_rows" or (limit.op == "rms_norm_mul_rope" and limit.subject != "dtype"):
-            found = replace(limit, op="rms_norm_mul_rope_set_rows")
-            yield replace(found, kind="kernel", pinned=None) if limit.pinned else found
+            yield taken_over(limit, "rms_norm_mul_rope_set_rows")

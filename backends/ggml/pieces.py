@@ -169,6 +169,12 @@ _WHOLE = ("aligned", "grid", "recipe")  #: subjects of limits that are about a c
 _TURNED = ("ggml_add", "ggml_mul")  #: a piece may give the last of them its operands the other way round
 
 
+def taken_over(limit: Limit, piece: str) -> Limit:
+    """A node's limit as the piece's own. A fault that a known case of the node's op pins is only kept away from."""
+    found = replace(limit, op=piece)
+    return replace(found, kind="kernel", pinned=None) if limit.pinned else found
+
+
 def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
     """What pieces have from the ops of their nodes: the limits on the layouts of what a node reads of the case, and on
     a case as a whole. Faults that known cases of those ops pin are only kept away from; not so where a case of the
@@ -190,12 +196,12 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
             may_be_turned = step.symbol in _TURNED and (step is steps[-1][1] or piece in _LONG)
             for limit in known.get(op, ()):
                 is_layout = isinstance(limit.allowed, LayoutClass)
-                found = replace(limit, kind="kernel", pinned=None) if limit.pinned else limit
+                found = taken_over(limit, piece)
                 has_case = bool(limit.pinned) and (piece, limit.subject) in pinned
                 is_about_it = is_its_own and not is_layout and limit.subject != "inplace"
                 if (limit.subject in _WHOLE or is_about_it) and not has_case:
-                    yield replace(found, op=piece)
+                    yield found
                 if is_layout and limit.subject in theirs:
                     for its, name in zip(theirs, step.tensors):
                         if name not in made and (may_be_turned or limit.subject == its):
-                            yield replace(found, op=piece, subject=name)
+                            yield replace(found, subject=name)
