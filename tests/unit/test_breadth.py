@@ -167,6 +167,28 @@ def test_operands_in_half_precision_are_caught(op: str) -> None:
     assert any(not bench.passes(InHalf(), CPU_NUMERICS) for bench in torch_benches(op))
 
 
+class LosesTiles(Torch):
+    """A product by tiles of 64 that leaves out those that are second both ways."""
+
+    def written(self, case: Case, buffers: Buffers, found: Raw) -> Raw:
+        found[..., 64:, 64:] = buffers.raw("out")[..., 64:, 64:]
+        return found
+
+
+class SumsTheBeginning(Torch):
+    """A product that adds up the first 1,024 of a row."""
+
+    def read(self, case: Case, copy: Buffers) -> None:
+        copy.raw("b")[..., 1024:] = 0
+
+
+@pytest.mark.parametrize("wrong", [LosesTiles, SumsTheBeginning])
+def test_a_product_that_is_wrong_only_for_large_matrices_or_long_rows_is_caught(wrong: type[Torch]) -> None:
+    cases = drawn_cases("mul_mat", 600, MAX_BYTES)
+    ran = (Bench(case) for case in cases if torch_backend().supports(case) is None)
+    assert any(not bench.passes(wrong(), CPU_NUMERICS) for bench in ran)
+
+
 class Reference(Backend):
     """Writes the reference itself, or what `reading` says of it."""
 
