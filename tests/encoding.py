@@ -14,6 +14,8 @@ E2M1 = np.array((0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6),
 
 Codes = np.ndarray
 F32 = np.ndarray
+Scales = Callable[[np.ndarray], np.ndarray]
+Ends = float | np.ndarray
 
 
 def nearest(x: F32, scale: F32, values: F32) -> Codes:
@@ -68,9 +70,9 @@ def nvfp4(x: F32, factor: F32 | None = None, by: int = 0) -> np.ndarray:
     return np.concatenate([scale.astype(np.uint8), nibbles(codes, 8).reshape(len(x), -1)], -1)
 
 
-def first_fit(x: F32, values: F32, end: float) -> F32:
+def first_fit(x: F32, values: F32, end: Ends) -> F32:
     """The scale of each group that fits the codes for its largest element by `end` best, squares weighted with x²."""
-    first = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0] / np.float32(end)
+    first = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0] / np.asarray(end, np.float32)
     q = values[nearest(x, first[..., None], values)]
     return ((x**3 * q).sum(-1) / np.maximum((x * x * q * q).sum(-1), np.float32(1e-37))).astype(np.float32)
 
@@ -82,14 +84,11 @@ def multiples(scales: F32, levels: int) -> tuple[F32, np.ndarray]:
     return step.astype(np.float16).astype(np.float32), np.clip(found, -levels, levels - 1)
 
 
-Scales = Callable[[np.ndarray], np.ndarray]
-
-
-def q6_k(x: F32, spoil: Scales = lambda scales: scales) -> np.ndarray:
+def q6_k(x: F32, spoil: Scales = lambda scales: scales, end: Ends = -32) -> np.ndarray:
     """[blocks, 256] as [blocks, 210], with a scale of each 16 elements; spoil: what becomes of the scales' multiples
-    once the codes are made."""
+    once the codes are made; end: the code of the largest element, of all 16 groups or of each."""
     values, groups = np.arange(-32, 32, dtype=np.float32), x.reshape(len(x), 16, 16)
-    step, scales = multiples(first_fit(groups, values, -32), 128)
+    step, scales = multiples(first_fit(groups, values, end), 128)
     q = nearest(groups, (step * scales)[..., None], values).reshape(len(x), 2, 4, 32)
     low, high = q & 15, q >> 4
     lower = np.stack([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], 2)
@@ -98,10 +97,10 @@ def q6_k(x: F32, spoil: Scales = lambda scales: scales) -> np.ndarray:
     return np.concatenate([*parts, spoil(scales).astype(np.int8).view(np.uint8), halves(step)], -1)
 
 
-def iq4_xs(x: F32, spoil: Scales = lambda scales: scales) -> np.ndarray:
-    """[blocks, 256] as [blocks, 136], with a scale of each 32 elements; spoil: as `q6_k` has it."""
+def iq4_xs(x: F32, spoil: Scales = lambda scales: scales, end: Ends = -127) -> np.ndarray:
+    """[blocks, 256] as [blocks, 136], with a scale of each 32 elements; spoil and end: as `q6_k` has them."""
     groups = x.reshape(len(x), 8, 32)
-    step, scales = multiples(first_fit(groups, IQ4, -127), 32)
+    step, scales = multiples(first_fit(groups, IQ4, end), 32)
     codes = nibbles(nearest(groups, (step * scales)[..., None], IQ4), 16).reshape(len(x), -1)
     level = spoil(scales).astype(np.int64) + 32
     upper = ((level >> 4) << 2 * np.arange(8)).sum(-1, keepdims=True).astype("<u2").view(np.uint8)

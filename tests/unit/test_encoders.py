@@ -83,11 +83,18 @@ def looks_for_a_better_scale(x: np.ndarray) -> np.ndarray:
     return np.concatenate([scales, codes.reshape(len(x), -1)], -1)
 
 
+#: Where the search for a scale may end: at its first try, at its last, and at each of them in turn.
+Q6_K_ENDS = (-31.1, -32.9, np.resize((-31.1, -32.9), 16))
+IQ4_XS_ENDS = (127, -134, -120, np.resize((-134, -120), 8))
+
+
 @pytest.mark.parametrize("recipe", ["small_int", "index", "whole", "normal", "denormal", "wide", "edges"])
 @pytest.mark.parametrize(
     ("name", "how"),
     [
         *((name, None) for name in encoding.OWN),
+        *(("q6_K", partial(encoding.q6_k, end=end)) for end in Q6_K_ENDS),
+        *(("iq4_xs", partial(encoding.iq4_xs, end=end)) for end in IQ4_XS_ENDS),
         ("iq4_nl", keeps_the_first_scale),
         ("iq4_nl", rounds_again),
         ("iq4_nl", takes_the_later_of_two),
@@ -178,6 +185,8 @@ def one_smaller(scales: np.ndarray) -> np.ndarray:
     [
         ("q6_K", partial(encoding.q6_k, spoil=exchanged)),
         ("q6_K", partial(encoding.q6_k, spoil=one_smaller)),
+        ("q6_K", partial(encoding.q6_k, end=-24)),
+        ("q6_K", partial(encoding.q6_k, end=np.resize((-32, -24), 16))),
         ("iq4_xs", partial(encoding.iq4_xs, spoil=exchanged)),
         ("iq4_xs", partial(encoding.iq4_xs, spoil=one_smaller)),
         ("iq4_xs", swapped("iq4_xs", 8)),
