@@ -28,7 +28,11 @@ class _Codes:
 
     def __init__(self, values: Iterable[float]) -> None:
         its = np.array(tuple(values), dtype=np.float64)
-        self.least, self.most, self.widest = float(its[0]), float(its[-1]), float(np.max(np.diff(its)))
+        self.least, self.most = float(its[0]), float(its[-1])
+        from_zero = np.where(its[1:] * its[:-1] > 0, np.minimum(np.abs(its[1:]), np.abs(its[:-1])), 0.0)
+        order = from_zero.argsort()
+        self._gaps_from = from_zero[order]  #: where each gap between two values begins, whichever way one goes
+        self._half_gaps = np.maximum.accumulate(np.diff(its)[order]) / 2  #: the widest one up to there, half of it
         fine = np.arange(4 * self.least, 4 * self.most) / 4 + 1 / 8
         self._nearest = its[np.abs(fine[:, None] - its).argmin(-1)]  #: to numbers between two multiples of 1/4
 
@@ -37,6 +41,11 @@ class _Codes:
         with np.errstate(invalid="ignore"):  # NaN has any place; the greatest one stands beyond the table
             places = ((np.clip(t, self.least, self.most) - self.least) * 4).astype(np.intp)
         found: F64 = self._nearest.take(places, mode="clip")
+        return found
+
+    def half_gap(self, size: F64) -> F64:
+        """Half the widest gap between two values from −size to size: no number there is farther from all values."""
+        found: F64 = self._half_gaps[self._gaps_from.searchsorted(size, "right") - 1]
         return found
 
 
@@ -137,8 +146,8 @@ def _searched(group: int, codes: _Codes, tries: tuple[float, ...], levels: int, 
     |s_t| − δ_t and the greatest of |s_t| + δ_t, of which bounds for elements follow:
     * d is the largest |s| of the block by `levels`. The multiple nearest to s is off by d/2, and by d where the end
       that is missing is wanted: the group's scale is within d of s, and in float16 off by 2^-11 of it and levels·2^-25.
-    * For a scale between low and high an element is off by half the widest gap of the codes times high, or it stands
-      beyond their end, times low.
+    * For a scale between low and high an element x is at most |x|/low scales from 0: it is off by half the widest gap
+      of the codes up to there, times high, or it stands beyond their end, times low.
     """
     groups = parts.reshape(-1, group, parts.shape[-1])
     size = np.abs(groups)
@@ -155,7 +164,8 @@ def _searched(group: int, codes: _Codes, tries: tuple[float, ...], levels: int, 
     stored = high * _HALF + levels * _HALF_TINY
     low, high = np.maximum(low - step - stored, 0.0), high + step + stored
     end = min(-codes.least, codes.most)
-    off = np.maximum(high * codes.widest / 2, size - end * low) + 80 * _U * amax
+    farthest = np.divide(size, low, out=np.full(size.shape, np.inf), where=low > 0)
+    off = np.maximum(high * codes.half_gap(farthest), size - end * low) + 80 * _U * amax
     return np.where(step > _HALF_LARGEST, np.inf, off).reshape(parts.shape)
 
 

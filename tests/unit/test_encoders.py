@@ -189,6 +189,8 @@ def one_smaller(scales: np.ndarray) -> np.ndarray:
         ("q6_K", partial(encoding.q6_k, end=np.resize((-32, -24), 16))),
         ("iq4_xs", partial(encoding.iq4_xs, spoil=exchanged)),
         ("iq4_xs", partial(encoding.iq4_xs, spoil=one_smaller)),
+        ("iq4_xs", partial(encoding.iq4_xs, end=-96)),
+        ("iq4_xs", partial(encoding.iq4_xs, end=np.resize((-127, -96), 8))),
         ("iq4_xs", swapped("iq4_xs", 8)),
         ("iq4_nl", with_scale(0.5)),
         ("iq4_nl", with_scale(1.25)),
