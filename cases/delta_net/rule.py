@@ -185,12 +185,11 @@ def walk(rule: Rule) -> Walk:
     """The recurrence, token by token, in float64."""
     states = np.empty((rule.tokens + 1, *rule.state.shape))
     deltas = np.empty(rule.v.shape)
-    states[0] = state = rule.state
+    states[0] = rule.state
     for t in range(rule.tokens):
-        state = rule.gate[t][..., None] * state
+        state = np.multiply(rule.gate[t][..., None], states[t], out=states[t + 1])
         deltas[t] = rule.beta[t] * (rule.v[t] - times(rule.k[t], state))
-        state = state + rule.k[t][..., None] * deltas[t][:, None, :]
-        states[t + 1] = state
+        state += rule.k[t][..., None] * deltas[t][:, None, :]
     return Walk(states, deltas, rule.scale * times(rule.q, states[1:]))
 
 
@@ -282,51 +281,56 @@ def recurrent_tolerance(rule: Rule, exact: Walk, numerics: Numerics) -> Toleranc
     update = (1 + nu) * (1 + count(2)) - 1
     read = (1 + nu) ** 2 * (1 + count(keys + 4)) - 1
 
-    # What stands before each token, decayed, and the local errors δ that it causes where ε is 0.
-    decayed = gate[..., None] * size_s[:-1]
-    sums = times(size_k, decayed)
+    # The local errors δ that what stands before each token causes where ε is 0.
     eta, exp_eta = numerics.underflow, 0.0 if rule.exact_gate else EXP_UNDERFLOW
-    all_s = size_s[:-1].sum(axis=2)
+    decayed_k = size_k * gate
+    rows = np.broadcast_arrays(decayed_k, decayed_k * product, size_q * gate, 1.0)
+    sums, wrong_sums, reads, all_s = np.moveaxis(np.stack(rows, 2) @ size_s[:-1], 2, 0)
     lost = eta * rule.unnormed * (2 * keys + 4 + size_k.sum(axis=2, keepdims=True) + 2 * all_s + size_v + sums)
-    delta_error = beta * (count(keys + 3) * size_v + times(size_k * product, decayed))
+    delta_error = beta * (count(keys + 3) * size_v + wrong_sums)
     delta_error = delta_error + (1 + beta) * (lost + exp_eta * size_k.max(axis=2, keepdims=True) * all_s)
-    local = kept[..., None] * decayed
-    local += (exp_eta + eta) * size_s[:-1]
-    local += 4 * eta * rule.unnormed[..., None]
     rank_one = (1 + update) * delta_error + update * size_d
+    local = (kept * gate + exp_eta + eta)[..., None] * size_s[:-1]
     local += size_k[..., None] * rank_one[:, :, None, :]
-    local += eta * rule.unnormed[..., None] * size_d[:, :, None, :]
+    local += (eta * rule.unnormed * (4 + size_d))[:, :, None, :]
     local_norm = length(local, 2)[:, :, 0]
 
     norm_k, norm_q = length(rule.k), length(rule.q)
     contraction = np.maximum(1, np.abs(1 - rule.beta * norm_k**2))
     largest_gate, largest_kept = gate.max(axis=2, keepdims=True), kept.max(axis=2, keepdims=True)
     largest_product = (1 + update) * product.max(axis=2, keepdims=True)
-    found = np.empty(exact.states[1:].shape)
-    moved = np.empty(rule.v.shape)
+    kept_gate, grown, one_gate = ((1 + kept) * gate)[..., None], contraction + largest_kept, gate.shape[2] == 1
+    found = local  # each token's local errors, then all of its errors
+    norms, room = np.empty(rule.v.shape), np.empty(rule.state.shape)
     c, n = np.zeros(rule.state.shape), np.zeros(rule.v.shape[1:])
     for t in range(rule.tokens):
-        c = gate[t][..., None] * c
-        n = np.minimum(largest_gate[t] * n, length(c, 1)[:, 0])
-        along = times(size_k[t], c)
+        n = largest_gate[t] * n
+        if not one_gate:  # with one gate a head ‖a c‖ is no less: c was cut by n, which was cut by ‖c‖
+            n = np.minimum(n, length(np.multiply(gate[t][..., None], c, out=room), 1)[:, 0])
+        along = times(decayed_k[t], c)
         r = np.minimum(along, norm_k[t] * n)
         wrong = beta[t] * (largest_product[t] * along + update * r)
-        n = contraction[t] * n + largest_kept[t] * n + norm_k[t] * wrong + local_norm[t]
-        c = (1 + kept[t][..., None]) * c + size_k[t][..., None] * (beta[t] * r + wrong)[:, None, :] + local[t]
-        n = np.minimum(n, length(c, 1)[:, 0])
-        found[t] = c = np.minimum(c, n[:, None, :])
-        moved[t] = np.minimum(times(size_q[t], c), norm_q[t] * n)
+        n = grown[t] * n + norm_k[t] * wrong + local_norm[t]
+        before, c = c, found[t]
+        c += np.multiply(kept_gate[t], before, out=room)
+        c += np.multiply(size_k[t][..., None], (beta[t] * r + wrong)[:, None, :], out=room)
+        norms[t] = n = np.minimum(n, np.sqrt(np.add.reduce(np.multiply(c, c, out=room), 1)))
+        np.minimum(c, n[:, None, :], out=c)
 
-    through = times(size_q, decayed) + np.sum(size_q * size_k, axis=2, keepdims=True) * size_d
+    moved = np.minimum(times(size_q, found), norm_q * norms)
+    through = reads + np.sum(size_q * size_k, axis=2, keepdims=True) * size_d
     out = abs(rule.scale) * ((1 + read) * moved + read * through)
+    after = size_s[1:]
     out = out + eta * max(1.0, abs(rule.scale)) * (
-        2 * keys + 4 + rule.unnormed * (size_q.sum(axis=2, keepdims=True) + size_s[1:].sum(axis=2))
+        2 * keys + 4 + rule.unnormed * (size_q.sum(axis=2, keepdims=True) + after.sum(axis=2))
     )
-    peak = sums + size_v + size_d * np.maximum(1, size_k.max(axis=2, keepdims=True)) + (size_s[1:] + found).max(axis=2)
+    after += found
+    peak = sums + size_v + size_d * np.maximum(1, size_k.max(axis=2, keepdims=True)) + after.max(axis=2)
     peak = np.maximum(peak, max(1.0, abs(rule.scale)) * (through + moved))
     over = np.maximum.accumulate(peak > F32.largest / 4, axis=0) | rule.too_large[:, None]
-    found[np.broadcast_to(over[:, :, None, :], found.shape)] = np.inf
-    out[over] = np.inf
+    if over.any():
+        found[np.broadcast_to(over[:, :, None, :], found.shape)] = np.inf
+        out[over] = np.inf
     return Tolerance(found, out)
 
 
