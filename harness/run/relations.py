@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from opconform.harness.judge.checks import TwinCheck
@@ -17,17 +17,22 @@ from opconform.harness.run.runner import Runner
 
 
 def related(
-    runner: Runner, op: Op, verdict: Verdict, checks: Sequence[TwinCheck], time_limit: float | None = None
+    runner: Runner,
+    op: Op,
+    verdict: Verdict,
+    checks: Sequence[TwinCheck],
+    time_limit: float | None = None,
+    turns: Iterator[int] | None = None,
 ) -> Verdict:
     """A verdict that passed, with what other runs of the same or a related case say of it. `time_limit` is as
-    `Runner.verdicts` takes it.
+    `Runner.verdicts` takes it; `turns` as `metamorphic_findings` does.
 
     Where a twin or a relation has led to a case of the same op that is wrong by itself, or that gave no answer, it is
     that case's verdict: there is more to see.
     """
     others = Others(runner, op, time_limit)
     findings, reasons = _twin_findings(op, verdict, checks, others)
-    findings += metamorphic_findings(op, verdict, others)
+    findings += metamorphic_findings(op, verdict, others, turns)
     if others.wrong:
         return others.wrong[0]
     return replace(verdict, findings=findings, unchecked=reasons) if findings or reasons else verdict
@@ -87,15 +92,23 @@ class Others:
         return {comparison.name: comparison for comparison in verdict.comparisons} or None
 
 
-def metamorphic_findings(op: Op, verdict: Verdict, others: Others) -> tuple[Finding, ...]:
-    """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed."""
+def metamorphic_findings(
+    op: Op, verdict: Verdict, others: Others, turns: Iterator[int] | None = None
+) -> tuple[Finding, ...]:
+    """What the op's relations between runs say of a case that passed; nothing unless all its layouts are packed.
+
+    With `turns`, which counts, only one of them is asked, each in its turn: of a thousand cases each gets enough.
+    """
     case = verdict.case
     if not op.composite.metamorphic or case.keep is not None or case.packed() != case:
         return ()
     values = inputs_of(case, op)
     comparisons = {comparison.name: comparison for comparison in verdict.comparisons}
     found = []
-    for check in op.composite.metamorphic:
+    asked = op.composite.metamorphic
+    if turns is not None:
+        asked = (asked[next(turns) % len(asked)],)
+    for check in asked:
         others.to_blame = ""
         detail = check.look(op, case, values, comparisons, others)
         if detail is not None:

@@ -113,6 +113,7 @@ class Search:
         self._covered: Counter[str] = Counter()
         self._freedom = Freedom(runner.limits(op), settings.max_bytes)
         self._batches = Batches(op, runner, settings, self._freedom)
+        self._turns = itertools.count()  #: of the op's relations, one of which is asked of a case that was drawn
         self._checks = [ON_REQUEST[name] for name in settings.checks]
         self._tally = Tally()
         self._drawn = 0
@@ -334,15 +335,17 @@ class Search:
         until_death: bool = False,
         meanwhile: Callable[[], None] = lambda: None,
         drawn: bool = True,
+        turns: Iterator[int] | None = None,
     ) -> list[Verdict]:
-        """Run cases, apply the checks on request, find out which failures do not repeat, and count."""
+        """Run cases, apply the checks on request and the op's relations (with `turns` one of them in turn), find out
+        which failures do not repeat, and count."""
         verdicts = []
         found = self._runner.verdicts(
             self._op, cases, until_death=until_death, time_limit=self._time_limit, meanwhile=meanwhile
         )
         for verdict in found:
             if verdict.passed:
-                verdict = related(self._runner, self._op, verdict, self._checks, self._time_limit)
+                verdict = related(self._runner, self._op, verdict, self._checks, self._time_limit, turns)
             elif verdict.failed:
                 verdict = self._again(verdict)
             verdicts.append(verdict)
@@ -439,7 +442,7 @@ class Search:
         verdicts: list[Verdict] = []
         while len(verdicts) < len(cases) and (not verdicts or time.monotonic() < until):
             some = cases[len(verdicts) :][: self._fit(start, until)]
-            found = self._examine(some, until_death=True, meanwhile=meanwhile)
+            found = self._examine(some, until_death=True, meanwhile=meanwhile, turns=self._turns)
             self._sent += len(some)
             verdicts += found
             if len(found) < len(some) or any(map(self._is_new, found)):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import struct
@@ -348,6 +349,15 @@ def with_beta(case: Case, *beta: float) -> Case:
 )
 def test_a_relation_that_does_not_hold_is_found(kernel: type[Delta], case: Case, relation: str) -> None:
     assert relations(kernel, case) == [relation]
+
+
+def test_relations_may_be_asked_in_turn() -> None:
+    case, turns = a_case(state=False, tokens=4, recipe="unit_keys"), itertools.count()
+    op = OPS[case.op]
+    with runner_of(delta_wrong.IgnoresState) as runner:
+        (verdict,) = runner.verdicts(op, [case])
+        asked = [metamorphic_findings(op, verdict, Others(runner, op, None), turns) for _ in op.composite.metamorphic]
+    assert [[finding.check for finding in findings] for findings in asked] == [["split_state"], [], []]
 
 
 def test_a_wrong_op_is_named_where_another_one_is_compared_with_it() -> None:
