@@ -94,7 +94,7 @@ def check(case: Case) -> None:
 
 def traits(case: Case) -> dict[str, Any]:
     """Those of ROPE, but that every argument counts for `aligned`. grid: whether no size but a row's reaches 65,536."""
-    own = {name: value for name, value in _ROPE.traits(_beginning(case)).items() if name != "inplace"}
+    own = {name: value for name, value in _ROPE.traits(_beginning(case)).items() if name not in rope.INPLACE}
     return {**own, "aligned": is_aligned(case), "grid": max(case.inputs["x"].ne[1:]) < 1 << 16}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F64, Raw
 from opconform.harness.model.expected import Expect, Expected
 from opconform.harness.model.image import Hypothesis, Image
+from opconform.harness.model.layouts import LayoutClass
 from opconform.harness.model.limits import Freedom
 from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Composite, Index, Op, Problem
@@ -26,6 +27,7 @@ from opconform.harness.model.op import Composite, Index, Op, Problem
 #: ggml's numbers of the modes (GGML_ROPE_TYPE_…).
 NORMAL, NEOX, MROPE, VISION, IMROPE = 0, 2, 8, 24, 40
 _MODES = {NORMAL: "normal", NEOX: "neox", MROPE: "mrope", VISION: "vision", IMROPE: "imrope"}
+INPLACE = {"inplace", "loose_inplace"}  #: the traits of a case that works in place
 _POWER_ULPS = 16  #: of pow (OpenCL C specification, "Relative error as ULPs")
 _FAR = 2**31 - 1
 
@@ -219,7 +221,7 @@ def check(case: Case) -> None:
 
 def traits(case: Case) -> dict[str, Any]:
     """factored: whether there are frequency factors. extended: whether YaRN is on. whole: whether all channels turn.
-    one_sequence: whether ne3 is 1."""
+    one_sequence: whether ne3 is 1. loose_inplace: whether it works in place on rows that do not stand side by side."""
     return {
         "aligned": is_aligned(case),
         "factored": "factors" in case.inputs,
@@ -227,6 +229,7 @@ def traits(case: Case) -> dict[str, Any]:
         "whole": int(case.params["n_dims"]) == case.inputs["x"].shape[3],
         "one_sequence": case.inputs["x"].shape[0] == 1,
         "inplace": case.inplace is not None,
+        "loose_inplace": case.inplace is not None and case.inputs["x"].kind > LayoutClass.CONTIGUOUS,
     }
 
 
@@ -324,10 +327,21 @@ def hypotheses(image: Image) -> Iterator[Hypothesis]:
     yield Hypothesis("every token has the first one's position", partial(image.with_inputs, pos=first))
     in_order = np.arange(pos.size, dtype=pos.dtype).reshape(pos.shape)
     yield Hypothesis("positions are ignored: tokens count from 0", partial(image.with_inputs, pos=in_order))
+    if image.case.inputs["x"].shape[0] > 1:
+        says = "only the first sequence has its positions: those of the others are taken for 0"
+        yield Hypothesis(says, partial(image.with_expect, _first_sequence))
 
 
 def _otherwise(wrong: Mapping[str, Any]) -> Expect:
     return lambda case, raw, numerics: _turned(case, raw, numerics, wrong)
+
+
+def _first_sequence(case: Case, raw: Mapping[str, Raw], numerics: Numerics) -> Expected:
+    first, still = (_turned(case, {**raw, "pos": pos}, numerics, {}) for pos in (raw["pos"], np.zeros_like(raw["pos"])))
+    found = {name: getattr(still, name).copy() for name in ("value", "bound", "exact")}
+    for name, its in found.items():
+        its[:1] = getattr(first, name)[:1]
+    return replace(still, **found)
 
 
 _FLOATS = ("freq_base", "freq_scale", "ext_factor", "attn_factor", "beta_fast", "beta_slow")

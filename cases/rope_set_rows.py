@@ -83,7 +83,8 @@ class _Piece:
 
     def traits(self, case: Case) -> dict[str, Any]:
         """Those of the first op, but that every argument counts for `aligned`. index: the type of rows."""
-        own = {name: value for name, value in self.turning.traits(self.beginning(case)).items() if name != "inplace"}
+        found = self.turning.traits(self.beginning(case))
+        own = {name: value for name, value in found.items() if name not in rope.INPLACE}
         return {**own, "aligned": is_aligned(case), "index": case.inputs["rows"].dtype}
 
     def hypotheses(self, image: Image) -> Iterator[Hypothesis]:

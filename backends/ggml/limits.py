@@ -768,6 +768,25 @@ SOME_BUILDS: tuple[tuple[range, Limit], ...] = (
         range(8121, _NEWER + 1),
         Limit("rope", "x", LayoutClass.ROWS, "Vulkan's rope wants contiguous rows", _VK_SUPPORTS, device="Vulkan"),
     ),
+    (
+        range(8121),
+        Limit(
+            "rope", "loose_inplace", (False,),
+            "Vulkan's ROPE writes rows side by side: in place on rows with gaps they come where they should not",
+            "src/ggml-vulkan/vulkan-shaders/rope_funcs.glsl before llama.cpp pull request 19299", kind="bug",
+            device="Vulkan", pinned="rope/vulkan-inplace-gap",
+        ),
+    ),
+    *(
+        (
+            range(6674),
+            Limit(
+                op, "mode", (0, 2, 8, 24),  # all but 40
+                "this build has no GGML_ROPE_TYPE_IMROPE", "include/ggml.h before llama.cpp pull request 16780",
+            ),
+        )
+        for op in ("rope", "rope_back", "rope_set_rows")
+    ),
     *(
         (
             range(8121),

@@ -166,6 +166,7 @@ def computed(nodes: Nodes, steps: Steps, results: dict[str, Tensor]) -> Tensor:
 _ABOUT: Mapping[str, int] = {**dict.fromkeys(BEHIND, 0), "rms_norm_mul_rope": -1}
 BUILDS: Mapping[str, Build] = dict.fromkeys((*CHAINS, *_LONG), build)
 _WHOLE = ("aligned", "grid", "recipe")  #: subjects of limits that are about a case, not about one op in it
+_IN_PLACE = ("inplace", "loose_inplace")  #: subjects that say nothing of a piece, whose nodes have tensors of their own
 _TURNED = ("ggml_add", "ggml_mul")  #: a piece may give the last of them its operands the other way round
 
 
@@ -198,7 +199,7 @@ def inherited(limits: Iterable[Limit]) -> Iterator[Limit]:
                 is_layout = isinstance(limit.allowed, LayoutClass)
                 found = taken_over(limit, piece)
                 has_case = bool(limit.pinned) and (piece, limit.subject) in pinned
-                is_about_it = is_its_own and not is_layout and limit.subject != "inplace"
+                is_about_it = is_its_own and not is_layout and limit.subject not in _IN_PLACE
                 if (limit.subject in _WHOLE or is_about_it) and not has_case:
                     yield found
                 if is_layout and limit.subject in theirs:
