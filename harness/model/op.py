@@ -82,7 +82,8 @@ class Composite:
     judge: where the error is not |got - value|: a residual computed from what was returned.
     batch_axes: the outer axes of every argument whose slices must not reach each other.
     stages: the steps on the way to the outputs, in order, for the blame of a failure.
-    metamorphic: relations between runs that hold for every right kernel, always on for packed cases.
+    metamorphic: relations between runs that hold for every right kernel, always on for packed cases: one of them, in
+        turn, for a case that is drawn.
     """
 
     optional: tuple[str, ...] = ()
