@@ -82,8 +82,7 @@ class Composite:
     judge: where the error is not |got - value|: a residual computed from what was returned.
     batch_axes: the outer axes of every argument whose slices must not reach each other.
     stages: the steps on the way to the outputs, in order, for the blame of a failure.
-    metamorphic: relations between runs that hold for every right kernel, always on for packed cases: one of them, in
-        turn, for a case that is drawn.
+    metamorphic: relations between runs that hold for every right kernel; a packed case that is drawn is asked for one.
     """
 
     optional: tuple[str, ...] = ()
