@@ -314,7 +314,7 @@ def recurrent_tolerance(rule: Rule, exact: Walk, numerics: Numerics) -> Toleranc
         before, c = c, found[t]
         c += np.multiply(kept_gate[t], before, out=room)
         c += np.multiply(size_k[t][..., None], (beta[t] * r + wrong)[:, None, :], out=room)
-        norms[t] = n = np.minimum(n, np.sqrt(np.add.reduce(np.multiply(c, c, out=room), 1)))
+        norms[t] = n = np.minimum(n, np.sqrt(np.multiply(c, c, out=room).sum(axis=1)))
         np.minimum(c, n[:, None, :], out=c)
 
     moved = np.minimum(times(size_q, found), norm_q * norms)
