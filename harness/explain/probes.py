@@ -76,7 +76,7 @@ def _takes(op: Op, case: Case) -> bool:
         op.check(case)
     except CaseError:
         return False
-    return True
+    return all(layout.is_whole for layout in case.layouts.values())
 
 
 def spread(case: Case) -> tuple[int, int]:

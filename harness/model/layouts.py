@@ -92,6 +92,11 @@ class Layout:
         """The sizes in raw elements, outermost first: `shape`, but blocks of a quantised type along the last axis."""
         return blocks_of(self.shape, self.type.block)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether its rows are whole blocks."""
+        return self.shape[-1] % self.type.block == 0
+
     @lazy
     def size(self) -> int:
         """The number of elements."""

@@ -99,7 +99,7 @@ def _first(candidates: Iterable[Case], still: Fails, otherwise: Case) -> Case:
 
 def _is_case(op: Op, case: Case) -> bool:
     """Whether the op takes the case, its rows are whole blocks, and no two elements of an output share their memory."""
-    if any(layout.shape[-1] % layout.type.block for layout in case.layouts.values()):
+    if not all(layout.is_whole for layout in case.layouts.values()):
         return False
     try:
         op.check(case)
