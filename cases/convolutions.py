@@ -193,11 +193,13 @@ def _volume_sizes(case: Case) -> Sizes:
 def _problems(draw: st.DrawFn, freedom: Freedom, op: str) -> Problem:
     """Small images with a few channels, now and then many of these or of those; shrinks to one product."""
     number = 3 if op == "conv_3d" else 2
-    form = draw(rare_forms("images", "channels", "outs") if op != "conv_2d_dw" else rare_forms("images", "channels"))
+    form = draw(rare_forms("images", "channels", "wide", *("outs",) * (op != "conv_2d_dw")))
     windows, sizes = draw(crowded_axes(freedom, number, 8 if number == 2 else 4, form))
     if form == "usual":
         images, channels = draw(among((1, 2, 3))), draw(among((1, 2, 3, 5, 16) if number == 2 else (1, 2)))
         outs = draw(among((1, 2, 3, 7, 33) if number == 2 else (1, 2, 3)))
+    elif form == "wide":
+        images, channels, outs = 1, draw(among((1, 2))), draw(among((1, 2)))
     else:
         many = as_many(draw(counts()), area(windows, sizes), freedom)
         images, channels, outs = (many if form == name else 1 for name in ("images", "channels", "outs"))

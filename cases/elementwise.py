@@ -75,7 +75,7 @@ OPS = (
         params={
             "alpha_n": choice(0.8, 0.5, -1.0, 2.0, least=-2.0, most=20.0),
             "alpha_p": choice(0.8, 0.25, -1.5, 3.0, least=-2.0, most=20.0),
-            "beta": choice(0.5, 0.0, 1.0, without=0.0, least=0.0),
+            "beta": choice(0.5, 0.0, 1.0, 0.3, without=0.0, least=0.0),
             "eps": choice(-1e-6, -0.5, -1e-6, most=0.0),
         },
         mistakes={
@@ -141,8 +141,8 @@ OPS = (
         "x, but at least min and at most max",
         lambda x, p: x.maximum(p["min"]).minimum(p["max"]),
         params={
-            "min": choice(-1.0, 0.0, -10.0, 0.5, without=-1e30),
-            "max": choice(1.0, 6.0, 100.0, 0.75, without=1e30),
+            "min": choice(-1.0, 0.0, -10.0, 0.5, -0.7, without=-1e30),
+            "max": choice(1.0, 6.0, 100.0, 0.75, 0.9, without=1e30),
         },
         mistakes={"x is cut at ±max": lambda x, p: x.maximum(-p["max"]).minimum(p["max"])},
         bound="the bits of x between min and max, one rounding of min and of max",

@@ -30,7 +30,7 @@ _DRAWN = ("f16", "f16", "f32", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1")
 _POWER = 32.0  #: roundings of a power: 16 ulps
 _SCALE = choice(0.125, 1.0, 0.08838834764831845, without=1.0)
 _BIAS = choice(0.0, 0.0, 8.0, without=0.0, least=0.0, most=64.0)
-_CAP = choice(0.0, 0.0, 30.0, 2.0, without=0.0, least=0.0, most=1e6)
+_CAP = choice(0.0, 0.0, 30.0, 2.0, 0.0, 1.7, without=0.0, least=0.0, most=1e6)
 _RECIPES = ("small_int", "normal", "signed_zero", "denormal")
 
 

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from opconform.cases.families.choices import check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
+from opconform.harness.draw.strategies import (
+    among,
+    as_many,
+    composite,
+    counts,
+    inner_sizes,
+    lengths,
+    rare_forms,
+    scales,
+)
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES, F32, F64, Raw
@@ -71,8 +80,9 @@ def _arange_sizes(case: Case) -> Sizes:
 
 @composite
 def _arange_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Ranges that end on a step and between two; shrinks to one number."""
-    n = min(draw(inner_sizes(draw(scales()))), max(freedom.max_bytes // 64, 1))
+    """Ranges that end on a step and between two, now and then long ones; shrinks to one number."""
+    long = draw(rare_forms("long")) == "long"
+    n = min(draw(lengths() if long else inner_sizes(draw(scales()))), max(freedom.max_bytes // 64, 1))
     start = draw(among((0.0, 1.0, -3.0, 0.1, 1000.0, 2.0**20)))
     step = draw(among((1.0, 2.0, 0.5, 0.1, 3.0, 7.25)))
     stop = float(np.float32(start + step * (n - draw(among((0.0, 0.5))))))
@@ -172,8 +182,11 @@ def _check_time(case: Case) -> None:
 
 @composite
 def _time_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Rows of even and odd length for some times; shrinks to one row of one element."""
+    """Rows of even and odd length for some times, now and then for many; shrinks to one row of one element."""
     dim, n = draw(inner_sizes(draw(scales()))), draw(inner_sizes(33))
+    if draw(rare_forms("many")) == "many":
+        dim = draw(among((1, 2, 3, 4)))
+        n = as_many(draw(counts()), dim, freedom)
     period = draw(among((10000, 1, 2, 1000)))
     n = min(n, max(freedom.max_bytes // 64 // dim, 1))
     return Problem({"dim": dim, "max_period": period}, "f32", {"x": (1, 1, 1, n)}, (1, 1, n, dim))

@@ -139,7 +139,7 @@ OPS = (
         inputs=("a", "b"),
         params={
             "alpha": choice(1.702, 1.0, 0.5, without=1.0),
-            "limit": choice(7.0, 1.0, 2.5, without=1e30, least=0.0),
+            "limit": choice(7.0, 1.0, 2.5, 0.7, without=1e30, least=0.0),
         },
         dtypes=("f32",),
         mistakes={
@@ -151,7 +151,7 @@ OPS = (
         "x / (1 + e^−x) · y, x = min(a, limit), y = b between −limit and limit",
         lambda a, b, p: _clamped(a, b, float(p["limit"])),
         inputs=("a", "b"),
-        params={"limit": choice(10.0, 7.0, 1.0, 2.5, without=1e30, least=0.0)},
+        params={"limit": choice(10.0, 7.0, 1.0, 2.5, 0.7, without=1e30, least=0.0)},
         mistakes={
             "b is not cut off": lambda a, b, p: activations.silu(a.minimum(float(p["limit"]))) * b,
             "a is not cut off": lambda a, b, p: (

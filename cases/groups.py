@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from opconform.cases.families.formulas import parts_of_row
 from opconform.cases.rows import HALVED, over_half, standardised
 from opconform.cases.shapes import check_out, is_aligned, tensors
-from opconform.harness.draw.strategies import among, composite, inner_sizes, within
+from opconform.harness.draw.strategies import (
+    among,
+    as_many,
+    composite,
+    counts,
+    inner_sizes,
+    rare_forms,
+    tile_sizes,
+    within,
+)
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import F64, Raw
@@ -97,14 +106,26 @@ def _is_even(channels: int, groups: int) -> bool:
     return channels % -(-channels // groups) == 0
 
 
+#: Of all that a case holds, where large images are drawn.
+_IMAGES = 1 << 25
+
+
 @composite
 def _group_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Channels in groups, which need not divide them; shrinks to one element."""
+    """Channels in groups, which need not divide them; now and then large images, as models have them, or many small
+    ones; shrinks to one element."""
     channels, groups = draw(inner_sizes(33)), draw(among((1, 2, 3, 4, 5, 8, 32)))
-    if not freedom.choices("even", (False,)) and not _is_even(channels, groups):
-        channels *= groups
+    form = draw(rare_forms("image", "many"))
     ne = [draw(inner_sizes(17)), draw(inner_sizes(9)), channels, draw(among((1, 2, 3)))]
-    shape = within(ne, 4, freedom)[::-1]
+    if form == "image":
+        ne = [draw(tile_sizes()), draw(tile_sizes()), max(draw(among((1, 2, 3, 8))), groups), 1]
+    elif form == "many":
+        ne[:2] = 1, draw(among((1, 2)))
+        ne[2] = min(channels, 4)
+        ne[3] = as_many(draw(counts()), ne[1] * ne[2], freedom)
+    if not freedom.choices("even", (False,)) and not _is_even(ne[2], groups):
+        ne[2] *= groups
+    shape = tuple(ne[::-1]) if form == "image" and freedom.max_bytes >= _IMAGES else within(ne, 4, freedom)[::-1]
     eps = draw(among((1e-6, 1e-5, 1.0, 0.0)))
     return Problem({"n_groups": groups, "eps": eps}, "f32", {"x": shape}, shape)
 

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned
-from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
+from opconform.harness.draw.strategies import among, as_many, composite, counts, inner_sizes, rare_forms, scales
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -87,12 +87,16 @@ def _check_indexer(case: Case) -> None:
 
 @composite
 def _indexer_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """A few tokens on up to 129 keys; shrinks to one of each."""
+    """A few tokens on up to 129 keys, now and then many of these or of those; shrinks to one of each."""
     kind = draw(among(freedom.choices("cache", _CACHES)))
     heads = draw(among(freedom.choices("heads", (1, 2, 3, 8, 16, 64))))
     width = draw(among(freedom.choices("width", (1, 2, 8, 17, 32, 64, 128))))
     tokens, keys = draw(among((1, 2, 3, 7))), draw(among((1, 2, 3, 31, 33, 129)))
     batch = draw(among((1, 2, 3)))
+    form = draw(rare_forms("tokens", "keys"))
+    if form != "usual":
+        batch, heads, width = 1, min(freedom.choices("heads", (1, heads))), min(freedom.choices("width", (8, width)))
+        tokens, keys = (4097, min(keys, 3)) if form == "tokens" else (min(tokens, 2), draw(among((1025, 2049, 4097))))
     while batch * tokens * keys * heads * width > 1 << 19 and keys > 1:
         keys = max(keys // 4, 1)
     shapes = {
@@ -212,12 +216,14 @@ def _check_comb(case: Case) -> None:
 
 @composite
 def _comb_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Some tokens; shrinks to one, in one round."""
+    """Some tokens, now and then many; shrinks to one, in one round."""
     size, tokens = _STREAMS * (_STREAMS + 2), draw(inner_sizes(draw(scales())))
     params = {
         "eps": draw(among((1e-6, 1e-3, 0.1))),
         "n_iter": draw(among((1, 2, 3, 5, 20))),
     }
+    if draw(rare_forms("many")) == "many":
+        tokens, params["n_iter"] = as_many(draw(counts()), size, freedom), min(params["n_iter"], 2)
     shapes = {"mixes": (1, 1, tokens, size), "scale": (1, 1, 1, 3), "base": (1, 1, 1, size)}
     return Problem(params, "f32", shapes, (1, tokens, _STREAMS, _STREAMS))
 
@@ -252,9 +258,18 @@ def _check_pre(case: Case) -> None:
 
 
 @composite
+def _sizes_of_tokens(draw: st.DrawFn, freedom: Freedom) -> tuple[int, int]:
+    """How long a token's part of a stream is, and how many tokens there are."""
+    if draw(rare_forms("many")) == "many":
+        n = draw(among((1, 2, 3)))
+        return n, as_many(draw(counts()), _STREAMS * n, freedom)
+    return draw(inner_sizes(draw(scales()))), draw(among((1, 2, 3, 7, 17)))
+
+
+@composite
 def _pre_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Some tokens of some streams; shrinks to one element."""
-    n, tokens = draw(inner_sizes(draw(scales()))), draw(among((1, 2, 3, 7, 17)))
+    """Some tokens of some streams, now and then many; shrinks to one element."""
+    n, tokens = draw(_sizes_of_tokens(freedom))
     streams = draw(among(freedom.choices("streams", (4, 1, 2, 3))))
     shapes = {"x": (1, tokens, streams, n), "weights": (1, 1, tokens, streams)}
     return Problem({}, "f32", shapes, (1, 1, tokens, n))
@@ -293,8 +308,8 @@ def _check_post(case: Case) -> None:
 
 @composite
 def _post_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Some tokens of some streams; shrinks to one element."""
-    n, tokens = draw(inner_sizes(draw(scales()))), draw(among((1, 2, 3, 7, 17)))
+    """Some tokens of some streams, now and then many; shrinks to one element."""
+    n, tokens = draw(_sizes_of_tokens(freedom))
     streams = draw(among(freedom.choices("streams", (4, 1, 2, 3))))
     residual = (1, tokens, streams, n)
     shapes = {

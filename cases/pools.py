@@ -119,8 +119,8 @@ def _pool_traits(case: Case, name: str = "x") -> dict[str, bool]:
 
 @composite
 def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str = "") -> Problem:
-    """Planes with windows, now and then many small ones; shrinks to one element."""
-    form = draw(rare_forms("many"))
+    """Planes with windows, now and then many small ones, or a large one; shrinks to one element."""
+    form = draw(rare_forms("many", "wide"))
     windows, sizes = draw(crowded_axes(freedom, number, 8, form))
     params: dict[str, Param] = {"kind": draw(among(freedom.choices("kind", _KIND.values)))}
     tiled, filled = (not freedom.choices(name, (False,)) for name in ("tiled", "filled"))
@@ -140,6 +140,7 @@ def _pool_problems(draw: st.DrawFn, freedom: Freedom, number: int, source: str =
     outer = [draw(among((1, 2, 3))) for _ in range(4 - number)]
     if form != "usual":
         outer = [1] * len(outer)
+    if form == "many":
         outer[draw(integers(0, len(outer) - 1))] = as_many(draw(counts()), area(windows, sizes), freedom)
     x = (*outer, *reversed(sizes))
     out = _pool_shape(x, params)

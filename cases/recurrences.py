@@ -29,7 +29,7 @@ from opconform.harness.model.numerics import Numerics
 from opconform.harness.model.op import Composite, Index, Op, Problem, Sizes
 
 _RECIPES = ("small_int", "normal", "signed_zero")
-_SCALE = choice(1.0, 0.125, 2.0, without=1.0)
+_SCALE = choice(1.0, 0.125, 2.0, 0.3, without=1.0)
 _ROOM = 1 << 17  #: elements of all states over all tokens
 _SIZES = (1, 4, 16, 32, 64, 128)
 _BOUND = "the rounding of each step, carried through the recurrence"

@@ -15,7 +15,7 @@ from opconform.cases.families.chains import MADE
 from opconform.cases.families.choices import Choices, check_params, choice, drawn_params, types_of
 from opconform.cases.shapes import is_aligned
 from opconform.cases.softmax import normalised
-from opconform.harness.draw.strategies import among, composite, integers
+from opconform.harness.draw.strategies import among, as_many, composite, counts, integers, rare_forms
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F32, F64, Mask, Raw
@@ -34,7 +34,7 @@ _MOST_EXPERTS = 1024
 _PARAMS: Choices = {
     "form": choice("softmax", "sigmoid", "late", "sqrt_softplus"),
     "normed": choice(False, True),
-    "scale": choice(1.0, 2.5, 0.5, without=1.0, least=1e-3, most=1e3),
+    "scale": choice(1.0, 2.5, 0.5, 0.7, without=1.0, least=1e-3, most=1e3),
     **MADE,
 }
 
@@ -118,11 +118,14 @@ def traits(case: Case) -> dict[str, Any]:
 
 @composite
 def problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """Up to 512 experts, of which a token uses some, or all; shrinks to two experts and one token."""
+    """Up to 512 experts, of which a token uses some, or all, now and then for many tokens; shrinks to two experts and
+    one token."""
     params = draw(drawn_params(freedom, _PARAMS))
     experts = draw(among((2, 3, 4, 8, 9, 16, 31, 32, 33, 64, 128, 8, 60, 65, 256, 300, 512)))
     k = draw(among(sorted({k for k in (1, 2, 3, 4, 6, 8, 10) if k <= experts} | {min(experts, 33)})))
     tokens = draw(among((1, 2, 3, 7, 33, 70)))
+    if draw(rare_forms("tokens")) == "tokens":
+        tokens = as_many(draw(counts()), experts, freedom)
     shapes = {"x": (1, 1, tokens, experts)}
     if params["form"] == "late":
         params["normed"] = False

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from opconform.cases.families import choice, gather
 from opconform.cases.families.gathers import ALL, Elsewhere, Params, Shape, flat
 from opconform.cases.shapes import check_out, rows, tensors
-from opconform.harness.draw.strategies import among, composite, inner_sizes, scales
+from opconform.harness.draw.strategies import among, composite, inner_sizes, rare_forms, scales
 from opconform.harness.model.case import Case, CaseError, Param
 from opconform.harness.model.dtypes import DTYPES
 from opconform.harness.model.image import Places
@@ -193,8 +193,15 @@ def _of_windows(shape: Shape, params: Params) -> Sequence[Shape]:
 
 def _images(freedom: Freedom, itemsize: int) -> st.SearchStrategy[Shape]:
     """Shapes of one image: rows, columns, channels; shrinks to one element."""
-    sizes = st.tuples(inner_sizes(33), inner_sizes(33), inner_sizes(65))
-    return sizes.map(lambda each: (1, *_small(each, freedom.max_bytes // 64 // itemsize)))
+    return _image_sizes().map(lambda each: (1, *_small(each, freedom.max_bytes // 64 // itemsize)))
+
+
+@composite
+def _image_sizes(draw: st.DrawFn) -> tuple[int, ...]:
+    """Rows, columns and channels; now and then more pixels than 16 bits count."""
+    if draw(rare_forms("many")) == "many":
+        return draw(among((257, 66))), draw(among((257, 1025))), draw(among((1, 2)))
+    return draw(inner_sizes(33)), draw(inner_sizes(33)), draw(inner_sizes(65))
 
 
 def _small(sizes: tuple[int, ...], most: int) -> tuple[int, ...]:
@@ -247,10 +254,7 @@ def _image_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Windows that cover an image, more or less; shrinks to one element."""
     dtype = draw(among(freedom.choices("dtype", ALL)))
     w = draw(among((1, 2, 3, 4, 7, 14)))
-    height, width, channels = _small(
-        (draw(inner_sizes(33)), draw(inner_sizes(33)), draw(inner_sizes(65))),
-        freedom.max_bytes // 64 // DTYPES[dtype].itemsize // w,
-    )
+    height, width, channels = _small(draw(_image_sizes()), freedom.max_bytes // 64 // DTYPES[dtype].itemsize // w)
     params: dict[str, Param] = {"w0": width, "h0": height, "w": w}
     npx, npy = _grid(width, height, w)
     return Problem(params, dtype, {"x": (npx * npy, w, w, channels)}, (1, height, width, channels))
@@ -308,6 +312,8 @@ def _relative_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     pairs = [pair for pair in freedom.choices("types", _PLACES) if pair.partition("-")[2] in outs]
     came, _, dtype = draw(among(pairs)).partition("-")
     n, channels = draw(among((1, 2, 3, 5, 7, 8, 14))), draw(inner_sizes(min(draw(scales()), 257)))
+    if draw(rare_forms("global")) == "global":  # attention to a whole image, not to a window of it
+        n, channels = draw(among((64, 66))), min(channels, 17)
     shapes = {"x": (1, 1, 2 * n - 1, channels)}
     return Problem({}, dtype, shapes, (1, n, n, channels), dtypes={"x": came})
 

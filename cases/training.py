@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from opconform.cases.shapes import check_out, is_aligned, rows, tensors
-from opconform.harness.draw.strategies import among, composite, inner_sizes, scales, within
+from opconform.harness.draw.strategies import among, as_many, composite, counts, inner_sizes, rare_forms, scales, within
 from opconform.harness.model.approx import Approx
 from opconform.harness.model.case import Case, CaseError
 from opconform.harness.model.dtypes import F64, Raw
@@ -123,10 +123,16 @@ def _check_rows_back(case: Case) -> None:
 
 @composite
 def _rows_back_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
-    """The gradients of rows, some of which were taken several times; shrinks to one row of one element."""
+    """The gradients of rows, some of which were taken several times, now and then of many rows or to a table of many;
+    shrinks to one row of one element."""
     kind = draw(among(freedom.choices("source", ("f32", "f16"))))
     n = draw(inner_sizes(draw(scales())))
     table, count = draw(among((1, 2, 3, 5, 17))), draw(among((1, 2, 3, 4, 7, 33)))
+    form = draw(rare_forms("rows", "table"))
+    if form != "usual":
+        n = draw(among((1, 2, 3)))
+        many = as_many(draw(counts()), n, freedom)
+        table, count = (table, many) if form == "rows" else (many, count)
     shapes = {"a": (1, 1, count, n), "b": (1, 1, 1, count), "table": (1, 1, table, n)}
     return Problem({}, "f32", shapes, shapes["table"], dtypes={"a": kind, "b": "i32"})
 

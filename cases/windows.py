@@ -118,10 +118,12 @@ def _columns_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Small images with a few channels, now and then many of either; shrinks to one pixel and a kernel of one tap."""
     came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS))).partition("-")
     is_2d = draw(among(freedom.choices("is_2d", (True, False))))
-    form = draw(rare_forms("images", "channels"))
+    form = draw(rare_forms("images", "channels", "wide"))
     windows, sizes = draw(crowded_axes(freedom, 2, 8, form))
     images, channels, outs = (draw(among((1, 2, 3))), draw(among((1, 2, 3, 5, 17))), 2)
-    if form != "usual":
+    if form == "wide":
+        images, channels = 1, min(channels, 2)
+    elif form != "usual":
         many = as_many(draw(counts()), area(windows, sizes), freedom)
         images, channels = (many, 1) if form == "images" else (1, many)
     params: dict[str, Param] = {**params_of(windows), "is_2d": is_2d}
@@ -221,10 +223,12 @@ def _volume_sizes(case: Case) -> Sizes:
 def _volumes_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     """Small volumes with a few channels, now and then many of either; shrinks to one place and a kernel of one tap."""
     came, _, dtype = draw(among(drawn_types(freedom, _COLUMNS[:2]))).partition("-")
-    form = draw(rare_forms("images", "channels"))
+    form = draw(rare_forms("images", "channels", "wide"))
     windows, sizes = draw(crowded_axes(freedom, 3, 5, form))
     images, channels = draw(among((1, 2, 3))), draw(among((1, 2, 3)))
-    if form != "usual":
+    if form == "wide":
+        images = channels = 1
+    elif form != "usual":
         many = as_many(draw(counts()), area(windows, sizes), freedom)
         images, channels = (many, 1) if form == "images" else (1, min(many, FAR))
     kernel = (2 * channels, *(its.kernel for its in reversed(windows)))

@@ -31,6 +31,7 @@ ALL = ("f32", "f16", "bf16", "i32")
 #: Types that few ops take: those that move elements, and do not compute with them.
 SELDOM = ("i8", "i16", "i64", "f64")
 NO_PARAMS: Choices = {}
+_LONG = 1025  #: a size above this is that of a rare form
 
 Shape = tuple[int, ...]
 Params = Mapping[str, Param]
@@ -203,6 +204,12 @@ def _problems(draw: st.DrawFn, freedom: Freedom, row: _Row) -> Problem:
     most = max(freedom.max_bytes // 16 // DTYPES[dtype].itemsize, 1)
     drawn = params
     params = row.fitted(freedom, shape, drawn)
+    innermost_first = list(row.params)  # those of the axis that is long go last, and it stays so
+    for name in innermost_first[:: -1 if shape[-1] == max(shape) else 1] if max(shape) > _LONG else ():
+        if math.prod(row.out(shape, params)[0]) <= most:
+            break
+        drawn = {**drawn, name: freedom.choices(name, row.params[name].values)[0]}
+        params = row.fitted(freedom, shape, drawn)
     while row.params and max(shape) > 2 and math.prod(row.out(shape, params)[0]) > most:
         axis = shape.index(max(shape))  # padding can make a large tensor too large
         shape = (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])

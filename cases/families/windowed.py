@@ -29,6 +29,10 @@ PADDING = choice(0, 1, 2, 3, least=0, most=FAR)
 DILATION = choice(1, 2, 3, least=1, most=FAR)
 TAPS = (1, 2, 3, 4, 5)  #: of a kernel along an axis
 FEW_TAPS = (1, 2)
+_BEYOND = (0, 1, 2, 3, 4, 6, 9, 15)  #: by how much an axis is longer than its kernel
+#: The same where the axes are long: beyond the tiles of 32 and 64 that kernels have in shared memory, or, of a single
+#: axis, beyond what 16 bits count. By the number of axes.
+_WIDE = {1: (1025, 4097, 65537), 2: (31, 33, 64, 66, 97, 130), 3: (16, 31, 33)}
 
 
 def window(params: Params, axis: int, kernel: int) -> Window:
@@ -60,12 +64,12 @@ def kernel_sizes(freedom: Freedom, axis: int, taps: tuple[int, ...] = TAPS) -> s
 
 @composite
 def axes(
-    draw: st.DrawFn, freedom: Freedom, number: int, most: int, taps: tuple[int, ...] = TAPS
+    draw: st.DrawFn, freedom: Freedom, number: int, beyond: tuple[int, ...], taps: tuple[int, ...] = TAPS
 ) -> tuple[list[Window], list[int]]:
     """Windows along so many axes, the innermost first, and the axes' sizes: at least one window fits along each,
     and one tap meets an element: where all are in the padding the output is 0 whatever the elements are.
 
-    `most`: how many lengths of an axis there are to choose from. `taps`: the lengths of a kernel. Shrinks to windows of
+    `beyond`: by how much an axis may be longer than its kernel. `taps`: the lengths of a kernel. Shrinks to windows of
     one place on axes of one.
     """
     windows, sizes = [], []
@@ -78,7 +82,7 @@ def axes(
         its = Window(kernel, *map(int, params))
         least = max(its.dilation * (kernel - 1) + 1 - 2 * its.padding, 1)
         windows.append(its)
-        sizes.append(its.reached(least + draw(among((0, 1, 2, 3, 4, 6, 9, 15)[:most]))))
+        sizes.append(its.reached(least + draw(among(beyond))))
     return windows, sizes
 
 
@@ -86,10 +90,10 @@ def axes(
 def crowded_axes(
     draw: st.DrawFn, freedom: Freedom, number: int, most: int, form: str
 ) -> tuple[list[Window], list[int]]:
-    """`axes`, and in any form but the "usual" one the smallest of them: there are many of something else."""
-    found: tuple[list[Window], list[int]] = draw(
-        axes(freedom, number, most) if form == "usual" else axes(freedom, number, 1, FEW_TAPS)
-    )
+    """`axes` of one of the `most` plainest lengths; in the form "wide" all of them are long, and in any other one but
+    "usual" they are the smallest: there are many of something else."""
+    beyond, taps = {"usual": (_BEYOND[:most], TAPS), "wide": (_WIDE[number], TAPS[:3])}.get(form, ((0,), FEW_TAPS))
+    found: tuple[list[Window], list[int]] = draw(axes(freedom, number, beyond, taps))
     return found
 
 
