@@ -1,11 +1,11 @@
-"""Pieces that begin with a product or a convolution, and go on element by element (see `pieces.py`)."""
+"""Pieces that begin with a product, a convolution or a norm, and go on element by element: see `pieces.py`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from opconform.cases import glu, products, ssm_conv
+from opconform.cases import glu, groups, products, ssm_conv
 from opconform.cases.activations import silu
 from opconform.cases.families.behind import behind
 from opconform.harness.model.approx import Approx
@@ -18,7 +18,7 @@ def _one_vector(problem: Problem) -> Problem:
     return replace(problem, shapes={"a": (1, 1, m, k), "b": (1, 1, 1, k)}, out_shape=(1, 1, 1, m))
 
 
-_FIRST: dict[str, Op] = {op.name: op for op in (*products.OPS, ssm_conv.OP)}
+_FIRST: dict[str, Op] = {op.name: op for op in (*products.OPS, *groups.OPS, ssm_conv.OP)}
 _FIRST["mul_mat"] = replace(_FIRST["mul_mat"], argument_dtypes=products.ARGUMENTS, problems=products.problems)
 
 #: What gpt-oss gates with (llama.cpp, src/llama-graph.cpp, LLM_FFN_SWIGLU_OAI_MOE).
@@ -161,6 +161,19 @@ OPS = (
         mistakes={
             "the bias is left out": lambda convolved, bias: silu(convolved),
             "the bias is added behind silu": lambda convolved, bias: silu(convolved) + bias,
+        },
+    ),
+    behind(
+        _FIRST["group_norm"],
+        "group_norm_mul_add",
+        "the norm of groups of channels of x, times w, and b added",
+        lambda normed, w, b: (normed, normed * w, normed * w + b),
+        arguments={"w": ("channel", "whole"), "b": ("channel", "whole")},
+        steps=("normed", "weighed"),
+        mistakes={
+            "w is left out": lambda normed, w, b: normed + b,
+            "b is left out": lambda normed, w, b: normed * w,
+            "w and b are exchanged": lambda normed, w, b: normed * b + w,
         },
     ),
 )

@@ -61,6 +61,11 @@ BEHIND: Mapping[str, tuple[str, ...]] = {
         "biased_up = ggml_add_id(up, bias_c, ids)",
         "gated = ggml_swiglu_oai(biased_gate, biased_up, 1.702, 7.0)",
     ),
+    "group_norm_mul_add": (
+        "normed = ggml_group_norm(x, n_groups, eps)",
+        "weighed = ggml_mul(normed, w)",
+        "added = ggml_add(weighed, b)",
+    ),
     "ssm_conv_silu": ("convolved = ggml_ssm_conv(x, c)", "active = ggml_silu(convolved)"),
     "ssm_conv_add_silu": (
         "convolved = ggml_ssm_conv(x, c)",

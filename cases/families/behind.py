@@ -31,6 +31,7 @@ KINDS: Mapping[str, Callable[[Mapping[str, Shape], Shape], Shape]] = {
     "whole": lambda shapes, out: out,
     "one": lambda shapes, out: (1, 1, 1, 1),
     "column": lambda shapes, out: (*out[:3], 1),
+    "channel": lambda shapes, out: (1, out[1], 1, 1),
     "experts": lambda shapes, out: (1, 1, shapes["a"][1], out[3]),
     "weights": lambda shapes, out: shapes["a"],
 }

@@ -26,6 +26,7 @@ PIECES = (
     "rope_set_rows",
     "mul_mat_add",
     "ssm_conv_add_silu",
+    "group_norm_mul_add",
     "rms_norm_mul_rope",
     "rms_norm_mul_rope_set_rows",
     "mul_mat_add_swiglu",

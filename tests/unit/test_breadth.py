@@ -54,7 +54,7 @@ WITHOUT_TORCH = (
     *("mul_mat_mul", "mul_mat_id_add_id", "mul_mat_swiglu", "mul_mat_geglu", "mul_mat_add_swiglu"),
     "mul_mat_id_swiglu",
     *("mul_mat_id_add_id_swiglu_oai", "ssm_conv_add_silu", "rope_set_rows", "rms_norm_mul_rope"),
-    "rms_norm_mul_rope_set_rows",
+    *("rms_norm_mul_rope_set_rows", "group_norm_mul_add"),
 )
 CASES, MAX_BYTES = 160, 1 << 18
 ROUNDED_ONCE = 80  #: of the cases, rounded references: most of what may be wrong with them is wrong in many

@@ -82,7 +82,7 @@ NO_SLICES = {
     *("mul_mat_mul", "mul_mat_id_add_id", "mul_mat_swiglu", "mul_mat_geglu", "mul_mat_add_swiglu"),
     "mul_mat_id_swiglu",
     *("mul_mat_id_add_id_swiglu_oai", "rms_norm_mul_rope", "rms_norm_mul_rope_set_rows"),
-    *("ssm_conv_add_silu", "ssm_conv_silu"),
+    *("ssm_conv_add_silu", "ssm_conv_silu", "group_norm_mul_add"),
     *("conv_2d", "conv_2d_dw", "conv_3d", "conv_transpose_1d", "conv_transpose_2d"),
 }
 #: Of these most cases have none: a view that lies in no corner crosses the slices of what it views.
