@@ -82,7 +82,7 @@ def _append(path: Path, entry: Mapping[str, Any]) -> int:
         if any(isinstance(other, dict) and other.get("id") == entry["id"] for other in entries):
             raise ValueError(f"it has {entry['id']} already")
         entries.append(entry)
-        lines = ",\n".join(json.dumps(each, ensure_ascii=False) for each in entries)
+        lines = ",\n".join(f" {json.dumps(each, ensure_ascii=False)}" for each in entries)
         path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--into {path}: {error.strerror}") from None

@@ -138,6 +138,16 @@ def test_new_cases_go_into_a_file_one_after_the_other() -> None:
     assert (again.exit_code, "it has cumsum/one already" in again.output) == (2, True)
 
 
+def test_a_new_case_leaves_the_other_lines_of_a_packaged_file_as_they_are() -> None:
+    packaged = (Path(commands_case.__file__).parent / "cases" / "known" / "fused.json").read_text("utf-8")
+    Path("mine.json").write_text(packaged, "utf-8")
+    opconform("new-case", "cumsum", "--id", "cumsum/one", "--ne", "x=5,2", "--into", "mine.json", *NEW)
+    before, after = (
+        [line.rstrip(",") for line in text.splitlines()] for text in (packaged, Path("mine.json").read_text())
+    )
+    assert [line for line in after if "cumsum/one" not in line] == before
+
+
 @pytest.mark.parametrize(
     ("what", "says"),
     [
