@@ -229,6 +229,15 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     return raw
 
 
+def places_of(case: Case, op: Op, name: str) -> np.ndarray:
+    """The whole numbers in an argument that `Op.indices` has, without the values of all others."""
+    layout = case.inputs[name]
+    if case.data is not None:
+        return _from_bytes(case.data[name], layout).view(layout.type.native)
+    drawn = layout.type.encode(_places(_generator((case.seed, len(name))), case, name, op.indices[name]))
+    return _as_stored(drawn, layout).view(layout.type.native)
+
+
 def check_indices(case: Case, op: Op) -> None:
     """Raises `CaseError` for a case whose exact bytes hold an index that there is not, or one twice in a row whose
     indices must differ."""

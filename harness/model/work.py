@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.op import Op
+from opconform.harness.model.values import places_of
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,26 @@ class Work:
     @classmethod
     def of(cls, op: Op, case: Case) -> Work:
         """The work of a case, as its op counts it."""
-        moved = everything_once(case) if op.moves is None else op.moves(case)
+        moved = _needed_once(op, case) if op.moves is None else op.moves(case)
         return cls(moved, op.flops(case))
+
+
+def _needed_once(op: Op, case: Case) -> int:
+    """Bytes of all elements that count: nothing of an argument whose shape alone matters, and where an index holds
+    places in an argument, as much of it as the places that the case names."""
+    return sum(round(bytes_of(layout) * _share(op, case, name)) for name, layout in case.layouts.items())
+
+
+def _share(op: Op, case: Case, name: str) -> float:
+    """How much of an argument is read, or written."""
+    if name in op.shape_only:
+        return 0.0
+    shares = [
+        len(np.unique(places_of(case, op, index))) / its.size(case)
+        for index, its in op.indices.items()
+        if its.of == name and index in case.inputs and its.size(case)
+    ]
+    return min(shares, default=1.0)
 
 
 def everything_once(case: Case) -> int:

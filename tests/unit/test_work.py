@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from opconform.harness.draw.known import known_cases
 from opconform.harness.model.case import Case
 from opconform.harness.model.layouts import Layout
 from opconform.harness.model.ops import ops
-from opconform.harness.model.work import Work, bytes_of
+from opconform.harness.model.values import data_of, inputs_of, places_of
+from opconform.harness.model.work import Work, bytes_of, everything_once
 from tests.samples import acc
 
 
@@ -89,3 +91,25 @@ def test_a_causal_query_pays_only_for_the_rows_that_it_sees() -> None:
     queries, heads = 16, 32
     hidden = queries * (queries - 1) // 2
     assert work_of(full).flops - work_of(case).flops == 2 * heads * hidden * (2 * 512 + 64)
+
+
+@pytest.mark.parametrize(
+    ("case", "index", "of"),
+    [("mul_mat_id/uneven", "ids", "a"), ("get_rows/cpu-strides", "b", "a"), ("ssm_scan/mamba-2-layer", "ids", "state")],
+)
+def test_of_what_an_index_names_only_that_is_moved(case: str, index: str, of: str) -> None:
+    """Of many experts a token uses a few: the bytes of the others are none that it takes."""
+    for seed in range(8):
+        some = replace(known(case), seed=seed)
+        op, layout = ops()[some.op], some.inputs[of]
+        raw = inputs_of(some, op)[index]
+        assert np.array_equal(places_of(some, op, index), raw)
+        left = 1 - len(np.unique(raw)) / op.indices[index].size(some)
+        assert work_of(some).moved == everything_once(some) - round(left * bytes_of(layout))
+        with_data = some.with_data(data_of(inputs_of(some, op)))
+        assert work_of(with_data) == work_of(some)
+
+
+def test_an_argument_whose_shape_alone_matters_is_not_read() -> None:
+    case = known("fill/uneven")
+    assert work_of(case).moved == bytes_of(case.outputs["out"])
