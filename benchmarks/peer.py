@@ -1,15 +1,17 @@
 """ggml's test-backend-ops beside Opconform: the same ops on the same build and device, in one run, start-up included.
 
     python benchmarks/peer.py --peer PATH/test-backend-ops --ggml-lib DIR [--device CPU]… [--op acc]… [--runs 3]
-                              [--old PYTHON]
+                              [--old PYTHON] [--all [--most SECONDS]]
 
 The time is that of the whole process, and what counts are cases that were computed and judged. They take turns, and
 the ratio is the median of the turns. With the interpreter of another checkout, `--old`, its Opconform takes turns too.
+`--all` goes through every op that both know; of one for which the peer has fewer than five cases nothing is said.
 benchmarks/README.md says how the peer's program is built.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -20,10 +22,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import click
 
 from opconform.harness.judge.intervals import median
+from opconform.harness.model.ops import op_names
 
 #: Opconform's op and the peer's. Those that are compared unless --op says otherwise.
 OPS = {
@@ -36,7 +40,10 @@ OPS = {
     "ssm_conv": "SSM_CONV",
     "pad": "PAD",
 }
+_ALL = {**{op: op.upper() for op in op_names()}, **OPS}
+_LEAST = 5  #: cases of an op that the peer must have for `--all`
 _JUDGED = re.compile(r"(\d+)/(\d+) tests passed")
+_ONE = re.compile(r"(?:OK|FAIL)(?:\x1b\[0m)?\s*$")  #: at the end of the line of each case, coloured or not
 
 
 @dataclass(frozen=True)
@@ -51,14 +58,18 @@ class Run:
         return self.cases / self.seconds
 
 
-def run_of_peer(program: Path, folder: Path, op: str, device: str) -> Run:
-    """The peer on one op. It loads the backends that lie in its working directory."""
+def run_of_peer(program: Path, folder: Path, op: str, device: str, most: float) -> Run:
+    """The peer on one op, for `most` seconds at most. It loads the backends that lie in its working directory."""
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "GGML_VK_VISIBLE_DEVICES": "0"}
-    command = [str(program.resolve()), "test", "-o", op, "-b", device]
+    line_by_line = ("stdbuf", "-oL")  # or what it has printed is lost where it is cut short
+    command = [*line_by_line, str(program.resolve()), "test", "-o", op, "-b", device]
     start = time.perf_counter()
-    found = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
-    return Run(cases_of_peer(found.stdout + found.stderr), seconds)
+    with TemporaryFile("w+") as said:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(command, cwd=folder, env=environment, stdout=said, stderr=said, timeout=most)
+        seconds = time.perf_counter() - start
+        said.seek(0)
+        return Run(cases_of_peer(said.read()), seconds)
 
 
 def ratio_of(turns: Sequence[tuple[Run, ...]], which: int) -> str:
@@ -68,8 +79,9 @@ def ratio_of(turns: Sequence[tuple[Run, ...]], which: int) -> str:
 
 
 def cases_of_peer(text: str) -> int:
-    """How many cases its output says it has judged, on all devices that it ran."""
-    return sum(int(total) for _, total in _JUDGED.findall(text))
+    """How many cases its output says it has judged, on all devices that it ran; of one cut short those that ended."""
+    totals = [int(total) for _, total in _JUDGED.findall(text)]
+    return sum(totals) if totals else sum(bool(_ONE.search(line)) for line in text.splitlines() if "(" in line)
 
 
 def run_of_ours(python: str, folder: Path, op: str, device: str, examples: int) -> Run:
@@ -92,7 +104,9 @@ def run_of_ours(python: str, folder: Path, op: str, device: str, examples: int) 
 @click.option("--peer", type=click.Path(exists=True, path_type=Path), required=True, help="test-backend-ops")
 @click.option("--ggml-lib", type=click.Path(exists=True, path_type=Path), required=True, help="the libggml of both")
 @click.option("--device", "devices", multiple=True, default=("CPU", "Vulkan0"), show_default=True)
-@click.option("--op", "chosen", multiple=True, type=click.Choice(list(OPS)), help="only these ops")
+@click.option("--op", "chosen", multiple=True, type=click.Choice(list(_ALL)), help="only these ops")
+@click.option("--all", "every", is_flag=True, help="every op that both know")
+@click.option("--most", default=60.0, show_default=True, metavar="SECONDS", help="of the peer for an op")
 @click.option("--runs", default=3, show_default=True, help="turns of each")
 @click.option("--examples", default=1000, show_default=True, help="cases that Opconform draws: its default profile")
 @click.option("--python", default=sys.executable, help="the interpreter of the Opconform that is measured")
@@ -102,6 +116,8 @@ def main(
     ggml_lib: Path,
     devices: tuple[str, ...],
     chosen: tuple[str, ...],
+    every: bool,
+    most: float,
     runs: int,
     examples: int,
     python: str,
@@ -112,13 +128,17 @@ def main(
     print(head + (f" {'old':>7} {'range':>13}" if old else ""))
     ratios = []
     for device in devices:
-        for op in chosen or OPS:
+        for op in chosen or (_ALL if every else OPS):
             turns = []
             for _ in range(runs):
-                theirs = run_of_peer(peer, ggml_lib.resolve(), OPS[op], device)
+                theirs = run_of_peer(peer, ggml_lib.resolve(), _ALL[op], device, most)
+                if every and theirs.cases < _LEAST:
+                    break
                 ours = [run_of_ours(each, ggml_lib, op, device, examples) for each in (python, old) if each]
                 if theirs.cases:
                     turns.append((theirs, *ours))
+            if not turns and every:
+                continue
             if not turns:
                 print(f"{device:9} {op:16} the peer has judged no case")
                 continue
