@@ -33,6 +33,7 @@ _BEYOND = (0, 1, 2, 3, 4, 6, 9, 15)  #: by how much an axis is longer than its k
 #: The same where the axes are long: beyond the tiles of 32 and 64 that kernels have in shared memory, or, of a single
 #: axis, beyond what 16 bits count. By the number of axes.
 _WIDE = {1: (1025, 4097, 65537), 2: (31, 33, 64, 66, 97, 130), 3: (16, 31, 33)}
+_ROOM = 1 << 23  #: bytes that a case must be allowed for those
 
 
 def window(params: Params, axis: int, kernel: int) -> Window:
@@ -90,8 +91,9 @@ def axes(
 def crowded_axes(
     draw: st.DrawFn, freedom: Freedom, number: int, most: int, form: str
 ) -> tuple[list[Window], list[int]]:
-    """`axes` of one of the `most` plainest lengths; in the form "wide" all of them are long, and in any other one but
-    "usual" they are the smallest: there are many of something else."""
+    """`axes` of one of the `most` plainest lengths; in the form "wide" all of them are long where a case may be so
+    large, and in any other one but "usual" they are the smallest: there are many of something else."""
+    form = "usual" if form == "wide" and freedom.max_bytes < _ROOM else form
     beyond, taps = {"usual": (_BEYOND[:most], TAPS), "wide": (_WIDE[number], TAPS[:3])}.get(form, ((0,), FEW_TAPS))
     found: tuple[list[Window], list[int]] = draw(axes(freedom, number, beyond, taps))
     return found
