@@ -311,7 +311,8 @@ def _relative_problems(draw: st.DrawFn, freedom: Freedom) -> Problem:
     outs = freedom.choices("dtype", ("f16", "f32", "bf16"))
     pairs = [pair for pair in freedom.choices("types", _PLACES) if pair.partition("-")[2] in outs]
     came, _, dtype = draw(among(pairs)).partition("-")
-    n, channels = draw(among((1, 2, 3, 5, 7, 8, 14))), draw(inner_sizes(min(draw(scales()), 257)))
+    n = draw(among((1, 2, 3, 5, 7, 8, 14, 2, 3, 5, 7, 8)))  # of one place it is a copy
+    channels = draw(inner_sizes(min(draw(scales()), 257)))
     if draw(rare_forms("global")) == "global":  # attention to a whole image, not to a window of it
         n, channels = draw(among((64, 66))), min(channels, 17)
     shapes = {"x": (1, 1, 2 * n - 1, channels)}
