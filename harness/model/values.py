@@ -209,7 +209,7 @@ def inputs_of(case: Case, op: Op) -> dict[str, Raw]:
     }
     for name, index in op.indices.items():
         if name in values:
-            values[name] = _places(_generator((case.seed, len(name))), case, name, index)
+            values[name] = _places(case, name, index)
     if op.composite.shape_values is not None:
         op.composite.shape_values(case, values, rng)
     if case.keep is not None:
@@ -234,7 +234,7 @@ def places_of(case: Case, op: Op, name: str) -> np.ndarray:
     layout = case.inputs[name]
     if case.data is not None:
         return _from_bytes(case.data[name], layout).view(layout.type.native)
-    drawn = layout.type.encode(_places(_generator((case.seed, len(name))), case, name, op.indices[name]))
+    drawn = layout.type.encode(_places(case, name, op.indices[name]))
     return _as_stored(drawn, layout).view(layout.type.native)
 
 
@@ -244,8 +244,7 @@ def check_indices(case: Case, op: Op) -> None:
     for name, index in op.indices.items():
         if case.data is None or name not in case.inputs:
             continue
-        layout, size = case.inputs[name], index.size(case)
-        found = _from_bytes(case.data[name], layout).view(layout.type.native)
+        size, found = index.size(case), places_of(case, op, name)
         for bad in found[(found < 0) | (found >= size)].reshape(-1)[:1]:
             where = f"{index.of} has {size} there" if index.of else f"it must be below {size}"
             raise CaseError(f"case.data.{name} holds the index {bad}; {where}")
@@ -254,8 +253,9 @@ def check_indices(case: Case, op: Op) -> None:
             raise CaseError(f"case.data.{name} holds an index twice in a row; all of a row must differ")
 
 
-def _places(rng: np.random.Generator, case: Case, name: str, index: Index) -> F64:
+def _places(case: Case, name: str, index: Index) -> F64:
     """Places below the index's size: in any order, ascending, backwards, at both ends, all the same one."""
+    rng = _generator((case.seed, len(name)))
     shape, size = case.inputs[name].shape, max(index.size(case), 1)
     count = shape[-1]
     rows = math.prod(shape[:-1])

@@ -54,5 +54,4 @@ def test_there_are_more_rows_than_16_bits_count(op: str) -> None:
 @pytest.mark.parametrize("op", ["conv_2d", "conv_2d_dw", "im2col", "pool_2d", "group_norm"])
 def test_images_are_wider_and_higher_than_a_tile(op: str) -> None:
     """Of an image the two innermost axes count, for what is there in no other one."""
-    name = "x"
-    assert any(min(problem.shapes[name][-2:]) > 64 for problem in _drawn(op))
+    assert any(min(problem.shapes["x"][-2:]) > 64 for problem in _drawn(op))
